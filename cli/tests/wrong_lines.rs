@@ -59,6 +59,41 @@ const CASES: &[Case] = &[
     ),
     case("tag set prod", 64, "--revision <NAME>", HELP),
     case("tag remove", 64, "required arguments were not provided", HELP),
+    case("policy tset a.yaml", 64, "unrecognized subcommand 'tset'", "tip: a similar subcommand exists: 'test'"),
+    case("policy test", 64, "required arguments were not provided", HELP),
+    case("policy test /nowhere.yaml", 65, "/nowhere.yaml: no such file or directory", "next: check the path"),
+    case(
+        "policy test DIR/bad.yaml --flows DIR/book.json --objects DIR/good.yaml",
+        65,
+        "spec.acton",
+        "next: `karst validate -f FILE` names all that is wrong",
+    ),
+    case(
+        "policy test DIR/empty.json --flows DIR/book.json --objects DIR/good.yaml",
+        65,
+        "the files have no object that the mesh reads",
+        "next: name files with AuthorizationPolicies",
+    ),
+    case(
+        "policy test DIR/good.yaml --flows DIR/empty.json --objects DIR/good.yaml",
+        65,
+        "empty.json: not a book of flows: missing field `flows`",
+        "next: save one with `karst policy flows -o json`",
+    ),
+    case(
+        "policy test DIR/good.yaml --flows DIR/book.json --objects DIR/good.yaml",
+        2,
+        "nothing was seen, so nothing can be said",
+        "next: let the mesh have some traffic",
+    ),
+    case("policy test DIR/good.yaml", 1, "no Kubernetes cluster is configured", KUBECONFIG),
+    case(
+        "policy suggest -n shop --flows DIR/book.json --objects DIR/good.yaml",
+        2,
+        "no call to namespace shop was seen",
+        "or name another namespace with -n",
+    ),
+    case("policy flows --flows /nowhere", 65, "/nowhere: cannot be read", "next: check the path"),
     case("pc routes", 64, "required arguments were not provided", HELP),
     case("pc cluster a --port http", 64, "invalid value 'http' for '--port <PORT>'", HELP),
     case(
@@ -109,6 +144,7 @@ fn each_has_one_error_and_the_next_step() {
     let wrong = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web, namespace: shop}\nspec: {acton: DENY}\n";
     std::fs::write(dir.join("bad.yaml"), wrong).unwrap();
     std::fs::write(dir.join("empty.json"), "{}").unwrap();
+    std::fs::write(dir.join("book.json"), "{\"enabled\": true, \"flows\": []}").unwrap();
     let mut failed = vec![];
     for Case { line, status, says, next } in CASES {
         let out = run(line, &dir);

@@ -63,6 +63,11 @@ enum SessionError {
     InvalidHello(DecodeError),
     #[error("ztunnel speaks ZDS version {0}; this agent speaks 1")]
     Version(i32),
+    #[error(
+        "this ztunnel opens listeners of its own, which nothing leads to: it is not Karst's, and its pods stay closed; run \
+         Karst's ztunnel with this agent, or Istio's agent with this ztunnel"
+    )]
+    Foreign,
     #[error("snapshot: {0}")]
     Snapshot(Refusal),
     #[error("packet without request")]
@@ -201,17 +206,20 @@ impl Hub {
         if hello.version != Version::V1 as i32 {
             return Err(SessionError::Version(hello.version));
         }
-        let ours = hello.karst_listeners;
+        if !hello.karst_listeners {
+            // It would acknowledge every pod, and its connections would wait in queues that nobody empties.
+            return Err(SessionError::Foreign);
+        }
         while !self.open.get() {
             self.opened.notified().await;
         }
         let snapshot: Vec<Pod> = self.pods.borrow().clone();
-        tracing::info!(connection = id, pods = snapshot.len(), listeners = ours, "ztunnel connected");
+        tracing::info!(connection = id, pods = snapshot.len(), "ztunnel connected");
         let (tx, mut rx) = mpsc::channel(QUEUE);
         // From here on changes are queued behind the snapshot.
         self.peers.borrow_mut().push((id, tx));
         for pod in &snapshot {
-            if let Err(e) = self.send_add(connection, pod, ours).await? {
+            if let Err(e) = self.send_add(connection, pod).await? {
                 tracing::warn!(pod = pod.uid, error = e.to_string(), "ztunnel cannot serve a pod yet");
             }
         }
@@ -232,7 +240,7 @@ impl Hub {
             };
             match command {
                 Some(Command::Add(pod, ack)) => {
-                    let answer = self.send_add(connection, &pod, ours).await?;
+                    let answer = self.send_add(connection, &pod).await?;
                     let _ = ack.send(answer);
                 }
                 Some(Command::Del(uid)) => {
@@ -246,25 +254,26 @@ impl Hub {
         }
     }
 
-    async fn send_add(&self, connection: &Packets, pod: &Pod, ours: bool) -> Result<Answer, SessionError> {
+    async fn send_add(&self, connection: &Packets, pod: &Pod) -> Result<Answer, SessionError> {
         let (uid, info) = (pod.uid.clone(), pod.info.clone());
-        let mut add = AddWorkload { uid, workload_info: Some(info), ..AddWorkload::default() };
+        let sockets = &pod.sockets;
+        let all = [
+            (Descriptor::ListenOutbound, sockets.outbound.as_fd()),
+            (Descriptor::ListenPlaintext, sockets.plaintext.as_fd()),
+            (Descriptor::ListenHbone, sockets.hbone.as_fd()),
+            (Descriptor::DnsUdp, sockets.dns.as_fd()),
+            (Descriptor::ExemptMap, self.exempt.as_fd()),
+            (Descriptor::ListenForward, sockets.forward.as_fd()),
+        ];
+        let add = AddWorkload {
+            uid,
+            workload_info: Some(info),
+            karst_descriptors: all.iter().map(|(d, _)| *d as i32).collect(),
+            karst_addresses: pod.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect(),
+            karst_bypass_dns: pod.bypass_dns,
+        };
         let mut fds = vec![pod.netns.as_fd()];
-        if ours {
-            add.karst_addresses = pod.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect();
-            let sockets = &pod.sockets;
-            let all = [
-                (Descriptor::ListenOutbound, sockets.outbound.as_fd()),
-                (Descriptor::ListenPlaintext, sockets.plaintext.as_fd()),
-                (Descriptor::ListenHbone, sockets.hbone.as_fd()),
-                (Descriptor::DnsUdp, sockets.dns.as_fd()),
-                (Descriptor::ExemptMap, self.exempt.as_fd()),
-                (Descriptor::ListenForward, sockets.forward.as_fd()),
-            ];
-            add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
-            fds.extend(all.iter().map(|(_, f)| *f));
-            add.karst_bypass_dns = pod.bypass_dns;
-        }
+        fds.extend(all.iter().map(|(_, f)| *f));
         exchange(connection, workload_request::Payload::Add(add), &fds).await
     }
 }
@@ -295,5 +304,34 @@ async fn exchange(
         Some(workload_response::Payload::Ack(Ack { error })) if error.is_empty() => Ok(Ok(())),
         Some(workload_response::Payload::Ack(Ack { error })) => Ok(Err(Refusal::ByZtunnel(error))),
         None => Err(SessionError::NoAcknowledgement),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a ztunnel with this hello gets first; none: the connection is closed.
+    async fn first(hello: ZdsHello) -> Option<workload_request::Payload> {
+        let path = std::env::temp_dir().join(format!("karst-zds-{}-{}", std::process::id(), hello.karst_listeners));
+        let exempt = std::fs::File::open("/dev/null").unwrap().into();
+        let hub = Hub::start(&path, exempt).unwrap();
+        hub.open();
+        let ztunnel = Packets::connect(&path).unwrap();
+        ztunnel.send(&hello.encode_to_vec(), &[]).await.unwrap();
+        let (bytes, _) = ztunnel.recv(ZDS_MAX_PACKET).await.unwrap();
+        std::fs::remove_file(path).unwrap();
+        WorkloadRequest::decode(&bytes[..]).unwrap().payload
+    }
+
+    #[tokio::test]
+    async fn a_ztunnel_that_takes_no_listeners_is_told_of_no_pods() {
+        let run = async {
+            let hello = |karst_listeners| ZdsHello { version: Version::V1 as i32, karst_listeners };
+            let snapshot = workload_request::Payload::SnapshotSent(SnapshotSent {});
+            assert_eq!(first(hello(true)).await, Some(snapshot));
+            assert_eq!(first(hello(false)).await, None, "Istio's");
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
     }
 }

@@ -19,7 +19,7 @@ fn main() {
     let flags = [
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
-        "--cfg=bpf_target_arch=\"x86_64\"",
+        &format!("--cfg=bpf_target_arch=\"{}\"", env::var("CARGO_CFG_TARGET_ARCH").expect("set by cargo")),
         &format!("-Clinker={}", linker.display()),
     ]
     .join("\x1f");

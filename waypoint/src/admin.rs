@@ -8,10 +8,10 @@ use karst_rt::{
     admin::{self, Handler},
     ready::Ready,
 };
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, rc::Rc, sync::Arc};
 
 /// Envoy's pages that Istio's tools read, and ours.
-const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
+const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /flows /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
 
 /// The pages of the process.
 pub struct Pages {
@@ -22,7 +22,18 @@ pub struct Pages {
 impl Pages {
     /// Loopback only.
     pub fn admin(self: Arc<Self>) -> Handler {
-        admin::pages(move |method, path, query| match (method, path) {
+        Rc::new(move |method, path, query| {
+            if path != "/flows" {
+                return Box::pin(std::future::ready(self.page(method, path, query)));
+            }
+            let pages = self.clone();
+            Box::pin(async move { admin::json(&serde_json::json!(pages.shared.flows.page().await)) })
+        })
+    }
+
+    /// The pages that need not wait for the workers.
+    fn page(&self, method: &str, path: &str, query: &str) -> admin::Answer {
+        match (method, path) {
             (_, "/config_dump/karst") => {
                 let snapshot = self.shared.state.borrow().clone();
                 let tables: Vec<_> = snapshot
@@ -62,7 +73,7 @@ impl Pages {
             },
             (_, "/metrics" | "/stats/prometheus") => self.metrics(),
             _ => admin::text(404, PAGES),
-        })
+        }
     }
 
     /// Something made of what is known now, in Envoy's words.
@@ -100,6 +111,7 @@ impl Pages {
         let known: HashSet<&str> = s.dry_runs().collect();
         self.shared.metrics.dry_runs.render(&mut page, |p| known.contains(p));
         self.shared.secrets.revocation().render(&mut page);
+        self.shared.flows.render(&mut page);
         admin::typed(200, "text/plain; version=0.0.4", page)
     }
 }

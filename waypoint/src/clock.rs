@@ -15,3 +15,8 @@ pub fn elapsed() -> Duration {
 pub fn now() -> u64 {
     elapsed().as_millis() as u64
 }
+
+/// The same for a moment that has been read already.
+pub fn at(moment: Instant) -> u64 {
+    moment.saturating_duration_since(*START).as_millis() as u64
+}

@@ -6,7 +6,7 @@ use karst_api::ads;
 use karst_core::{Identity, IdentityError};
 use karst_hbone::Settings;
 use karst_proxy::{
-    options::{Asks, Certificates, ControlPlane, Log, Place},
+    options::{Asks, Certificates, ControlPlane, Flows, Log, Place},
     remote::{ControlPlaneClient, NodeMetadata, RemoteError},
     state::{self, OwnPod, Workload},
 };
@@ -71,6 +71,9 @@ pub struct Config {
     /// Enable the access log, one line per request.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub flows: Flows,
     #[command(flatten)]
     #[serde(flatten)]
     pub log: Log,

@@ -80,9 +80,7 @@ impl ApplyResource for Snapshot {
                 self.access.insert(name.into(), Arc::new(access));
                 return wrong.map_or(Ok(()), Err);
             }
-            _ => {
-                self.backends.insert(name.into(), Arc::new(ir::Backend::decode(bytes)?));
-            }
+            _ => self.put_backend(name, Some(ir::Backend::decode(bytes)?)),
         }
         Ok(())
     }
@@ -97,7 +95,7 @@ impl ApplyResource for Snapshot {
             ROUTES_TYPE => drop(self.routes.remove(name)),
             VIRTUAL_HOST_TYPE => drop(self.hosts.remove(name)),
             GATEWAY_TYPE => self.gateway = None,
-            _ => drop(self.backends.remove(name)),
+            _ => self.put_backend(name, None),
         }
     }
     fn applied(&mut self, before: &Self) {

@@ -5,8 +5,10 @@
 //! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
 
 mod answer;
+mod noted;
 
 pub use answer::{Branch, BranchEnd, ConnectRefused, Decision, End, Endpoint, Judged, Refused, Route, Spoken};
+pub use noted::Noted;
 
 use crate::{
     authz::access::{Access, AuthzContext, Request, Verdict},
@@ -232,7 +234,7 @@ impl Waypoint {
     }
 
     fn branch(&self, downstream: &Downstream, to: &Destination, weight: u64, missing: &'static str) -> Branch {
-        let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset);
+        let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset).to_key();
         let ended =
             |end| Branch { weight, service: key.service.clone(), port: key.port, subset: key.subset.clone(), end };
         if let Some(refused) = to.refuse {

@@ -35,6 +35,7 @@ use anyhow::Context;
 use clap::Parser;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
+    flows::Books,
     options::worker_count,
     revocation, secrets, untold,
     workers::WorkerPool,
@@ -84,6 +85,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         metrics: Arc::default(),
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
+        flows: Books::new(receivers.len(), config.flows.flows),
         workers,
         ports,
         config: config.clone(),

@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub routes: HashMap<Arc<str>, Arc<Routes>>,
     /// By service.
     pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
+    /// How many of those have rules for some clients.
+    pub by_client: usize,
     /// By service.
     pub access: HashMap<Arc<str>, Arc<Access>>,
     /// Routes of virtual hosts of gateways, by the listener's name for them, a slash and the host.
@@ -37,10 +39,30 @@ impl Snapshot {
             mesh: state::Snapshot::new(network),
             routes: HashMap::new(),
             backends: HashMap::new(),
+            by_client: 0,
             access: HashMap::new(),
             hosts: HashMap::new(),
             gateway: None,
             telemetry_generation: 0,
+        }
+    }
+
+    /// How a service is called; None: in no way of its own any more.
+    pub fn put_backend(&mut self, service: &str, backend: Option<ir::Backend>) {
+        let has_clients = |b: &ir::Backend| !b.clients.is_empty();
+        self.by_client += usize::from(backend.as_ref().is_some_and(has_clients));
+        let before = match backend {
+            Some(backend) => self.backends.insert(service.into(), Arc::new(backend)),
+            None => self.backends.remove(service),
+        };
+        self.by_client -= usize::from(before.is_some_and(|b| has_clients(&b)));
+    }
+
+    /// How a service is called, if some clients have rules of their own for that. (Nobody asks a table where none has.)
+    pub fn backend_by_client(&self, service: &Arc<str>) -> Option<&Arc<ir::Backend>> {
+        match self.by_client {
+            0 => None,
+            _ => self.backends.get(service).filter(|b| !b.clients.is_empty()),
         }
     }
 

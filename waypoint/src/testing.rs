@@ -100,6 +100,7 @@ impl Plane {
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
+            flows: karst_proxy::flows::Books::new(1, true),
         };
         let (drain, watch) = drain::new();
         let worker = Worker::new(Arc::new(shared), 0, watch, connector);

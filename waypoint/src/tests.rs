@@ -153,6 +153,7 @@ impl Proxy {
             to: self.ends.get().1,
             hello: None,
             permit: None,
+            written: Default::default(),
         };
         let w = self.worker.clone();
         tokio::task::spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });

@@ -2,14 +2,16 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
+    authz::access::Denial,
     cluster::{
         balance,
-        endpoint_set::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+        endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
+        key::{AsClusterKey, ClusterKey, ClusterKeyRef},
     },
     config::Config,
     downstream::{
         conns::{self, Conns},
-        context::Downstream,
+        context::{Downstream, DownstreamTarget},
         gate::Gate,
         ports::Ports,
         stream,
@@ -23,10 +25,13 @@ use crate::{
         pool::{self, Pool},
     },
 };
+use http::request::Parts;
 use karst_core::{Identity, authority::Authority, limits};
+use karst_flows::{Decision, Reporter, Seen};
 use karst_hbone::{Settings, server::Connect};
 use karst_proxy::{
     dial::Dialer,
+    flows::{Books, Recorder},
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
@@ -65,6 +70,8 @@ pub struct Shared {
     pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
+    /// What was seen lately.
+    pub flows: Books,
 }
 
 /// A CONNECT to be served.
@@ -114,7 +121,11 @@ pub struct Worker {
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     sets: RefCell<Sets>,
+    /// See [`Worker::latest`].
+    state: RefCell<watch::Receiver<Arc<Snapshot>>>,
+    latest: RefCell<Rc<Arc<Snapshot>>>,
     pub sink: Rc<Sink>,
+    pub flows: Recorder,
 }
 
 impl Worker {
@@ -136,11 +147,14 @@ impl Worker {
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
+        let mut state = shared.state.clone();
+        let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
             connector,
             settings,
+            flows: shared.flows.recorder(),
             shared,
             number,
             upstream,
@@ -151,6 +165,8 @@ impl Worker {
             samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
+            state: RefCell::new(state),
+            latest: RefCell::new(latest),
             sink,
         })
     }
@@ -171,9 +187,63 @@ impl Worker {
         self.shared.state.borrow().clone()
     }
 
+    /// The same for a request, with a count of this worker's: while nothing has changed it touches nothing that others write.
+    pub fn latest(&self) -> Rc<Arc<Snapshot>> {
+        // Where there is nobody any more who would tell of a change, it is asked for each time.
+        if self.state.borrow().has_changed().unwrap_or(true) {
+            let new = self.state.borrow_mut().borrow_and_update().clone();
+            self.latest.replace(Rc::new(new));
+        }
+        self.latest.borrow().clone()
+    }
+
     /// Registers a byte stream that was let in by the policies of a snapshot.
     pub fn register(&self, judged: &Snapshot, downstream: &Downstream, request: Option<Box<Upgrade>>) -> conns::Guard {
         self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
+    }
+
+    /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows.
+    pub fn note(
+        &self,
+        snapshot: &Snapshot,
+        downstream: &Downstream,
+        request: Option<(&Parts, &str)>,
+        denied: Option<&Denial>,
+    ) {
+        self.flows.note(|| {
+            let config = &self.shared.config;
+            let own = || self.own(snapshot).map_or(&*config.pod_name, |own| &*own.workload_name);
+            let (reporter, namespace, workload, service, pod) = match &downstream.target {
+                // A pod that is called by its address, through the waypoint.
+                DownstreamTarget::Service(s) if s.is_workload_service() => {
+                    (Reporter::Waypoint, &*s.namespace, &*s.name, "", &*s.name)
+                }
+                DownstreamTarget::Service(s) => (Reporter::Waypoint, &*s.namespace, "", &*s.key, ""),
+                DownstreamTarget::Gateway(_) => {
+                    (Reporter::Gateway, &*config.pod_namespace, own(), "", &*config.pod_name)
+                }
+            };
+            Seen {
+                reporter,
+                identity: downstream.peer.as_ref(),
+                from: downstream.from.ip(),
+                namespace,
+                workload,
+                service,
+                to: SocketAddr::new(downstream.to, downstream.port),
+                pod,
+                request: request.map(|(parts, host)| karst_flows::Request {
+                    method: parts.method.as_str(),
+                    path: parts.uri.path(),
+                    host,
+                }),
+                decision: match denied {
+                    None => Decision::Allowed,
+                    Some(by) if by.policy.is_empty() => Decision::NotAllowed,
+                    Some(by) => Decision::DeniedBy(&by.policy),
+                },
+            }
+        });
     }
 
     /// Ourselves, as the control plane tells of us.
@@ -182,16 +252,22 @@ impl Worker {
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
-    pub fn set(&self, snapshot: &Arc<Snapshot>, key: &ClusterKey, preferred_family: IpAddr) -> Option<Rc<EndpointSet>> {
+    pub fn set(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        key: ClusterKeyRef<'_>,
+        preferred_family: IpAddr,
+    ) -> Option<Rc<EndpointSet>> {
         let mut cache = self.sets.borrow_mut();
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, snapshot)) {
             *cache = Sets { of: Some(snapshot.clone()), ..Sets::default() };
         }
-        if let Some(found) = cache.by_key.get(key) {
+        if let Some(found) = cache.by_key.get(&key as &dyn AsClusterKey) {
             return Some(found.clone());
         }
-        let set = Rc::new(self.shared.clusters.set(snapshot, self.own(snapshot)?, key, preferred_family)?);
-        cache.by_key.insert(key.clone(), set.clone());
+        let key = key.to_key();
+        let set = Rc::new(self.shared.clusters.set(snapshot, self.own(snapshot)?, &key, preferred_family)?);
+        cache.by_key.insert(key, set.clone());
         Some(set)
     }
 
@@ -201,7 +277,7 @@ impl Worker {
         &self,
         snapshot: &Arc<Snapshot>,
         downstream: &Downstream,
-        key: &ClusterKey,
+        key: ClusterKeyRef<'_>,
         name: Option<&str>,
     ) -> Option<Rc<EndpointSet>> {
         /// Beyond, the table is begun anew.
@@ -227,7 +303,7 @@ impl Worker {
             }
         };
         let mut cache = self.sets.borrow_mut();
-        let key = (key.clone(), host);
+        let key = (key.to_key(), host);
         if let Some(found) = cache.called.get(&key) {
             return Some(found.clone());
         }
@@ -240,8 +316,8 @@ impl Worker {
     }
 
     /// See [`balance::choose`].
-    pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
-        balance::choose(set, hash, tried, |n| self.random(n))
+    pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize], now: u64) -> Option<usize> {
+        balance::choose_at(now, set, hash, tried, |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.

@@ -60,6 +60,8 @@ pub enum What {
         #[arg(allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Build Istio's own node agent and load its image into the nodes, for its chart at target/cluster/bin/istio-charts/istio-cni.
+    IstioAgent,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -93,6 +95,10 @@ pub fn run(what: What) -> Result<()> {
             build::istioctl(&c.bin)?;
             c.tool("istioctl", &args)
         }
+        What::IstioAgent => {
+            let image = build::istio_agent(&c.bin, &c.run.join("images"))?;
+            c.load(&[image])
+        }
         What::Helm { args } => c.tool("helm", &args),
     }
 }
@@ -113,6 +119,8 @@ pub fn for_tests() -> Result<()> {
     p.say("helm has installed the charts");
     build::istioctl(&c.bin)?;
     p.say("istioctl is built");
+    build::registry(&c.bin)?;
+    p.say("the registry of the tests is built");
     Ok(())
 }
 

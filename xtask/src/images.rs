@@ -1,6 +1,9 @@
 //! One image for each component, from the static programs, without a container engine.
 
-use crate::{cluster::image::Image, sbom};
+use crate::{
+    cluster::image::Image,
+    sbom::{self, Content, DebianPackage, Subject},
+};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -8,17 +11,31 @@ use std::{
     process::Command,
 };
 
-struct Component {
-    image: &'static str,
-    package: &'static str,
-    program: &'static str,
+/// A component that runs in the cluster.
+pub(crate) struct Component {
+    /// Name of its image.
+    pub(crate) image: &'static str,
+    /// The package that has its program.
+    pub(crate) package: &'static str,
+    /// The program.
+    pub(crate) program: &'static str,
     /// Other names of the program.
     other_names: &'static [&'static str],
     /// Where its digest goes, in the values of the chart `ambient`.
-    value: &'static str,
+    pub(crate) value: &'static str,
 }
 
-const COMPONENTS: [Component; 4] = [
+impl Component {
+    /// Its image, with this stripped program.
+    pub(crate) fn image(&self, reference: &str, stripped: &Path) -> Image {
+        let entry = format!("/usr/local/bin/{}", self.program);
+        let image = Image::new(reference, &[&entry]).file(stripped, &entry);
+        self.other_names.iter().fold(image, |image, other| image.link(other, &entry))
+    }
+}
+
+/// All of them.
+pub(crate) const COMPONENTS: [Component; 4] = [
     Component {
         image: "pilot",
         package: "karst-controller",
@@ -36,8 +53,13 @@ const COMPONENTS: [Component; 4] = [
         value: "global.waypoint",
     },
 ];
+/// The programs of the image `samples`.
+pub(crate) const SAMPLES: [&str; 5] = ["sample-http", "sample-grpc", "sample-tcp", "sample-bookinfo", "sample-store"];
+/// A shell for that image: Debian's.
+pub(crate) const BUSYBOX: DebianPackage = DebianPackage { name: "busybox-static", license: "GPL-2.0-only" };
 /// The charts' default.
-const HUB: &str = "registry.local/karst";
+pub(crate) const HUB: &str = "registry.local/karst";
+/// Bytes of an image.
 const LIMIT: u64 = 40 << 20;
 
 /// Writes the images of the programs that are built, beside each what is in it (`NAME.cdx.json`), and their digests as values of
@@ -48,38 +70,42 @@ pub fn write() -> Result<Vec<PathBuf>> {
     let tag = env!("CARGO_PKG_VERSION");
     let mut files = Vec::new();
     let mut digests = Vec::new();
-    let sources = sbom::Sources::read(&std::path::absolute(".")?)?;
+    let sources = sbom::Sources::read(&std::path::absolute(".")?, &target())?;
     println!("{:<40} {:>9}  digest", "image", "MB");
     for c in COMPONENTS {
         let stripped = strip(c.program, &out)?;
-        let (name, entry) = (format!("{HUB}/{}", c.image), format!("/usr/local/bin/{}", c.program));
+        let name = format!("{HUB}/{}", c.image);
         let reference = format!("{name}:{tag}");
         let file = out.join(format!("{}.tar", c.image));
-        let mut image = Image::new(&reference, &[&entry]).file(&stripped, &entry);
-        for other in c.other_names {
-            image = image.link(other, &entry);
-        }
-        let digest = image.write(&file)?;
+        let digest = c.image(&reference, &stripped).write(&file)?;
         let size = fs::metadata(&file)?.len();
         println!("{reference:<40} {:>9.1}  {digest}", size as f64 / 1e6);
         ensure!(size < LIMIT, "{reference} has {size} bytes; the limit is {LIMIT}");
         let program = fs::read(&stripped)?;
-        let what = sbom::Subject { image: &name, tag, digest: &digest, package: c.package, program: &program };
-        let document = sources.document(&what).with_context(|| format!("what is in {reference}"))?;
+        let subject = Subject::Image { name: &name, digest: &digest };
+        let content = Content { subject, version: tag, package: c.package, program: Some(&program), debian: &[] };
+        let document = sources.document(&content).with_context(|| format!("what is in {reference}"))?;
         fs::write(out.join(format!("{}.cdx.json", c.image)), serde_json::to_string_pretty(&document)? + "\n")?;
         files.push(file);
         digests.push((c.value, digest));
     }
-    fs::write(out.join("digests.yaml"), values(&digests))?;
-    files.push(samples(&out)?);
+    let comment = "Written by `cargo xtask images`: helm install ambient charts/ambient -f target/images/digests.yaml";
+    fs::write(out.join("digests.yaml"), values(comment, &digests))?;
+    let programs = SAMPLES.iter().map(|program| strip(program, &out)).collect::<Result<Vec<_>>>()?;
+    let file = out.join("samples.tar");
+    samples("registry.local/karst/samples:1", &programs).write(&file)?;
+    files.push(file);
     Ok(files)
 }
 
+/// This machine's target, by Rust's name.
+fn target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
 /// The digests as values of the chart `ambient`.
-fn values(digests: &[(&str, String)]) -> String {
-    let mut text =
-        "# Written by `cargo xtask images`: helm install ambient charts/ambient -f target/images/digests.yaml\n"
-            .to_string();
+pub(crate) fn values(comment: &str, digests: &[(&str, String)]) -> String {
+    let mut text = format!("# {comment}\n");
     for (at, digest) in digests {
         let names: Vec<&str> = at.split('.').collect();
         let (open, close) = (names.join(": {"), "}".repeat(names.len()));
@@ -88,25 +114,30 @@ fn values(digests: &[(&str, String)]) -> String {
     text
 }
 
-/// The sample applications, for the tests on the cluster.
-fn samples(out: &Path) -> Result<PathBuf> {
-    let mut image = Image::new("registry.local/karst/samples:1", &[])
-        .link("/bin/sh", "/bin/busybox")
-        .file("/bin/busybox", "/bin/busybox");
-    for p in ["sample-http", "sample-grpc", "sample-tcp", "sample-bookinfo", "sample-store"] {
-        image = image.file(strip(p, out)?, &format!("/bin/{p}"));
-    }
-    let file = out.join("samples.tar");
-    image.write(&file)?;
-    Ok(file)
+/// The sample applications.
+pub(crate) fn samples(reference: &str, stripped: &[PathBuf]) -> Image {
+    let image = Image::new(reference, &[]).link("/bin/sh", "/bin/busybox").file("/bin/busybox", "/bin/busybox");
+    stripped
+        .iter()
+        .filter_map(|program| Some((program, program.file_name()?.to_str()?)))
+        .fold(image, |image, (program, name)| image.file(program, &format!("/bin/{name}")))
 }
 
 /// A copy without debug information; it must need no library.
 pub fn strip(program: &str, out: &Path) -> Result<PathBuf> {
-    let (from, to) = (crate::bin(program)?, out.join(program));
-    let status =
-        Command::new("strip").arg("-o").arg(&to).arg(&from).status().context("cannot start strip (binutils)")?;
-    ensure!(status.success(), "strip {} failed", from.display());
+    strip_with("strip", &crate::bin(program)?, out)
+}
+
+/// The same with the strip of another architecture.
+pub(crate) fn strip_with(tool: &str, from: &Path, out: &Path) -> Result<PathBuf> {
+    let to = out.join(from.file_name().with_context(|| format!("{} is no program", from.display()))?);
+    let status = Command::new(tool)
+        .arg("-o")
+        .arg(&to)
+        .arg(from)
+        .status()
+        .with_context(|| format!("cannot start {tool} (binutils)"))?;
+    ensure!(status.success(), "{tool} {} failed", from.display());
     let elf = fs::read(&to)?;
     ensure!(
         !elf.windows(9).any(|w| w == b"/ld-linux"),
@@ -122,7 +153,7 @@ mod tests {
 
     #[test]
     fn digests_are_values_of_the_chart() {
-        let text = values(&[("istiod", "sha256:0a".into()), ("global.waypoint", "sha256:0b".into())]);
+        let text = values("of a test", &[("istiod", "sha256:0a".into()), ("global.waypoint", "sha256:0b".into())]);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(lines, ["istiod: {digest: \"sha256:0a\"}", "global: {waypoint: {digest: \"sha256:0b\"}}"]);
     }

@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-core", 0),
     ("karst-ebpf-common", 0),
     ("karst-policy", 1),
+    ("karst-flows", 1),
     ("karst-manifest", 1),
     ("karst-rt", 2),
     ("karst-api", 2),
@@ -41,7 +42,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("xtask", 4),
 ];
 /// The pure crates, and what they must never depend on.
-const PURE: &[&str] = &["karst-core", "karst-policy"];
+const PURE: &[&str] = &["karst-core", "karst-policy", "karst-flows"];
 const IMPURE: &[&str] = &["tokio", "tonic", "kube", "hyper", "aya"];
 
 /// The eBPF programs, which are no part of the workspace (another target): format and clippy, by the same rules. Built as

@@ -1,13 +1,17 @@
 //! `cargo xtask`: everything that developers and CI do, from one place.
 
+mod archive;
 mod bench;
 mod cluster;
 mod conformance;
 mod deny;
+mod docs;
 mod fuzz;
 mod images;
 mod kernels;
 mod lint;
+mod oci;
+mod release;
 mod report;
 mod sbom;
 mod setup;
@@ -40,6 +44,8 @@ enum Task {
     Build,
     /// Check formatting, lints, documentation and the arrows between crates.
     Lint,
+    /// Check the links and lists of names of the documentation, and build the book to target/book.
+    Docs,
     /// Run everything that CI runs.
     Test {
         /// Only tests whose name contains this.
@@ -68,6 +74,10 @@ enum Task {
     /// Write an OCI image for each component to target/images, with its digest and a list of what is in it (CycloneDX), and load
     /// them into the local cluster if it runs.
     Images,
+    /// Make what a release page holds: archive, charts, images, bills of materials, checksums, provenance, install script.
+    Release(release::What),
+    /// Set the version number everywhere, and give what is unreleased in CHANGELOG.md its title.
+    Version(release::Bump),
     /// A real Kubernetes on this machine, to try Karst on and for the tests.
     Cluster {
         #[command(subcommand)]
@@ -111,6 +121,7 @@ fn run(task: Task) -> Result<()> {
             s.print();
             Ok(())
         }
+        Task::Docs => docs::run(),
         Task::Test { filter } => test(&filter),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
@@ -137,6 +148,8 @@ fn run(task: Task) -> Result<()> {
             build()?;
             cluster::Cluster::new()?.load(&images::write()?)
         }
+        Task::Release(what) => release::run(&what),
+        Task::Version(what) => release::bump(&what),
         Task::Cluster { what } => cluster::run(what),
         Task::Kernels(what) => {
             setup::run()?;
@@ -184,6 +197,7 @@ fn build_only(programs: &[&str]) -> Result<()> {
 fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     s.run("arrows between crates", lint::arrows)?;
+    s.run("docs", docs::run)?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
         deny::run()
@@ -215,9 +229,10 @@ fn test(filter: &str) -> Result<()> {
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;
-        // helm is built by now. The charts by it and by us: the same objects.
+        // helm is built by now. The charts by it and by us: the same objects; and the installations that the book shows.
         s.run("charts: helm and karst", || {
-            cargo(&["test", "--release", "--workspace", "--locked", "--test", "helm", "--", "--ignored"], &[])
+            let all = ["test", "--release", "--workspace", "--locked", "--test", "helm", "--test", "book"];
+            cargo(&[&all[..], &["--", "--ignored"]].concat(), &[])
         })?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {

@@ -19,7 +19,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("procps", "sysctl, in the tests' namespaces"),
     ("util-linux", "nsenter, for the tests' processes"),
     ("nftables", "translation of addresses in the tests' pods"),
+    ("iptables", "rules of Istio's node agent, in the tests' pods"),
     ("mount", "the tests' bpffs"),
+    ("curl", "tests of the release's install script"),
+    ("wget", "tests of the release's install script"),
 ];
 
 /// What the test cluster needs besides.
@@ -45,6 +48,11 @@ pub fn kernels() -> Result<()> {
     packages(KERNEL_PACKAGES)
 }
 
+/// Installs the shell of the samples' image, if it is missing.
+pub fn shell() -> Result<()> {
+    packages(&[("busybox-static", "a shell for the image of the samples")])
+}
+
 /// Installs what is missing for the test cluster.
 pub fn cluster() -> Result<()> {
     packages(PACKAGES)?;
@@ -67,6 +75,13 @@ pub fn run() -> Result<()> {
 /// What only the checks need.
 pub fn checks() -> Result<()> {
     tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
+}
+
+/// mdBook, which builds docs/ into HTML: only the stage `docs` wants it.
+pub fn book() -> Result<PathBuf> {
+    // Without its server and search index, which need many crates and are not looked at; not optimized, as it runs for a second.
+    tool("mdbook", "0.5.4", "builds the book", &["--no-default-features", "--debug"], "it needs a C compiler")?;
+    Ok(std::path::absolute("target/tools/bin/mdbook")?)
 }
 
 /// Envoy, from the Python package that carries its release binary: only `cargo xtask bench l7` wants it.

@@ -1,8 +1,9 @@
 //! What can be set in the charts: `charts/values.tsv` says of each key, Istio's among them, whether it is honoured,
 //! accepted with a note, or refused, and why. From it are written the charts' schemas, the templates that note and
 //! refuse (`templates/_values.tpl`), and docs/values.md; [`walk`] sees that the charts do what the table says, with
-//! helm itself.
+//! helm itself. [`options`] writes docs/options.md, from the programs' sources.
 
+mod options;
 mod page;
 mod schema;
 mod table;
@@ -60,6 +61,7 @@ fn generated() -> Result<BTreeMap<String, String>> {
         );
     }
     out.insert("docs/values.md".into(), page::of(&table));
+    out.insert("docs/options.md".into(), options::page()?);
     Ok(out)
 }
 

@@ -34,10 +34,11 @@ impl Pages {
         match (method, path) {
             ("GET", "/") => admin::text(
                 200,
-                "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /logging?level=SPEC\n  POST /logging?reset\n  POST /quitquitquit\n",
+                "ztunnel\n  GET  /config_dump\n  GET  /connections\n  GET  /flows\n  POST /logging?level=SPEC\n  POST /logging?reset\n  POST /quitquitquit\n",
             ),
             ("GET", "/config_dump") => admin::json(&self.config_dump(self.connections().await)),
             ("GET", "/connections") => admin::json(&Value::Array(self.connections().await)),
+            ("GET", "/flows") => admin::json(&serde_json::to_value(self.shared.flows.page().await).unwrap_or_default()),
             ("POST", "/logging") => match log::level(query) {
                 Ok(now) => admin::text(200, format!("current log level is {now}\n")),
                 Err(e) => admin::text(400, format!("{e}\n")),
@@ -70,6 +71,7 @@ impl Pages {
                 self.shared.metrics.dry_runs.render(&mut page, known);
                 self.shared.secrets.revocation().render(&mut page);
                 self.shared.outbound.render(&mut page);
+                self.shared.flows.render(&mut page);
                 admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),

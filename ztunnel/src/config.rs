@@ -1,11 +1,14 @@
 //! ztunnel's options, under Istio's environment names where Istio has them. Environment variables are read here and
 //! nowhere else; `/config_dump` shows the result.
 
-use crate::mesh_config::OutboundMode;
+use crate::{
+    istio::{Istio, Unsupported},
+    mesh_config::OutboundMode,
+};
 use clap::Parser;
 use karst_hbone::Settings;
 use karst_proxy::{
-    options::{Asks, Certificates, ControlPlane, Log, Place},
+    options::{Asks, Certificates, ControlPlane, Flows, Log, Place, seconds},
     remote::{ControlPlaneClient, RemoteError},
 };
 use karst_rt::socket::Keepalive;
@@ -88,19 +91,19 @@ pub struct Config {
     #[arg(long, env = "IPV6_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
     pub ipv6: bool,
     /// Maximum duration of a drain, in seconds.
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_parser = seconds)]
     pub drain_deadline: Option<u64>,
     /// Grace period of the pod in Kubernetes, in seconds: the drain is 5 s shorter (1 s shorter, if it is at most 10 s).
-    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS")]
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_parser = seconds)]
     pub grace_period: Option<u64>,
     /// Enable TCP keepalive.
     #[arg(long, env = "KEEPALIVE_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
     pub keepalive: bool,
     /// Idle time before the first keepalive probe, in seconds.
-    #[arg(long, env = "KEEPALIVE_TIME", default_value_t = 180)]
+    #[arg(long, env = "KEEPALIVE_TIME", default_value_t = 180, value_parser = seconds)]
     pub keepalive_time: u64,
     /// Interval between keepalive probes, in seconds.
-    #[arg(long, env = "KEEPALIVE_INTERVAL", default_value_t = 180)]
+    #[arg(long, env = "KEEPALIVE_INTERVAL", default_value_t = 180, value_parser = seconds)]
     pub keepalive_interval: u64,
     /// Number of unanswered keepalive probes after which a connection is closed.
     #[arg(long, env = "KEEPALIVE_RETRIES", default_value_t = 9)]
@@ -118,17 +121,35 @@ pub struct Config {
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = karst_core::limits::POOL_STREAMS)]
     pub pool_streams: usize,
     /// Time after which an unused tunnel is closed, in seconds.
-    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value_t = 300)]
+    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value_t = 300, value_parser = seconds)]
     pub pool_idle: u64,
     /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
     #[command(flatten)]
     #[serde(flatten)]
+    pub istio: Istio,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub flows: Flows,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub log: Log,
 }
 
 impl Config {
+    /// Takes over what Istio's charts say in other words.
+    ///
+    /// # Errors
+    /// They ask for something that this ztunnel does not do.
+    pub fn adopt(mut self) -> Result<Self, Unsupported> {
+        self.istio.check()?;
+        if let Some(cluster) = &self.istio.meta_cluster_id {
+            self.place.cluster_id.clone_from(cluster);
+        }
+        self.dns &= self.istio.meta_dns_capture.unwrap_or(true);
+        Ok(self)
+    }
     /// The namespace whose policies are for all namespaces.
     pub fn root_namespace(&self) -> &str {
         if self.root_namespace.is_empty() { &self.pod_namespace } else { &self.root_namespace }
@@ -199,6 +220,27 @@ mod tests {
         for key in ["xdsAddress", "authToken", "clusterId", "node", "trustDomain", "secretTtl", "logLevel", "zds"] {
             assert!(dump.get(key).is_some(), "{key}: {dump}");
         }
+    }
+
+    /// The environment and the arguments of the DaemonSet that Istio's chart renders.
+    #[test]
+    fn istios_chart_starts_it() {
+        let with = |args: &[&str]| Config::parse_from([&["ztunnel", "proxy", "ztunnel"], args].concat()).adopt();
+        assert_eq!(with(&[]).unwrap().place.cluster_id, "Kubernetes");
+        assert_eq!(with(&["--meta-cluster-id", "east"]).unwrap().place.cluster_id, "east");
+        let quiet = with(&["--meta-dns-capture", "false", "--inpod", "true", "--proxy-mode", "shared"]).unwrap();
+        assert!(!quiet.dns && with(&["--meta-dns-capture", "true"]).unwrap().dns);
+        let timed = with(&["--keepalive-time", "3m", "--secret-ttl", "24h", "--drain-deadline", "1m30s"]).unwrap();
+        assert_eq!((timed.keepalive_time, timed.certificates.secret_ttl), (180, 86_400));
+        assert_eq!(timed.drain_limit(), Duration::from_secs(90));
+        for (args, want) in [
+            (["--inpod", "false"], Unsupported::NotInPod),
+            (["--proxy-mode", "dedicated"], Unsupported::Dedicated),
+            (["--fake-ca", "true"], Unsupported::FakeCa),
+        ] {
+            assert_eq!(with(&args).err(), Some(want));
+        }
+        assert!(Config::try_parse_from(["ztunnel", "proxy", "waypoint"]).is_err());
     }
 
     #[test]

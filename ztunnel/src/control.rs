@@ -1,13 +1,14 @@
 //! The control thread's parts: what is subscribed (xDS), and the keeper of the pods (ZDS).
 
 use crate::{
-    inpod::{AddError, Listeners, LocalPod, LocalPods, Pods},
+    inpod::{AddError, LocalPod, LocalPods, Pods},
+    listeners::{Listeners, Redirection, Wanted, same_netns},
     worker::{Command, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE};
 use karst_rt::ready::Blocker;
 use std::{
-    net::{TcpListener, UdpSocket},
+    collections::HashMap,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +23,8 @@ pub const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 pub struct PodManager {
     pub shared: Arc<Shared>,
     pub pods: LocalPods,
+    /// Those whose listeners could not be opened, by uid.
+    pub waiting: HashMap<String, LocalPod>,
     /// Until the agent's first snapshot is complete.
     pub blocker: Option<Blocker>,
     pub dns: mpsc::Sender<crate::dns::Order>,
@@ -35,25 +38,40 @@ impl PodManager {
         self.shared.pods.store(Arc::new(self.pods.clone()));
         self.changed.notify_one();
     }
-}
 
-impl Pods for PodManager {
-    async fn add(&mut self, pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
-        let mut pod = pod;
+    /// Is it one that we serve by listeners of our own, in the same namespace and under the same account?
+    fn is_served(&self, pod: &LocalPod) -> bool {
+        self.pods.get(&pod.uid).is_some_and(|known| {
+            known.redirection == Redirection::Nat
+                && (&known.namespace, &known.name, &known.account) == (&pod.namespace, &pod.name, &pod.account)
+                && same_netns(&known.connector, &pod.connector)
+        })
+    }
+
+    /// Serves a pod by listeners of our own. If they cannot be opened it is tried again later.
+    async fn open(&mut self, pod: LocalPod) -> Result<(), AddError> {
+        let config = &self.shared.config;
+        let wanted = Wanted { dns: config.dns, ipv6: config.ipv6 };
+        let opened = pod.connector.netns.as_ref().map(|netns| Listeners::open(netns, wanted));
+        match opened {
+            Some(Ok(listeners)) => self.serve(pod, listeners).await,
+            Some(Err(e)) => {
+                self.waiting.insert(pod.uid.clone(), pod);
+                Err(e.into())
+            }
+            // An agent's pod has a namespace: the request would have been refused.
+            None => Ok(()),
+        }
+    }
+
+    async fn serve(&mut self, mut pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
         if let Some(before) = self.pods.get(&pod.uid) {
             pod.usage = before.usage.clone();
         }
         let pod = Arc::new(pod);
-        let copy = |s: &TcpListener| s.try_clone().map_err(AddError::Descriptors);
         let mut waits = Vec::new();
         for worker in self.shared.workers.commands() {
-            let own = Listeners {
-                outbound: copy(&listeners.outbound)?,
-                plaintext: copy(&listeners.plaintext)?,
-                hbone: copy(&listeners.hbone)?,
-                dns: UdpSocket::try_clone(&listeners.dns).map_err(AddError::Descriptors)?,
-                forward: listeners.forward.as_ref().map(copy).transpose()?,
-            };
+            let own = listeners.for_worker().map_err(AddError::Descriptors)?;
             let (done, wait) = oneshot::channel();
             worker
                 .send(Command::Add { pod: pod.clone(), listeners: own, done })
@@ -72,7 +90,31 @@ impl Pods for PodManager {
         self.publish();
         Ok(())
     }
+}
+
+impl Pods for PodManager {
+    async fn add(&mut self, pod: LocalPod, listeners: Option<Listeners>) -> Result<(), AddError> {
+        self.waiting.remove(&pod.uid);
+        match listeners {
+            Some(listeners) => self.serve(pod, listeners).await,
+            // An agent that we have connected to once more tells of all its pods.
+            None if self.is_served(&pod) => Ok(()),
+            None => self.open(pod).await,
+        }
+    }
+    fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+    async fn retry(&mut self) {
+        for (_, pod) in std::mem::take(&mut self.waiting) {
+            let key = pod.key.clone();
+            if let Err(e) = self.open(pod).await {
+                tracing::warn!(pod = key, error = %e, "pod is still not served");
+            }
+        }
+    }
     async fn del(&mut self, uid: &str) {
+        self.waiting.remove(uid);
         let Some(gone) = self.pods.remove(uid) else { return };
         for worker in self.shared.workers.commands() {
             let _ = worker.send(Command::Del { uid: uid.into() }).await;
@@ -83,6 +125,7 @@ impl Pods for PodManager {
         self.publish();
     }
     async fn snapshot(&mut self, uids: &[String]) {
+        self.waiting.retain(|uid, _| uids.contains(uid));
         let gone: Vec<String> = self.pods.keys().filter(|u| !uids.contains(u)).cloned().collect();
         for uid in gone {
             self.del(&uid).await;

@@ -10,6 +10,7 @@
 
 use crate::{
     inpod::LocalPod,
+    queries::Queries,
     state::{Service, Snapshot},
     worker::Shared,
 };
@@ -24,7 +25,6 @@ use hickory_proto::{
 };
 use karst_core::limits::{DNS_MAX_PENDING, DNS_MAX_UDP, DNS_TIMEOUT};
 use karst_proxy::endpoints::serving;
-use karst_rt::socket;
 use std::{
     cell::Cell,
     collections::HashMap,
@@ -57,30 +57,33 @@ const PATIENCE: Patience = Patience { first: DNS_TIMEOUT, next: DNS_TIMEOUT.satu
 /// Orders for the proxy.
 pub enum Order {
     /// Serve a pod's queries.
-    Add(Arc<LocalPod>, UdpSocket),
+    Add(Arc<LocalPod>, Vec<UdpSocket>),
     /// Stop.
     Del(String),
 }
 
 /// Serves the node's pods.
 pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
-    let mut running: HashMap<String, AbortHandle> = HashMap::new();
+    let mut running: HashMap<String, Vec<AbortHandle>> = HashMap::new();
     while let Some(order) = orders.recv().await {
         match order {
-            Order::Add(pod, s) => {
-                let uid = pod.uid.clone();
-                match socket::OrigDst::new(s) {
-                    Ok(s) => {
-                        let task = tokio::task::spawn_local(serve(Rc::new(s), pod, shared.clone()));
-                        if let Some(old) = running.insert(uid, task.abort_handle()) {
-                            old.abort();
+            Order::Add(pod, sockets) => {
+                let mut tasks = Vec::new();
+                for socket in sockets {
+                    match Queries::new(socket, &pod, &shared) {
+                        Ok(queries) => {
+                            let task = tokio::task::spawn_local(serve(Rc::new(queries), pod.clone(), shared.clone()));
+                            tasks.push(task.abort_handle());
                         }
+                        Err(e) => tracing::warn!(pod = pod.key, error = %e, "DNS of the pod cannot be served"),
                     }
-                    Err(e) => tracing::warn!(pod = pod.key, error = %e, "DNS of the pod cannot be served"),
+                }
+                for old in running.insert(pod.uid.clone(), tasks).into_iter().flatten() {
+                    old.abort();
                 }
             }
             Order::Del(uid) => {
-                if let Some(task) = running.remove(&uid) {
+                for task in running.remove(&uid).into_iter().flatten() {
                     task.abort();
                 }
             }
@@ -88,11 +91,14 @@ pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(socket: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
+async fn serve(queries: Rc<Queries>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
     let pending = Rc::new(Cell::new(0));
     shared.configured().await;
+    if let Err(e) = queries.prefer() {
+        tracing::warn!(pod = pod.key, error = %e, "another ztunnel goes on to get new queries");
+    }
     loop {
-        let (data, from, to) = match socket.recv(DNS_MAX_UDP).await {
+        let (data, from, to) = match queries.recv().await {
             Ok(x) => x,
             Err(e) => {
                 tracing::debug!(pod = pod.key, error = %e, "DNS receive");
@@ -104,20 +110,15 @@ async fn serve(socket: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shar
             continue;
         }
         pending.set(pending.get() + 1);
-        let (pod, shared, pending) = (pod.clone(), shared.clone(), pending.clone());
+        let (pod, shared, pending, queries) = (pod.clone(), shared.clone(), pending.clone(), queries.clone());
         tokio::task::spawn_local(async move {
             if let Some(answer) = resolve(&shared, &pod, &data, to).await {
-                let send = || socket::udp_from(to).and_then(|socket| socket.send_to(&answer, &from.into()));
-                let sent = match &pod.connector.netns {
-                    Some(n) => n.run(send).and_then(|r| r),
-                    None => send(),
-                };
-                match sent {
+                match queries.send(&pod, &answer, from, to).await {
                     Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                         tracing::warn!(pod = pod.key, error = %e, "DNS answer cannot be sent: CAP_NET_BIND_SERVICE is needed");
                     }
                     Err(e) => tracing::debug!(pod = pod.key, error = %e, "DNS answer"),
-                    Ok(_) => {}
+                    Ok(()) => {}
                 }
             }
             pending.set(pending.get() - 1);
@@ -231,7 +232,7 @@ fn own(shared: &Shared, pod: &LocalPod, query: &Message, tcp: bool) -> Option<Ve
 }
 
 /// The answer to a query that came by UDP; None: there is none to give.
-async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr) -> Option<Vec<u8>> {
+async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: Option<SocketAddr>) -> Option<Vec<u8>> {
     shared.metrics.dns_requests.fetch_add(1, Relaxed);
     let query = Message::from_vec(data).ok();
     if let Some(answer) = query.as_ref().and_then(|q| own(shared, pod, q, false)) {
@@ -239,11 +240,16 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr) -
     }
     // Not ours, or not even DNS: the resolver that was asked may know.
     shared.metrics.dns_upstream.fetch_add(1, Relaxed);
-    let answer = timeout(DNS_TIMEOUT, forward(pod, data, to)).await;
-    match answer {
+    let ask = async {
+        match to {
+            Some(resolver) => forward(pod, data, resolver).await,
+            None => Err(io::Error::other("resolv.conf of ztunnel names no resolver")),
+        }
+    };
+    match timeout(DNS_TIMEOUT, ask).await {
         Ok(Ok(a)) => Some(a),
         failed @ (Ok(Err(_)) | Err(_)) => {
-            tracing::debug!(pod = pod.key, resolver = %to, error = ?failed.map(|r| r.err()), "DNS upstream");
+            tracing::debug!(pod = pod.key, resolver = ?to, error = ?failed.map(|r| r.err()), "DNS upstream");
             shared.metrics.dns_upstream_failures.fetch_add(1, Relaxed);
             let query = query?;
             let mut reply = reply(&query);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, Method, Response, StatusCode};
 use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
+use karst_flows::{Decision, Seen};
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
@@ -130,9 +131,6 @@ async fn handshake(
         refused(&Outcome::NoIdentity);
         return None;
     };
-    if let Some(k) = &worker.keepalive {
-        socket::keepalive(&tcp, k);
-    }
     let done = server::handshake(tcp, &creds).await;
     let failed = |e: &server::ServerError| {
         tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel failed");
@@ -329,7 +327,9 @@ pub async fn open(
     if let Some(refusal) = refusal(&check.source_ip, request.to) {
         return (guard, Err(Outcome::Refused(refusal)));
     }
-    if let Err(outcome) = authorized(worker, pod, &check, &guard).await {
+    let judged = authorized(worker, pod, &check, &guard).await;
+    note(worker, pod, &guard, judged.as_ref().err());
+    if let Err(outcome) = judged {
         return (guard, Err(outcome));
     }
     let source_ip = worker.shared.config.orig_src.then_some(request.from.ip());
@@ -337,7 +337,9 @@ pub async fn open(
         pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
     } else {
         // What the pod would have forwarded to a container or virtual machine of its own.
-        if let Err(outcome) = is_inside(pod, request.to) {
+        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
+        let own = if pod.ips.is_empty() { known } else { &pod.ips };
+        if let Err(outcome) = is_inside(pod, own, request.to) {
             return (guard, Err(outcome));
         }
         pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
@@ -345,11 +347,34 @@ pub async fn open(
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
 }
 
+/// Notes what policies have said, in the book of flows. (What was refused for another reason says nothing of policies.)
+fn note(worker: &Worker, pod: &LocalPod, guard: &Guard, refused: Option<&Outcome>) {
+    let decision = match refused {
+        None | Some(Outcome::Denied(Verdict::Allow)) => Decision::Allowed,
+        Some(Outcome::Denied(Verdict::DeniedBy(policy))) => Decision::DeniedBy(policy),
+        Some(Outcome::Denied(Verdict::NotAllowed)) => Decision::NotAllowed,
+        Some(_) => return,
+    };
+    let conn = guard.conn();
+    worker.flows.note(|| Seen {
+        reporter: karst_flows::Reporter::Ztunnel,
+        identity: conn.source_identity.as_ref(),
+        from: conn.source_addr.ip(),
+        namespace: &pod.namespace,
+        workload: conn.destination.as_ref().map_or(&*pod.name, |own| &*own.workload_name),
+        service: conn.service.as_ref().map_or("", |service| &*service.key),
+        to: conn.destination_addr,
+        pod: &pod.name,
+        request: None,
+        decision,
+    });
+}
+
 /// Is an address inside the pod? Its kernel speaks to what is there from another address than those by which the mesh knows the
 /// pod. Nobody is to get from outside to the outside with the pod's address.
-fn is_inside(pod: &LocalPod, to: SocketAddr) -> Result<(), Outcome> {
+fn is_inside(pod: &LocalPod, own: &[IpAddr], to: SocketAddr) -> Result<(), Outcome> {
     match pod.connector.source_to(to) {
-        Ok(source) if is_host(source) && !pod.ips.contains(&source) => Ok(()),
+        Ok(source) if is_host(source) && !own.is_empty() && !own.contains(&source) => Ok(()),
         Ok(_) => Err(Outcome::Refused(Refusal::NotInside)),
         Err(e) => Err(Outcome::Connect(e.to_string())),
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     gate::{self, Gate},
+    listeners::{Listeners, OpenError, Redirection},
     state::OwnPod,
 };
 use karst_api::{
@@ -26,6 +27,9 @@ use std::{
     time::Duration,
 };
 
+/// Ports of a pod that could not be had are tried again after this time (as Istio's ztunnel does).
+const RETRY: Duration = Duration::from_secs(5);
+
 /// A pod of this node.
 #[derive(Debug)]
 pub struct LocalPod {
@@ -43,6 +47,8 @@ pub struct LocalPod {
     pub account: String,
     /// Its addresses, the usual one of each family first; empty if the agent does not say (Istio's).
     pub ips: Vec<IpAddr>,
+    /// How its connections come to us.
+    pub redirection: Redirection,
     /// Where its connections are made.
     pub connector: NetnsConnector,
     /// What it uses up, over all workers, and for as long as it is served.
@@ -57,7 +63,7 @@ impl LocalPod {
 
     /// Is it an address of the pod itself, and not of what is inside of it?
     pub fn holds(&self, ip: IpAddr) -> bool {
-        self.ips.is_empty() || self.ips.contains(&ip) || self.connector.is_local(ip)
+        self.ips.contains(&ip) || self.connector.is_local(ip)
     }
 }
 
@@ -73,6 +79,7 @@ impl LocalPod {
             dns_capture: true,
             account: account.into(),
             ips: vec![],
+            redirection: Redirection::Lookup,
             connector: NetnsConnector::host(),
             usage: Arc::default(),
         })
@@ -106,16 +113,6 @@ impl Default for Usage {
 /// The pods by uid. (Not by name: while one goes, another may come under its name.)
 pub type LocalPods = HashMap<String, Arc<LocalPod>>;
 
-/// The listeners of a pod. Duplicates: the agent keeps its own.
-pub struct Listeners {
-    pub outbound: TcpListener,
-    pub plaintext: TcpListener,
-    pub hbone: TcpListener,
-    pub dns: UdpSocket,
-    /// None: the agent is an older one, and captures nothing of what the pod forwards.
-    pub forward: Option<TcpListener>,
-}
-
 /// Why a pod cannot be served. The text goes to the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
@@ -125,6 +122,9 @@ pub enum AddError {
     /// The process is about to end.
     #[error("a worker has stopped")]
     WorkerStopped,
+    /// Its listeners, which the agent has left to us, cannot be opened; it is tried again.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// A worker cannot use a listener.
     #[error("listener of {pod}: {error}")]
     Listener {
@@ -169,8 +169,8 @@ pub enum RequestError {
     /// There is no descriptor at all.
     #[error("AddWorkload without netns descriptor")]
     NoNetns,
-    /// Of Istio's agent.
-    #[error("the agent sent no listeners: this ztunnel needs Karst's node agent")]
+    /// Of an agent that knows of listeners; one that does not (Istio's) sends nothing but the netns.
+    #[error("AddWorkload brings descriptors, but not all four listeners")]
     NoListeners,
     /// An address that is none.
     #[error("an address has {0} bytes")]
@@ -179,8 +179,12 @@ pub enum RequestError {
 
 /// What the owner of the connection does with the agent's requests.
 pub trait Pods {
-    /// Takes on a pod; Ok once it is served.
-    fn add(&mut self, pod: LocalPod, l: Listeners) -> impl Future<Output = Result<(), AddError>>;
+    /// Takes on a pod; Ok once it is served. Without listeners they are to be opened.
+    fn add(&mut self, pod: LocalPod, listeners: Option<Listeners>) -> impl Future<Output = Result<(), AddError>>;
+    /// Is there a pod whose listeners could not be opened?
+    fn is_waiting(&self) -> bool;
+    /// Tries those once more.
+    fn retry(&mut self) -> impl Future<Output = ()>;
     /// Lets a pod go.
     fn del(&mut self, uid: &str) -> impl Future<Output = ()>;
     /// The snapshot is complete: pods not in `uids` are gone.
@@ -210,7 +214,13 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
     tracing::info!("connected to the node agent");
     let mut seen = Some(Vec::new());
     loop {
-        let (bytes, fds) = agent.recv(ZDS_MAX_PACKET).await?;
+        let (bytes, fds) = tokio::select! {
+            received = agent.recv(ZDS_MAX_PACKET) => received?,
+            () = tokio::time::sleep(RETRY), if pods.is_waiting() => {
+                pods.retry().await;
+                continue;
+            }
+        };
         if bytes.is_empty() {
             return Ok(());
         }
@@ -251,7 +261,7 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
 
 /// A request, read.
 pub enum Request {
-    Add(Box<LocalPod>, Listeners),
+    Add(Box<LocalPod>, Option<Listeners>),
     Keep(String),
     Del(String),
     Snapshot,
@@ -271,7 +281,7 @@ pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, RequestError>
     }
 }
 
-fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), RequestError> {
+fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Option<Listeners>), RequestError> {
     let info = request.workload_info.ok_or(RequestError::NoWorkloadInfo)?;
     let (announced, brought) = (request.karst_descriptors.len(), fds.len());
     if brought != announced + 1 {
@@ -293,8 +303,12 @@ fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners),
             Ok(Descriptor::Unknown) | Err(_) => {}
         }
     }
-    let (Some(outbound), Some(plaintext), Some(hbone), Some(dns)) = (outbound, plaintext, hbone, dns) else {
-        return Err(RequestError::NoListeners);
+    let listeners = match (outbound, plaintext, hbone, dns) {
+        (Some(outbound), Some(plaintext), Some(hbone), Some(dns)) => {
+            Some(Listeners { outbound, plaintext, hbone, dns: vec![dns], forward, dns_tcp: vec![] })
+        }
+        _ if announced == 0 => None,
+        _ => return Err(RequestError::NoListeners),
     };
     let ip = |bytes: &Vec<u8>| karst_core::addr::ip_from_bytes(bytes).ok_or(RequestError::AddressLength(bytes.len()));
     let pod = LocalPod {
@@ -306,9 +320,10 @@ fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners),
         name: info.name,
         dns_capture: !request.karst_bypass_dns,
         account: info.service_account,
+        redirection: if listeners.is_some() { Redirection::Lookup } else { Redirection::Nat },
         connector: NetnsConnector::of_pod(netns, exempt),
     };
-    Ok((pod, Listeners { outbound, plaintext, hbone, dns, forward }))
+    Ok((pod, listeners))
 }
 
 #[cfg(test)]
@@ -332,5 +347,25 @@ mod tests {
             let Ok(Request::Add(pod, _)) = r else { unreachable!("{:?}", r.err()) };
             assert_eq!(pod.dns_capture, want);
         }
+    }
+    #[test]
+    fn an_agent_sends_all_listeners_or_none() {
+        let sent = |kinds: &[i32]| {
+            let karst_descriptors = kinds.to_vec();
+            let fds = 1 + karst_descriptors.len();
+            let workload_info = Some(WorkloadInfo { name: "n".into(), ..WorkloadInfo::default() });
+            let add = AddWorkload { uid: "u".into(), workload_info, karst_descriptors, ..AddWorkload::default() };
+            let bytes = WorkloadRequest { payload: Some(Payload::Add(add)) }.encode_to_vec();
+            request(&bytes, (0..fds).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect())
+        };
+        let by = |r| match r {
+            Ok(Request::Add(pod, listeners)) => Some((pod.redirection, listeners.is_some())),
+            Ok(_) | Err(_) => None,
+        };
+        assert_eq!(by(sent(&[1, 2, 3, 4])), Some((Redirection::Lookup, true)));
+        // Istio's.
+        assert_eq!(by(sent(&[])), Some((Redirection::Nat, false)));
+        assert!(matches!(sent(&[1, 2, 3]), Err(RequestError::NoListeners)), "one is missing");
+        assert!(matches!(sent(&[5]), Err(RequestError::NoListeners)), "with the exemption alone");
     }
 }

@@ -14,12 +14,15 @@ pub mod fuzz;
 mod gate;
 mod inbound;
 mod inpod;
+mod istio;
+mod listeners;
 mod local;
 mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
 pub mod plan;
+mod queries;
 mod serve;
 mod worker;
 
@@ -30,6 +33,7 @@ use karst_api::ads;
 use karst_core::Identity;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
+    flows::Books,
     options::worker_count,
     remote::NodeMetadata,
     revocation, secrets, state, untold,
@@ -52,6 +56,7 @@ pub fn main() -> std::process::ExitCode {
 }
 
 fn run(config: config::Config) -> anyhow::Result<()> {
+    let config = config.adopt()?;
     let descriptors = bootstrap::prepare(config.log.log_format, &config.log.log_level)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -91,6 +96,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
+        flows: Books::new(receivers.len(), config.flows.flows),
         workers,
     });
     // Ports first: a process that cannot have them must not take connections.
@@ -112,6 +118,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let keeper = PodManager {
         shared: shared.clone(),
         pods: HashMap::new(),
+        waiting: HashMap::new(),
         blocker: Some(ready.block("first snapshot of the node agent")),
         dns: dns_tx,
         changed: changed.clone(),

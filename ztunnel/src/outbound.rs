@@ -31,7 +31,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     let Some((to, _place)) = worker.admit(&served, &tcp, Direction::Outbound) else { return };
     // What the client has said already; the destination gets it first.
     let mut first = Bytes::new();
-    if worker.shared.config.dns && served.pod.dns_capture && to.port() == 53 {
+    if served.pod.redirection.is_dns(&tcp, to, worker.shared.config.dns && served.pod.dns_capture) {
         // Rare: not in the task of every connection.
         match Box::pin(dns::preamble(&worker.shared, &served.pod, &mut tcp)).await {
             Preamble::Answered => return,
@@ -42,6 +42,11 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         socket::reset_on_close(&tcp);
         return record(&worker, from, to, None, None).end(&Outcome::NoWorkload);
     };
+    if served.pod.redirection.is_direct(&tcp, to) {
+        // Nobody has redirected it: whoever it is, it is ztunnel that is called.
+        socket::reset_on_close(&tcp);
+        return record(&worker, from, to, Some(source), None).end(&Outcome::Refused(Refusal::OwnPort));
+    }
     let own = if served.pod.ips.is_empty() { &source.ips } else { &served.pod.ips };
     let client = match Client::new(own, from, caller, |ip| served.pod.connector.is_local(ip)) {
         Ok(c) => c,
@@ -188,7 +193,7 @@ fn record(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         affinity::Affinity,
@@ -230,7 +235,7 @@ mod tests {
     }
 
     /// A worker that knows this of the mesh. It drains when the second is gone.
-    fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
+    pub(crate) fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
         let config = Config::parse_from(["ztunnel", "--access-log", "false"]);
         let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
         let (decides, drain) = drain::new();
@@ -246,6 +251,7 @@ mod tests {
             drain,
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
+            flows: karst_proxy::flows::Recorder::default(),
             shared: Arc::new(Shared {
                 config,
                 state: watch::channel(Arc::new(snapshot)).1,
@@ -260,6 +266,7 @@ mod tests {
                 affinity: Affinity::default(),
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
+                flows: karst_proxy::flows::Books::new(1, false),
             }),
         };
         (Rc::new(worker), decides)

@@ -4,14 +4,15 @@ use crate::{
     client::Caller,
     conns::Conns,
     inbound,
-    inpod::{AddError, Listeners, LocalPod},
+    inpod::{AddError, LocalPod},
+    listeners::{Listeners, Redirection},
     outbound,
     state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
 };
 use karst_core::limits;
 use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
-use karst_rt::{accept::accept, drain};
+use karst_rt::{accept::accept, drain, nat, socket};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -46,6 +47,7 @@ pub fn run(
             unreachable: Unreachable::new(limits::AVOID),
             keepalive,
             settings,
+            flows: shared.flows.recorder(),
             shared,
             number,
             drain: drain.clone(),
@@ -132,6 +134,7 @@ impl Worker {
         let (outbound, plaintext, hbone) =
             (listener(listeners.outbound)?, listener(listeners.plaintext)?, listener(listeners.hbone)?);
         let forward = listeners.forward.map(listener).transpose()?;
+        let dns = listeners.dns_tcp.into_iter().map(listener).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
@@ -142,6 +145,9 @@ impl Worker {
         }
         self.clone().listen(outbound, served.clone(), Way::Outbound);
         self.clone().listen(plaintext, served.clone(), Way::Plaintext);
+        for queries in dns {
+            self.clone().listen(queries, served.clone(), Way::Outbound);
+        }
         if let Some(forwarded) = forward {
             self.clone().listen(forwarded, served.clone(), Way::Forwarded);
         }
@@ -150,18 +156,27 @@ impl Worker {
     }
 
     fn listen(self: Rc<Self>, listener: TcpListener, served: Rc<Served>, way: Way) {
+        // Inherited by what it accepts: five calls less for each connection.
+        socket::without_delay(&listener);
+        if let Some(keepalive) = &self.keepalive {
+            socket::keepalive(&listener, keepalive);
+        }
         tokio::task::spawn_local(async move {
             let mut stop = served.watch();
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
             }
+            if served.pod.redirection == Redirection::Nat
+                && let Err(e) = nat::prefer_newest(&listener)
+            {
+                tracing::warn!(pod = served.pod.key, error = %e, "another ztunnel goes on to get new connections");
+            }
             loop {
                 tokio::select! {
                     biased;
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&listener) => {
-                        let _ = s.set_nodelay(true);
                         self.clone().place(way, &served, s, from);
                     }
                 }
@@ -210,10 +225,37 @@ impl Worker {
         from: std::net::SocketAddr,
     ) {
         match way {
-            Way::Outbound => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Pod))),
+            Way::Outbound => {
+                let inside = served.pod.redirection.is_from_inside(&tcp);
+                let caller = if inside { Caller::Inside } else { Caller::Pod };
+                Self::run(running, outbound::serve(self, served, tcp, (from, caller)))
+            }
             Way::Forwarded => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
             Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
             Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_proxy::testing::snapshot;
+
+    #[tokio::test]
+    async fn what_a_pods_listeners_accept_is_kept_alive() {
+        let run = async {
+            let (worker, _open) = outbound::tests::worker(snapshot(vec![], vec![]));
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let same = listener.try_clone().unwrap();
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            worker.listen(TcpListener::from_std(listener).unwrap(), served, Way::Outbound);
+            let _client = std::net::TcpStream::connect(same.local_addr().unwrap()).unwrap();
+            let (accepted, _) = same.accept().unwrap();
+            let accepted = socket2::SockRef::from(&accepted);
+            assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
     }
 }

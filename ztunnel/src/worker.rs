@@ -6,7 +6,8 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
-    inpod::{AddError, Listeners, LocalPod, LocalPods},
+    inpod::{AddError, LocalPod, LocalPods},
+    listeners::Listeners,
     mesh_config::Outbound,
     metrics::Metrics,
     plan::Balance,
@@ -18,6 +19,7 @@ use karst_core::limits;
 use karst_hbone::Settings;
 use karst_proxy::{
     dial::Dialer,
+    flows::{Books, Recorder},
     nobody::Nobody,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
@@ -64,6 +66,8 @@ pub struct Shared {
     /// May pods of the mesh call what it does not know?
     pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
+    /// What was seen lately.
+    pub flows: Books,
 }
 
 impl Shared {
@@ -189,6 +193,7 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub seed: Cell<u64>,
     pub pods: RefCell<HashMap<String, Rc<Served>>>,
+    pub flows: Recorder,
 }
 
 /// A pod as this worker serves it.
@@ -294,15 +299,12 @@ impl Worker {
         tcp: &TcpStream,
         direction: Direction,
     ) -> Option<(std::net::SocketAddr, Place<'a>)> {
-        let to = tcp.local_addr().map(karst_core::canonical).ok()?;
+        let to = served.pod.redirection.destination(tcp).ok()?;
         let Some(place) = self.shared.budget.place(&served.pod, direction) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);
             return None;
         };
-        if let Some(k) = &self.keepalive {
-            karst_rt::socket::keepalive(tcp, k);
-        }
         Some((to, place))
     }
 

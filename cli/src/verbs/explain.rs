@@ -28,12 +28,12 @@ const OPTIONS: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// If they differ, or the control plane's cannot be read: then nothing can be said.
-async fn as_the_control_plane(cluster: &Cluster) -> Result<(), Problem> {
+pub(super) async fn as_the_control_plane(cluster: &Cluster, verb: &str) -> Result<(), Problem> {
     let place = Some(cluster.istio_namespace.as_str());
     let found = cluster.list(Resource::DEPLOYMENT, place, "app=istiod").await?.unwrap_or_default();
     let Some(controller) = found.first() else {
-        let what = format!("explain: no control plane is in namespace {}", cluster.istio_namespace);
-        return Err(Problem::new(what).next("name its namespace with -i, or explain files with -f"));
+        let what = format!("{verb}: no control plane is in namespace {}", cluster.istio_namespace);
+        return Err(Problem::new(what).next("name its namespace with -i, or name files in place of the cluster"));
     };
     let containers = controller.data.pointer("/spec/template/spec/containers").and_then(Value::as_array);
     let theirs = |name: &str| {
@@ -50,8 +50,8 @@ async fn as_the_control_plane(cluster: &Cluster) -> Result<(), Problem> {
     if other.is_empty() {
         return Ok(());
     }
-    let next = format!("run it with the control plane's options: env {} karst explain …", other.join(" "));
-    Err(Problem::new("explain: the control plane has other options than are set here").next(next))
+    let next = format!("run it with the control plane's options: env {} karst {verb} …", other.join(" "));
+    Err(Problem::new(format!("{verb}: the control plane has other options than are set here")).next(next))
 }
 
 /// Options of `explain`.
@@ -147,7 +147,7 @@ impl Explain {
         let failed = |e: karst_explain::WorldError| Problem::new("explain").because(e).exit(Exit::Unknown);
         if self.files.is_empty() {
             let cluster = session.cluster().await.map_err(|e| e.exit(Exit::Unknown))?;
-            as_the_control_plane(&cluster).await.map_err(|e| e.exit(Exit::Unknown))?;
+            as_the_control_plane(&cluster, "explain").await.map_err(|e| e.exit(Exit::Unknown))?;
             let (objects, notes) = analysis::from_cluster(&cluster).await.map_err(|e| e.exit(Exit::Unknown))?;
             notes.iter().for_each(|note| session.note(note));
             return World::new(State { objects, ..State::default() }, Enrolment::Reported).map_err(failed);

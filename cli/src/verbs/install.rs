@@ -142,12 +142,12 @@ impl Install {
         for part in manifest.parts.iter().filter(|part| part.notes.contains("no effect")) {
             session.note(part.notes.trim_end());
         }
+        let (tick, place) = (tick(session), &manifest.namespace);
         session.line(format!(
-            "{} {} is complete in namespace {}. Next: label a namespace (kubectl label namespace NAME istio.io/dataplane-mode=ambient).",
-            tick(session),
-            if upgrade { "Upgrade" } else { "Installation" },
-            manifest.namespace
-        ))
+            "{tick} {} complete in namespace {place}",
+            if upgrade { "Upgrade" } else { "Installation" }
+        ))?;
+        session.line("Next: add a namespace to the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient")
     }
 }
 

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod install;
 pub mod local;
 pub mod manifest;
+pub mod policy;
 pub mod profile;
 pub mod proxy_config;
 pub mod proxy_status;
@@ -54,6 +55,9 @@ pub enum Verb {
     Manifest(manifest::Manifest),
     /// Print the options that every verb takes
     Options,
+    /// Test and suggest policies by what the proxies have lately seen
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Print the profiles that an installation can be based on
     #[command(subcommand)]
     Profile(profile::Profile),
@@ -105,6 +109,7 @@ impl Verb {
             Self::KubeInject(verb) => verb.run(session),
             Self::Manifest(verb) => verb.run(session).await,
             Self::Options => local::options(session, &tree()),
+            Self::Policy(verb) => verb.run(session).await,
             Self::Profile(verb) => verb.run(session).await,
             Self::ProxyConfig(verb) => verb.run(session).await,
             Self::ProxyStatus(verb) => verb.run(session).await,

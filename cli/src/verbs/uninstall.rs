@@ -69,9 +69,8 @@ impl Uninstall {
         if !self.crds {
             session.note("The CRDs and their objects are still there; --crds removes them, too.");
         }
-        session.line(
-            "✔ Uninstall complete. The namespace stays: kubectl delete namespace removes it with the authority's key.",
-        )
+        session.line("✔ Uninstall complete")?;
+        session.line("The namespace stays: kubectl delete namespace removes it, and with it the authority's key.")
     }
 
     async fn selection(&self, session: &Session<'_>, target: &Target, by_file: bool) -> Result<Selection, Problem> {

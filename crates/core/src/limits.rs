@@ -127,3 +127,28 @@ pub const DNS_MAX_UDP: usize = 4096;
 pub const DNS_MAX_PENDING: usize = 512;
 /// How long an upstream resolver may take.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Flows that a proxy remembers, over all workers ([`flows_per_worker`]); then the one that was not seen for the longest time makes
+/// room.
+pub const FLOWS: usize = 4096;
+/// And each worker at least so many, whatever the number of workers.
+pub const FLOWS_OF_WORKER: usize = 256;
+/// Of one worker's, flows with paths of one service; then its new paths are one flow for each caller and method.
+pub const FLOWS_PER_SERVICE: usize = 128;
+/// Most bytes of one remembered flow, whatever names and paths are like; usually about 500.
+pub const FLOW_BYTES: usize = 5 << 10;
+/// Of its example, the longest path, in bytes; a longer one is cut.
+pub const FLOW_PATH: usize = 256;
+/// Of its example, the longest host, in bytes; a longer one is cut.
+pub const FLOW_HOST: usize = 256;
+/// The longest method, in bytes; longer ones that begin alike are one.
+pub const FLOW_METHOD: usize = 32;
+/// The longest identity of a flow that is remembered, in bytes: more than names of Kubernetes can make.
+pub const FLOW_IDENTITY: usize = 640;
+/// The same of each other name.
+pub const FLOW_NAME: usize = 320;
+
+/// Flows that one of so many workers remembers.
+pub fn flows_per_worker(workers: usize) -> usize {
+    (FLOWS / workers.max(1)).max(FLOWS_OF_WORKER)
+}

@@ -7,12 +7,14 @@
 //!
 //! - [`World`]: the objects, compiled; [`Call`]: what is asked about.
 //! - [`explain`]: the answer, an [`Explanation`]; [`text::render`]: the same for people.
+//! - [`flows`]: what proxies have seen, judged.
 //! - [`differences`]: where a proxy's dump says otherwise.
 
 mod answer;
 mod call;
 mod dump;
 mod fix;
+pub mod flows;
 mod l4;
 mod l7;
 mod objects;

@@ -87,11 +87,16 @@ impl World {
     /// A waypoint's pod, told what it would be.
     pub(crate) fn waypoint(&self, pod: &Workload) -> Waypoint {
         let mut waypoint = Waypoint::new(&pod.namespace, &pod.name, pod.identity.service_account());
+        self.tell(&mut waypoint);
+        waypoint
+    }
+
+    /// Tells a waypoint's pod what it would be told.
+    pub(crate) fn tell(&self, waypoint: &mut Waypoint) {
         for r in &self.compiled.resources {
             // What is refused is in force as the proxy has it in force.
             let _ = waypoint.put(r.type_url, &r.name, &r.bytes);
         }
-        waypoint
     }
 
     /// The same with other objects.

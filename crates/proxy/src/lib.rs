@@ -11,6 +11,7 @@
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
 //! - [`options`]: those that both have.
+//! - [`flows`]: what was seen lately, for `karst policy`.
 //! - [`followed`]: a file that is read again when it changes; [`revocation`]: the one with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
@@ -23,6 +24,7 @@ pub mod dial;
 pub mod discovery;
 pub mod dry_run;
 pub mod endpoints;
+pub mod flows;
 pub mod followed;
 pub mod labels;
 pub mod nobody;

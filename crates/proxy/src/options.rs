@@ -28,6 +28,16 @@ pub struct ControlPlane {
     pub auth_token: PathBuf,
 }
 
+/// What is kept of connections and requests.
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flows {
+    /// Keep a book of the flows seen lately (who has called what, and what policies said) for the admin page /flows and
+    /// `karst policy`.
+    #[arg(long, env = "KARST_FLOWS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub flows: bool,
+}
+
 /// For whom certificates are asked for, and from where.
 #[derive(Clone, Copy, Debug)]
 pub struct Asks<'a> {
@@ -89,7 +99,7 @@ pub struct Certificates {
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
     /// Lifetime of certificates to request, in seconds.
-    #[arg(long, env = "SECRET_TTL", default_value_t = 86_400)]
+    #[arg(long, env = "SECRET_TTL", default_value_t = 86_400, value_parser = seconds)]
     pub secret_ttl: u64,
 }
 
@@ -104,6 +114,36 @@ pub struct Log {
     /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
+}
+
+/// Why a text is not a number of seconds.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use whole seconds, for example 90, 90s, 1m30s or 24h")]
+pub struct NotSeconds;
+
+/// Seconds: a number, or as Istio writes durations (`24h`, `1m30s`).
+///
+/// # Errors
+/// Anything else, and what does not fit.
+pub fn seconds(text: &str) -> Result<u64, NotSeconds> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let (mut sum, mut rest) = (0u64, text);
+    while !rest.is_empty() {
+        let unit = rest.find(|sign: char| !sign.is_ascii_digit()).ok_or(NotSeconds)?;
+        let (number, behind) = rest.split_at(unit);
+        let (factor, behind) = match behind.split_at_checked(1).ok_or(NotSeconds)? {
+            ("h", behind) => (3600, behind),
+            ("m", behind) if !behind.starts_with('s') => (60, behind),
+            ("s", behind) => (1, behind),
+            _ => return Err(NotSeconds),
+        };
+        let part = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or(NotSeconds)?;
+        sum = sum.checked_add(part).ok_or(NotSeconds)?;
+        rest = behind;
+    }
+    if text.is_empty() { Err(NotSeconds) } else { Ok(sum) }
 }
 
 /// Data plane threads; 0: one per core.
@@ -124,6 +164,16 @@ mod tests {
     struct Options {
         #[command(flatten)]
         control_plane: ControlPlane,
+    }
+
+    #[test]
+    fn seconds_are_a_number_or_a_duration() {
+        for (text, want) in [("90", 90), ("0", 0), ("90s", 90), ("1m30s", 90), ("24h", 86_400), ("1h1s", 3601)] {
+            assert_eq!(seconds(text), Ok(want), "{text}");
+        }
+        for text in ["", "s", "1d", "500ms", "1.5s", "-1s", "1m30", "h", "é", "99999999999999999999h"] {
+            assert_eq!(seconds(text), Err(NotSeconds), "{text}");
+        }
     }
 
     #[test]

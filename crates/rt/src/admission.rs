@@ -280,7 +280,8 @@ impl Permit {
     /// as it may, on all its places in the last of the tables.
     pub fn in_use(&self) -> Option<InUse> {
         let limit = self.seats.last().map_or(usize::MAX, |s| s.of.0.limits.in_use);
-        let share = self.seats.last().map(|s| s.share.clone());
+        // Without a limit it is not counted: all threads with connections of the source would do that in one place.
+        let share = self.seats.last().filter(|_| limit < usize::MAX).map(|s| s.share.clone());
         let before = share.as_ref().map_or(0, |s| s.fetch_add(1, AcqRel));
         self.holder.in_use.fetch_add(1, AcqRel);
         let one = InUse { holder: self.holder.clone(), share };

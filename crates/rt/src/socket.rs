@@ -61,6 +61,9 @@ impl AsFd for Exempt {
     }
 }
 
+/// The index of `lo`, the same in every namespace (the kernel's LOOPBACK_IFINDEX); by name it would be looked up.
+const LOOPBACK: i32 = 1;
+
 /// Ports for sockets with another host's address: below what clients use for themselves (Linux 32768 and up, others 49152
 /// and up). The application's end of such a connection would else take the packets of one that the client itself makes
 /// from the same port, as plaintext.
@@ -88,7 +91,7 @@ fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
+pub(crate) fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
     setopt(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
     if v6 { setopt(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
 }
@@ -239,10 +242,17 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        if let Some(exempt) = &self.exempt {
-            exempt.set(socket.as_fd())?;
-        }
+        self.let_out(&socket)?;
         Ok(socket)
+    }
+
+    /// Exempts a socket from redirection: by the agent's map, or, where it has given none (Istio's), by the mark.
+    fn let_out(&self, socket: &Socket) -> io::Result<()> {
+        match &self.exempt {
+            Some(exempt) => exempt.set(socket.as_fd()),
+            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL),
+            None => Ok(()),
+        }
     }
 
     fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
@@ -251,12 +261,7 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        match &self.exempt {
-            Some(e) => e.set(socket.as_fd())?,
-            // Without an exemption map (Istio's agent) the mark is what lets us out.
-            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL)?,
-            None => {}
-        }
+        self.let_out(&socket)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     }
@@ -329,7 +334,7 @@ impl NetnsConnector {
             let socket = self.socket(dst)?;
             if self.exempt.is_some() {
                 socket.set_mark(MARK_APP)?;
-                socket.bind_device(Some(b"lo"))?;
+                setopt(&socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, LOOPBACK)?;
                 unpaced(&socket);
             }
             transparent(&socket, dst.is_ipv6())?;
@@ -378,9 +383,12 @@ async fn finish(socket: Socket, dst: SocketAddr, limit: Duration) -> io::Result<
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(e) => return Err(e),
     }
-    let decided = is_decided(&socket);
+    let decided = decision(&socket);
     let socket = TcpStream::from_std(socket.into())?;
-    if !decided {
+    if decided == Some(Decided::Established) {
+        return Ok(socket);
+    }
+    if decided.is_none() {
         match tokio::time::timeout(limit, socket.writable()).await {
             Ok(r) => r?,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -392,12 +400,24 @@ async fn finish(socket: Socket, dst: SocketAddr, limit: Duration) -> io::Result<
     }
 }
 
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decided {
+    Established,
+    /// The socket has the error.
+    Failed,
+}
+
 /// Has a connection been established, or failed, already? One within the host mostly has when `connect` returns: then there is
 /// nothing to wait for, and no timer to set, here or around it (a short one wakes the runtime up for itself alone).
-fn is_decided(socket: &Socket) -> bool {
+fn decision(socket: &Socket) -> Option<Decided> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, which outlives the call; with a timeout of 0 it does not wait.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    let decided = unsafe { libc::poll(&raw mut poll, 1, 0) == 1 };
+    decided.then_some(match poll.revents {
+        libc::POLLOUT => Decided::Established,
+        _ => Decided::Failed,
+    })
 }
 
 /// Keepalive, as Istio's KEEPALIVE_* options mean it.
@@ -418,13 +438,19 @@ impl Default for Keepalive {
     }
 }
 
-/// Sets keepalive on a stream. Failure is of no consequence and passed over.
-pub fn keepalive(stream: &TcpStream, keepalive: &Keepalive) {
+/// Sets keepalive on a stream, or on a listener for all that it accepts from now on (Linux's accepted sockets are copies of
+/// it), which costs a connection nothing. Failure is of no consequence and passed over.
+pub fn keepalive(socket: &impl AsFd, keepalive: &Keepalive) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(keepalive.time)
         .with_interval(keepalive.interval)
         .with_retries(keepalive.retries);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+}
+
+/// Sends without delay, on all that a listener accepts from now on. Failure is of no consequence and passed over.
+pub fn without_delay(listener: &impl AsFd) {
+    let _ = SockRef::from(listener).set_tcp_nodelay(true);
 }
 
 /// Makes the next close a reset: the other side learns that the end was not orderly.
@@ -557,8 +583,28 @@ mod tests {
             s
         };
         let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
-        assert!(is_decided(&all[0]) && !is_decided(&all[3]));
+        assert_eq!((decision(&all[0]), decision(&all[3])), (Some(Decided::Established), None));
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn what_is_accepted_has_the_listeners_options() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let accepted = || {
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            listener.accept().unwrap().0
+        };
+        let before = accepted();
+        assert!(!SockRef::from(&before).keepalive().unwrap() && !before.nodelay().unwrap());
+        let wanted = Keepalive { time: Duration::from_secs(7), interval: Duration::from_secs(8), retries: 9 };
+        keepalive(&listener, &wanted);
+        without_delay(&listener);
+        let after = accepted();
+        let socket = SockRef::from(&after);
+        assert!(socket.keepalive().unwrap() && after.nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), wanted.time);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), wanted.interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), wanted.retries);
     }
 
     #[test]

@@ -2,11 +2,15 @@
 //! connections from, and the link between the nodes to listen on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod files;
 mod held;
+mod shell;
 pub mod visits;
 
+pub use files::Files;
 pub use held::Held;
 pub use karst_world::Load;
+pub use shell::{Istioctl, Said, Shell};
 pub use visits::Visits;
 
 use karst_rt::netns::Netns;

@@ -13,6 +13,12 @@
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/tutorials/mod.rs"]
+mod tutorials;
+#[path = "stages/release.rs"]
+mod release;
+#[path = "stages/swap.rs"]
+mod swap;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1274,6 +1280,24 @@ fn s4_with_karst_the_real_objects_are_seen() {
 #[test]
 fn s9_karst_installs_and_removes() {
     karst::installs_and_removes();
+}
+
+/// After that: what the tutorials' readers type, from installation to removal, by three ways of installing.
+#[test]
+fn s9_the_tutorials_lines_show_what_they_promise() {
+    tutorials::follow();
+}
+
+/// What a release page would hold, and nothing else.
+#[test]
+fn s9_release_installs_from_its_folder_alone() {
+    release::installs_from_its_folder_alone();
+}
+
+/// Istio's node agent, with our control plane and ztunnel.
+#[test]
+fn s9_swaps_with_istios_agent() {
+    swap::istios_agent_with_our_ztunnel();
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.

@@ -14,7 +14,7 @@ pub use pod::{Pod, PodSpec};
 pub use process::{bin, kill, static_client, stop};
 pub use wait::wait_for;
 
-use crate::{http, net::ip_in, sniff::Sniffer};
+use crate::{http, istio, net::ip_in, sniff::Sniffer};
 use anyhow::Result;
 use karst_rt::netns::Netns;
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::Child};
@@ -38,6 +38,8 @@ pub struct Options {
     pub ztunnel_bin: Option<PathBuf>,
     /// How many descriptors ztunnel may have open; None: as many as this process.
     pub ztunnel_descriptors: Option<u64>,
+    /// Istio's node agents in place of ours, with rules by this program.
+    pub istio: Option<istio::Rules>,
 }
 
 impl Default for Options {
@@ -50,6 +52,7 @@ impl Default for Options {
             agent: vec![],
             ztunnel_bin: None,
             ztunnel_descriptors: None,
+            istio: None,
         }
     }
 }
@@ -63,6 +66,7 @@ pub struct Node {
     /// Same, to enter.
     pub netns: Netns,
     agent: Option<Child>,
+    pub(crate) istio: Option<istio::IstioAgent>,
     ztunnel: Option<Child>,
 }
 
@@ -72,7 +76,7 @@ pub struct World {
     pub dir: PathBuf,
     /// Nodes.
     pub nodes: Vec<Node>,
-    options: Options,
+    pub(crate) options: Options,
     prefix: String,
     controller: Option<Child>,
     /// By pod.

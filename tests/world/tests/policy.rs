@@ -294,3 +294,37 @@ fn a_dry_run_is_logged_and_counted_and_refuses_nobody() {
             .contains("AuthorizationPolicy app/broken: spec.action: unsupported value \"PERMIT\"")
     );
 }
+
+/// Issue 16, 3: what policies have said of connections is on the page /flows of the server's ztunnel, by caller and port; the
+/// book counts what is alike.
+#[test]
+fn connections_are_in_the_book_of_flows() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let server = w.mesh_pod(PodSpec::new("app", "server", 1));
+    let (far, near) = (w.mesh_pod(PodSpec::new("app", "far", 0)), w.mesh_pod(PodSpec::new("app", "near", 1)));
+    let plain = w.pod(PodSpec::new("out", "plain", 0));
+    w.settle();
+    let _echo = app::Echo::start(&server, 8080, "");
+    w.apply("deny", &ap("no-near", "app", "{action: DENY, rules: [{from: [{source: {serviceAccounts: [near]}}]}]}"));
+    for _ in 0..3 {
+        assert!(works(&far, server.at(8080)) && !works(&near, server.at(8080)) && works(&plain, server.at(8080)));
+    }
+    let (_, page) = w.get(1, 15000, "/flows").unwrap();
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let of = |source: &str| {
+        let mut all = page["flows"].as_array().unwrap().iter();
+        let found = all.find(|f| f["source"].to_string().contains(source) && f["port"] == 8080);
+        found.unwrap_or_else(|| panic!("{source}: {page:#}")).clone()
+    };
+    for (source, verdict, policy) in
+        [("/sa/far", "allowed", None), ("/sa/near", "denied", Some("app/no-near")), ("addresses", "allowed", None)]
+    {
+        let flow = of(source);
+        let said = (flow["verdict"].as_str().unwrap(), flow["policy"].as_str(), flow["count"].as_u64());
+        assert_eq!(said, (verdict, policy, Some(3)), "{flow:#}");
+        assert_eq!((&flow["destination"]["namespace"], &flow["example"]["pod"]), (&"app".into(), &"server".into()));
+    }
+    assert_eq!(w.metric(1, "karst_flows_evicted_total", &[]), 0.0);
+}

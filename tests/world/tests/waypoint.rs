@@ -257,6 +257,26 @@ fn a_canary_waypoint_gets_its_part() {
     assert_eq!(ask(20), [20, 0]);
 }
 
+/// Issue 16, 3: what policies have said of requests is on the waypoint's page /flows, by the template of the path.
+#[test]
+fn requests_are_in_the_book_of_flows() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    s.w.apply("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: shop}], action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n");
+    assert_eq!(["/orders/17", "/orders/18?a=b", "/admin"].map(|path| s.ask(path, &[]).status()), [200, 200, 403]);
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15000, "/flows").unwrap();
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    for (path, verdict, count, example) in
+        [("/orders/{*}", "allowed", 2, "/orders/17"), ("/admin", "denied", 1, "/admin")]
+    {
+        let mut all = page["flows"].as_array().unwrap().iter();
+        let flow = all.find(|f| f["path"] == path).unwrap_or_else(|| panic!("{path}: {page:#}"));
+        let said = [&flow["verdict"], &flow["example"]["path"]].map(|v| v.as_str().unwrap());
+        assert_eq!((said, flow["count"].as_u64(), &flow["method"]), ([verdict, example], Some(count), &"GET".into()));
+        assert!(flow["source"]["identity"].is_string(), "{flow:#}");
+    }
+}
+
 /// Pods that are bound themselves (`waypoint-for: all`): what is sent to their addresses goes through the waypoint, which enforces
 /// what is attached to its Gateway.
 #[test]

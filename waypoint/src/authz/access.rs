@@ -5,6 +5,8 @@
 //! them matches, and grants only if all do, and what was sent is as it is written. (Istio compares them as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies
 //! `/admin`.)
 
+mod partly;
+
 use crate::{
     authz::{
         error::AccessError,
@@ -21,6 +23,8 @@ use karst_policy::{
 };
 use karst_proxy::dry_run::Would;
 use std::{net::IpAddr, sync::Arc};
+
+pub use partly::Hidden;
 
 /// What is known of a caller, and what it wants.
 pub struct AuthzContext<'a> {
@@ -116,20 +120,22 @@ pub struct Denial {
     pub error: String,
     /// As Envoy has it in response code details.
     pub details: String,
+    /// The DENY policy that matches (`namespace/name`); empty: no ALLOW policy does.
+    pub policy: String,
 }
 
 impl Verdict<'_> {
     /// Why not; None: it is allowed.
     pub fn denial(&self) -> Option<Denial> {
-        let (error, by) = match self {
+        let (policy, error, by) = match self {
             Verdict::Allow => return None,
             Verdict::DeniedBy(p, rule) => {
                 let (namespace, name) = p.split_once('/').unwrap_or(("", p));
-                (format!("denied by policy {p}"), format!("ns[{namespace}]-policy[{name}]-rule[{rule}]"))
+                (*p, format!("denied by policy {p}"), format!("ns[{namespace}]-policy[{name}]-rule[{rule}]"))
             }
-            Verdict::NotAllowed => ("no policy allows it".into(), "none".into()),
+            Verdict::NotAllowed => ("", "no policy allows it".into(), "none".into()),
         };
-        Some(Denial { error, details: format!("rbac_access_denied_matched_policy[{by}]") })
+        Some(Denial { policy: policy.into(), error, details: format!("rbac_access_denied_matched_policy[{by}]") })
     }
 }
 

@@ -24,9 +24,8 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn at(set: &'a EndpointSet, tried: &'a [usize]) -> Self {
-        let t = clock::now();
-        Self { set, t, ejection_active: set.ejection_active(t), tried }
+    fn at(now: u64, set: &'a EndpointSet, tried: &'a [usize]) -> Self {
+        Self { set, t: now, ejection_active: set.ejection_active(now), tried }
     }
 
     fn is_healthy(&self, m: &LbEndpoint) -> bool {
@@ -47,13 +46,19 @@ impl<'a> Look<'a> {
 /// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
 /// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
 /// be used.
-pub fn choose(
+pub fn choose(set: &EndpointSet, hash: Option<u64>, tried: &[usize], random: impl FnMut(u64) -> u64) -> Option<usize> {
+    choose_at(clock::now(), set, hash, tried, random)
+}
+
+/// As [`choose`], at a time of [`clock`] that has been read already.
+pub fn choose_at(
+    now: u64,
     set: &EndpointSet,
     hash: Option<u64>,
     tried: &[usize],
     mut random: impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    let look = Look::at(set, tried);
+    let look = Look::at(now, set, tried);
     let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
     choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
         .or_else(|| choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
@@ -65,7 +70,7 @@ pub fn choose(
 
 /// Is there another endpoint that would come before this one, if it has failed?
 pub fn has_other(set: &EndpointSet, index: usize, tried: &[usize]) -> bool {
-    let look = Look::at(set, tried);
+    let look = Look::at(clock::now(), set, tried);
     set.members.iter().enumerate().any(|(k, m)| k != index && m.group.is_some() && look.is_usable(m))
 }
 

@@ -5,6 +5,7 @@ use crate::{
     clock,
     cluster::{
         endpoint::{EndpointStats, LbEndpoint},
+        key::ClusterKey,
         locality::{self, LocalityGroup},
         ring, tls,
     },
@@ -20,10 +21,12 @@ use karst_proxy::{
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tokio::sync::Semaphore;
 
@@ -31,16 +34,6 @@ use tokio::sync::Semaphore;
 const MAX_EJECTION: u64 = 300_000;
 /// So many destinations are kept before those that are gone are looked for.
 const SWEEP: usize = 256;
-
-/// Which destination.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ClusterKey {
-    pub service: Arc<str>,
-    pub port: u16,
-    pub subset: Arc<str>,
-    /// The client's namespace, if the service is called in a way of its own from there.
-    pub client: Arc<str>,
-}
 
 /// All destinations of the process.
 #[derive(Default)]
@@ -74,6 +67,8 @@ pub enum DynamicEndpoint {
 pub struct EndpointSet {
     pub key: ClusterKey,
     pub service: Arc<Service>,
+    /// What is told of it, with a count of this worker's: see [`super::key`].
+    pub chosen: Rc<Chosen>,
     pub cluster: Arc<Cluster>,
     pub members: Vec<LbEndpoint>,
     pub policy: Arc<ir::Policy>,
@@ -207,9 +202,11 @@ impl Clusters {
         let tls = OnceLock::new();
         let key = key.clone();
         let baggage = own.baggage.clone();
+        let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
         Some(EndpointSet {
             key,
             service,
+            chosen,
             cluster,
             members,
             policy,
@@ -266,6 +263,7 @@ impl EndpointSet {
         Self {
             key: self.key.clone(),
             service: self.service.clone(),
+            chosen: self.chosen.clone(),
             cluster: self.cluster.clone(),
             ring: ring::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
@@ -277,6 +275,13 @@ impl EndpointSet {
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
+        }
+    }
+
+    /// Notes how long an answer of a member took that came at this time, where that decides about the next one.
+    pub fn record_latency(&self, member: &LbEndpoint, took: Duration, now: u64) {
+        if self.policy.balance.as_ref().is_some_and(|b| b.method() == ir::Method::PeakEwma) {
+            member.state.record_latency(took, now);
         }
     }
 
@@ -324,10 +329,10 @@ impl EndpointSet {
     }
 }
 
-impl From<&EndpointSet> for Chosen {
-    fn from(set: &EndpointSet) -> Self {
-        let (port, subset) = (set.key.port, set.key.subset.clone());
-        Self { service: set.service.clone(), port, subset, is_told: set.dynamic_endpoint.is_none() }
+impl Chosen {
+    fn new(key: &ClusterKey, service: &Arc<Service>, dynamic_endpoint: Option<DynamicEndpoint>) -> Self {
+        let (port, subset) = (key.port, key.subset.clone());
+        Self { service: service.clone(), port, subset, is_told: dynamic_endpoint.is_none() }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod endpoint;
 pub mod endpoint_set;
+pub mod key;
 pub mod locality;
 pub mod ring;
 pub mod tls;

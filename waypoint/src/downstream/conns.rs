@@ -239,6 +239,7 @@ mod tests {
             to: [10, 0, 0, 1].into(),
             hello: None,
             permit: None,
+            written: Default::default(),
         }
     }
 

@@ -2,12 +2,12 @@
 
 use crate::{
     authz::access::{self, Access, Denial},
-    cluster::endpoint_set::ClusterKey,
+    cluster::key::ClusterKeyRef,
     route::table::TcpRouteInput,
     snapshot::Snapshot,
     telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
 };
-use http::Method;
+use http::{HeaderValue, Method};
 use karst_core::Identity;
 use karst_proxy::{
     dry_run::DryRuns,
@@ -16,6 +16,7 @@ use karst_proxy::{
 use karst_rt::admission::Permit;
 use std::{
     borrow::Cow,
+    cell::OnceCell,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -38,6 +39,14 @@ pub struct Downstream {
     pub hello: Option<ClientHello>,
     /// That of the client's connection, if it has come from outside.
     pub permit: Option<Rc<Permit>>,
+    pub written: Written,
+}
+
+/// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.
+#[derive(Default)]
+pub struct Written {
+    address: OnceCell<HeaderValue>,
+    principal: OnceCell<Option<Arc<str>>>,
 }
 
 /// A hello of TLS that ends elsewhere.
@@ -57,6 +66,20 @@ impl Downstream {
     /// The caller's namespace, as proven; empty: there is none.
     pub fn namespace(&self) -> &str {
         self.peer.as_ref().map_or("", Identity::namespace)
+    }
+
+    /// The caller's SPIFFE id, if it has shown one.
+    fn principal(&self) -> Option<Arc<str>> {
+        let write = || self.peer.as_ref().map(|p| p.to_string().into());
+        self.written.principal.get_or_init(write).clone()
+    }
+
+    /// The client's address as a header's value.
+    pub fn address(&self) -> &HeaderValue {
+        self.written.address.get_or_init(|| {
+            // An address has no character that a header could not have.
+            HeaderValue::try_from(self.from.ip().to_string()).unwrap_or(HeaderValue::from_static("-"))
+        })
     }
 
     /// The caller, for logs.
@@ -84,17 +107,23 @@ impl Downstream {
 
     /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
     /// it has only one. `own`: the namespace of this proxy.
-    pub fn key(&self, own: &str, snapshot: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> ClusterKey {
+    pub fn key<'a>(
+        &'a self,
+        own: &'a str,
+        snapshot: &Snapshot,
+        service: &'a Arc<str>,
+        port: u16,
+        subset: &'a Arc<str>,
+    ) -> ClusterKeyRef<'a> {
         let only = || {
             let ports = &snapshot.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
             ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
         };
         let port = if port == 0 { only().unwrap_or(self.port) } else { port };
         // The caller's namespace; else that of this proxy, which Istio takes for the client.
-        let backend = snapshot.backends.get(service).filter(|b| !b.clients.is_empty());
+        let backend = snapshot.backend_by_client(service);
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
-        let client = client.map_or_else(Arc::default, Arc::from);
-        ClusterKey { service: service.clone(), port, subset: subset.clone(), client }
+        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default() }
     }
 
     /// The name in the hello that was read; empty if it has none. None: no hello was read.
@@ -155,7 +184,7 @@ impl Downstream {
             started: Instant::now(),
             time: SystemTime::now(),
             method: Method::GET,
-            path: String::new(),
+            path: None,
             authority: None,
             protocol: "-",
             is_grpc: false,
@@ -166,12 +195,11 @@ impl Downstream {
             to: SocketAddr::new(self.to, self.port),
             sni,
             source: self.source.clone(),
-            principal: self.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+            principal: self.principal(),
             called: self.service().cloned(),
             at_gateway: self.is_at_gateway(),
             destination: None,
             workload: None,
-            endpoint: None,
             route: String::new(),
             answered: 0,
             grpc: None,

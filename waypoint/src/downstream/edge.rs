@@ -1,7 +1,7 @@
 //! Connections to a gateway's ports, from anywhere.
 
 use crate::{
-    cluster::endpoint_set::ClusterKey,
+    cluster::key::ClusterKey,
     downstream::{
         busy::Busy,
         context::{Downstream, DownstreamTarget},
@@ -103,7 +103,8 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
             .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
         let target = DownstreamTarget::Gateway(tls);
-        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: Some(permit.ok()?) })
+        let (permit, written) = (Some(permit.ok()?), Default::default());
+        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit, written })
     };
     match listeners.protocol() {
         ListenerProtocol::Http => {
@@ -181,11 +182,12 @@ pub async fn bytes<I>(
     // It is told when it is dropped, whatever becomes of it.
     let mut record = downstream.connection(&worker.sink, snapshot);
     record.route.clone_from(&listener.origin);
-    if let Some(by) = snapshot
+    let denied = snapshot
         .gateway
         .as_ref()
-        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None))
-    {
+        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None));
+    worker.note(snapshot, downstream, None, denied.as_ref());
+    if let Some(by) = denied {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
     }
@@ -197,7 +199,7 @@ pub async fn bytes<I>(
     let Some(key) = destination(worker, snapshot, downstream, rule) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no destination"));
     };
-    let Some(set) = worker.destination(snapshot, downstream, &key, downstream.tcp().sni) else {
+    let Some(set) = worker.destination(snapshot, downstream, key.as_ref(), downstream.tcp().sni) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
     if let Ok(to) = tcp::open(worker, snapshot, downstream, set, speaks, record).await {
@@ -214,12 +216,8 @@ fn destination(
 ) -> Option<ClusterKey> {
     let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()))?;
     (destination.refuse_status == 0).then(|| {
-        downstream.key(
-            &worker.shared.config.pod_namespace,
-            snapshot,
-            &destination.service.as_str().into(),
-            destination.port as u16,
-            &destination.subset.as_str().into(),
-        )
+        let own = &worker.shared.config.pod_namespace;
+        let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());
+        downstream.key(own, snapshot, &service, destination.port as u16, &subset).to_key()
     })
 }

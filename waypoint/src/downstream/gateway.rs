@@ -192,8 +192,13 @@ impl Port {
     /// The listeners for a name (that of a request, or of a TLS hello): of those that it fits, the ones with the longest
     /// name of their own, in order.
     pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
-        let best = self.listeners.iter().filter_map(|l| l.rank(name)).max();
-        self.listeners.iter().filter(move |l| best.is_some() && l.rank(name) == best)
+        // One that is alone is looked at once.
+        let best =
+            if self.listeners.len() > 1 { self.listeners.iter().filter_map(|l| l.rank(name)).max() } else { None };
+        self.listeners.iter().filter(move |l| match l.rank(name) {
+            None => false,
+            rank => best.is_none() || rank == best,
+        })
     }
 
     /// The port that clients call, who do not know where we listen.

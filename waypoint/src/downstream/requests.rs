@@ -12,7 +12,7 @@ use crate::{
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
-use karst_rt::admission::Permit;
+use karst_rt::{admission::Permit, on_wake::OnWake};
 use std::{pin::Pin, rc::Rc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -67,17 +67,24 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
             None => std::future::pending().await,
         }
     };
-    let mut evicted = std::pin::pin!(evicted);
+    let evicted = std::pin::pin!(evicted);
+    let mut evicted = OnWake::new(evicted);
     let mut last: Option<Pin<Box<tokio::time::Sleep>>> = None;
     // Who comes during the drain (gateways take connections for a while) has come with a request.
     let wait = if drain.started() { LATE } else { Duration::ZERO };
+    let drained = async {
+        drain.reached(karst_rt::drain::Phase::Graceful).await;
+        tokio::time::sleep(wait).await;
+    };
+    let drained = std::pin::pin!(drained);
+    let mut drained = OnWake::new(drained);
     let mut ending = false;
     loop {
         tokio::select! {
             r = conn.as_mut() => {
                 return r.inspect_err(|e| tracing::debug!(error = %e, "a client's connection ended"));
             }
-            () = async { drain.reached(karst_rt::drain::Phase::Graceful).await; tokio::time::sleep(wait).await }, if !ending => {
+            () = &mut drained, if !ending => {
                 ending = true;
                 end(conn.as_mut());
             }

@@ -1,6 +1,7 @@
 //! Byte streams: connections that are carried to an endpoint as they are.
 
 use crate::{
+    clock,
     cluster::{balance, endpoint_set::EndpointSet},
     downstream::{
         conns,
@@ -47,9 +48,10 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     let snapshot = worker.snapshot();
     let mut record = downstream.connection(&worker.sink, &snapshot);
     let Some(service) = downstream.service() else { return Err(record) };
-    if let Some(access) = snapshot.access_to(service)
-        && let Some(by) = downstream.authorize(&worker.shared.metrics.dry_runs, access, None)
-    {
+    let access = snapshot.access_to(service);
+    let denied = access.and_then(|access| downstream.authorize(&worker.shared.metrics.dry_runs, access, None));
+    worker.note(&snapshot, downstream, None, denied.as_ref());
+    if let Some(by) = denied {
         record.details = by.details.into();
         return Err(record.failed(ResponseFlag::None, &by.error));
     }
@@ -64,16 +66,13 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
         Some(destination) if destination.refuse_status != 0 => {
             return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
         }
-        Some(destination) => downstream.key(
-            own,
-            &snapshot,
-            &destination.service.as_str().into(),
-            destination.port as u16,
-            &destination.subset.as_str().into(),
-        ),
-        None => downstream.key(own, &snapshot, &service.key, downstream.port, &Arc::default()),
+        Some(destination) => {
+            let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());
+            downstream.key(own, &snapshot, &service, destination.port as u16, &subset).to_key()
+        }
+        None => downstream.key(own, &snapshot, &service.key, downstream.port, &Arc::default()).to_key(),
     };
-    let Some(set) = worker.destination(&snapshot, downstream, &key, downstream.tcp().sni) else {
+    let Some(set) = worker.destination(&snapshot, downstream, key.as_ref(), downstream.tcp().sni) else {
         return Err(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
     let speaks = if downstream.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
@@ -92,10 +91,10 @@ pub async fn open(
     speaks: Speaks,
     mut record: Box<RequestLog>,
 ) -> Result<TcpRelay, Box<RequestLog>> {
-    record.destination = Some((&*set).into());
+    record.destination = Some(set.chosen.clone());
     let mut tried = vec![];
     while tried.len() < TRIES {
-        let Some(index) = worker.choose(&set, None, &tried) else { break };
+        let Some(index) = worker.choose(&set, None, &tried, clock::now()) else { break };
         let member = &set.members[index];
         record.workload = Some((member.workload.clone(), member.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, index, &tried);

@@ -1,7 +1,10 @@
 //! Answers of Karst's own, written to the log as they are given.
 
 use crate::{
-    http::reply::{self, ResponseBody},
+    http::{
+        names,
+        reply::{self, ResponseBody},
+    },
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
 };
 use bytes::Bytes;
@@ -30,7 +33,7 @@ pub(super) fn log_reply(
     flag: ResponseFlag,
 ) -> Response<ResponseBody> {
     r.answered = a.status().as_u16();
-    r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
+    r.grpc = a.headers().get(names::GRPC_STATUS).and_then(reply::grpc_status);
     if flag != ResponseFlag::None {
         r.flag = flag;
     }

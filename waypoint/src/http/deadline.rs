@@ -1,6 +1,6 @@
 //! When a request must be over.
 
-use crate::route::table::Rule;
+use crate::{http::names, route::table::Rule};
 use http::request::Parts;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
 pub(super) fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
     let own = rule.map_or(0, |r| r.timeout_ms);
-    let asked = p.headers.get("grpc-timeout").and_then(|v| grpc_timeout(v.to_str().ok()?));
+    let asked = p.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.to_str().ok()?));
     let ms = match (own, asked) {
         (0, None) => return None,
         (0, Some(a)) => a,

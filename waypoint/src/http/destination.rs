@@ -24,12 +24,8 @@ pub(super) fn endpoints(
 ) -> Option<Rc<EndpointSet>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
     let authority = new.unwrap_or(authority.as_str());
-    w.destination(
-        s,
-        downstream,
-        &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
-        Some(authority),
-    )
+    let key = downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset);
+    w.destination(s, downstream, key, Some(authority))
 }
 
 /// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the

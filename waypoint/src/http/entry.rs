@@ -13,7 +13,7 @@ use karst_core::authority;
 use std::{borrow::Cow, collections::HashSet};
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
-const HOP: [HeaderName; 6] = [
+static HOP: [HeaderName; 6] = [
     CONNECTION,
     header::TRANSFER_ENCODING,
     UPGRADE,
@@ -23,12 +23,12 @@ const HOP: [HeaderName; 6] = [
 ];
 
 /// Headers that only proxies write: a client's own would pass for one of ours.
-const FORGED: [&str; 5] = [
-    "x-forwarded-client-cert",
-    "x-envoy-original-path",
-    "x-envoy-internal",
-    "x-envoy-external-address",
-    "x-envoy-expected-rq-timeout-ms",
+static FORGED: [HeaderName; 5] = [
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("x-envoy-internal"),
+    HeaderName::from_static("x-envoy-external-address"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
 ];
 
 /// What a proxy or the protocol itself writes: an application that reads `_` as `-` must get it from nobody else.
@@ -87,6 +87,38 @@ impl Unfit {
     }
 }
 
+/// What the fields of a head call for, found by one look at each: most heads call for nothing. (What is taken out meanwhile may make
+/// less of it, never more.)
+#[derive(Default)]
+struct Fields {
+    /// Fields of this name.
+    cookies: usize,
+    /// Some concern one connection only.
+    of_connection: bool,
+    /// Some pass for ours.
+    forged: bool,
+    /// Some have names with `_`.
+    underscores: bool,
+}
+
+impl Fields {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.iter().map(|(name, _)| name) {
+            if *name == header::COOKIE {
+                found.cookies += 1;
+            } else if concerns_connection(name) {
+                found.of_connection = true;
+            } else if FORGED.contains(name) {
+                found.forged = true;
+            } else {
+                found.underscores |= has_underscore(name);
+            }
+        }
+        found
+    }
+}
+
 /// Makes the head canonical.
 ///
 /// # Errors
@@ -95,21 +127,31 @@ pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
     if parts.method == Method::CONNECT {
         return Err(Unfit::Connect);
     }
+    let found = Fields::of(&parts.headers);
     // Before anything is done for each of them.
-    let cookies = parts.headers.get_all(header::COOKIE).iter().count();
-    if parts.headers.len() - cookies + usize::from(cookies > 0) > MAX_FIELDS {
+    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > MAX_FIELDS {
         return Err(Unfit::Fields);
     }
-    let websocket = asks_for_websocket(parts);
-    strip(&mut parts.headers);
-    for name in FORGED {
-        parts.headers.remove(name);
+    let websocket = found.of_connection && asks_for_websocket(parts);
+    if found.of_connection {
+        strip_found(&mut parts.headers);
     }
-    drop_doubles(&mut parts.headers);
-    join_cookies(&mut parts.headers);
-    let is_named = parts.uri.authority().is_some() || parts.headers.contains_key(header::HOST);
-    let authority = Authority::read(parts).ok_or(if is_named { Unfit::Authority } else { Unfit::NoHost })?;
-    if parts.headers.get(header::HOST).is_some_and(|h| h != authority.value()) {
+    if found.forged {
+        for name in &FORGED {
+            parts.headers.remove(name);
+        }
+    }
+    if found.underscores {
+        drop_doubles(&mut parts.headers);
+    }
+    if found.cookies > 1 {
+        join_cookies(&mut parts.headers);
+    }
+    let (authority, differs) = Authority::read(parts).ok_or_else(|| {
+        let is_named = parts.uri.authority().is_some() || parts.headers.contains_key(header::HOST);
+        if is_named { Unfit::Authority } else { Unfit::NoHost }
+    })?;
+    if differs {
         parts.headers.insert(header::HOST, authority.value().clone());
     }
     // No application expects this; some end the path there.
@@ -133,15 +175,15 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Of a request: exactly one answer, or none.
-    fn read(parts: &Parts) -> Option<Self> {
+    /// Of a request: exactly one answer, or none. True: its `Host` is there, and is written in another way.
+    fn read(parts: &Parts) -> Option<(Self, bool)> {
         let mut fields = parts.headers.get_all(header::HOST).iter();
         let (field, None) = (fields.next(), fields.next()) else { return None };
         let Some(own) = parts.uri.authority() else {
             let (field, read) = (field?, authority::Authority::parse(field?.as_bytes()).ok()?);
             return match read.is_canonical() {
-                true => Some(Self { value: field.clone(), host: read.host().len(), port: read.port() }),
-                false => Self::new(&read),
+                true => Some((Self { value: field.clone(), host: read.host().len(), port: read.port() }, false)),
+                false => Some((Self::new(&read)?, true)),
             };
         };
         let read = authority::Authority::parse(own.as_str().as_bytes()).ok()?;
@@ -149,11 +191,13 @@ impl Authority {
         // (RFC 9112 §3.2.2).
         let other =
             field.filter(|_| parts.version == Version::HTTP_2).map(|f| authority::Authority::parse(f.as_bytes()));
-        match other {
-            Some(Ok(o)) if (o.host(), o.port()) != (read.host(), read.port()) => None,
-            Some(Err(_)) => None,
-            Some(Ok(_)) | None => Self::new(&read),
-        }
+        let authority = match other {
+            Some(Ok(o)) if (o.host(), o.port()) != (read.host(), read.port()) => return None,
+            Some(Err(_)) => return None,
+            Some(Ok(_)) | None => Self::new(&read)?,
+        };
+        let differs = field.is_some_and(|f| *f != authority.value);
+        Some((authority, differs))
     }
 
     fn new(read: &authority::Authority<'_>) -> Option<Self> {
@@ -213,9 +257,22 @@ pub fn upgrade(h: &mut HeaderMap) {
 /// Takes out what concerns one connection only, and what `Connection` names besides. `TE: trailers` stays: gRPC asks for it end to
 /// end.
 pub fn strip(headers: &mut HeaderMap) {
+    if headers.keys().any(concerns_connection) {
+        strip_found(headers);
+    }
+}
+
+/// Does a field of this name concern one connection only, or may it?
+fn concerns_connection(name: &HeaderName) -> bool {
+    *name == header::TE || HOP.contains(name)
+}
+
+fn strip_found(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> =
-            members(headers, CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
+        // Most name only what is taken out in any case.
+        let is_other = |n: &&[u8]| !HOP.iter().any(|hop| n.eq_ignore_ascii_case(hop.as_str().as_bytes()));
+        let named = members(headers, CONNECTION).filter(is_other);
+        let named: Vec<HeaderName> = named.filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
         for name in named.iter().filter(|name| **name != header::TE) {
             headers.remove(name);
         }
@@ -236,7 +293,7 @@ fn alike(a: &str, b: &str) -> bool {
 }
 
 fn has_underscore(n: &HeaderName) -> bool {
-    n.as_str().contains('_')
+    n.as_str().bytes().any(|b| b == b'_')
 }
 
 /// As an application has it that reads `_` as `-`.

@@ -3,6 +3,7 @@
 use crate::{
     http::{
         answer::{local_reply, log_reply},
+        names,
         reply::{self, ResponseBody},
     },
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
@@ -26,7 +27,7 @@ pub(super) fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<Resp
     let (_, text) = ResponseFlag::FaultAbort.answer();
     if let Some(code) = f.abort_grpc {
         let mut a = reply::local_response(StatusCode::OK, text, true);
-        a.headers_mut().insert("grpc-status", HeaderValue::from(code));
+        a.headers_mut().insert(names::GRPC_STATUS, HeaderValue::from(code));
         record.is_grpc = true;
         return log_reply(record, a, ResponseFlag::FaultAbort);
     }

@@ -5,6 +5,7 @@ use crate::{
     http::{
         answer::{local_reply_of, log_reply},
         entry::{self, Authority},
+        names,
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         values::OfRequest,
     },
@@ -48,7 +49,7 @@ pub(super) fn finish(
     let (mut p, incoming) = a.into_parts();
     record.answered = p.status.as_u16();
     record.details = VIA_UPSTREAM.into();
-    record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
+    record.grpc = p.headers.get(names::GRPC_STATUS).and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
         // Only to what was asked for: nothing of what follows is judged.

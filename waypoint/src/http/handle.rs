@@ -26,6 +26,7 @@ use crate::{
         finish::{Ending, finish},
         headers::{Template, request_id},
         mirror::mirror,
+        names,
         permits::{RetryPermit, acquire_connection},
         rate_limit::{limited, over},
         redirect::{redirect, to_https},
@@ -54,7 +55,7 @@ use tokio::time::Instant;
 pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incoming>) -> Response<ResponseBody> {
     let (mut parts, incoming) = r.into_parts();
     let entered = entry::canonical(&mut parts);
-    let s = w.snapshot();
+    let s = w.latest();
     let mut record = begin(&w, &s, &downstream, &parts);
     let entry = match entered {
         Ok(e) => e,
@@ -86,9 +87,9 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
         Some(Ok(t)) => t,
         Some(Err(why)) => return unauthorized(why, &downstream, &parts, authority, record),
     };
-    if let Some(a) = access
-        && let Some(by) = authorize(&w, a, &downstream, &parts, authority, token.as_ref())
-    {
+    let denied = access.and_then(|a| authorize(&w, a, &downstream, &parts, authority, token.as_ref()));
+    w.note(&s, &downstream, Some((&parts, authority.as_str())), denied.as_ref());
+    if let Some(by) = denied {
         (record.error, record.details) = (by.error, by.details.into());
         return local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None);
     }
@@ -101,8 +102,7 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
         return limited(&over, record);
     }
     if downstream.is_at_gateway() {
-        introduce(&downstream, &mut parts.headers);
-        record.forwarded_for = parts.headers.get("x-forwarded-for").cloned();
+        record.forwarded_for = introduce(&downstream, &mut parts.headers);
     }
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
@@ -203,32 +203,39 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
     let chosen = |l: &Arc<gateway::Listener>| {
         tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
     };
-    // Of several servers for a name one is enough.
-    if tls.is_none() && p.find(Some(host)).any(|l| l.redirect) {
-        return Err(Wrong::Scheme);
-    }
-    let mut misdirected = false;
+    let (mut routes, mut misdirected) = (None, false);
     for l in p.find(Some(host)) {
+        // Of several servers for a name one is enough.
+        if tls.is_none() && l.redirect {
+            return Err(Wrong::Scheme);
+        }
+        if routes.is_some() {
+            continue;
+        }
         if !chosen(l) {
             misdirected = true;
             continue;
         }
-        if let Some(r) = l.routes(&s.hosts, host) {
-            return Ok(Some(r));
-        }
+        routes = l.routes(&s.hosts, host);
     }
-    if misdirected { Err(Wrong::Listener) } else { Ok(None) }
+    if routes.is_none() && misdirected { Err(Wrong::Listener) } else { Ok(routes) }
 }
 
-/// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
-fn introduce(downstream: &Downstream, h: &mut HeaderMap) {
-    let own = downstream.from.ip().to_string();
-    let before = h.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
-    let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
-    if let Ok(v) = HeaderValue::from_bytes(&all.join(&b","[..])) {
-        h.insert("x-forwarded-for", v);
-    }
-    h.insert("x-forwarded-proto", HeaderValue::from_static(downstream.scheme()));
+/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns all that is
+/// told of who has come.
+fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
+    headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
+    let own = downstream.address();
+    let told = match headers.contains_key(names::FORWARDED_FOR) {
+        false => own.clone(),
+        true => {
+            let before = headers.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+            let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
+            HeaderValue::from_bytes(&all.join(&b","[..])).ok()?
+        }
+    };
+    headers.insert(names::FORWARDED_FOR, told.clone());
+    Some(told)
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
@@ -268,12 +275,12 @@ fn unauthorized(
 fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Box<RequestLog> {
     let mut r = downstream.record(&w.sink, s);
     r.method = p.method.clone();
-    r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
+    r.path = p.uri.path_and_query().cloned();
     r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
     r.is_grpc = is_grpc(p);
     r.user_agent = p.headers.get(header::USER_AGENT).cloned();
-    r.request_id = p.headers.get("x-request-id").cloned();
-    r.forwarded_for = p.headers.get("x-forwarded-for").cloned();
+    r.request_id = p.headers.get(names::REQUEST_ID).cloned();
+    r.forwarded_for = p.headers.get(names::FORWARDED_FOR).cloned();
     r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
     r
 }
@@ -298,7 +305,7 @@ async fn forward(
     let Some(set) = endpoints(w, downstream, s, rule, to, authority) else {
         return local_reply_of(record, ResponseFlag::NoCluster);
     };
-    record.destination = Some((&*set).into());
+    record.destination = Some(set.chosen.clone());
     let default;
     let retry = match rule {
         Some(r) => r.retry.as_ref(),
@@ -320,7 +327,7 @@ async fn forward(
     };
     if record.request_id.is_none() {
         let id = request_id();
-        parts.headers.insert("x-request-id", id.clone());
+        parts.headers.insert(names::REQUEST_ID, id.clone());
         record.request_id = Some(id);
     }
     if let (true, Some(r)) = (mirrors, rule) {
@@ -339,14 +346,12 @@ async fn forward(
             Ok(p) => p,
             Err(f) => return local_reply_of(record, f),
         };
-        let Some(i) = w.choose(&set, hash, &tried) else {
+        let began = Instant::now();
+        let Some(i) = w.choose(&set, hash, &tried, clock::at(began)) else {
             return local_reply_of(record, ResponseFlag::NoHealthy);
         };
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
-        // Names that clients think of are no series.
-        let series = if set.dynamic_endpoint.is_some() { &set.key.service } else { &m.workload.uid };
-        record.endpoint = Some(series.clone());
         let body = match (&source, &mut whole) {
             (Some(x), _) => x.attempt(),
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
@@ -358,7 +363,6 @@ async fn forward(
             return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
         };
         let held = InFlightEndpoint::new(set.clone(), i, permit);
-        let began = Instant::now();
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
@@ -384,10 +388,11 @@ async fn forward(
             None => Some(sent.await),
             Some(t) => tokio::time::timeout_at(t, sent).await.ok(),
         };
-        let over = deadline.is_some_and(|d| Instant::now() >= d);
+        let ended_at = Instant::now();
+        let over = deadline.is_some_and(|d| ended_at >= d);
         let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
         if let Some(Ok(_)) = &outcome {
-            m.state.record_latency(began.elapsed(), clock::now());
+            set.record_latency(m, ended_at - began, clock::at(ended_at));
         }
         let of_endpoint = match &outcome {
             None => !held_back.get(),
@@ -401,11 +406,11 @@ async fn forward(
             None => Outcome::TimedOut,
             Some(Err(e)) => Outcome::Failed(e),
             Some(Ok((a, _))) => {
-                Outcome::Answered(a.status().as_u16(), a.headers().get("grpc-status").and_then(reply::grpc_status))
+                Outcome::Answered(a.status().as_u16(), a.headers().get(names::GRPC_STATUS).and_then(reply::grpc_status))
             }
         };
         let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
-        let next = attempts.after(ended, state, Instant::now());
+        let next = attempts.after(ended, state, ended_at);
         if let Next::Retry { within } = next {
             // Given back first: a second retry is no more at a time than the first.
             drop(retrying.take());
@@ -446,7 +451,7 @@ async fn forward(
                 if next == (Next::Answer { exhausted: true }) {
                     record.flag = ResponseFlag::RetryLimit;
                 }
-                record.upstream_ms = Some(began.elapsed().as_millis() as u64);
+                record.upstream_ms = Some((ended_at - began).as_millis() as u64);
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
                 let guard = record.upgrade.take().filter(|_| a.status() == StatusCode::SWITCHING_PROTOCOLS);
                 let guard = guard.map(|u| w.register(s, downstream, Some(u)));

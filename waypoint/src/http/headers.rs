@@ -4,14 +4,19 @@ use crate::{
     http::{
         body::{Body, Counted},
         entry::{self, Authority},
+        names,
     },
     route::{
         operators::Values,
         table::{Destination, Rewrite, Rule},
     },
 };
-use http::{HeaderValue, Request, Uri, Version, header, request::Parts};
-use std::{borrow::Cow, cell::Cell, rc::Rc};
+use http::{
+    HeaderValue, Request, Uri, Version, header,
+    request::Parts,
+    uri::{PathAndQuery, Scheme},
+};
+use std::{cell::Cell, rc::Rc};
 
 /// A request as it is sent on, once or several times.
 pub(super) struct Template<'a> {
@@ -44,14 +49,15 @@ impl Template<'_> {
         let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
         let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
         let path = match (&new, p.uri.query()) {
-            (None, _) => Cow::Borrowed(own),
-            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
-            (Some(n), _) => Cow::Borrowed(n.as_str()),
+            // It has been read once.
+            (None, _) => p.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+            (Some(n), Some(q)) if !n.contains('?') => PathAndQuery::try_from(format!("{n}?{q}")).ok()?,
+            (Some(n), _) => PathAndQuery::try_from(n.as_str()).ok()?,
         };
         if new.is_some()
             && let Ok(v) = HeaderValue::from_str(own)
         {
-            headers.insert("x-envoy-original-path", v);
+            headers.insert(names::ORIGINAL_PATH, v);
         }
         for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
             c.names().drop_alike(&mut headers);
@@ -64,17 +70,17 @@ impl Template<'_> {
         if shadow {
             host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
         }
-        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+        headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
         let mut r = Request::new(Counted::new(body, bytes.clone()));
         *r.method_mut() = p.method.clone();
         if self.http2 {
             headers.remove(header::HOST);
-            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
+            let uri = Uri::builder().scheme(Scheme::HTTP).authority(host.to_str().ok()?).path_and_query(path);
             *r.uri_mut() = uri.build().ok()?;
             *r.version_mut() = Version::HTTP_2;
         } else {
             headers.insert(header::HOST, host);
-            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
+            *r.uri_mut() = Uri::from(path);
         }
         *r.headers_mut() = headers;
         Some(r)

@@ -1,6 +1,7 @@
 //! Copies of requests to the mirrors of their rule.
 
 use crate::{
+    clock,
     downstream::context::Downstream,
     http::{
         body::{Body, Source, discard},
@@ -40,7 +41,7 @@ pub(super) fn mirror(
         let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
         let (w, downstream) = (w.clone(), downstream.clone());
         tokio::task::spawn_local(async move {
-            let Some(i) = w.choose(&set, None, &[]) else { return };
+            let Some(i) = w.choose(&set, None, &[], clock::now()) else { return };
             let Some(_counter) = RequestPermit::request(&set) else { return };
             let held = InFlightEndpoint::new(set.clone(), i, None);
             let (member, from, held_back) = (&set.members[i], downstream.from, Cell::default());

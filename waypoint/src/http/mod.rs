@@ -12,6 +12,7 @@ mod finish;
 pub mod handle;
 mod headers;
 mod mirror;
+pub mod names;
 mod permits;
 mod rate_limit;
 mod redirect;

@@ -3,7 +3,10 @@
 use crate::{
     cluster::endpoint_set::EndpointSet,
     downstream::busy::Busy,
-    http::body::{Error, is_idle},
+    http::{
+        body::{Error, is_idle},
+        names,
+    },
     telemetry::{
         flag::{LATE_RESET, ResponseFlag},
         request_log::RequestLog,
@@ -127,7 +130,7 @@ impl ResponseBody {
             a.release();
         }
         if let Some(mut record) = self.record.take() {
-            if let Some(status) = trailers.and_then(|t| t.get("grpc-status")) {
+            if let Some(status) = trailers.and_then(|t| t.get(names::GRPC_STATUS)) {
                 record.grpc = grpc_status(status);
             }
             if !whole && record.flag == ResponseFlag::None {
@@ -234,7 +237,7 @@ pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) ->
         let mut response = Response::new(ResponseBody::local(Bytes::new()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(grpc_of(status)));
+        headers.insert(names::GRPC_STATUS, HeaderValue::from(grpc_of(status)));
         if let Ok(v) = HeaderValue::from_bytes(&text.into()) {
             headers.insert("grpc-message", v);
         }

@@ -62,7 +62,7 @@ impl Values for OfRequest<'_> {
             Operator::ResponseFlags => record.flag.text().into(),
             Operator::StartTime(format) => time(format, record.time).unwrap_or_default(),
             Operator::RouteName => record.route.clone(),
-            Operator::PeerUriSan => record.principal.clone(),
+            Operator::PeerUriSan => record.principal().into(),
             Operator::ServerName => self.downstream.tcp().sni.unwrap_or_default().into(),
         };
         out.extend_from_slice(text.as_bytes());

@@ -24,7 +24,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
     if log::format() == log::Format::Json {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
         let line = serde_json::json!({
-            "start_time": time, "method": info.method.as_str(), "path": info.path, "protocol": info.protocol,
+            "start_time": time, "method": info.method.as_str(), "path": info.path(), "protocol": info.protocol,
             "response_code": info.answered, "response_flags": info.flag.text(),
             "response_code_details": some(details), "connection_termination_details": some(termination),
             "upstream_transport_failure_reason": some(&info.error), "bytes_received": info.received.get(),
@@ -32,7 +32,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
             "x_forwarded_for": some(&forwarded_for), "user_agent": some(&user_agent), "request_id": some(&request_id),
             "authority": some(&authority), "upstream_host": some(&upstream), "upstream_cluster": cluster,
             "upstream_local_address": null, "downstream_local_address": info.to.to_string(),
-            "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal,
+            "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal(),
             "requested_server_name": some(sni), "route_name": info.route,
         });
         return line.to_string();
@@ -42,7 +42,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
         out,
         "[{time}] \"{} {} {}\" {} {} {} {} \"{}\" {} {sent} {took_ms} ",
         info.method,
-        Or(&info.path),
+        Or(info.path()),
         info.protocol,
         info.answered,
         info.flag.text(),

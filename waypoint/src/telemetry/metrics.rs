@@ -2,7 +2,7 @@
 
 use crate::{
     downstream::gate::Gate,
-    telemetry::{flag::ResponseFlag, rules::AllLabels},
+    telemetry::{key::Key, rules::AllLabels},
 };
 use karst_api::route::Metric;
 use karst_proxy::{discovery, dry_run::DryRuns, traffic::Table as TrafficTable};
@@ -44,23 +44,6 @@ const MILLISECONDS: [u64; 19] = [
 const HALF: f64 = 0.5;
 const BYTES: [u64; 11] =
     [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000, u64::MAX];
-
-/// What tells series apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    pub source: Option<Arc<str>>,
-    pub principal: String,
-    pub workload: Option<Arc<str>>,
-    pub service: Option<Arc<str>>,
-    pub status: u16,
-    pub grpc: Option<u16>,
-    pub flag: ResponseFlag,
-    pub is_grpc: bool,
-    /// Since when the same Telemetry says what its labels are ([`crate::snapshot::Snapshot::telemetry_generation`]).
-    pub telemetry_generation: u64,
-    /// Values that it asks for.
-    pub values: Vec<String>,
-}
 
 /// The counters of one series.
 pub struct Series {

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod carried;
 pub mod flag;
+pub mod key;
 pub mod labels;
 pub mod metrics;
 pub mod request_log;

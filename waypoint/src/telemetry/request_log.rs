@@ -5,7 +5,7 @@ use crate::{
     downstream::upgrade::Upgrade,
     snapshot::Snapshot,
     telemetry::{
-        access_log, carried::Carried, flag::ResponseFlag, metrics, rules::Telemetry, sink::Sink,
+        access_log, carried::Carried, flag::ResponseFlag, key::KeyRef, rules::Telemetry, sink::Sink,
         stream_info::StreamInfo,
     },
 };
@@ -82,20 +82,19 @@ impl RequestLog {
             Some(carried) => self.count_connection(carried),
             None => {
                 let values = rules.map(|t| t.values(self, sent)).unwrap_or_default();
-                let series = metrics::Key {
+                let series = KeyRef {
                     telemetry_generation: self.telemetry_generation,
-                    source: self.source.as_ref().map(|w| w.uid.clone()),
-                    principal: self.principal.clone(),
-                    workload: self.endpoint.clone(),
-                    service: self.service().map(|s| s.key.clone()),
+                    source: self.source.as_ref().map(|w| &w.uid),
+                    principal: self.principal.as_ref(),
+                    workload: self.endpoint(),
+                    service: self.service().map(|s| &s.key),
                     status: self.answered,
                     grpc: self.grpc,
                     flag: self.flag,
                     is_grpc: self.is_grpc,
-                    values,
+                    values: &values,
                 };
-                let series = self.sink.series(series, self, rules);
-                series.add(took, self.received.get(), sent);
+                self.sink.count(series, self, rules, |s| s.add(took, self.received.get(), sent));
             }
         }
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {

@@ -160,9 +160,9 @@ fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> 
     let peer = info.workload.as_ref().map(|(_, a)| *a);
     match of {
         "request" => {
-            text("path", &info.path);
-            text("url_path", info.path.split('?').next().unwrap_or_default());
-            text("query", info.path.split_once('?').map_or("", |(_, q)| q));
+            text("path", info.path());
+            text("url_path", info.path().split('?').next().unwrap_or_default());
+            text("query", info.path().split_once('?').map_or("", |(_, q)| q));
             text("host", &header(&info.authority));
             text("method", info.method.as_str());
             text("protocol", info.protocol);
@@ -190,9 +190,9 @@ fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> 
             }
         }
         "connection" => {
-            text("uri_san_peer_certificate", &info.principal);
+            text("uri_san_peer_certificate", info.principal());
             text("requested_server_name", info.sni.as_deref().unwrap_or_default());
-            out.insert("mtls".into(), Value::Bool(!info.principal.is_empty()));
+            out.insert("mtls".into(), Value::Bool(info.principal.is_some()));
         }
         "source" => {
             text("address", &info.from.to_string());

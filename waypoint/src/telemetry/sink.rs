@@ -5,8 +5,9 @@ use crate::{
     snapshot::Snapshot,
     telemetry::{
         flag::ResponseFlag,
+        key::{AsKey, Key, KeyRef},
         labels,
-        metrics::{Key, Metrics, Series},
+        metrics::{Metrics, Series},
         rules::Telemetry,
         stream_info::StreamInfo,
     },
@@ -44,21 +45,28 @@ impl Sink {
         info.at_gateway.then(|| self.config.own_pod(&self.state.borrow().mesh).cloned()).flatten()
     }
 
-    /// The series of a request, from this worker's table.
-    pub fn series(&self, key: Key, info: &StreamInfo, telemetry: Option<&Telemetry>) -> Arc<Series> {
+    /// Counts a request in its series, which is looked for in this worker's table. `count` adds it.
+    pub fn count(
+        &self,
+        key: KeyRef<'_>,
+        info: &StreamInfo,
+        telemetry: Option<&Telemetry>,
+        count: impl FnOnce(&Series),
+    ) {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();
-        if let Some(series) = all.get(&key) {
-            return series.clone();
+        if let Some(series) = all.get(&key as &dyn AsKey) {
+            return count(series);
         }
+        let key = key.to_key();
         if all.len() >= MOST {
             all.clear();
         }
         let series =
             self.metrics.series(&key, |k| labels::labels(info, self.own(info).as_deref(), telemetry, &k.values));
-        all.insert(key, series.clone());
-        series
+        count(&series);
+        all.insert(key, series);
     }
 
     /// The series of a connection that is carried as it is.

@@ -1,7 +1,7 @@
 //! What is known of a request, or of a connection that is carried as it is: what logs, metrics and header values are made from.
 
 use crate::telemetry::{carried::Carried, flag::ResponseFlag};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, uri::PathAndQuery};
 use karst_proxy::state::{Service, Workload};
 use std::{
     borrow::Cow,
@@ -26,7 +26,8 @@ pub struct StreamInfo {
     pub started: Instant,
     pub time: SystemTime,
     pub method: http::Method,
-    pub path: String,
+    /// With its query.
+    pub path: Option<PathAndQuery>,
     /// In its canonical form; as it was sent, if it has none.
     pub authority: Option<HeaderValue>,
     pub protocol: &'static str,
@@ -41,14 +42,13 @@ pub struct StreamInfo {
     /// The name in the TLS hello that it began with.
     pub sni: Option<Rc<str>>,
     pub source: Option<Arc<Workload>>,
-    pub principal: String,
+    /// The caller's SPIFFE id, if it has shown one.
+    pub principal: Option<Arc<str>>,
     pub called: Option<Arc<Service>>,
     /// It has come to a gateway.
     pub at_gateway: bool,
-    pub destination: Option<Chosen>,
+    pub destination: Option<Rc<Chosen>>,
     pub workload: Option<(Arc<Workload>, SocketAddr)>,
-    /// What tells it from others in metrics.
-    pub endpoint: Option<Arc<str>>,
     pub route: String,
     /// 0: there was no answer.
     pub answered: u16,
@@ -67,9 +67,28 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The path with its query; empty: there is none.
+    pub fn path(&self) -> &str {
+        self.path.as_ref().map_or("", PathAndQuery::as_str)
+    }
+
+    /// The caller's SPIFFE id; empty: it has shown none.
+    pub fn principal(&self) -> &str {
+        self.principal.as_deref().unwrap_or_default()
+    }
+
     /// The service that it counts for: the one that was chosen, else the one that was called.
     pub fn service(&self) -> Option<&Arc<Service>> {
         self.destination.as_ref().map(|d| &d.service).or(self.called.as_ref())
+    }
+
+    /// What tells its endpoint from others in metrics. (Names that clients think of are no series: what they have called is.)
+    pub fn endpoint(&self) -> Option<&Arc<str>> {
+        let (workload, _) = self.workload.as_ref()?;
+        match &self.destination {
+            Some(chosen) if !chosen.is_told => Some(&chosen.service.key),
+            Some(_) | None => Some(&workload.uid),
+        }
     }
 
     /// What Envoy would call the cluster.

@@ -7,9 +7,12 @@ use super::{
     tls::Speaks,
 };
 use crate::{
-    cluster::endpoint_set::{
-        ClusterKey, DynamicEndpoint,
-        tests::{KEY, set},
+    cluster::{
+        endpoint_set::{
+            DynamicEndpoint,
+            tests::{KEY, set},
+        },
+        key::ClusterKey,
     },
     downstream::{
         context::{Downstream, DownstreamTarget},
@@ -72,6 +75,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         to: "10.96.0.1".parse().unwrap(),
         hello: None,
         permit: None,
+        written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
     let served = async { requests::requests(w, Rc::new(downstream), io, false).await };
@@ -123,7 +127,7 @@ async fn a_lost_endpoint_is_not_waited_for() {
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
 async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
     let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
-    let set = w.set(&w.snapshot(), &key, "10.96.0.1".parse().unwrap()).unwrap();
+    let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
     let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &Cell::default() };
     open(&w, &attempt, Speaks::Anything).await.map(drop)

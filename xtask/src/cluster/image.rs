@@ -1,14 +1,15 @@
-//! OCI images of one layer, written without a container engine (OCI image layout in a tar, as `ctr images import` reads).
+//! OCI images of one layer, written without a container engine.
 
-use anyhow::{Context, Result};
-use serde_json::json;
-use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+use crate::{
+    archive::{Tree, gzip},
+    oci::{self, Layout, MANIFEST},
 };
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// This machine's architecture, by the name that images give it.
+pub const HOST: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
 /// What goes into an image.
 pub struct Image {
@@ -39,100 +40,57 @@ impl Image {
         self
     }
 
-    /// Writes the image; gives its digest, as `sha256:…`. The same files give the same bytes: entries are sorted, and have no
-    /// times, no owners, and no more of their permissions than whether they may be run.
+    /// Writes the image, for this machine's architecture; gives its digest, as `sha256:…`. The same files give the same bytes.
+    /// Its layer is not compressed: it is imported on the same machine.
     pub fn write(&self, out: &Path) -> Result<String> {
+        let mut layout = Layout::default();
         let layer = self.layer()?;
-        let digest = |b: &[u8]| -> String { Sha256::digest(b).iter().map(|b| format!("{b:02x}")).collect() };
-        let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-        let config = serde_json::to_vec(&json!({
-            "architecture": arch, "os": "linux",
+        let hash = oci::hex(&layer);
+        let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", layer);
+        let descriptor = self.manifest(&mut layout, HOST, &hash, layer)?;
+        let tag = self.reference.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+        let digest = oci::digest(&descriptor)?;
+        layout.name(descriptor, tag, &self.reference);
+        layout.write(out)?;
+        Ok(digest)
+    }
+
+    /// Adds the image to a layout, its layer compressed; gives the descriptor of its manifest.
+    pub fn add(&self, layout: &mut Layout, architecture: &str) -> Result<Value> {
+        let layer = self.layer()?;
+        let hash = oci::hex(&layer);
+        let layer = layout.blob("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&layer)?);
+        self.manifest(layout, architecture, &hash, layer)
+    }
+
+    /// `hash`: of the layer's tar, not compressed.
+    fn manifest(&self, layout: &mut Layout, architecture: &str, hash: &str, layer: Value) -> Result<Value> {
+        let config = json!({
+            "architecture": architecture, "os": "linux",
             "config": { "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": self.entry, "WorkingDir": "/" },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))] },
-        }))?;
-        let part = |kind: &str, b: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{}", digest(b)), "size": b.len() });
-        let manifest = serde_json::to_vec(&json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": part("config.v1+json", &config), "layers": [part("layer.v1.tar", &layer)],
-        }))?;
-        let mut entry = part("manifest.v1+json", &manifest);
-        entry["platform"] = json!({ "architecture": arch, "os": "linux" });
-        let tag = self.reference.rsplit_once(':').map_or("latest", |(_, t)| t);
-        entry["annotations"] =
-            json!({ "io.containerd.image.name": self.reference, "org.opencontainers.image.ref.name": tag });
-        let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
-        let file = fs::File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-        let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
-        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
-        append(&mut tar, "index.json", &index, 0o644)?;
-        for b in [&layer, &config, &manifest] {
-            append(&mut tar, &format!("blobs/sha256/{}", digest(b)), b, 0o644)?;
-        }
-        tar.into_inner()?.into_inner()?.sync_data()?;
-        Ok(format!("sha256:{}", digest(&manifest)))
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{hash}")] },
+        });
+        let config = layout.document("application/vnd.oci.image.config.v1+json", &config)?;
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
+        let mut descriptor = layout.document(MANIFEST, &manifest)?;
+        descriptor["platform"] = json!({ "architecture": architecture, "os": "linux" });
+        Ok(descriptor)
     }
 
     fn layer(&self) -> Result<Vec<u8>> {
-        let mut entries = BTreeMap::new();
-        for dir in ["tmp", "etc", "proc", "sys", "dev", "run", "var"] {
-            entries.insert(dir.to_string(), Entry::Directory);
+        let mut tree = Tree::new(0);
+        for name in ["etc", "proc", "sys", "dev", "run", "var"] {
+            tree.directory(name, 0o755);
         }
-        let mut put = |at: &str, entry: Entry| {
-            let at = at.trim_start_matches('/');
-            for (end, _) in at.match_indices('/') {
-                if let Some(dir) = at.get(..end) {
-                    entries.entry(dir.to_string()).or_insert(Entry::Directory);
-                }
-            }
-            entries.insert(at.to_string(), entry);
-        };
+        tree.directory("tmp", 0o1777);
         for (from, to) in &self.files {
-            let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-            let run = fs::metadata(from)?.permissions().mode() & 0o111 != 0;
-            put(to, Entry::File { bytes, run });
+            tree.copy(to, from)?;
         }
         for (at, target) in &self.links {
-            put(at, Entry::Link(target.clone()));
+            tree.link(at, target);
         }
-        let mut tar = tar::Builder::new(Vec::new());
-        // Sorted, so that a directory comes before what is in it.
-        for (at, entry) in &entries {
-            match entry {
-                Entry::Directory => {
-                    let mut h = header(if at == "tmp" { 0o1777 } else { 0o755 }, 0);
-                    h.set_entry_type(tar::EntryType::Directory);
-                    tar.append_data(&mut h, format!("{at}/"), std::io::empty())?;
-                }
-                Entry::File { bytes, run } => append(&mut tar, at, bytes, if *run { 0o755 } else { 0o644 })?,
-                Entry::Link(target) => {
-                    let mut h = header(0o777, 0);
-                    h.set_entry_type(tar::EntryType::Symlink);
-                    tar.append_link(&mut h, at, target)?;
-                }
-            }
-        }
-        Ok(tar.into_inner()?)
+        tree.tar()
     }
-}
-
-enum Entry {
-    Directory,
-    File { bytes: Vec<u8>, run: bool },
-    Link(String),
-}
-
-fn header(mode: u32, size: u64) -> tar::Header {
-    let mut h = tar::Header::new_gnu();
-    h.set_mode(mode);
-    h.set_size(size);
-    h.set_mtime(0);
-    h.set_uid(0);
-    h.set_gid(0);
-    h
-}
-
-fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    Ok(tar.append_data(&mut header(mode, bytes.len() as u64), name, bytes)?)
 }
 
 #[cfg(test)]
@@ -140,7 +98,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use std::{
-        fs::{File, Permissions},
+        fs::{self, File, Permissions},
+        os::unix::fs::PermissionsExt,
         time::{Duration, SystemTime},
     };
 

@@ -9,7 +9,7 @@ pub(super) const CHARTS: [(&str, &[&str]); 6] = [
     ("base", &[]),
     ("istiod", &["controller/src/config.rs"]),
     ("cni", &["cni/src/config.rs"]),
-    ("ztunnel", &["ztunnel/src/config.rs", "crates/proxy/src/options.rs"]),
+    ("ztunnel", &["ztunnel/src/config.rs", "ztunnel/src/istio.rs", "crates/proxy/src/options.rs"]),
     ("gateway", &["waypoint/src/config.rs", "crates/proxy/src/options.rs"]),
     ("ambient", &[]),
 ];

@@ -127,9 +127,12 @@ impl Install<'_> {
     }
 }
 
+/// As istioctl prints it; a gateway of another name than the profiles' has it, too.
 fn title(part: &Part) -> String {
     let title = part.kind.title();
-    if title.ends_with("gateways") { format!("{title} ({})", part.name) } else { title.into() }
+    let is_usual =
+        !title.ends_with("gateways") || ["istio-ingressgateway", "istio-egressgateway"].contains(&&*part.name);
+    if is_usual { title.into() } else { format!("{title} ({})", part.name) }
 }
 
 /// What the pods of a workload complain about, or else its events.

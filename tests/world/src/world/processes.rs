@@ -5,7 +5,7 @@ use super::{
     process::{bin, in_netns, kill},
     wait::{PATIENCE, wait_for},
 };
-use crate::http;
+use crate::{http, istio::IstioAgent};
 use anyhow::{Result, bail, ensure};
 use karst_rt::netns::Netns;
 use std::{
@@ -121,6 +121,17 @@ impl World {
         let args = self.agent_args(node);
         let child = self.spawn(&self.nodes[node].ns, &format!("agent{node}.log"), &bin("karst-cni"), &args, &[])?;
         self.nodes[node].agent = Some(child);
+        Ok(())
+    }
+
+    /// Starts Istio's agent on a node, in place of one that may run: it knows the node's pods that are in the mesh.
+    pub fn start_istio_agent(&mut self, node: usize) -> Result<()> {
+        self.nodes[node].istio.take();
+        let known = karst_manifest::status::read(&self.dir.join("manifests"));
+        let here =
+            |p: &crate::Pod| p.spec.node == node && known.contains(&format!("{}/{}", p.spec.namespace, p.spec.name));
+        let pods: Vec<_> = self.pods().into_iter().filter(here).collect();
+        self.nodes[node].istio = Some(IstioAgent::start(&self.zds(node), &pods)?);
         Ok(())
     }
 

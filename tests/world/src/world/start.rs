@@ -54,7 +54,10 @@ impl World {
         w.write_base()?;
         w.start_controller()?;
         for i in 0..w.options.nodes {
-            w.start_agent(i)?;
+            match w.options.istio {
+                None => w.start_agent(i)?,
+                Some(_) => w.start_istio_agent(i)?,
+            }
             w.start_ztunnel(i)?;
         }
         for i in 0..w.options.nodes {
@@ -84,7 +87,7 @@ impl World {
         sysctl(&ns, "net.ipv4.ip_forward", "1")?;
         sysctl(&ns, "net.ipv6.conf.all.forwarding", "1")?;
         let netns = Netns::open(format!("/run/netns/{ns}"))?;
-        self.nodes.push(Node { name: format!("node{i}"), ns, netns, agent: None, ztunnel: None });
+        self.nodes.push(Node { name: format!("node{i}"), ns, netns, agent: None, istio: None, ztunnel: None });
         self.next_pod.push(10);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod bodies;
 mod deadlines;
+mod flows;
 mod heads;
 mod limits;
 mod mirrors;
@@ -165,6 +166,7 @@ impl Mesh {
             to: Ipv4Addr::new(10, 96, 0, 1).into(),
             hello: None,
             permit: None,
+            written: Default::default(),
         };
         let w = self.worker.clone();
         spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });

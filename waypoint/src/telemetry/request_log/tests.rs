@@ -113,7 +113,17 @@ fn deny(path: &str) -> ir::Access {
 fn call(target: DownstreamTarget, port: u16) -> Rc<Downstream> {
     let from = CLIENT.parse().unwrap();
     let to = OWN.parse().unwrap();
-    Rc::new(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: None })
+    Rc::new(Downstream {
+        peer: None,
+        from,
+        source: None,
+        target,
+        port,
+        to,
+        hello: None,
+        permit: None,
+        written: Default::default(),
+    })
 }
 
 /// An application: answers requests, but never `/slow`, and breaks off at `/broken`; at `/ws` it sends back what it gets.

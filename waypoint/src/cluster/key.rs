@@ -1,0 +1,117 @@
+//! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share would be
+//! counted in one place by all of them.
+
+use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+/// Which destination.
+#[derive(Clone, Debug)]
+pub struct ClusterKey {
+    pub service: Arc<str>,
+    pub port: u16,
+    pub subset: Arc<str>,
+    /// The client's namespace, if the service is called in a way of its own from there.
+    pub client: Arc<str>,
+}
+
+/// A [`ClusterKey`] that owns nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterKeyRef<'a> {
+    pub service: &'a Arc<str>,
+    pub port: u16,
+    pub subset: &'a Arc<str>,
+    /// See [`ClusterKey::client`].
+    pub client: &'a str,
+}
+
+impl ClusterKeyRef<'_> {
+    /// The same, to be kept.
+    pub fn to_key(&self) -> ClusterKey {
+        let client = if self.client.is_empty() { Arc::default() } else { self.client.into() };
+        ClusterKey { service: self.service.clone(), port: self.port, subset: self.subset.clone(), client }
+    }
+}
+
+impl ClusterKey {
+    /// The same, not owned.
+    pub fn as_ref(&self) -> ClusterKeyRef<'_> {
+        ClusterKeyRef { service: &self.service, port: self.port, subset: &self.subset, client: &self.client }
+    }
+}
+
+impl PartialEq for ClusterKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_ref() == other.as_ref()
+    }
+}
+
+impl Eq for ClusterKey {}
+
+impl Hash for ClusterKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_ref().hash(state);
+    }
+}
+
+/// What a table of [`ClusterKey`]s is asked by: both kinds of keys are equal here, and have the same hash.
+pub trait AsClusterKey {
+    /// The key.
+    fn key(&self) -> ClusterKeyRef<'_>;
+}
+
+impl AsClusterKey for ClusterKey {
+    fn key(&self) -> ClusterKeyRef<'_> {
+        self.as_ref()
+    }
+}
+
+impl AsClusterKey for ClusterKeyRef<'_> {
+    fn key(&self) -> ClusterKeyRef<'_> {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn AsClusterKey + 'a> for ClusterKey {
+    fn borrow(&self) -> &(dyn AsClusterKey + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn AsClusterKey + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for dyn AsClusterKey + '_ {}
+
+impl Hash for dyn AsClusterKey + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn both_kinds_of_keys_find_the_same() {
+        let key = |service: &str, port, client: &str| ClusterKey {
+            service: service.into(),
+            port,
+            subset: "v1".into(),
+            client: client.into(),
+        };
+        let all: HashMap<ClusterKey, u8> =
+            [(key("a", 80, ""), 1), (key("a", 81, ""), 2), (key("a", 80, "ns"), 3)].into();
+        let find = |key: &ClusterKey| all.get(&key.as_ref() as &dyn AsClusterKey).copied();
+        let wanted = [key("a", 80, ""), key("a", 81, ""), key("a", 80, "ns"), key("b", 80, "")];
+        assert_eq!(wanted.each_ref().map(find), [Some(1), Some(2), Some(3), None]);
+        assert_eq!(wanted.each_ref().map(|k| all.get(k).copied()), [Some(1), Some(2), Some(3), None]);
+    }
+}

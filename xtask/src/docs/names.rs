@@ -1,0 +1,130 @@
+//! Pages that list names, against the sources: docs/metrics.md has every metric that a program renders, docs/labels.md every label
+//! and annotation of Istio's and ours that it knows; and neither has others.
+
+use super::sources::{self, Source};
+use anyhow::{Context, Result, ensure};
+use std::{collections::BTreeSet, fs, path::Path};
+
+const METRICS: &str = "docs/metrics.md";
+const LABELS: &str = "docs/labels.md";
+
+/// Names of the same form that are no labels: of controllers, field managers and the like. Each is in the sources.
+const NO_LABELS: &[&str] = &[
+    "istio.io/authorization-policy",
+    "istio.io/ca-root",
+    "istio.io/debug",
+    "istio.io/gateway-class",
+    "istio.io/gateway-controller",
+    "istio.io/ip-autoallocate",
+    "istio.io/mesh-controller",
+    "karst.io/findings",
+    "karst.io/gateway-ports",
+    "karst.io/revision",
+];
+
+/// What begins the names of metrics, ours and those that Istio's components have.
+const PREFIXES: &[&str] = &["istio_", "karst_", "citadel_", "galley_", "pilot_", "process_", "workload_", "ztunnel_"];
+
+/// Differences, each with the fix.
+pub(super) fn check() -> Result<Vec<String>> {
+    let all = sources::read()?;
+    let metrics: BTreeSet<String> = all.iter().flat_map(metrics).collect();
+    let mut labels: BTreeSet<String> = all.iter().flat_map(labels).collect();
+    ensure!(!metrics.is_empty() && !labels.is_empty(), "no names in the sources: the search is broken");
+    for name in NO_LABELS {
+        ensure!(labels.remove(*name), "{name} is not in the sources any more: take it out of NO_LABELS");
+    }
+    let mut faults = differences(METRICS, "metric", &metrics, &listed(METRICS)?, &BTreeSet::new());
+    // Labels of Kubernetes' own may be listed, too.
+    let texts: BTreeSet<String> = all.iter().flat_map(|source| source.literals.iter().cloned()).collect();
+    faults.extend(differences(LABELS, "label", &labels, &listed(LABELS)?, &texts));
+    Ok(faults)
+}
+
+/// The names in the first column of a page's tables.
+fn listed(page: &str) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(page).with_context(|| page.to_string())?;
+    Ok(first_column(&text))
+}
+
+fn first_column(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |"));
+    rows.flat_map(|(cell, _)| cell.split('`').step_by(2).map(String::from)).filter(|name| !name.is_empty()).collect()
+}
+
+fn differences(
+    page: &str,
+    what: &str,
+    known: &BTreeSet<String>,
+    listed: &BTreeSet<String>,
+    also: &BTreeSet<String>,
+) -> Vec<String> {
+    let missing = known.difference(listed).map(|name| format!("{page}: the {what} `{name}` is missing: add a row"));
+    let gone = listed.iter().filter(|name| !known.contains(*name) && !also.contains(*name));
+    missing.chain(gone.map(|name| format!("{page}: no program has the {what} `{name}`: remove its row"))).collect()
+}
+
+/// Metrics that a file renders: a literal that is a name, or has its `# TYPE` line, in a file with such lines.
+fn metrics(source: &Source) -> Vec<String> {
+    let is_name = |text: &str| {
+        PREFIXES.iter().any(|prefix| text.starts_with(prefix))
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    };
+    if !source.literals.iter().any(|text| text.contains("# TYPE ")) {
+        return vec![];
+    }
+    let typed = source.literals.iter().flat_map(|text| text.split("# TYPE ").skip(1));
+    let typed = typed.filter_map(|rest| rest.split_whitespace().next());
+    let whole = source.literals.iter().map(String::as_str);
+    typed.chain(whole).filter(|text| is_name(text)).map(String::from).collect()
+}
+
+/// Labels and annotations that a file names: a literal that is one as a whole, of a domain of Istio's or ours.
+fn labels(source: &Source) -> Vec<String> {
+    let is_label = |text: &str| {
+        let Some((domain, name)) = text.split_once('/') else { return false };
+        let ours = ["istio.io", "karst.io"].iter().any(|end| domain == *end || domain.ends_with(&format!(".{end}")));
+        let version =
+            name.strip_prefix('v').is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()));
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+        ours && !version && !name.is_empty() && name.bytes().all(plain)
+    };
+    // The command line writes examples; what it reads of objects, the controller and the agent know.
+    let texts = source.literals.iter().filter(|_| !source.path.starts_with(Path::new("cli")));
+    texts.filter(|text| is_label(text)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(literals: &[&str]) -> Source {
+        Source { path: "controller/src/a.rs".into(), literals: literals.iter().map(|text| text.to_string()).collect() }
+    }
+
+    #[test]
+    fn a_metric_is_a_name_where_types_are_written() {
+        let file = ["# HELP istio_build Version.\\n# TYPE istio_build gauge", "karst_workloads", "Workloads.", "pilot"];
+        assert_eq!(metrics(&source(&file)), ["istio_build", "karst_workloads"]);
+        assert_eq!(metrics(&source(&["karst_workloads"])), [""; 0], "a name elsewhere is a mention");
+    }
+
+    #[test]
+    fn a_label_is_a_whole_text_of_our_domains() {
+        let file =
+            ["istio.io/rev", "networking.istio.io/v1", "istio.io/WaypointBound", "see istio.io/rev", "example.com/rev"];
+        assert_eq!(labels(&source(&file)), ["istio.io/rev"]);
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_gone_are_named() {
+        let page = first_column("| `a` | x |\n| `b`, `c` | y |\n|---|---|\ntext `d` |");
+        assert_eq!(page, ["a", "b", "c"].map(String::from).into());
+        let known = ["a", "e"].map(String::from).into();
+        let faults = differences("p", "metric", &known, &page, &["b".to_string()].into());
+        assert_eq!(
+            faults,
+            ["p: the metric `e` is missing: add a row", "p: no program has the metric `c`: remove its row"]
+        );
+    }
+}
