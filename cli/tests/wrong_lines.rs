@@ -57,6 +57,8 @@ const CASES: &[Case] = &[
         "--level \"loud!\": not a level",
         "next: use trace, debug, info, warn, error or off",
     ),
+    case("tag set prod", 64, "--revision <NAME>", HELP),
+    case("tag remove", 64, "required arguments were not provided", HELP),
     case("policy tset a.yaml", 64, "unrecognized subcommand 'tset'", "tip: a similar subcommand exists: 'test'"),
     case("policy test", 64, "required arguments were not provided", HELP),
     case("policy test /nowhere.yaml", 65, "/nowhere.yaml: no such file or directory", "next: check the path"),

@@ -33,6 +33,7 @@ impl Intake {
             started: Mesh::from(config),
             name: config.mesh_config_name(),
             good: Arc::default(),
+            good_text: String::new(),
             is_current: true,
             read: None,
             told: None,
@@ -57,6 +58,11 @@ impl Intake {
     /// What has newly been found wrong with the mesh configuration; told once.
     pub fn fault(&mut self) -> Option<Fault> {
         self.mesh_config.fault.take()
+    }
+
+    /// The text of the mesh configuration in force; empty: there is none.
+    pub fn mesh_config(&self) -> &str {
+        &self.mesh_config.good_text
     }
 
     /// Is the mesh configuration in force the one that is written?
@@ -108,6 +114,8 @@ struct Follower {
     name: String,
     /// The last one that could be used.
     good: Arc<MeshConfig>,
+    /// Its text.
+    good_text: String,
     is_current: bool,
     /// The text that was read last, and what is wrong with it: pods change far more often.
     read: Option<(String, Vec<String>)>,
@@ -129,6 +137,7 @@ impl Follower {
         // Without the ConfigMap it is the options that say everything.
         let Some((at, text)) = found else {
             (self.good, self.is_current, self.read, self.told) = (Arc::default(), true, None, None);
+            self.good_text.clear();
             state.mesh_config = self.good.clone();
             return;
         };
@@ -156,6 +165,7 @@ impl Follower {
             Ok(config) => {
                 self.is_current = true;
                 self.good = Arc::new(config);
+                self.good_text = text.to_string();
                 self.fixed()
             }
             Err(error) => {
@@ -213,6 +223,7 @@ mod tests {
             started,
             name: name.into(),
             good: Arc::default(),
+            good_text: String::new(),
             is_current: true,
             read: None,
             told: None,
@@ -239,6 +250,19 @@ mod tests {
         assert_eq!((again, problems.len()), (None, 1), "told once, and a problem as long as it is there");
         assert_eq!(take(map("istio", "{}")), (None, vec![], None, true));
         assert_eq!(take(map("istio-other", "accessLogFile: /x")), (None, vec![], None, true), "another's");
+    }
+
+    #[test]
+    fn the_text_in_force_is_that_of_the_last_good_configuration() {
+        let mut follower = follower("istio");
+        let mut text = |mut state: State| {
+            follower.take(&mut state);
+            follower.good_text.clone()
+        };
+        assert_eq!(text(State::default()), "");
+        assert_eq!(text(map("istio", "accessLogFile: ''")), "accessLogFile: ''");
+        assert_eq!(text(map("istio", "accessLogFile: /x")), "accessLogFile: ''");
+        assert_eq!(text(State::default()), "");
     }
 
     #[test]

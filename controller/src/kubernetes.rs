@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
-use karst_manifest::{Object, State};
+use karst_manifest::{Object, State, mesh_config};
 use karst_rt::{backoff::Backoff, repeated::Repeated};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +24,9 @@ const ROOT_KEY: &str = "root-cert.pem";
 /// And of the one with the revocation lists.
 const LISTS_CONFIG_MAP: &str = "istio-ca-crl";
 const LISTS_KEY: &str = "ca-crl.pem";
+/// Name of the copy of the mesh configuration in the namespaces of ztunnels that are not in ours, with the revision's name for all
+/// but the default one (the chart ztunnel knows it by this rule, too).
+const MESH_CONFIG_MAP: &str = "karst-mesh-config";
 /// Between two looks at the revocation lists in the authority's Secret: who is revoked is to be out soon.
 const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
@@ -66,6 +69,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
     watches.push(Watch::all("ConfigMap"));
     watches.push(Watch { labels: MANAGED.into(), ..Watch::all("Deployment") });
+    watches.push(Watch { labels: "istio.io/tag".into(), ..Watch::all("MutatingWebhookConfiguration") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));
@@ -222,13 +226,26 @@ pub struct Publisher {
     authority: Arc<CertificateAuthority>,
     root: Published,
     lists: Published,
+    mesh_config: Published,
 }
 
 impl Publisher {
     /// Starts it.
-    pub fn start(kube: &Kube, authority: Arc<CertificateAuthority>, leads: &watch::Receiver<bool>) -> Self {
-        let one = |name, key| Published::start(kube.clone(), Place { name, key }, leads.clone());
-        Self { authority, root: one(ROOT_CONFIG_MAP, ROOT_KEY), lists: one(LISTS_CONFIG_MAP, LISTS_KEY) }
+    pub fn start(kube: &Kube, config: &Config, authority: Arc<CertificateAuthority>, leading: &Leading) -> Self {
+        let one = |place: Place, leads: &watch::Receiver<bool>| Published::start(kube.clone(), place, leads.clone());
+        Self {
+            authority,
+            root: one(Place::everywhere(ROOT_CONFIG_MAP, ROOT_KEY), &leading.mesh),
+            lists: one(Place::everywhere(LISTS_CONFIG_MAP, LISTS_KEY), &leading.mesh),
+            mesh_config: one(Place::of_node_proxies(config), &leading.revision),
+        }
+    }
+
+    /// Looks where the mesh configuration in force lacks.
+    pub fn note_mesh_config(&self, state: &State, text: &str) {
+        // A ztunnel tells one that says nothing from one that it does not see.
+        let text = if text.trim().is_empty() { "{}\n" } else { text };
+        self.mesh_config.note(state, Some(text.to_string()));
     }
 
     /// Looks where something lacks.
@@ -239,13 +256,36 @@ impl Publisher {
 }
 
 /// A ConfigMap, and its one key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Place {
-    name: &'static str,
+    name: String,
     key: &'static str,
+    /// The namespaces that have it; None: all in which workloads of a mesh can be.
+    only: Option<BTreeSet<String>>,
 }
 
-/// Writes a text into a ConfigMap of every namespace, and again where it is edited or removed; while we hold the Lease.
+impl Place {
+    fn everywhere(name: &str, key: &'static str) -> Self {
+        Self { name: name.into(), key, only: None }
+    }
+
+    /// The mesh configuration where ztunnels are that cannot read ours.
+    fn of_node_proxies(config: &Config) -> Self {
+        let namespaces = config.trusted_node_accounts.iter().filter_map(|account| account.split_once('/'));
+        let elsewhere = namespaces.map(|(namespace, _)| namespace).filter(|name| *name != config.root_namespace);
+        let only = Some(elsewhere.map(String::from).collect());
+        Self { name: config.revision().named(MESH_CONFIG_MAP), key: mesh_config::KEY, only }
+    }
+
+    fn has(&self, namespace: &str) -> bool {
+        match &self.only {
+            Some(only) => only.contains(namespace),
+            None => !NO_ROOT.contains(&namespace),
+        }
+    }
+}
+
+/// Writes a text into a ConfigMap of every namespace of its, and again where it is edited or removed; while we hold the Lease.
 struct Published {
     place: Place,
     missing: watch::Sender<Missing>,
@@ -261,14 +301,15 @@ struct Missing {
 impl Published {
     fn start(kube: Kube, place: Place, mut leads: watch::Receiver<bool>) -> Self {
         let (missing, mut rx) = watch::channel(Missing::default());
+        let at = place.clone();
         tokio::spawn(async move {
             let mut tries = Tries::new();
             while leads.wait_for(|l| *l).await.is_ok() {
                 let todo = rx.borrow_and_update().clone();
                 for ns in &todo.namespaces {
                     let labels = [("istio.io/config", "true")];
-                    if let Err(e) = kube.config_map(ns, place.name, &labels, &[(place.key, &todo.text)]).await {
-                        tries.failed(&format!("{} cannot be written yet: {e:#}", place.key));
+                    if let Err(e) = kube.config_map(ns, &at.name, &labels, &[(at.key, &todo.text)]).await {
+                        tries.failed(&format!("{} cannot be written yet: {e:#}", at.key));
                     }
                 }
                 let wait = tries.end().unwrap_or(RETRY);
@@ -289,7 +330,7 @@ impl Published {
 
     /// Looks where it lacks. None: the text is not known, and what is there stays.
     fn note(&self, state: &State, text: Option<String>) {
-        let new = text.map(|t| missing(state, self.place, t)).unwrap_or_default();
+        let new = text.map(|t| missing(state, &self.place, t)).unwrap_or_default();
         self.missing.send_if_modified(|m| {
             // The same namespaces with another text are new, too. What is there wakes nobody.
             let tell = *m != new && !new.namespaces.is_empty();
@@ -300,12 +341,12 @@ impl Published {
 }
 
 /// The namespaces without this text. An empty one is only written in place of another.
-fn missing(state: &State, place: Place, text: String) -> Missing {
+fn missing(state: &State, place: &Place, text: String) -> Missing {
     let mut namespaces = BTreeSet::new();
     for o in &state.objects {
         if let Object::Namespace(namespace) = &o.object
             && namespace.metadata.deletion_timestamp.is_none()
-            && !NO_ROOT.contains(&namespace.metadata.name.as_str())
+            && place.has(&namespace.metadata.name)
         {
             namespaces.insert(namespace.metadata.name.clone());
         }
@@ -520,12 +561,29 @@ mod tests {
         assert_eq!(of("canary"), ["istio-mesh-leader", "istio-leader-canary"]);
     }
 
+    /// A ztunnel that is in another namespace than we reads the mesh configuration there, also one that says nothing.
+    #[test]
+    fn the_mesh_configuration_is_where_ztunnels_are() {
+        let place = |accounts: &str| {
+            let arguments = ["karst-controller", "--revision", "canary", "--trusted-node-accounts", accounts];
+            Place::of_node_proxies(&Cli::try_parse_from(arguments).unwrap().config)
+        };
+        let text = ["istio-system", "kube-system", "app"]
+            .map(|name| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"));
+        let objects = karst_manifest::parse::file(std::path::Path::new("x.yaml"), &text.join("---\n")).unwrap();
+        let state = State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() };
+        let of = |accounts: &str| missing(&state, &place(accounts), "{}\n".into()).namespaces;
+        assert_eq!(of("istio-system/ztunnel"), BTreeSet::new());
+        assert_eq!(of("kube-system/ztunnel,istio-system/other"), BTreeSet::from(["kube-system".to_string()]));
+        assert_eq!(place("a/b").name, "karst-mesh-config-canary");
+    }
+
     /// The root is renewed before the watch has shown that the one before was written: nothing has changed about which
     /// namespaces lack it, and still there is something to write.
     #[test]
     fn a_root_that_changes_while_it_is_written_is_told_again() {
         let (missing, mut told) = watch::channel(Missing::default());
-        let publisher = Published { place: Place { name: ROOT_CONFIG_MAP, key: ROOT_KEY }, missing };
+        let publisher = Published { place: Place::everywhere(ROOT_CONFIG_MAP, ROOT_KEY), missing };
         let mut state = State::default();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: app}\n";
         let objects = karst_manifest::parse::file(std::path::Path::new("app.yaml"), text).unwrap();
@@ -562,8 +620,8 @@ mod tests {
             apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-ca-crl, namespace: a}\ndata: {ca-crl.pem: old}\n";
         let objects = karst_manifest::parse::file(std::path::Path::new("x.yaml"), text).unwrap();
         state.objects = objects.into_iter().map(Arc::new).collect();
-        let place = Place { name: LISTS_CONFIG_MAP, key: LISTS_KEY };
-        let of = |t: &str| missing(&state, place, t.into()).namespaces.into_iter().collect::<Vec<_>>();
+        let place = Place::everywhere(LISTS_CONFIG_MAP, LISTS_KEY);
+        let of = |t: &str| missing(&state, &place, t.into()).namespaces.into_iter().collect::<Vec<_>>();
         assert_eq!(of("new"), ["a", "b"]);
         assert_eq!(of("old"), ["b"]);
         // None of it any more: no ConfigMap is made to say so.

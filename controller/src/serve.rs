@@ -131,7 +131,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let source = kubernetes::source(&kube, config.gateway_secrets).await;
             let leading = kubernetes::elect(&kube, &config);
             leads = Some(leading.revision.clone());
-            let publisher = kubernetes::Publisher::start(&kube, authority.clone(), &leading.mesh);
+            let publisher = kubernetes::Publisher::start(&kube, &config, authority.clone(), &leading);
             tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
             let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.mesh);
             tokio::spawn(keep);
@@ -187,9 +187,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             counts: shared.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
-        let name = webhook::configuration(&config.revision(), &config.root_namespace);
-        let roots = shared.authority.roots();
-        tokio::spawn(webhook::keep(kube.clone(), config.root_namespace.clone(), name, roots, leads));
+        for kept in webhook::Kept::of(&config.revision(), &config.root_namespace) {
+            tokio::spawn(webhook::keep(kube.clone(), kept, shared.authority.roots(), leads.clone()));
+        }
     }
     let service = Service(shared.clone());
     let server = Server::builder()
@@ -425,10 +425,13 @@ fn update(
     if compiler.was_whole() {
         keys.want(&state);
     }
+    // Nothing is compiled from them, but their statuses are for somebody to write.
+    let are_others_elsewhere = shared.state.load().elsewhere != state.elsewhere;
     if let Some((publisher, writer)) = kube
-        && compiler.was_whole()
+        && (compiler.was_whole() || are_others_elsewhere)
     {
         publisher.note(&state);
+        publisher.note_mesh_config(&state, intake.mesh_config());
         writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
     }
     log.behind = !compiler.was_whole() && (log.behind || compiler.was_told());

@@ -6,7 +6,11 @@
 //! can be reached lets nothing by.
 
 use crate::{
-    convert::{Mesh, Revision, check, finding::Finding, of_gateway},
+    convert::{
+        Mesh, Revision, check,
+        finding::{Finding, Reason},
+        of_gateway,
+    },
     tls::Connection,
 };
 use bytes::Bytes;
@@ -88,6 +92,8 @@ pub struct Validator {
 enum WebhookPath {
     Validate,
     Warn,
+    /// Objects that are for another revision: all that is said is that nobody may be that one.
+    Others,
 }
 
 /// Why a review has no answer.
@@ -104,6 +110,10 @@ async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value
     let review: Review = serde_json::from_slice(body)?;
     let ask = review.request.ok_or(ReviewError::NoRequest)?;
     let counts = &by.counts;
+    if asked == WebhookPath::Others {
+        let warnings = unknown_revision(ask, by).await;
+        return Ok(review_of(json!({ "uid": warnings.0, "allowed": true, "warnings": warnings.1 })));
+    }
     let (mut problems, mut warnings) = validate(ask.kind, &ask.operation, ask.object, by).await;
     if asked == WebhookPath::Warn {
         // Its status says the same; who tries what another version of the API has is not to be stopped.
@@ -128,6 +138,17 @@ async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value
 
 fn review_of(response: Value) -> Value {
     json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
+}
+
+/// What is to be said of an object whose label names a revision, if nobody is that one; with the uid of the review.
+async fn unknown_revision(ask: AdmissionRequest, by: &Validator) -> (String, Vec<String>) {
+    let is_written = matches!(ask.operation.as_str(), "CREATE" | "UPDATE");
+    let known = kinds::known(&ask.kind.kind, &ask.kind.group).filter(|_| is_written);
+    // What is wrong with it is not for this revision to say.
+    let Some(Ok(object)) = known.map(|(kind, ..)| parse::value(kind, ask.object)) else { return (ask.uid, vec![]) };
+    let found = (by.around)(object).await;
+    let said = found.iter().filter(|finding| finding.reason == Reason::RevisionNotFound).map(Finding::text);
+    (ask.uid, said.collect())
 }
 
 /// What is wrong with an object, and what is to be said of it besides.
@@ -202,10 +223,11 @@ async fn respond(request: Request<Incoming>, by: &Validator) -> Response<Full<By
     let asked = match request.uri().path() {
         p if p.starts_with("/validate") => WebhookPath::Validate,
         "/warn" => WebhookPath::Warn,
-        _ => return text(404, "POST an AdmissionReview to /validate or /warn\n".into()),
+        "/others" => WebhookPath::Others,
+        _ => return text(404, "POST an AdmissionReview to /validate, /warn or /others\n".into()),
     };
     if request.method() != hyper::Method::POST {
-        return text(404, "POST an AdmissionReview to /validate or /warn\n".into());
+        return text(404, "POST an AdmissionReview to /validate, /warn or /others\n".into());
     }
     let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Ok(b) => b.to_bytes(),
@@ -235,40 +257,67 @@ pub fn configuration(revision: &Revision, namespace: &str) -> String {
     format!("{}-{namespace}", revision.named("istio-validator"))
 }
 
-/// Keeps the webhook's configuration in order, while we hold the Lease: the root that it is verified by, and `Fail` once the
-/// API server has been seen to reach it. (One writer: during a renewal replicas hold different roots, and would write them in turns.)
-pub async fn keep(
-    kube: Kube,
-    namespace: String,
+/// Istio's name of the configuration for objects without a label, where the default revision is a named one.
+const DEFAULT_VALIDATOR: &str = "istiod-default-validator";
+
+/// A configuration that this revision may have to keep in order.
+#[derive(Clone, Debug)]
+pub struct Kept {
     name: String,
-    mut roots: watch::Receiver<String>,
-    mut leads: watch::Receiver<bool>,
-) {
+    namespace: String,
+    /// The one whose server it must lead to.
+    revision: String,
+    /// Label of an object that it judges. None: those without one.
+    probe: Option<String>,
+    /// It need not be there.
+    is_optional: bool,
+}
+
+impl Kept {
+    /// Those of a revision: its own, and the one of the default revision, which may be this one.
+    pub fn of(revision: &Revision, namespace: &str) -> [Self; 2] {
+        let (namespace, of) = (namespace.to_string(), revision.name().to_string());
+        let own = Self {
+            name: configuration(revision, &namespace),
+            namespace: namespace.clone(),
+            revision: of.clone(),
+            probe: (!revision.is_default()).then(|| of.clone()),
+            is_optional: false,
+        };
+        let name = DEFAULT_VALIDATOR.to_string();
+        let default = Self { name, namespace, revision: of, probe: None, is_optional: true };
+        [own, default]
+    }
+}
+
+/// Keeps a configuration in order, while we lead our revision: the root that its webhooks are verified by, and `Fail` once the
+/// API server has been seen to reach them. (One writer: during a renewal replicas hold different roots, and would write them in turns.)
+pub async fn keep(kube: Kube, kept: Kept, mut roots: watch::Receiver<String>, mut leads: watch::Receiver<bool>) {
     let mut told = String::new();
     loop {
         if leads.wait_for(|l| *l).await.is_err() {
             return;
         }
         let root = roots.borrow_and_update().clone();
-        let result = step(&kube, &namespace, &name, root).await;
+        let result = step(&kube, &kept, root).await;
         let text = match &result {
-            Ok(Done::Whole(None)) => {
+            Ok(Done::Whole(None)) if !kept.is_optional => {
                 "the ValidatingWebhookConfiguration does not exist: invalid objects are only reported".into()
             }
             Ok(Done::Waits) => {
                 "the API server does not reach the webhook yet: invalid objects are only reported".into()
             }
-            Ok(Done::Step | Done::Whole(Some(_))) => String::new(),
+            Ok(Done::Step | Done::Whole(_)) => String::new(),
             Err(e) => format!("{e:#}"),
         };
         if text != told && !text.is_empty() {
-            tracing::warn!(webhook = name, "{text}");
+            tracing::warn!(webhook = kept.name, "{text}");
         }
         told = text;
         match result {
             Ok(Done::Step) => {}
             Ok(Done::Whole(now)) => tokio::select! {
-                () = kube.webhook_differs(&name, now.as_ref()) => {}
+                () = kube.webhook_differs(&kept.name, now.as_ref()) => {}
                 r = roots.changed() => if r.is_err() { return },
             },
             Ok(Done::Waits) | Err(_) => tokio::time::sleep(RETRY).await,
@@ -285,18 +334,24 @@ enum Done {
     Whole(Option<WebhookState>),
 }
 
-async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow::Result<Done> {
+async fn step(kube: &Kube, kept: &Kept, root: String) -> anyhow::Result<Done> {
+    let name = kept.name.as_str();
     let Some(now) = kube.webhook(name).await? else { return Ok(Done::Whole(None)) };
+    // It leads to another revision, whose leader keeps it.
+    if now.revision != kept.revision {
+        return Ok(Done::Whole(Some(now)));
+    }
     if now.root != root.as_bytes() {
         // Not `Fail` before it has been tried with a root of ours (`fail` says so); a renewed one is as good as the one before.
-        let want = WebhookState { root: root.into_bytes(), fail: now.fail };
+        let want = WebhookState { root: root.into_bytes(), ..now };
         kube.set_webhook(name, &want).await?;
         return Ok(Done::Step);
     }
     if now.fail {
         return Ok(Done::Whole(Some(now)));
     }
-    if !kube.is_refused(namespace, "karst-webhook-probe", ALWAYS_REFUSED).await? {
+    let probe = (kept.namespace.as_str(), "karst-webhook-probe");
+    if !kube.is_refused(probe, ALWAYS_REFUSED, kept.probe.as_deref()).await? {
         return Ok(Done::Waits);
     }
     kube.set_webhook(name, &WebhookState { fail: true, ..now }).await?;
@@ -388,6 +443,42 @@ mod tests {
 
     fn idle_group(kind: &str) -> Option<&'static str> {
         karst_manifest::unsupported::UNSUPPORTED.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g)
+    }
+
+    /// Whoever labels an object for a revision that nobody is hears of it, and of nothing else that is wrong with it.
+    #[test]
+    fn a_revision_that_nobody_is_is_told_at_apply() {
+        let control_plane = "apiVersion: v1\nkind: Service\nmetadata: {name: istiod-canary, namespace: istio-system, labels: {app: istiod, istio.io/rev: canary}}\nspec: {}\n";
+        let review = |kind: (&str, &str), label: &str, spec: &str| {
+            let object =
+                format!("metadata: {{name: p, namespace: a, labels: {{istio.io/rev: {label}}}}}\nspec: {spec}\n");
+            let (allowed, warnings) = reviewed(WebhookPath::Others, control_plane, kind, &object);
+            assert!(allowed);
+            warnings
+        };
+        let policy = ("security.istio.io", "AuthorizationPolicy");
+        let gateway = ("gateway.networking.k8s.io", "Gateway");
+        for (kind, spec) in [(policy, "{rules: [{from: []}]}"), (gateway, "{gatewayClassName: istio}")] {
+            let warnings = review(kind, "canry", spec);
+            assert!(warnings.len() == 1 && warnings[0].contains("revision \"canry\""), "{kind:?} {warnings:?}");
+            assert!(review(kind, "canary", spec).is_empty(), "its own revision judges it");
+        }
+        assert!(review(policy, "canry", "{unknown: 1}").is_empty());
+    }
+
+    #[test]
+    fn a_revision_keeps_its_own_webhooks() {
+        let of = |name: &str| {
+            let revision = Revision { name: name.into(), tags: vec![] };
+            Kept::of(&revision, "istio-system").map(|kept| (kept.name, kept.revision, kept.probe))
+        };
+        let default = || "default".to_string();
+        let [own, shared] = of("");
+        assert_eq!(own, ("istio-validator-istio-system".into(), default(), None));
+        assert_eq!(shared, ("istiod-default-validator".into(), default(), None));
+        let [own, shared] = of("x");
+        assert_eq!(own, ("istio-validator-x-istio-system".into(), "x".into(), Some("x".into())));
+        assert_eq!(shared, ("istiod-default-validator".into(), "x".into(), None));
     }
 
     #[test]

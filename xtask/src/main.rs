@@ -16,6 +16,7 @@ mod report;
 mod sbom;
 mod setup;
 mod tools;
+mod upgrade;
 mod values;
 
 use anyhow::{Context, Result, ensure};
@@ -84,6 +85,8 @@ enum Task {
     },
     /// Boot older kernels (Debian's) in emulation, and see there what this kernel's tests see here.
     Kernels(kernels::What),
+    /// From an older release to this one and back, under load, on a fresh local cluster: no request may fail.
+    Upgrade(upgrade::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
     /// Write what follows from the table of the charts' values: their schemas, notes and refusals, and docs/values.md.
@@ -152,6 +155,7 @@ fn run(task: Task) -> Result<()> {
             setup::run()?;
             kernels::run(&what)
         }
+        Task::Upgrade(what) => upgrade::run(&what),
         Task::Conformance(what) => {
             build()?;
             conformance::run(&what)

@@ -5,7 +5,7 @@
 //! tests/world/tests/egress.rs proves it on the wire.
 
 use crate::plan::{Plan, Refusal};
-use karst_proxy::followed::File;
+use karst_proxy::followed::{File, FileError};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt::Write,
@@ -58,6 +58,8 @@ struct State {
     registry_only: AtomicBool,
     /// The file is not what the mode was taken from: it cannot be read.
     stale: AtomicBool,
+    /// There is no file: whatever the mesh configuration says is not known here.
+    is_unseen: AtomicBool,
 }
 
 impl Outbound {
@@ -88,8 +90,8 @@ impl Outbound {
             ),
             (
                 "karst_mesh_config_current",
-                "0: the file with the mesh configuration cannot be read; the last good one stays in force.",
-                !self.0.stale.load(Relaxed),
+                "0: the file with the mesh configuration is not there or cannot be read; the last good one stays in force.",
+                !self.0.stale.load(Relaxed) && !self.0.is_unseen.load(Relaxed),
             ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {}", u8::from(value));
@@ -129,7 +131,7 @@ pub fn start(option: Option<OutboundMode>, path: Option<PathBuf>) -> Outbound {
     let published = mode.clone();
     let mut file = File::new(path, "mesh configuration", "MESH_CONFIG_PATH");
     let mut is_known = false;
-    let mut look = move || match file.look(read) {
+    let mut look = move || match read_anew(&mut file, &published) {
         None => {}
         Some(Ok(mode)) => {
             if mode != published.mode() {
@@ -155,6 +157,19 @@ pub fn start(option: Option<OutboundMode>, path: Option<PathBuf>) -> Outbound {
         }
     });
     mode
+}
+
+/// Looks at the file, and notes whether there is one. (It may come later.)
+fn read_anew(file: &mut File, outbound: &Outbound) -> Option<Result<OutboundMode, FileError<serde_yaml_ng::Error>>> {
+    let found = file.look(read);
+    let is_unseen = !file.path().exists();
+    if outbound.0.is_unseen.swap(is_unseen, Relaxed) != is_unseen && is_unseen {
+        let path = file.path().display();
+        tracing::warn!(
+            "{path}: there is no mesh configuration (MESH_CONFIG_PATH): REGISTRY_ONLY would not be in force here"
+        );
+    }
+    found
 }
 
 /// The mode that a file says; without one, or with nothing said, any address is allowed.
@@ -203,6 +218,26 @@ mod tests {
             })
             .await;
         std::fs::remove_file(&file).unwrap();
+    }
+
+    /// Without the file nothing is refused, and the metric says that what the mesh says is not known here.
+    #[tokio::test]
+    async fn a_file_that_is_not_there_is_told() {
+        let path = std::env::temp_dir().join(format!("karst-no-mesh-config-{}", std::process::id()));
+        let said = |outbound: &Outbound| {
+            let mut page = String::new();
+            outbound.render(&mut page);
+            page.contains("\nkarst_mesh_config_current 1\n")
+        };
+        let mut file = File::new(path.clone(), "mesh configuration", "MESH_CONFIG_PATH");
+        let outbound = Outbound::default();
+        assert!(said(&outbound), "nobody has asked for one");
+        assert_eq!(read_anew(&mut file, &outbound).unwrap().unwrap(), OutboundMode::AllowAny);
+        assert!(!said(&outbound));
+        std::fs::write(&path, "outboundTrafficPolicy: {mode: REGISTRY_ONLY}").unwrap();
+        assert_eq!(read_anew(&mut file, &outbound).unwrap().unwrap(), OutboundMode::RegistryOnly);
+        std::fs::remove_file(&path).unwrap();
+        assert!(said(&outbound), "it has come");
         assert_eq!(Outbound::default().mode(), OutboundMode::AllowAny);
     }
 

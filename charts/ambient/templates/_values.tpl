@@ -7,7 +7,7 @@
 - compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions.
+- defaultRevision: set base.defaultRevision.
 {{- end }}{{- end }}
 {{- if hasKey . "ownerName" }}{{- if .ownerName }}
 - ownerName: deprecated in Istio, for its operator.

@@ -14,9 +14,6 @@
 {{- if hasKey . "compatibilityVersion" }}{{- if .compatibilityVersion }}
 - compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions, so that there is no default validator.
-{{- end }}{{- end }}
 {{- if hasKey . "enableReaderRBAC" }}{{- if .enableReaderRBAC }}
 - enableReaderRBAC: a mesh is one cluster in this version: no reader for other clusters is made.
 {{- end }}{{- end }}

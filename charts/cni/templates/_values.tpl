@@ -32,9 +32,6 @@
 {{- if hasKey . "compatibilityVersion" }}{{- if .compatibilityVersion }}
 - compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions.
-{{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "agentgateway" }}{{- if .agentgateway }}
 - global.agentgateway: waypoints are Karst's own.
@@ -210,6 +207,9 @@
 {{- define "cni.elsewhere" -}}
 {{- $namespace := .Namespace }}
 {{- with .Values }}
+{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
+- defaultRevision: used by the chart base.
+{{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "caAddress" }}{{- if .caAddress }}
 - global.caAddress: used by the charts ztunnel and gateway.

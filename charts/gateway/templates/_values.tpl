@@ -9,9 +9,6 @@
 {{- if hasKey . "customService" }}{{- if .customService }}
 - customService: set service.type: None, and make a Service of your own.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions.
-{{- end }}{{- end }}
 {{- if hasKey . "gateways" }}{{- if .gateways }}
 - gateways: this chart is one gateway: its keys are at the top.
 {{- end }}{{- end }}
@@ -195,6 +192,9 @@
 {{- define "gateway.elsewhere" -}}
 {{- $namespace := .Namespace }}
 {{- with .Values }}
+{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
+- defaultRevision: used by the chart base.
+{{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "configValidation" }}{{- if true }}
 - global.configValidation: used by the chart istiod.

@@ -9,9 +9,6 @@
 {{- if hasKey . "compatibilityVersion" }}{{- if .compatibilityVersion }}
 - compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions.
-{{- end }}{{- end }}
 {{- if hasKey . "experimental" }}{{- if and .experimental (ne (toJson .experimental) "{\"stableValidationPolicy\":false}") }}
 - experimental: what is not supported is always refused by the webhook.
 {{- end }}{{- end }}
@@ -419,6 +416,9 @@
 {{- with .Values }}
 {{- if hasKey . "base" }}{{- if and .base (ne (toJson .base) "{\"enableIstioConfigCRDs\":true}") }}
 - base: used by the chart base.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
+- defaultRevision: used by the chart base.
 {{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "platform" }}{{- if and .platform (ne (toString .platform) "openshift") }}

@@ -6,9 +6,6 @@
 {{- if hasKey . "compatibilityVersion" }}{{- if .compatibilityVersion }}
 - compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
-- defaultRevision: the webhook of each istiod validates the objects of all revisions.
-{{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "agentgateway" }}{{- if .agentgateway }}
 - global.agentgateway: waypoints are Karst's own.
@@ -174,6 +171,9 @@
 {{- define "ztunnel.elsewhere" -}}
 {{- $namespace := .Namespace }}
 {{- with .Values }}
+{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
+- defaultRevision: used by the chart base.
+{{- end }}{{- end }}
 {{- with .global }}
 {{- if hasKey . "configValidation" }}{{- if true }}
 - global.configValidation: used by the chart istiod.

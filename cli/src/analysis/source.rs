@@ -234,6 +234,7 @@ fn plural(kind: &str) -> &'static str {
         ("Secret", "secrets"),
         ("Deployment", "deployments"),
         ("EndpointSlice", "endpointslices"),
+        ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
         ("GatewayClass", "gatewayclasses"),
         ("Gateway", "gateways"),
         ("HTTPRoute", "httproutes"),

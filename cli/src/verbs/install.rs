@@ -205,6 +205,9 @@ fn preview(
     if lines.len() > SHOWN {
         session.line(format!("… and {} more lines; --dry-run prints all", lines.len() - SHOWN))?;
     }
+    if !spec.left.is_empty() {
+        session.line(left(spec))?;
+    }
     let mut components: Vec<&str> = manifest.parts.iter().map(|part| part.kind.title()).collect();
     components.dedup();
     let verb = if upgrade { "upgrade to" } else { "install" };
@@ -214,6 +217,17 @@ fn preview(
         spec.profile,
         components.join(", "),
     ))
+}
+
+/// What a further revision leaves to the one that is there, and how it is moved.
+fn left(spec: &Spec) -> String {
+    format!(
+        "Revision {:?} leaves these as they are: {}. They are moved only if they are asked for \
+         (--set components.NAME.enabled=true, or components.ingressGateways[name:NAME].enabled=true, \
+         with --force to take them over in place); docs/upgrade.md has the order.",
+        spec.revision,
+        spec.left.join(", ")
+    )
 }
 
 /// What was said at the installation, and over it what is said now.

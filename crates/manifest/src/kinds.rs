@@ -67,6 +67,7 @@ kinds! {
     Secret "" true,
     Deployment "apps" true,
     EndpointSlice "discovery.k8s.io" true,
+    MutatingWebhookConfiguration "admissionregistration.k8s.io" false,
     GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
     HTTPRoute "gateway.networking.k8s.io" true,

@@ -155,6 +155,13 @@ pub struct DeploymentStatus {
     pub available_replicas: u32,
 }
 
+/// Those with the label `istio.io/tag` stand for revision tags; whom they call is none of ours.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct MutatingWebhookConfiguration {
+    pub metadata: Meta,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Service {

@@ -17,10 +17,11 @@ all of them.
 
 ## What is read live
 
-istiod reads ConfigMap `istio` (`istio-REVISION`), key `mesh`, again when it changes; so does ztunnel in the same
-namespace, within the time that kubelet needs to update the file (a minute or so). A configuration that cannot be used
-changes nothing: the last good one stays in force, and log, metric `karst_mesh_config_current` (0) and an event on the
-ConfigMap say so.
+istiod reads ConfigMap `istio` (`istio-REVISION`), key `mesh`, again when it changes; so does ztunnel,
+within the time that kubelet needs to update the file (a minute or so). In another namespace ztunnel reads a copy that
+istiod keeps there ([upgrade.md](upgrade.md#a-ztunnel-in-another-namespace-than-istiod)). A configuration that cannot be
+used changes nothing: the last good one stays in force, and log, metric `karst_mesh_config_current` (0) and an event on
+the ConfigMap say so.
 
 ## REGISTRY_ONLY
 
@@ -37,9 +38,9 @@ of Istio does not have it; under Istio's control plane Karst's ztunnel honours i
 A second control plane is installed as another release of the chart istiod with `revision: NAME`; its objects have
 `-NAME` in their names. Proxies are moved by `revision` (or `xdsAddress`) of the charts ztunnel and gateway. Objects
 with the label `istio.io/rev` are read by that revision only, or by the one that has it as a tag; all others by all.
-Statuses and what Gateways need are written by one control plane at a time, whichever holds the Lease `istio-leader`;
-when it goes, the other one takes over, and rolls the waypoints to its own image. Every webhook validates the objects
-of all revisions. Not supported: choosing a revision by the label of a namespace.
+Each revision runs the Gateways that are its own and writes their statuses, and has a webhook for the objects with its
+label; objects without one belong to the default revision ([upgrade.md](upgrade.md#whose-is-what)). Tags:
+`revisionTags`, or `karst tag set`.
 
 ## CRDs
 

@@ -102,6 +102,7 @@ impl<'a> Objects<'a> {
             mesh_config: &state.mesh_config,
         };
         let mut classes = Classes::default();
+        let mut tags: Vec<&Labels> = vec![];
         for located in &state.objects {
             let located: &Located = located;
             match &located.object {
@@ -158,11 +159,13 @@ impl<'a> Objects<'a> {
                 }
                 Object::BackendTLSPolicy(b) => index.backend_tls.push((located, b)),
                 Object::ReferenceGrant(g) => index.grants.push(g),
+                Object::MutatingWebhookConfiguration(webhook) => tags.push(&webhook.metadata.labels),
             }
         }
         index.class_parameters = classes.read();
-        let of_root = index.services.get(&*mesh.root_namespace).into_iter().flatten().copied();
-        index.revisions = Revisions::of_services(of_root, &mesh.revision);
+        let of_root = index.services.get(&*mesh.root_namespace).into_iter().flatten();
+        let labels = tags.into_iter().chain(of_root.map(|service| &service.metadata.labels));
+        index.revisions = Revisions::of_labels(labels, &mesh.revision);
         index.label_keys = label_keys(&index);
         index
     }

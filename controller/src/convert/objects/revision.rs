@@ -52,6 +52,7 @@ impl Revision {
             | Object::Secret(_)
             | Object::Deployment(_)
             | Object::EndpointSlice(_)
+            | Object::MutatingWebhookConfiguration(_)
             | Object::GatewayClass(_)
             | Object::Gateway(_)
             | Object::ReferenceGrant(_) => None,

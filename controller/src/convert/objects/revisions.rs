@@ -1,12 +1,12 @@
 //! The revisions that there are in a cluster, and which of them an object belongs to (Istio's rules): the one that its
 //! label `istio.io/rev` names, else the one that its namespace's label names, else the default one. A name is a revision's own or
-//! a tag's. Each revision has a Service in the root namespace (labels `app: istiod` and `istio.io/rev`), and each tag has one
-//! (labels `istio.io/tag` and `istio.io/rev`).
+//! a tag's. Each revision has a Service in the root namespace (labels `app: istiod` and `istio.io/rev`). Each tag has one, or, as
+//! Istio makes them, a MutatingWebhookConfiguration (labels `istio.io/tag` and `istio.io/rev`).
 
 use crate::convert::objects::revision::{DEFAULT, LABEL, Revision, named};
 use karst_manifest::{
     Object,
-    kinds::{Labels, Meta, Service},
+    kinds::{Labels, Meta},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,22 +37,27 @@ pub(crate) enum Named<'a> {
 impl Revisions {
     /// Those of a cluster, as this revision sees them.
     pub(crate) fn of<'a>(objects: impl Iterator<Item = &'a Object>, root: &str, own: &Revision) -> Self {
-        let services = objects.filter_map(|object| match object {
-            Object::Service(service) if service.metadata.namespace == root => Some(&**service),
-            _ => None,
-        });
-        Self::of_services(services, own)
+        let (mut webhooks, mut services) = (vec![], vec![]);
+        for object in objects {
+            match object {
+                Object::MutatingWebhookConfiguration(webhook) => webhooks.push(&webhook.metadata.labels),
+                Object::Service(service) if service.metadata.namespace == root => {
+                    services.push(&service.metadata.labels);
+                }
+                _ => {}
+            }
+        }
+        Self::of_labels(webhooks.into_iter().chain(services), own)
     }
 
-    /// The same, of the Services of the root namespace.
-    pub(crate) fn of_services<'a>(services: impl Iterator<Item = &'a Service>, own: &Revision) -> Self {
+    /// The same, of the labels of webhooks and of the Services of the root namespace, which come last and count more.
+    pub(crate) fn of_labels<'a>(all: impl Iterator<Item = &'a Labels>, own: &Revision) -> Self {
         let own_tags = own.tags.iter().filter(|tag| !tag.is_empty()).map(|tag| (tag.clone(), own.name().to_string()));
         let (mut there, mut tags) = (BTreeSet::from([own.name().to_string()]), own_tags.collect::<BTreeMap<_, _>>());
-        for service in services {
-            let labels = &service.metadata.labels;
+        for labels in all {
             let Some(revision) = named(labels) else { continue };
             match labels.get(TAG) {
-                // A Service says where a tag leads now, an option where it led at the start.
+                // An object says where a tag leads now, an option where it led at the start.
                 Some(tag) => drop(tags.insert(tag.clone(), revision.to_string())),
                 None if labels.get("app").is_some_and(|app| app == "istiod") => {
                     there.insert(revision.to_string());
@@ -101,7 +106,12 @@ impl Revisions {
 
     /// Whom an object is for that only one revision reads, if that is not this one.
     pub(crate) fn other<'a>(&'a self, object: &'a Object) -> Option<Named<'a>> {
-        let named = self.named(Revision::label(object)?);
+        let name = Revision::label(object)?;
+        // Parameters of classes are the chart's that has written them, wherever a tag of that name leads.
+        if matches!(object, Object::ConfigMap(_)) && self.there.contains(name) {
+            return (name != self.own.name()).then_some(Named::Other(name));
+        }
+        let named = self.named(name);
         (named != Named::Own).then_some(named)
     }
 
@@ -189,6 +199,18 @@ mod tests {
         assert_eq!(revisions(&[]).named("prod"), Named::Own, "as its option says");
         assert_eq!(revisions(&[&blue, &moved]).named("prod"), Named::Other("blue"));
         assert_eq!(revisions(&[&moved]).named("prod"), Named::Nobody, "that revision is gone");
+        // As Istio makes them; what it has left behind does not count beside a Service.
+        let webhook = |labels: &str| {
+            let text = format!(
+                "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {{name: w, labels: {{{labels}}}}}\nwebhooks: [{{name: rev.namespace.sidecar-injector.istio.io}}]\n"
+            );
+            parse::file("x.yaml".as_ref(), &text).unwrap().remove(0).object
+        };
+        let (of_istio, none) = (webhook("istio.io/tag: new, istio.io/rev: canary"), webhook("istio.io/rev: blue"));
+        assert_eq!(revisions(&[&of_istio, &none]).named("new"), Named::Own);
+        assert_eq!(revisions(&[&none]).named("blue"), Named::Nobody, "an injector's webhook is no control plane");
+        let old = webhook("istio.io/tag: prod, istio.io/rev: canary");
+        assert_eq!(revisions(&[&moved, &blue, &old]).named("prod"), Named::Other("blue"));
     }
 
     #[test]
@@ -206,6 +228,11 @@ mod tests {
         ] {
             assert_eq!(canary.other(&object(kind, labels)), other, "{kind} {labels}");
         }
+        // A tag that takes a revision's name does not take its class parameters.
+        let canary = seen_by("canary", &[DEFAULT_ONE, CANARY, "istio.io/tag: default, istio.io/rev: canary"]);
+        let of = |kind: &str| object(kind, "istio.io/rev: default");
+        assert_eq!(canary.other(&of("ConfigMap")), Some(Named::Other("default")));
+        assert_eq!(canary.other(&of("PeerAuthentication")), None);
     }
 
     #[test]

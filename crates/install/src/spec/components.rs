@@ -166,15 +166,29 @@ fn component(spec: &Spec, kind: Kind, chart: &Chart, said: &Value) -> Result<Com
     if !global.is_empty() {
         chart::merge(&mut values, Map::from_iter([("global".to_string(), Value::Object(global))]));
     }
-    if matches!(kind, Kind::Ingress | Kind::Egress) && !values.contains_key("istioNamespace") {
+    let namespace = said["namespace"].as_str().unwrap_or(&spec.namespace).to_string();
+    // A ztunnel elsewhere has to find istiod, and istiod has to know it.
+    let is_apart =
+        matches!(kind, Kind::Ingress | Kind::Egress) || (kind == Kind::Ztunnel && namespace != spec.namespace);
+    if is_apart && !values.contains_key("istioNamespace") {
         values.insert("istioNamespace".into(), spec.namespace.as_str().into());
+    }
+    if let (Kind::Pilot, Some(apart)) = (kind, ztunnel_apart(spec))
+        && !values.contains_key("trustedZtunnelNamespace")
+    {
+        values.insert("trustedZtunnelNamespace".into(), apart.into());
     }
     if let Some(labels) = said.get("label") {
         chart::merge(&mut values, Map::from_iter([("labels".to_string(), labels.clone())]));
     }
     kubernetes(&format!("spec.components.{}.k8s", kind.key()), said, &mut values)?;
-    let namespace = said["namespace"].as_str().unwrap_or(&spec.namespace).to_string();
     Ok(Component { kind, name: name.into(), namespace, chart: chart.clone(), values })
+}
+
+/// The namespace of ztunnel, if it is not istiod's.
+fn ztunnel_apart(spec: &Spec) -> Option<&str> {
+    let said = spec.spec.get("components")?.get(Kind::Ztunnel.key())?;
+    said["namespace"].as_str().filter(|namespace| *namespace != spec.namespace)
 }
 
 /// What is for all charts, as far as this one knows it.

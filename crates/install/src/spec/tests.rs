@@ -102,6 +102,88 @@ fn a_further_revision_has_what_is_shared_only_if_the_user_says_so() {
     assert_eq!(parts(&wanted(&[], &["revision=default"])).len(), 4);
 }
 
+/// The gateways of a profile have the same names in each revision: a further one must not take them over unasked.
+#[test]
+fn a_further_revision_leaves_the_gateways_to_whom_they_are() {
+    let spec = |files: &[&str], sets: &[&str]| {
+        let wanted = Wanted { revision: Some("canary".into()), ..wanted(files, sets) };
+        (parts(&wanted), wanted.spec().unwrap().left)
+    };
+    let (is, left) = spec(&[], &["profile=demo"]);
+    assert_eq!(is, ["istiod"]);
+    assert_eq!(left, ["base", "cni", "ztunnel", "istio-ingressgateway", "istio-egressgateway"]);
+    let (is, left) = spec(&[], &["profile=demo", "components.ingressGateways[name:istio-ingressgateway].enabled=true"]);
+    assert_eq!((is, left.len()), (vec!["istiod".to_string(), "istio-ingressgateway".into()], 4));
+    let (is, left) = spec(&["{profile: demo, components: {ingressGateways: [{name: new, enabled: true}]}}"], &[]);
+    assert_eq!((is, left.len()), (vec!["istiod".to_string(), "new".into()], 5));
+    // Whichever way the revision is said; and the default one has them.
+    assert_eq!(parts(&wanted(&[], &["profile=demo", "values.revision=canary"])), ["istiod"]);
+    assert_eq!(parts(&wanted(&["{profile: demo, revision: canary}"], &[])), ["istiod"]);
+    assert_eq!(parts(&wanted(&[], &["profile=demo", "revision=default"])).len(), 6);
+    assert!(wanted(&[], &["profile=demo"]).spec().unwrap().left.is_empty());
+}
+
+/// The labels that each webhook asks for, by its name; whether it may hold up writes is by its name.
+fn webhooks(wanted: &Wanted) -> Vec<(String, String)> {
+    let manifest = manifest(wanted).unwrap();
+    let configurations = manifest.objects().filter(|object| object["kind"] == "ValidatingWebhookConfiguration");
+    let all = configurations.flat_map(|object| object["webhooks"].as_array().cloned().unwrap_or_default());
+    let selector = |webhook: &serde_json::Value| {
+        let labels = webhook["objectSelector"]["matchExpressions"].as_array().cloned().unwrap_or_default();
+        let one = |label: &serde_json::Value| {
+            assert_eq!(label["key"], "istio.io/rev");
+            format!("{} {}", label["operator"].as_str().unwrap(), label["values"]).replace(" null", "")
+        };
+        labels.iter().map(one).collect::<Vec<_>>().join(" and ")
+    };
+    all.map(|webhook| (webhook["name"].as_str().unwrap().into(), selector(&webhook))).collect()
+}
+
+/// One that is down holds up only the writes of objects that are its own.
+#[test]
+fn webhooks_are_asked_about_the_objects_of_their_revision() {
+    let of = |revision: &str, sets: &[&str]| webhooks(&Wanted { revision: Some(revision.into()), ..wanted(&[], sets) });
+    let default = of("default", &[]);
+    let have =
+        |all: &[(String, String)], name: &str| all.iter().find(|(is, _)| is == name).map(|(_, labels)| labels.clone());
+    for (name, labels) in [
+        ("rev.validation.istio.io", "DoesNotExist"),
+        ("own.validation.istio.io", r#"In ["default"]"#),
+        ("others.karst.io", r#"Exists and NotIn ["default"]"#),
+    ] {
+        assert_eq!(have(&default, name).as_deref(), Some(labels), "{name}: {default:?}");
+    }
+    let canary = of("canary", &["values.pilot.revisionTags[0]=prod"]);
+    assert_eq!(canary.len(), 2);
+    assert!(canary.iter().all(|(_, labels)| labels == r#"In ["prod","canary"]"#), "{canary:?}");
+    // The tag default: objects without a label, too.
+    let tagged = of("canary", &["values.pilot.revisionTags[0]=default"]);
+    assert_eq!(have(&tagged, "rev.validation.istio.io").as_deref(), Some("DoesNotExist"));
+    let base = of("canary", &["components.base.enabled=true", "values.defaultRevision=canary"]);
+    assert_eq!(have(&base, "validation.istio.io").as_deref(), Some("DoesNotExist"));
+}
+
+/// A ztunnel that is not with istiod mounts the copy of the mesh configuration that istiod keeps for it.
+#[test]
+fn a_ztunnel_elsewhere_sees_the_mesh_configuration() {
+    let texts = |sets: &[&str]| {
+        let manifest = manifest(&wanted(&[], sets)).unwrap();
+        let of = |kind: &str| {
+            manifest.objects().filter(|object| object["kind"] == kind).map(ToString::to_string).collect::<String>()
+        };
+        (of("DaemonSet"), of("Deployment"))
+    };
+    let (ztunnel, _) = texts(&[]);
+    assert!(
+        ztunnel.contains(r#""configMap":{"items":[{"key":"mesh","path":"mesh"}],"name":"istio","optional":true}"#),
+        "{ztunnel}"
+    );
+    let (ztunnel, istiod) = texts(&["components.ztunnel.namespace=kube-system"]);
+    assert!(ztunnel.contains(r#""name":"karst-mesh-config","optional":true"#), "{ztunnel}");
+    assert!(ztunnel.contains("https://istiod.istio-system.svc:15012"), "{ztunnel}");
+    assert!(istiod.contains("kube-system/ztunnel"), "{istiod}");
+}
+
 #[test]
 fn gateways_of_a_second_file_are_kept() {
     let files = [

@@ -27,6 +27,8 @@ pub struct Spec {
     pub revision: String,
     /// `spec` whole.
     pub spec: Map<String, Value>,
+    /// What the profile has, and a further revision leaves to the one that has it.
+    pub left: Vec<String>,
 }
 
 impl Wanted {
@@ -46,6 +48,8 @@ impl Wanted {
         let said_profile = sets.get("profile").or_else(|| said.get("profile"));
         let profile = said_profile.and_then(Value::as_str).unwrap_or("default").to_string();
         let mut spec = profile::spec(&profile)?;
+        // Before the user's words are laid over them.
+        let gateways = if self.named(&said, &sets).is_empty() { vec![] } else { leave_out_gateways(&mut spec) };
         let explicit = SHARED.map(|name| (name, enables(&said, name) || enables(&sets, name)));
         operator::over(&mut spec, said);
         // Set at last and in place: a path may name a gateway of the profile by its index.
@@ -65,12 +69,24 @@ impl Wanted {
             .unwrap_or_else(|| self.namespace.clone());
         let revision =
             text("/revision").or_else(|| text("/values/revision")).filter(|name| name != "default").unwrap_or_default();
+        let mut left = vec![];
         if !revision.is_empty() {
             for (name, _) in explicit.iter().filter(|(_, explicit)| !explicit) {
-                leave_out(&mut spec, name);
+                left.extend(leave_out(&mut spec, name).then(|| (*name).to_string()));
             }
+            left.extend(gateways.into_iter().filter(|name| !is_enabled(&spec, name)));
         }
-        Ok(Spec { profile, namespace, revision, spec })
+        Ok(Spec { profile, namespace, revision, spec, left })
+    }
+
+    /// The revision that the user says; empty for the default one.
+    fn named(&self, said: &Map<String, Value>, sets: &Map<String, Value>) -> String {
+        let of = |spec: &Map<String, Value>| {
+            let values = spec.get("values").and_then(|values| values.get("revision"));
+            spec.get("revision").or(values).and_then(Value::as_str).map(String::from)
+        };
+        let name = self.revision.clone().or_else(|| of(sets)).or_else(|| of(said)).unwrap_or_default();
+        if name == "default" { String::new() } else { name }
     }
 }
 
@@ -83,11 +99,36 @@ fn enables(spec: &Map<String, Value>, component: &str) -> bool {
     said.and_then(|said| said.get("enabled")) == Some(&Value::Bool(true))
 }
 
-fn leave_out(spec: &mut Map<String, Value>, component: &str) {
+/// Switches a component off. True: it was on.
+fn leave_out(spec: &mut Map<String, Value>, component: &str) -> bool {
     let components = spec.get_mut("components").and_then(|components| components.get_mut(component));
-    if let Some(Value::Object(said)) = components {
-        said.insert("enabled".into(), false.into());
+    let Some(Value::Object(said)) = components else { return false };
+    said.insert("enabled".into(), false.into()) == Some(Value::Bool(true))
+}
+
+/// Lists of gateways. Those of a profile have the same names in every revision: one that is not named by the user stays with the
+/// revision that runs it.
+const GATEWAYS: [&str; 2] = ["ingressGateways", "egressGateways"];
+
+/// Switches the gateways of a profile off. Gives the names of those that were on.
+fn leave_out_gateways(spec: &mut Map<String, Value>) -> Vec<String> {
+    let mut left = vec![];
+    for list in GATEWAYS {
+        let gateways = spec.get_mut("components").and_then(|components| components.get_mut(list));
+        for gateway in gateways.and_then(Value::as_array_mut).into_iter().flatten() {
+            let Some(gateway) = gateway.as_object_mut() else { continue };
+            if gateway.insert("enabled".into(), false.into()) == Some(Value::Bool(true)) {
+                left.extend(gateway.get("name").and_then(Value::as_str).map(String::from));
+            }
+        }
     }
+    left
+}
+
+/// Is the gateway of this name on?
+fn is_enabled(spec: &Map<String, Value>, name: &str) -> bool {
+    let lists = GATEWAYS.iter().filter_map(|list| spec.get("components")?.get(list)?.as_array());
+    lists.flatten().any(|gateway| gateway["name"] == name && gateway["enabled"] == true)
 }
 
 impl Spec {

@@ -15,8 +15,11 @@ use kube::{
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// Istio's name of the webhook in its configuration.
-const WEBHOOK: &str = "rev.validation.istio.io";
+/// The webhooks that refuse. The first that there is says whether the server is reached: the others are the same server's, for
+/// objects of other labels.
+const REFUSING: [&str; 3] = ["rev.validation.istio.io", "validation.istio.io", "own.validation.istio.io"];
+/// Label: the revision whose control plane a configuration leads to, or that an object is for.
+const REVISION: &str = "istio.io/rev";
 
 /// What a webhook configuration says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,28 +29,37 @@ pub struct WebhookState {
     /// Is what it cannot be asked about refused (`failurePolicy: Fail`), and has it been reached by a root of ours? A webhook
     /// that comes beside it, without any root yet, does not open it.
     pub fail: bool,
+    /// The revision that its server is of.
+    pub revision: String,
 }
 
 impl WebhookState {
     fn of(config: &ValidatingWebhookConfiguration) -> Option<Self> {
         let all = config.webhooks.as_ref()?;
-        let main = all.iter().find(|w| w.name == WEBHOOK).or(all.first())?;
+        let main = REFUSING.iter().find_map(|name| all.iter().find(|w| w.name == *name)).or(all.first())?;
         let root = |w: &ValidatingWebhook| w.client_config.ca_bundle.clone().map(|b| b.0).unwrap_or_default();
         // One that lacks it has it written for all.
         let same = all.iter().all(|w| root(w) == root(main));
         Some(Self {
             root: if same { root(main) } else { vec![] },
             fail: main.failure_policy.as_deref() == Some("Fail") && !root(main).is_empty(),
+            revision: config
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(REVISION))
+                .cloned()
+                .unwrap_or_default(),
         })
     }
 }
 
-/// What is to be written to the webhooks of these names: the root to all, the policy to the one that refuses.
+/// What is to be written to the webhooks of these names: the root to all, the policy to those that refuse.
 fn webhooks_patch<'a>(names: impl Iterator<Item = &'a str>, state: &WebhookState) -> serde_json::Value {
     let policy = if state.fail { "Fail" } else { "Ignore" };
     let one = |name: &str| {
         let mut webhook = json!({ "name": name, "clientConfig": { "caBundle": ByteString(state.root.clone()) } });
-        if name == WEBHOOK {
+        if REFUSING.contains(&name) {
             webhook["failurePolicy"] = json!(policy);
         }
         webhook
@@ -60,7 +72,7 @@ impl Kube {
         Api::all(self.client.clone())
     }
 
-    /// A ValidatingWebhookConfiguration with one webhook; none if there is none of the name.
+    /// What a ValidatingWebhookConfiguration says; none if there is none of the name.
     ///
     /// # Errors
     /// Those of the API server.
@@ -113,15 +125,21 @@ impl Kube {
         }
     }
 
-    /// Does the API server refuse an object that has this annotation? Nothing is created.
+    /// Does the API server refuse an object that has this annotation, and is for this revision? Nothing is created.
     ///
     /// # Errors
     /// What else the API server says.
-    pub async fn is_refused(&self, namespace: &str, name: &str, annotation: &str) -> anyhow::Result<bool> {
+    pub async fn is_refused(
+        &self,
+        (namespace, name): (&str, &str),
+        annotation: &str,
+        revision: Option<&str>,
+    ) -> anyhow::Result<bool> {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("networking.istio.io", "v1", "WorkloadEntry"));
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
         let mut object = DynamicObject::new(name, &kind).data(json!({ "spec": { "address": "192.0.2.1" } }));
         object.metadata.annotations = Some(BTreeMap::from([(annotation.to_string(), "true".to_string())]));
+        object.metadata.labels = revision.map(|name| BTreeMap::from([(REVISION.to_string(), name.to_string())]));
         match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &object).await {
             Ok(_) => Ok(false),
             Err(kube::Error::Api(e)) if e.message.contains("denied the request") => Ok(true),
@@ -137,22 +155,30 @@ mod tests {
 
     /// The webhooks that only warn are never obligatory, and are reached by the same root.
     #[test]
-    fn all_webhooks_get_the_root_and_one_the_policy() {
-        let config = |roots: [&str; 2], policy: &str| -> ValidatingWebhookConfiguration {
-            let one = |(name, root): (&str, &str)| json!({ "name": name, "clientConfig": { "caBundle": ByteString(root.into()) }, "failurePolicy": policy, "sideEffects": "None", "admissionReviewVersions": ["v1"] });
-            let all: Vec<_> = ["warnings.karst.io", WEBHOOK].into_iter().zip(roots).map(one).collect();
-            serde_json::from_value(json!({ "metadata": {}, "webhooks": all })).unwrap()
+    fn all_webhooks_get_the_root_and_those_that_refuse_the_policy() {
+        const NAMES: [&str; 3] = ["warnings.karst.io", "rev.validation.istio.io", "own.validation.istio.io"];
+        let config = |roots: [&str; 3], policies: [&str; 3]| -> ValidatingWebhookConfiguration {
+            let one = |((name, root), policy): ((&str, &str), &str)| json!({ "name": name, "clientConfig": { "caBundle": ByteString(root.into()) }, "failurePolicy": policy, "sideEffects": "None", "admissionReviewVersions": ["v1"] });
+            let all: Vec<_> = NAMES.into_iter().zip(roots).zip(policies).map(one).collect();
+            let labels = json!({ "istio.io/rev": "canary" });
+            serde_json::from_value(json!({ "metadata": { "labels": labels }, "webhooks": all })).unwrap()
         };
-        let of = |roots, policy| WebhookState::of(&config(roots, policy)).unwrap();
-        assert_eq!(of(["r", "r"], "Fail"), WebhookState { root: "r".into(), fail: true });
+        let of = |roots, policies| WebhookState::of(&config(roots, policies)).unwrap();
+        let state = |root: &str, fail: bool| WebhookState { root: root.into(), fail, revision: "canary".into() };
+        const FAIL: [&str; 3] = ["Ignore", "Fail", "Fail"];
+        assert_eq!(of(["r"; 3], FAIL), state("r", true));
         // An upgrade adds webhooks that lack it: written to all, and nothing is let through meanwhile.
-        assert_eq!(of(["", "r"], "Fail"), WebhookState { root: vec![], fail: true });
-        assert_eq!(of(["", "r"], "Ignore"), WebhookState::default());
-        // `Fail` with a root that nobody has: never tried.
-        assert_eq!(of(["r", ""], "Fail"), WebhookState::default());
-        let patch = webhooks_patch(["warnings.karst.io", WEBHOOK].into_iter(), &of(["r", "r"], "Fail"));
+        assert_eq!(of(["", "r", "r"], FAIL), state("", true));
+        assert_eq!(of(["", "r", "r"], ["Ignore"; 3]), state("", false));
+        // `Fail` with a root that nobody has: never tried. The same of one that an upgrade adds.
+        assert_eq!(of(["r", "", ""], FAIL), state("", false));
+        // One that an upgrade adds opens nothing: the first of them has been reached.
+        assert_eq!(of(["r", "r", ""], ["Ignore", "Fail", "Ignore"]), state("", true));
+        let patch = webhooks_patch(NAMES.into_iter(), &of(["r"; 3], FAIL));
         assert!(patch["webhooks"][0]["failurePolicy"].is_null());
-        assert_eq!(patch["webhooks"][1]["failurePolicy"], "Fail");
-        assert_eq!(patch["webhooks"][0]["clientConfig"], patch["webhooks"][1]["clientConfig"]);
+        for i in [1, 2] {
+            assert_eq!(patch["webhooks"][i]["failurePolicy"], "Fail");
+            assert_eq!(patch["webhooks"][0]["clientConfig"], patch["webhooks"][i]["clientConfig"]);
+        }
     }
 }

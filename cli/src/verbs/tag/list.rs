@@ -1,27 +1,16 @@
 //! `tag list`: the revision tags.
 
+use super::objects::{self, REVISION, TAG};
 use crate::{
     cluster::Resource,
     output::{Format, Table},
     problem::Problem,
     session::Session,
 };
-use clap::{Args, Subcommand};
+use clap::Args;
 use kube::ResourceExt;
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// Label: the tag that an object stands for.
-const TAG: &str = "istio.io/tag";
-/// Label: the revision that it leads to.
-const REVISION: &str = "istio.io/rev";
-
-/// The verbs of `tag`.
-#[derive(Debug, Subcommand)]
-pub enum Tag {
-    /// List revision tags, and the namespaces that use them
-    List(List),
-}
 
 /// Options of `tag list`.
 #[derive(Debug, Args)]
@@ -39,19 +28,18 @@ struct Row {
     namespaces: Vec<String>,
 }
 
-impl Tag {
+impl List {
     /// Prints them.
     ///
     /// # Errors
     /// If the API server refuses or cannot be reached.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
-        let Self::List(asked) = self;
         let cluster = session.cluster().await?;
-        let webhooks = |kind, plural| Resource::new("admissionregistration.k8s.io", "v1", kind, plural);
         let mut tags: BTreeMap<String, String> = BTreeMap::new();
+        // The Service comes last: it is what the control plane goes by.
         for (resource, place) in [
-            (webhooks("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"), None),
-            (webhooks("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"), None),
+            (objects::MUTATING, None),
+            (objects::VALIDATING, None),
             (Resource::SERVICE, Some(cluster.istio_namespace.as_str())),
         ] {
             for object in cluster.list(resource, place, TAG).await?.unwrap_or_default() {
@@ -67,13 +55,13 @@ impl Tag {
             Row { tag, revision, namespaces }
         };
         let rows: Vec<Row> = tags.into_iter().map(row).collect();
-        if rows.is_empty() && asked.output == Format::Table {
+        if rows.is_empty() && self.output == Format::Table {
             return session.line("No revision tags.");
         }
         let mut table = Table::new(&["TAG", "REVISION", "NAMESPACES"]);
         for row in &rows {
             table.row([row.tag.clone().into(), row.revision.clone().into(), row.namespaces.join(",").into()]);
         }
-        session.show(asked.output, &table, &rows)
+        session.show(self.output, &table, &rows)
     }
 }
