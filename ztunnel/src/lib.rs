@@ -15,7 +15,7 @@ mod gate;
 mod inbound;
 mod inpod;
 mod local;
-mod mesh_config;
+pub mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;

@@ -72,8 +72,8 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
         DownstreamTarget::Gateway(tls) => match at_gateway(&s, downstream.port, tls.as_deref(), authority.host()) {
             Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
             Ok(None) => return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
-            Err(Wrong::Scheme) => return to_https(&parts, authority, record),
-            Err(Wrong::Listener) => {
+            Err(WrongListener::Scheme) => return to_https(&parts, authority, record),
+            Err(WrongListener::Name) => {
                 return local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute);
             }
         },
@@ -190,22 +190,27 @@ pub(crate) fn sent_on(
 }
 
 /// Why a request is not for the listener that it has come to.
-enum Wrong {
+pub(crate) enum WrongListener {
     /// It must come by TLS.
     Scheme,
     /// The name in the TLS hello has chosen another listener than the request's (RFC 9110 §15.5.20).
-    Listener,
+    Name,
 }
 
 /// The routes of the virtual host that a request to a gateway is for.
-fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> Result<Option<&'a Routes>, Wrong> {
+pub(crate) fn at_gateway<'a>(
+    s: &'a Snapshot,
+    port: u16,
+    tls: Option<&str>,
+    host: &str,
+) -> Result<Option<&'a Routes>, WrongListener> {
     let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
     let chosen = |l: &Arc<gateway::Listener>| {
         tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
     };
     // Of several servers for a name one is enough.
     if tls.is_none() && p.find(Some(host)).any(|l| l.redirect) {
-        return Err(Wrong::Scheme);
+        return Err(WrongListener::Scheme);
     }
     let mut misdirected = false;
     for l in p.find(Some(host)) {
@@ -217,7 +222,7 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
             return Ok(Some(r));
         }
     }
-    if misdirected { Err(Wrong::Listener) } else { Ok(None) }
+    if misdirected { Err(WrongListener::Name) } else { Ok(None) }
 }
 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
@@ -486,8 +491,8 @@ mod tests {
         let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, name) {
             Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
             Ok(None) => None,
-            Err(Wrong::Scheme) => Some("https".into()),
-            Err(Wrong::Listener) => Some("misdirected".into()),
+            Err(WrongListener::Scheme) => Some("https".into()),
+            Err(WrongListener::Name) => Some("misdirected".into()),
         };
         let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
         for (name, want) in [("a.com", "~shared/a.com"), ("b.com", "~shared/*"), ("c.com", "~shared/*")] {
