@@ -7,8 +7,9 @@ use crate::{
     push,
 };
 use clap::Parser;
-use karst_manifest::{Problem, State};
+use karst_manifest::{Object, Problem, State, parse::Located};
 use prost::Message;
+use std::sync::Arc;
 
 /// One resource that proxies are told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,10 @@ pub struct Compiled {
     pub problems: Vec<Problem>,
     /// What is valid, and yet has no effect.
     pub no_effect: Vec<NoEffect>,
+    /// What policies say that is valid, and hardly what was meant.
+    pub warnings: Vec<NoEffect>,
+    /// The names of this control plane's revision.
+    pub revisions: Vec<String>,
     /// The namespace whose policies are for all.
     pub root_namespace: String,
     /// What identities begin with.
@@ -64,8 +69,13 @@ pub struct OptionsError(#[from] clap::Error);
 /// An environment variable that the controller would read has no valid value.
 pub fn compile(state: &State) -> Result<Compiled, OptionsError> {
     let mesh = Mesh::from(&Cli::try_parse_from(["karst-controller"])?.config);
-    let (model, problems) = convert::compile(state, &mesh);
-    let no_effect = convert::findings(state, &model, &mesh).into_iter().map(|f| NoEffect {
+    // What another control plane reads is not here.
+    let all_objects = state.objects.iter().map(|located| &located.object);
+    let revisions = convert::Revisions::of(all_objects, &mesh.root_namespace, &mesh.revision);
+    let is_ours = |located: &&Arc<Located>| revisions.other(&located.object).is_none();
+    let own = State { objects: state.objects.iter().filter(is_ours).cloned().collect(), ..state.clone() };
+    let (model, problems) = convert::compile(&own, &mesh);
+    let no_effect = convert::findings(&own, &model, &mesh).into_iter().map(|f| NoEffect {
         kind: karst_manifest::kinds::api_kind(f.kind),
         text: f.text(),
         namespace: f.namespace,
@@ -85,6 +95,21 @@ pub fn compile(state: &State) -> Result<Compiled, OptionsError> {
         bytes: karst_api::convert::policy_to_wire(p).encode_to_vec(),
     }));
     let no_effect = no_effect.collect();
-    let Mesh { root_namespace, trust_domain, cluster_domain, .. } = mesh;
-    Ok(Compiled { resources, problems, no_effect, root_namespace, trust_domain, cluster_domain })
+    let warnings = own.objects.iter().flat_map(|o| warnings(&o.object)).collect();
+    let Mesh { root_namespace, trust_domain, cluster_domain, revision, .. } = mesh;
+    let revisions = std::iter::once(revision.name).chain(revision.tags).collect();
+    Ok(Compiled { resources, problems, no_effect, warnings, revisions, root_namespace, trust_domain, cluster_domain })
+}
+
+fn warnings(object: &Object) -> Vec<NoEffect> {
+    let Object::AuthorizationPolicy(policy) = object else { return vec![] };
+    let (namespace, name) = (&policy.metadata.namespace, &policy.metadata.name);
+    let warning = |text| NoEffect {
+        kind: karst_manifest::kinds::api_kind(object.kind()),
+        namespace: namespace.clone(),
+        name: name.clone(),
+        reason: "Warning",
+        text,
+    };
+    convert::of_policy(policy).into_iter().map(warning).collect()
 }

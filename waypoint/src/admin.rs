@@ -1,9 +1,13 @@
 //! Pages: metrics, readiness, and what is known.
 
 use crate::{
-    envoy::{View, clusters, dump, listeners, secrets},
+    config::Config,
+    envoy::{self, View, clusters, listeners, secrets},
+    snapshot::Snapshot,
     worker::Shared,
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
+use karst_proxy::dump;
 use karst_rt::{
     admin::{self, Handler},
     ready::Ready,
@@ -11,7 +15,23 @@ use karst_rt::{
 use std::{collections::HashSet, rc::Rc, sync::Arc};
 
 /// Envoy's pages that Istio's tools read, and ours.
-const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /flows /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
+const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst?resources /flows /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
+
+/// All that the control plane has told, without keys: by it `karst explain` judges as this proxy does.
+fn told(config: &Config, snapshot: &Snapshot) -> serde_json::Value {
+    let mesh = dump::mesh(&snapshot.mesh);
+    let mut resources: Vec<_> = snapshot.told.iter().collect();
+    resources.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let resource = |((type_url, name), bytes): (&(&'static str, Arc<str>), &Arc<[u8]>)| serde_json::json!({ "type": type_url, "name": **name, "body": BASE64_STANDARD.encode(bytes) });
+    serde_json::json!({
+        "pod": format!("{}/{}", config.pod_namespace, config.pod_name),
+        "resources": resources.into_iter().map(resource).collect::<Vec<_>>(),
+        "mesh": {
+            "network": snapshot.mesh.network(),
+            "workloads": mesh.workloads, "services": mesh.services, "podRanges": mesh.pod_ranges,
+        },
+    })
+}
 
 /// The pages of the process.
 pub struct Pages {
@@ -41,6 +61,9 @@ impl Pages {
                     .iter()
                     .map(|(k, r)| serde_json::json!({ "service": **k, "routes": r.describe() }))
                     .collect();
+                if query.contains("resources") {
+                    return admin::json(&told(&self.shared.config, &snapshot));
+                }
                 admin::json(&serde_json::json!({
                     "config": self.shared.config,
                     "services": snapshot.mesh.services.len(),
@@ -53,7 +76,7 @@ impl Pages {
                 }))
             }
             (_, "/config_dump") => {
-                admin::json(&self.envoy(|view| dump::config_dump(view, query.contains("include_eds"))))
+                admin::json(&self.envoy(|view| envoy::dump::config_dump(view, query.contains("include_eds"))))
             }
             (_, "/clusters") => match query {
                 "format=json" => admin::json(&self.envoy(clusters::statuses)),
@@ -61,11 +84,11 @@ impl Pages {
             },
             (_, "/listeners") => admin::text(200, self.envoy(listeners::text)),
             (_, "/certs") => admin::json(&self.envoy(secrets::certs)),
-            (_, "/memory") => admin::json(&dump::memory()),
+            (_, "/memory") => admin::json(&envoy::dump::memory()),
             // There is no runtime layer that could be changed.
             (_, "/runtime") => admin::json(&serde_json::json!({ "layers": [], "entries": {} })),
             (_, "/server_info") => {
-                admin::json(&dump::server_info(&self.shared.config, self.ready.missing().is_empty()))
+                admin::json(&envoy::dump::server_info(&self.shared.config, self.ready.missing().is_empty()))
             }
             ("POST", "/logging") => match karst_rt::log::level(query) {
                 Ok(now) => admin::text(200, format!("current log level is {now}\n")),

@@ -44,9 +44,17 @@ pub enum PutError {
     Access(#[from] AccessError),
 }
 
-impl ApplyResource for Snapshot {
-    type Error = PutError;
-    fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+impl Snapshot {
+    /// Takes in what a gateway listens on, without its keys.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn put_outline(&mut self, bytes: &[u8]) -> Result<(), PutError> {
+        self.gateway = Some(Arc::new(Gateway::outline(&ir::Gateway::decode(bytes)?)?));
+        Ok(())
+    }
+
+    fn apply(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
         match type_url {
             ADDRESS_TYPE => {
                 let taken = self.mesh.put_address(name, bytes);
@@ -84,7 +92,42 @@ impl ApplyResource for Snapshot {
         }
         Ok(())
     }
+
+    /// Keeps what was told, for the admin page. What a gateway listens on is kept without keys.
+    fn keep(&mut self, type_url: &str, name: &str, bytes: &[u8]) {
+        let Some(own) = KEPT.iter().find(|own| **own == type_url) else { return };
+        let kept = match *own {
+            GATEWAY_TYPE => ir::Gateway::decode(bytes).map(|g| without_keys(g).encode_to_vec()).unwrap_or_default(),
+            _ => bytes.to_vec(),
+        };
+        self.told.insert((own, name.into()), kept.into());
+    }
+}
+
+/// Types whose resources are kept as they were told: those that a snapshot has only compiled.
+const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
+
+fn without_keys(mut gateway: ir::Gateway) -> ir::Gateway {
+    let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
+    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
+    pairs.for_each(|pair| pair.key.clear());
+    gateway
+}
+
+impl ApplyResource for Snapshot {
+    type Error = PutError;
+    fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+        let applied = self.apply(type_url, name, bytes);
+        // What is refused leaves what was; but policies that cannot be read are closed.
+        if applied.is_ok() || type_url == ACCESS_TYPE {
+            self.keep(type_url, name, bytes);
+        }
+        applied
+    }
     fn remove(&mut self, type_url: &str, name: &str) {
+        if let Some(own) = KEPT.iter().find(|own| **own == type_url) {
+            self.told.remove(&(*own, Arc::from(name)));
+        }
         match type_url {
             ADDRESS_TYPE => {
                 self.mesh.remove_address(name);
@@ -102,5 +145,39 @@ impl ApplyResource for Snapshot {
         if !Telemetry::same(self.telemetry().map(|t| &**t), before.telemetry().map(|t| &**t)) {
             self.telemetry_generation += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
+        let pair = || ir::KeyPair { chain: "chain".into(), key: "secret".into() };
+        let tls = ir::Tls { certificates: vec![pair()], ..Default::default() };
+        let gateway = ir::Gateway {
+            listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
+            credentials: [("c".to_string(), pair())].into(),
+            ..Default::default()
+        };
+        let kept = without_keys(gateway).encode_to_vec();
+        assert!(!kept.windows(6).any(|w| w == b"secret") && kept.windows(5).any(|w| w == b"chain"));
+
+        let mut snapshot = Snapshot::new("");
+        let routes = ir::Routes::default().encode_to_vec();
+        snapshot.put(ROUTES_TYPE, "ns/web", &routes).unwrap();
+        assert_eq!(snapshot.told.len(), 1);
+        // What is refused leaves what was.
+        let regex = ir::Text { kind: Some(ir::text::Kind::Regex("(".into())) };
+        let wrong =
+            ir::HttpRule { r#match: Some(ir::Match { path: Some(regex), ..Default::default() }), ..Default::default() };
+        let wrong = ir::Routes { producer: Some(ir::Table { http: vec![wrong], tcp: vec![] }), ..Default::default() };
+        assert!(snapshot.put(ROUTES_TYPE, "ns/web", &wrong.encode_to_vec()).is_err());
+        let key = (ROUTES_TYPE, Arc::from("ns/web"));
+        assert_eq!(snapshot.told.get(&key).map(|bytes| &**bytes), Some(&routes[..]));
+        snapshot.remove(ROUTES_TYPE, "ns/web");
+        assert!(snapshot.told.is_empty());
     }
 }

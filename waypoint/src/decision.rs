@@ -2,12 +2,17 @@
 //! (`http::handle`) and of byte streams (`downstream::tcp`), asked in their order; what must always hold is that
 //! both say the same, which tests/differential/tests/truth.rs proves on random worlds, with requests in memory.
 //!
-//! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
+//! What depends on other calls (rate limits, circuit breaking, ejected endpoints, delays) is named in a [`Setting`], not decided.
 
 mod answer;
+mod entrance;
 mod noted;
+mod settings;
 
-pub use answer::{Branch, BranchEnd, ConnectRefused, Decision, End, Endpoint, Judged, Refused, Route, Spoken};
+pub use answer::{
+    Branch, BranchEnd, Call, ConnectRefused, Decision, End, Endpoint, Entering, Entrance, Judged, Listening, Refused,
+    Route, Setting, SettingKind, Spoken,
+};
 pub use noted::Noted;
 
 use crate::{
@@ -16,13 +21,13 @@ use crate::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
     },
-    control::{PutError, WAYPOINT},
+    control::{GATEWAY, PutError, WAYPOINT},
     downstream::{
         context::{ClientHello, Downstream},
         tunnel,
     },
     http::entry,
-    route::table::{Destination, RouteInput, RouteMatch, Rule, status},
+    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule, TcpRule, status},
     snapshot::Snapshot,
 };
 use http::{StatusCode, request::Parts};
@@ -34,11 +39,7 @@ use karst_proxy::{
     xds::ApplyResource,
 };
 use serde_json::{Map, Value};
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 /// A waypoint's pod, and what the control plane has told it.
 pub struct Waypoint {
@@ -47,16 +48,24 @@ pub struct Waypoint {
     account: String,
     snapshot: Snapshot,
     clusters: Clusters,
+    types: &'static [&'static str],
 }
 
-/// A call that the waypoint takes: who calls, and which service.
-pub struct Call(Downstream);
-
 impl Waypoint {
-    /// A pod that has been told nothing yet.
+    /// A waypoint's pod that has been told nothing yet.
     pub fn new(namespace: &str, pod: &str, account: &str) -> Self {
-        let (namespace, pod, account) = (namespace.into(), pod.into(), account.into());
-        Self { namespace, pod, account, snapshot: Snapshot::new(""), clusters: Clusters::new(false) }
+        Self::of([namespace, pod, account], false)
+    }
+
+    /// A gateway's pod that has been told nothing yet.
+    pub fn gateway(namespace: &str, pod: &str, account: &str) -> Self {
+        Self::of([namespace, pod, account], true)
+    }
+
+    fn of([namespace, pod, account]: [&str; 3], is_gateway: bool) -> Self {
+        let types = if is_gateway { GATEWAY } else { WAYPOINT };
+        let (snapshot, clusters) = (Snapshot::new(""), Clusters::new(is_gateway));
+        Self { namespace: namespace.into(), pod: pod.into(), account: account.into(), snapshot, clusters, types }
     }
 
     /// Takes in a resource, if it is one that this pod would be sent.
@@ -65,11 +74,32 @@ impl Waypoint {
     /// It is refused, as the pod would refuse it.
     pub fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), Refused> {
         let own = || name == format!("{}/{}", self.namespace, self.pod);
-        if !WAYPOINT.contains(&type_url) || (type_url == GATEWAY_TYPE && !own()) {
+        if !self.types.contains(&type_url) || (type_url == GATEWAY_TYPE && !own()) {
             return Ok(());
         }
         let refused = |e: PutError| Refused { type_url: type_url.into(), name: name.into(), text: e.to_string() };
         self.snapshot.put(type_url, name, bytes).map_err(refused)
+    }
+
+    /// The same of a running pod's page, which has no keys: TLS of its listeners is taken as good.
+    ///
+    /// # Errors
+    /// As [`Waypoint::put`].
+    pub fn put_outline(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), Refused> {
+        if type_url != GATEWAY_TYPE {
+            return self.put(type_url, name, bytes);
+        }
+        let refused = |e: PutError| Refused { type_url: type_url.into(), name: name.into(), text: e.to_string() };
+        self.snapshot.put_outline(bytes).map_err(refused)
+    }
+
+    /// It knows this of the mesh.
+    #[must_use]
+    pub fn with_mesh(mut self, mesh: karst_proxy::state::Snapshot) -> Self {
+        let uids: Vec<Arc<str>> = mesh.workloads.keys().cloned().collect();
+        self.snapshot.mesh = mesh;
+        uids.iter().for_each(|uid| self.snapshot.mesh.add_workload_service(uid));
+        self
     }
 
     /// The pod itself, if the control plane has told of it.
@@ -116,40 +146,39 @@ impl Waypoint {
         let table = self.snapshot.routes.get(&service.key).map(|r| r.table(downstream.namespace()));
         let rule = table.and_then(|t| t.find_tcp(&input));
         let passed_over = table.map(|t| t.passed_over_tcp(&input)).unwrap_or_default();
-        let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over };
-        let branches = match rule {
-            None => vec![self.branch(downstream, &Destination::same(&service.key), 1, "no such destination")],
-            Some(rule) if rule.total_weight() == 0 => {
-                // Nothing is chosen: as without a rule.
-                vec![self.branch(downstream, &Destination::same(&service.key), 1, "no such destination")]
-            }
-            Some(rule) => {
-                let weighted = rule.destinations.iter().filter(|d| d.weight > 0);
-                weighted
-                    .map(|d| {
-                        let mut to = Destination::same(&d.service.as_str().into());
-                        (to.port, to.subset) = (d.port as u16, d.subset.as_str().into());
-                        to.refuse = (d.refuse_status != 0).then_some(StatusCode::INTERNAL_SERVER_ERROR);
-                        self.branch(downstream, &to, u64::from(d.weight), "no such destination")
-                    })
-                    .collect()
-            }
+        let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over, settings: vec![] };
+        // Where nothing is chosen: as without a rule.
+        let branches = match rule.filter(|rule| rule.total_weight() > 0) {
+            None => vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_DESTINATION)],
+            Some(rule) => self.by_tcp_rule(downstream, rule),
         };
         Decision { access: Some(access), route: Some(route), end: End::Sent(branches) }
+    }
+
+    fn by_tcp_rule(&self, downstream: &Downstream, rule: &TcpRule) -> Vec<Branch> {
+        let weighted = rule.destinations.iter().filter(|d| d.weight > 0);
+        weighted
+            .map(|d| {
+                let mut to = Destination::same(&d.service.as_str().into());
+                (to.port, to.subset) = (d.port as u16, d.subset.as_str().into());
+                to.refuse = (d.refuse_status != 0).then_some(StatusCode::INTERNAL_SERVER_ERROR);
+                self.branch(downstream, &to, u64::from(d.weight), NO_DESTINATION)
+            })
+            .collect()
     }
 
     /// What becomes of a request, whose head is as a client sends it. `claims`: those of a token that its issuer has signed.
     pub fn request(&self, call: &Call, mut head: Parts, claims: Option<&Map<String, Value>>) -> Decision {
         let downstream = &call.0;
-        let Some(service) = downstream.service() else {
-            return Decision::answered(StatusCode::NOT_FOUND, "no service");
-        };
         let entry = match entry::canonical(&mut head) {
             Ok(entry) => entry,
             Err(why) => return Decision::answered(why.status(), why.details()),
         };
         let authority = entry.authority.as_str();
-        let policies = self.snapshot.access_to(service);
+        let (policies, routes) = match self.routes_of(downstream, entry.authority.host()) {
+            Ok(found) => found,
+            Err(answered) => return answered,
+        };
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);
         }
@@ -173,11 +202,11 @@ impl Waypoint {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (route, end) = self.routed(downstream, &service.key, &head, authority);
+        let (route, end) = self.routed(downstream, routes, &head, authority);
         Decision { access: Some(access), route: Some(route), end }
     }
 
-    fn routed(&self, downstream: &Downstream, service: &Arc<str>, head: &Parts, authority: &str) -> (Route, End) {
+    fn routed(&self, downstream: &Downstream, routes: Option<&Routes>, head: &Parts, authority: &str) -> (Route, End) {
         let none = BTreeMap::new();
         let labels = downstream.source.as_ref().map_or(&none, |source| &source.labels);
         let input = RouteInput::new(
@@ -190,7 +219,6 @@ impl Waypoint {
             downstream.namespace(),
             labels,
         );
-        let routes = self.snapshot.routes.get(service);
         let table = routes.map(|r| r.table(downstream.namespace()));
         let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
         let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));
@@ -198,18 +226,24 @@ impl Waypoint {
         let rule = match found {
             RouteMatch::Rule(rule) => rule,
             RouteMatch::Nothing => {
-                let route = Route { origin: String::new(), passed_over };
+                let route = Route { passed_over, settings: settings::of_routes(routes), ..Route::default() };
                 return (route, End::Answered(404, "no rule matches".into()));
             }
             RouteMatch::Default => {
-                let end = match aborted(whole.as_ref()) {
-                    Some(end) => end,
-                    None => End::Sent(vec![self.branch(downstream, &Destination::same(service), 1, NO_CLUSTER)]),
+                let end = match (aborted(whole.as_ref()), downstream.service()) {
+                    (Some(end), _) => end,
+                    (None, Some(service)) => {
+                        End::Sent(vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_CLUSTER)])
+                    }
+                    (None, None) => End::Answered(404, NO_HOST.into()),
                 };
-                return (Route { origin: String::new(), passed_over }, end);
+                let settings = settings::of_routes(routes);
+                return (Route { passed_over, settings, ..Route::default() }, end);
             }
         };
-        let route = Route { origin: rule.origin.clone(), passed_over };
+        let mut settings = settings::of_routes(routes);
+        settings.extend(settings::of_rule(rule));
+        let route = Route { origin: rule.origin.clone(), passed_over, settings };
         (route, self.by_rule(downstream, rule, rule.fault.or(whole).as_ref()))
     }
 
@@ -235,20 +269,24 @@ impl Waypoint {
 
     fn branch(&self, downstream: &Downstream, to: &Destination, weight: u64, missing: &'static str) -> Branch {
         let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset).to_key();
-        let ended =
-            |end| Branch { weight, service: key.service.clone(), port: key.port, subset: key.subset.clone(), end };
+        let set = self.own().and_then(|own| self.clusters.set(&self.snapshot, own, &key, downstream.to));
+        let settings = set.as_ref().map(|set| settings::of_policy(&set.policy)).unwrap_or_default();
+        let ended = |end| {
+            let (service, port, subset) = (key.service.clone(), key.port, key.subset.clone());
+            let via_waypoint = set.as_ref().and_then(|set| set.via_waypoint.clone());
+            Branch { weight, service, port, subset, settings, via_waypoint, end }
+        };
         if let Some(refused) = to.refuse {
             return ended(BranchEnd::Status(refused.as_u16(), "the reference of the rule cannot be used"));
         }
-        let found = self.own().and_then(|own| self.clusters.set(&self.snapshot, own, &key, downstream.to));
-        let Some(set) = found else { return ended(BranchEnd::Status(503, missing)) };
+        let Some(set) = &set else { return ended(BranchEnd::Status(503, missing)) };
         if set.dynamic_endpoint.is_some() {
             return ended(BranchEnd::Called);
         }
         // As the balancer, which has seen nothing of these endpoints yet.
-        match balance::choose(&set, None, &[], |_| 0) {
+        match balance::choose(set, None, &[], |_| 0) {
             None => ended(BranchEnd::Status(503, NO_HEALTHY)),
-            Some(_) => ended(BranchEnd::Endpoints(eligible(&set))),
+            Some(_) => ended(BranchEnd::Endpoints(eligible(set))),
         }
     }
 
@@ -270,18 +308,12 @@ impl Waypoint {
     }
 }
 
-impl Call {
-    /// The service that is called.
-    pub fn service(&self) -> Option<&Arc<karst_proxy::state::Service>> {
-        self.0.service()
-    }
-
-    /// The address that was called.
-    pub fn to(&self) -> IpAddr {
-        self.0.to
-    }
-}
-
+/// No listener of the gateway has a virtual host for the name.
+pub const NO_HOST: &str = "no listener of the gateway has routes for this host";
+/// The answer is a fault that is injected into all requests.
+pub const FAULT: &str = "a fault is injected";
+/// Nothing that bytes could be sent to.
+const NO_DESTINATION: &str = "no such destination";
 /// There is no such service, port or subset.
 const NO_CLUSTER: &str = "there is no such service, port or subset";
 /// All endpoints are missing or unhealthy.
@@ -294,7 +326,7 @@ fn aborted(fault: Option<&karst_api::route::Fault>) -> Option<End> {
         Some(_) => 200,
         None => status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).as_u16(),
     };
-    Some(End::Answered(answer, "a fault is injected".into()))
+    Some(End::Answered(answer, FAULT.into()))
 }
 
 /// The endpoints of the best place that has any.

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub hosts: HashMap<Arc<str>, Arc<Routes>>,
     /// What we listen on.
     pub gateway: Option<Arc<Gateway>>,
+    /// What was told last of what is compiled here, by type and name, for the admin page; no keys.
+    pub told: HashMap<(&'static str, Arc<str>), Arc<[u8]>>,
     /// Counts the changes of what is told of requests.
     pub telemetry_generation: u64,
 }
@@ -43,6 +45,7 @@ impl Snapshot {
             access: HashMap::new(),
             hosts: HashMap::new(),
             gateway: None,
+            told: HashMap::new(),
             telemetry_generation: 0,
         }
     }

@@ -2,7 +2,6 @@
 
 use crate::{
     inpod::LocalPod,
-    state::{Endpoints, Gateway, GatewayTo, Mode, Service, Workload},
     worker::{Command, Shared},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -10,6 +9,7 @@ use karst_hbone::{
     certificate::{CertificateSummary, summaries},
     tls::Credentials,
 };
+use karst_proxy::dump;
 use karst_rt::{admin, log, ready::Ready};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
@@ -90,14 +90,7 @@ impl Pages {
 
     fn config_dump(&self, connections: Vec<Value>) -> Value {
         let snapshot = self.shared.state.borrow().clone();
-        let network = snapshot.network();
-        let workloads: BTreeMap<_, _> =
-            snapshot.workloads.iter().map(|(k, w)| (k.to_string(), workload(w, network))).collect();
-        let services: BTreeMap<_, _> = snapshot
-            .services
-            .iter()
-            .map(|(k, v)| (k.to_string(), service(v, snapshot.endpoints.get(k), network)))
-            .collect();
+        let mesh = dump::mesh(&snapshot);
         let policies: BTreeMap<_, _> = snapshot
             .policies
             .iter()
@@ -113,14 +106,12 @@ impl Pages {
                 (pod.uid.clone(), workload_state(pod, &self.shared.config.certificates.trust_domain, &connections))
             })
             .collect();
-        let mut ranges: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (node, range) in snapshot.pod_ranges.iter() {
-            ranges.entry(node.to_string()).or_default().push(range.to_string());
-        }
         json!({
-            "podRanges": ranges,
-            "workloads": workloads.values().collect::<Vec<_>>(),
-            "services": services.values().collect::<Vec<_>>(),
+            "network": snapshot.network(),
+            "podRanges": mesh.pod_ranges,
+            "workloads": mesh.workloads,
+            "services": mesh.services,
+            "outboundTrafficPolicy": self.shared.outbound.mode(),
             "policies": policies.values().collect::<Vec<_>>(),
             "stagedServices": {},
             "staticConfig": {},
@@ -130,66 +121,6 @@ impl Pages {
             "config": serde_json::to_value(&self.shared.config).unwrap_or_default(),
         })
     }
-}
-
-/// A gateway of our network, as a service's `vips` name it, so that readers find the service by it.
-fn gateway(gateway: &Gateway, network: &str) -> Value {
-    let destination = match &gateway.to {
-        GatewayTo::Service(k) => k.to_string(),
-        GatewayTo::Address(a) => format!("{network}/{a}"),
-    };
-    json!({ "destination": destination, "hboneMtlsPort": gateway.port })
-}
-
-fn workload(workload: &Workload, network: &str) -> Value {
-    json!({
-        "uid": &*workload.uid, "name": &*workload.name, "namespace": &*workload.namespace,
-        "workloadIps": workload.ips, "hostname": &*workload.hostname, "network": &*workload.network,
-        "protocol": if workload.hbone { "HBONE" } else { "TCP" }, "nativeTunnel": workload.native_tunnel,
-        "trustDomain": workload.identity.trust_domain(), "serviceAccount": workload.identity.service_account(),
-        "waypoint": workload.waypoint.as_ref().map(|to| gateway(to, network)), "node": &*workload.node,
-        "workloadName": &*workload.workload_name, "workloadType": workload.workload_type,
-        "canonicalName": &*workload.canonical_name, "canonicalRevision": &*workload.canonical_revision,
-        "authorizationPolicies": workload.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
-        "dryRunPolicies": workload.dry_runs.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
-        "status": if workload.healthy { "Healthy" } else { "Unhealthy" }, "draining": workload.draining,
-        "clusterId": &*workload.cluster,
-        "locality": { "region": &*workload.region, "zone": &*workload.zone, "subzone": &*workload.subzone },
-        "capacity": workload.capacity, "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
-        "services": workload.services.iter().map(|(k, _)| k.to_string()).collect::<Vec<_>>(),
-    })
-}
-
-fn service(service: &Service, endpoints: Option<&Endpoints>, network: &str) -> Value {
-    let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
-    let endpoints: BTreeMap<String, Value> = endpoints
-        .into_iter()
-        .flatten()
-        .map(|(u, p)| (u.to_string(), json!({ "workloadUid": &**u, "port": ports(p) })))
-        .collect();
-    json!({
-        "name": &*service.name, "namespace": &*service.namespace, "hostname": &*service.hostname,
-        "vips": service.vips.iter().map(|v| format!("{network}/{v}")).collect::<Vec<_>>(),
-        "cidrVips": service.ranges.iter().map(|c| format!("{network}/{c}")).collect::<Vec<_>>(),
-        "ports": ports(&service.ports), "endpoints": endpoints,
-        "subjectAltNames": service.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "waypoint": service.waypoints.first().map(|(to, _)| gateway(to, network)),
-        "loadBalancer": load_balancer(service), "canonical": service.canonical, "private": service.private,
-        "sessionAffinitySeconds": service.affinity.map(|t| t.as_secs()),
-    })
-}
-
-fn load_balancer(service: &Service) -> Value {
-    let mode = match service.mode {
-        Mode::Any => "Standard",
-        Mode::Strict => "Strict",
-        Mode::Failover => "Failover",
-        Mode::Passthrough => "Passthrough",
-    };
-    json!({
-        "mode": mode, "routingPreferences": service.scopes.iter().map(|x| format!("{x:?}")).collect::<Vec<_>>(),
-        "healthPolicy": if service.only_healthy { "OnlyHealthy" } else { "AllowAll" },
-    })
 }
 
 /// A pod of this node with its connections, as istioctl and Kiali read it.
@@ -253,24 +184,6 @@ mod tests {
         assert_eq!((sources("inbound"), sources("outbound")), (vec!["10.0.0.1:3".into()], vec!["10.0.0.1:1".into()]));
         let idle = workload_state(&LocalPod::test("c", "sa", "uid-c"), "td", &all);
         assert_eq!(idle["connections"], json!({ "inbound": [], "outbound": [] }));
-    }
-
-    #[test]
-    fn the_lists_have_istioctls_types() {
-        const WEB: &str = "ns/web.ns.svc.cluster.local";
-        let web = testing::service("web", "10.96.0.1", &[(80, 8080)]);
-        let pod = testing::pod("web-1", "10.0.0.7", &[(WEB, &[(80, 8080)])]);
-        let snapshot = testing::snapshot(vec![pod], vec![web]);
-        let one = snapshot.workloads.values().next().unwrap();
-        let page = workload(one, "net");
-        assert_eq!((&page["status"], &page["workloadIps"]), (&json!("Healthy"), &json!(["10.0.0.7"])));
-        let page = service(&snapshot.services[WEB], snapshot.endpoints.get(WEB), "net");
-        assert_eq!((&page["vips"], &page["ports"]), (&json!(["net/10.96.0.1"]), &json!({ "80": 8080 })));
-        let uid = &*one.uid;
-        assert_eq!(page["endpoints"], json!({ uid: { "workloadUid": uid, "port": { "80": 8080 } } }));
-        // The column WAYPOINT finds the service by one of its vips.
-        let to = Gateway { to: GatewayTo::Address("10.96.0.1".parse().unwrap()), port: 15008 };
-        assert_eq!(gateway(&to, "net")["destination"], page["vips"][0]);
     }
 
     #[test]

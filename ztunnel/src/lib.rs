@@ -17,7 +17,7 @@ mod inpod;
 mod istio;
 mod listeners;
 mod local;
-mod mesh_config;
+pub mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;

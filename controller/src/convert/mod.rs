@@ -18,7 +18,7 @@ mod writes;
 
 pub use compilation::model::{closing, compile};
 pub use compiler::{Change, Compiler};
-pub(crate) use facts::listener::warnings as of_gateway;
+pub(crate) use facts::{listener::warnings as of_gateway, policy::warnings as of_policy};
 pub(crate) use objects::{MANAGED, Named, Revisions, VIRTUAL};
 pub use objects::{Mesh, Revision, Template};
 #[cfg(test)]

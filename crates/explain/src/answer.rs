@@ -51,6 +51,10 @@ pub enum Stage {
     Redirection,
     /// How the connection leaves the caller's node.
     Plan,
+    /// May the connection be made at all, by the NetworkPolicies of Kubernetes?
+    Network,
+    /// The listener of a gateway.
+    Gateway,
     /// Which waypoint, or why none.
     Waypoint,
     /// Whose certificate is shown to whom.
@@ -67,6 +71,10 @@ pub enum Stage {
     Backend,
     /// The endpoints that can be chosen.
     Endpoints,
+    /// What else is done with calls: limits, timeouts, retries, faults, mirrors, breakers, TLS.
+    Settings,
+    /// An object of those whom the call concerns that has no effect, or not all of it.
+    Configuration,
 }
 
 /// What came of a step.
@@ -113,6 +121,28 @@ pub struct Arrival {
     pub policy: Option<String>,
 }
 
+/// A kind of proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyKind {
+    /// The ztunnel of a node.
+    Ztunnel,
+    /// A waypoint's pod.
+    Waypoint,
+    /// A gateway's pod.
+    Gateway,
+}
+
+/// A proxy that has a say in the call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Which kind.
+    pub kind: ProxyKind,
+    /// The node of a ztunnel, or `namespace/name` of a pod.
+    pub name: String,
+}
+
 /// What is wrong, by a name that stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -157,6 +187,26 @@ pub enum Cause {
     AnsweredByRoute,
     /// A ztunnel waits for a policy that has not come.
     PolicyMissing,
+    /// A NetworkPolicy of Kubernetes keeps the connection out.
+    NetworkPolicy,
+    /// The gateway does not listen on the port, or for the name in the TLS hello.
+    NoListener,
+    /// The gateway has no routes for the host.
+    NoRouteForHost,
+    /// A policy with conditions on HTTP is enforced by ztunnel, which sees none.
+    HttpPolicyAtZtunnel,
+    /// A policy names nearly this caller.
+    PrincipalMistyped,
+    /// A policy names this caller in another trust domain.
+    OtherTrustDomain,
+    /// The policy that refuses cannot be used as it is written, and closes.
+    PolicyUnusable,
+    /// A policy asks for a token, and the request has none, or nobody verifies it.
+    TokenMissing,
+    /// The token has expired.
+    TokenExpired,
+    /// A fault is injected into every request.
+    FaultInjected,
 }
 
 /// A change that turns a refusal.
@@ -196,6 +246,8 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// Where it may come to.
     pub endpoints: Vec<Arrival>,
+    /// Who decides, in the order of the way.
+    pub proxies: Vec<Proxy>,
     /// The smallest change that turns a refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,

@@ -15,6 +15,8 @@ pub struct Call {
     pub request: Option<Head>,
     /// The name in the TLS hello, if the connection begins with one.
     pub server_name: Option<String>,
+    /// The time, in seconds since 1970, that a token's claims are judged by; 0: they are taken as valid.
+    pub now: u64,
 }
 
 /// A request's head.

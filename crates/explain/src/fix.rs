@@ -4,7 +4,6 @@
 use crate::{
     answer::{Cause, Fix, Outcome, Verdict},
     call::Call,
-    l4,
     objects::selects,
     walk::walk,
     way::Way,
@@ -53,7 +52,17 @@ pub(crate) fn find(world: &World, call: &Call, way: &Way) -> Option<Fix> {
         | Cause::NobodyKnown
         | Cause::BadRequest
         | Cause::AnsweredByRoute
-        | Cause::PolicyMissing => None,
+        | Cause::PolicyMissing
+        | Cause::FaultInjected
+        | Cause::PolicyUnusable
+        | Cause::PrincipalMistyped
+        | Cause::OtherTrustDomain
+        | Cause::TokenMissing
+        | Cause::HttpPolicyAtZtunnel => None,
+        Cause::NetworkPolicy => Some(advice("let TCP 15008 in (and out) from every source that you allow")),
+        Cause::NoListener => Some(advice("add a listener for the port and the name to the Gateway")),
+        Cause::NoRouteForHost => Some(advice("attach a route for the host to the Gateway")),
+        Cause::TokenExpired => Some(advice("ask the issuer for a new token")),
     }
 }
 
@@ -152,15 +161,9 @@ fn source(source: &Source) -> Value {
 fn allowed(world: &World, call: &Call, way: &Way) -> Option<Fix> {
     let at_waypoint =
         way.answer.steps.iter().any(|s| s.step == crate::Stage::WaypointAuthorization && s.outcome == Outcome::Refuse);
-    let by_waypoint = way.answer.steps.iter().find(|s| s.step == crate::Stage::Identity).is_some();
-    let caller = match at_waypoint || !by_waypoint {
-        true => Some(way.source.workload.identity.clone()).filter(|_| way.source.in_mesh),
-        // The pods of the service see the waypoint.
-        false => match l4::leaves(world, &way.source, way.destination.to) {
-            karst_ztunnel::plan::Plan::Tunnel(tunnel) => Some(tunnel.peer.identity.clone()),
-            _ => None,
-        },
-    };
+    let own = || Some(way.source.workload.identity.clone()).filter(|_| way.source.in_mesh);
+    // The pods of the service see the waypoint or the gateway.
+    let caller = if at_waypoint { own() } else { way.proxy.clone().or_else(own) };
     let Some(caller) = caller else {
         return Some(advice("the policy asks for an identity: bring the caller into the mesh, so that it has one"));
     };

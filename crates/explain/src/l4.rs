@@ -2,6 +2,7 @@
 
 use crate::{
     answer::{Arrival, Cause, Outcome, Stage, Step},
+    network::{self, End, PodEnd},
     objects::shown,
     parties::Source,
     peer,
@@ -9,9 +10,12 @@ use crate::{
 };
 use karst_core::Identity;
 use karst_manifest::{Object, kinds::Labels};
-use karst_policy::{Action, Connection, Verdict, authorize};
-use karst_proxy::state::Workload;
-use karst_ztunnel::plan::{Balance, OWN_PORTS, Plan, Refusal, plan};
+use karst_policy::{Action, Connection, Policy, Verdict, authorize};
+use karst_proxy::state::{OwnPod, Snapshot, Workload};
+use karst_ztunnel::{
+    mesh_config::admit,
+    plan::{Balance, OWN_PORTS, Plan, Refusal, plan},
+};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -35,7 +39,34 @@ impl Balance for First {
 
 /// Where a connection of a member goes.
 pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
-    plan(&world.mesh, &source.workload, to, &[], &mut First)
+    let mesh = world.mesh_at(&source.workload.node);
+    let plan = plan(mesh, as_known(mesh, &source.workload), to, &[], &mut First);
+    match admit(&plan, world.outbound_at(&source.workload.node)) {
+        Ok(()) => plan,
+        Err(refusal) => Plan::Refuse(refusal),
+    }
+}
+
+/// A workload as a ztunnel knows it.
+pub(crate) fn as_known<'a>(mesh: &'a Snapshot, workload: &'a Arc<Workload>) -> &'a Arc<Workload> {
+    let uids = mesh.by_name.get(&format!("{}/{}", workload.namespace, workload.name)).into_iter().flatten();
+    uids.filter_map(|uid| mesh.workloads.get(uid)).find(|known| known.identity == workload.identity).unwrap_or(workload)
+}
+
+/// The policies that the ztunnel of a workload's node has for it.
+///
+/// # Errors
+/// One that is named, and has not come.
+fn policies<'a>(world: &'a World, workload: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
+    match world.observed.ztunnel(&workload.node) {
+        Some(ztunnel) if workload.uid.contains("/Pod/") => ztunnel.mesh.policies_of_own(&OwnPod {
+            namespace: &workload.namespace,
+            name: &workload.name,
+            account: workload.identity.service_account(),
+            uid: None,
+        }),
+        _ => world.mesh.policies_of(workload),
+    }
 }
 
 /// What a plan that refuses is called.
@@ -68,6 +99,40 @@ pub(crate) struct Arriving<'a> {
     pub(crate) weight: u64,
 }
 
+/// The end of a connection, as Kubernetes' NetworkPolicies see it.
+fn end(world: &World, ip: IpAddr) -> End<'_> {
+    static NONE: Labels = Labels::new();
+    let workload = world.mesh.workload(ip);
+    let pod = workload.and_then(|w| world.objects.pod(&w.namespace, &w.name)).map(|(_, pod)| {
+        let around = world.objects.namespace(&pod.metadata.namespace).map_or(&NONE, |n| &n.metadata.labels);
+        PodEnd { namespace: &pod.metadata.namespace, labels: &pod.metadata.labels, around }
+    });
+    // On the host network a pod has the node's address, and no policy is for it.
+    let pod = pod.filter(|_| workload.is_some_and(|w| !w.host_network));
+    End { ip, pod }
+}
+
+/// Does Kubernetes keep a tunnel from `ip` to a pod out? `at`: where the pod serves.
+pub(crate) fn closed(world: &World, pod: &Workload, at: SocketAddr, ip: IpAddr) -> Option<(Arrival, Vec<Step>)> {
+    kept_out(world, pod, at, (ip, karst_core::limits::port::HBONE, 0))
+}
+
+fn kept_out(
+    world: &World,
+    pod: &Workload,
+    at: SocketAddr,
+    (ip, port, weight): (IpAddr, u16, u64),
+) -> Option<(Arrival, Vec<Step>)> {
+    let (object, way) = network::closes(&world.network, &end(world, ip), &end(world, at.ip()), port)?;
+    let why = match port == at.port() {
+        true => format!("it does not let TCP {port} {way}"),
+        false => format!("it does not let TCP {port} {way}, by which the mesh carries what is for port {}", at.port()),
+    };
+    let workload = format!("{}/{}", pod.namespace, pod.name);
+    let arrival = Arrival { workload, address: at, weight, allowed: false, policy: None };
+    Some((arrival, vec![step(Stage::Network, Outcome::Refuse, Some(object.clone()), why)]))
+}
+
 /// What a pod's ztunnel says of a call. The steps are those of this pod alone.
 pub(crate) fn arrives(
     world: &World,
@@ -82,6 +147,10 @@ pub(crate) fn arrives(
         allowed,
         policy,
     };
+    let port = if by.identity.is_some() { karst_core::limits::port::HBONE } else { to.port() };
+    if let Some((arrival, steps)) = kept_out(world, workload, to, (by.ip, port, by.weight)) {
+        return (arrival, steps, Some(Cause::NetworkPolicy));
+    }
     if !workload.hbone {
         let why = format!("{} is not in the mesh: nobody judges what comes to it", workload.name);
         return (arrival(true, None), vec![step(Stage::Authorization, Outcome::Pass, None, why)], None);
@@ -91,7 +160,7 @@ pub(crate) fn arrives(
         let refused = step(Stage::Authorization, Outcome::Refuse, None, why);
         return (arrival(false, None), vec![refused], Some(Cause::OwnPort));
     }
-    let policies = match world.mesh.policies_of(workload) {
+    let policies = match policies(world, workload) {
         Ok(policies) => policies,
         Err(missing) => {
             let why = format!("the policy {missing} is named, and has not come: the connection is held, then refused");

@@ -1,24 +1,44 @@
 //! What a waypoint decides: its policies, the rule, the destination, the endpoint; then what the endpoint's ztunnel says of it.
 
 use crate::{
-    answer::{Cause, Outcome, Stage},
-    call::Call,
+    answer::{Cause, Outcome, ProxyKind, Stage},
+    call::{Call, Head},
     l4::{self, Arriving, step},
+    parties::address,
+    settings,
     way::Way,
     world::World,
 };
 use http::{HeaderName, HeaderValue, header::HOST, request::Parts};
+use karst_core::Identity;
 use karst_proxy::state::Workload;
-use karst_waypoint::decision::{Branch, BranchEnd, Decision, End, Judged, NO_HEALTHY, Route, Spoken, Waypoint};
-use std::{net::SocketAddr, sync::Arc};
+use karst_waypoint::decision::{
+    self, Branch, BranchEnd, Decision, End, FAULT, Judged, NO_HEALTHY, NO_HOST, Route, Spoken, Waypoint,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-/// Goes on from a waypoint's pod, which the caller's tunnel ends at.
-pub(crate) fn through(world: &World, way: &mut Way, call: &Call, pod: &Arc<Workload>, to: SocketAddr, name: &str) {
+/// How long a token is taken after it has expired, in seconds: clocks differ.
+const LEEWAY: u64 = 60;
+
+/// Goes on from a waypoint's pod, which a tunnel of `peer` at `ip` ends at. `name`: the host that is called.
+pub(crate) fn through(
+    world: &World,
+    way: &mut Way,
+    call: &Call,
+    pod: &Arc<Workload>,
+    to: SocketAddr,
+    (name, peer, ip): (&str, &Identity, IpAddr),
+) {
+    if let Some((arrival, steps)) = l4::closed(world, pod, SocketAddr::new(address(pod), to.port()), ip) {
+        return way.arrived((arrival, steps, Some(Cause::NetworkPolicy)));
+    }
+    way.meet(ProxyKind::Waypoint, format!("{}/{}", pod.namespace, pod.name));
     let waypoint = world.waypoint(pod);
-    let peer = way.source.workload.identity.clone();
-    let from = SocketAddr::new(way.source.ip, 0);
     let object = l4::pod(world, pod);
-    let called = match waypoint.connect(&to.to_string(), peer.clone(), from) {
+    let called = match waypoint.connect(&to.to_string(), peer.clone(), SocketAddr::new(ip, 0)) {
         Ok(called) => called,
         Err(refused) => {
             let why = format!("the waypoint refuses the tunnel with {}: {}", refused.status, refused.why);
@@ -38,29 +58,65 @@ pub(crate) fn through(world: &World, way: &mut Way, call: &Call, pod: &Arc<Workl
         format!("the caller shows {peer}; the waypoint must be {}", pod.identity),
     ));
     let spoken = waypoint.spoken(&called);
-    let head = call.request.as_ref().filter(|_| spoken != Spoken::Bytes);
-    let decision = match head {
-        Some(head) => match parts(head, name) {
-            Ok(parts) => waypoint.request(&called, parts, head.claims.as_ref()),
-            Err(why) => return way.unknown(format!("the request cannot be sent: {why}")),
-        },
-        None => waypoint.bytes(called, call.server_name.as_deref()),
-    };
-    if spoken == Spoken::Bytes && call.request.is_some() {
+    let hidden = spoken == Spoken::Bytes && call.request.is_some();
+    if let Some(head) = call.request.as_ref().filter(|_| !hidden) {
+        return requested(world, way, &waypoint, &called, head, (name, pod));
+    }
+    let decision = waypoint.bytes(called, call.server_name.as_deref());
+    if hidden {
         let why = format!(
             "port {} is declared as TCP: requests are carried as bytes, and routes and rules for HTTP cannot see them",
             to.port()
         );
         way.push(step(Stage::Waypoint, Outcome::Warn, way.service_object(world), why));
     }
-    judged(world, way, &decision, spoken == Spoken::Bytes && call.request.is_some());
+    decided(world, way, &waypoint, decision, (pod, hidden));
+}
+
+/// What a waypoint or gateway does with a request. `host`: that of a request which names none.
+pub(crate) fn requested(
+    world: &World,
+    way: &mut Way,
+    proxy: &Waypoint,
+    called: &decision::Call,
+    head: &Head,
+    (host, pod): (&str, &Arc<Workload>),
+) {
+    let expired = head.claims.as_ref().filter(|claims| {
+        let until = claims.get("exp").and_then(serde_json::Value::as_u64);
+        until.is_some_and(|until| until.saturating_add(LEEWAY) < way.call.now) && proxy.verifies(called, claims)
+    });
+    if expired.is_some() {
+        way.answer.status = Some(401);
+        let why = "the claim exp of the token is in the past: the waypoint or gateway answers 401";
+        return way.refuse(Stage::WaypointAuthorization, None, why, Cause::TokenExpired);
+    }
+    match parts(head, host) {
+        Ok(parts) => {
+            let decision = proxy.request(called, parts, head.claims.as_ref());
+            decided(world, way, proxy, decision, (pod, false));
+        }
+        Err(why) => way.unknown(format!("the request cannot be sent: {why}")),
+    }
+}
+
+/// Goes on with what was decided. `hidden`: it is a request, and is carried as bytes.
+pub(crate) fn decided(
+    world: &World,
+    way: &mut Way,
+    proxy: &Waypoint,
+    decision: Decision,
+    (pod, hidden): (&Arc<Workload>, bool),
+) {
+    way.proxy = Some(pod.identity.clone());
+    judged(world, way, &decision, hidden);
     if let Some(route) = &decision.route {
         routed(world, way, route, &decision.end);
     }
-    ended(world, way, &waypoint, decision.end, pod);
+    ended(world, way, proxy, decision.end, pod);
 }
 
-fn parts(head: &crate::call::Head, name: &str) -> Result<Parts, http::Error> {
+fn parts(head: &Head, name: &str) -> Result<Parts, http::Error> {
     let mut request = http::Request::builder().method(head.method.as_str()).uri(head.path.as_str()).body(())?;
     let host = HeaderValue::from_str(head.host.as_deref().unwrap_or(name))?;
     request.headers_mut().insert(HOST, host);
@@ -134,6 +190,7 @@ fn routed(world: &World, way: &mut Way, route: &Route, end: &End) {
     } else if !matches!(end, End::Answered(404, _)) {
         way.push(step(Stage::Route, Outcome::Pass, None, "no route: it goes to the service that was called"));
     }
+    settings::shown(world, way, &route.settings, "");
 }
 
 fn ended(world: &World, way: &mut Way, waypoint: &Waypoint, end: End, pod: &Arc<Workload>) {
@@ -141,7 +198,7 @@ fn ended(world: &World, way: &mut Way, waypoint: &Waypoint, end: End, pod: &Arc<
     match end {
         End::Reset(why) => {
             if way.answer.cause.is_none() {
-                way.refuse(Stage::WaypointAuthorization, None, why, Cause::NotAllowedByAnyPolicy);
+                way.refuse(Stage::Route, None, why, Cause::NoRouteMatches);
             }
         }
         End::Answered(status, why) => {
@@ -155,11 +212,14 @@ fn ended(world: &World, way: &mut Way, waypoint: &Waypoint, end: End, pod: &Arc<
                 return way.answered();
             }
             let cause = match status {
+                _ if why == FAULT => Cause::FaultInjected,
+                404 if why == NO_HOST => Cause::NoRouteForHost,
                 404 => Cause::NoRouteMatches,
                 400 | 401 | 405 | 431 => Cause::BadRequest,
                 _ => Cause::AnsweredByRoute,
             };
-            way.refuse(Stage::Route, None, text, cause);
+            let object = route_object(way);
+            way.refuse(Stage::Route, object, text, cause);
         }
         End::Sent(branches) => {
             let total: u64 = branches.iter().map(|b| b.weight).sum();
@@ -168,6 +228,12 @@ fn ended(world: &World, way: &mut Way, waypoint: &Waypoint, end: End, pod: &Arc<
             }
         }
     }
+}
+
+/// The object of the rule that was chosen.
+fn route_object(way: &Way) -> Option<crate::answer::Object> {
+    let chosen = way.answer.steps.iter().rev().find(|s| s.step == Stage::Route && s.outcome == Outcome::Pass)?;
+    chosen.object.clone()
 }
 
 fn sent(world: &World, way: &mut Way, branch: &Branch, total: u64, own: &Arc<Workload>) {
@@ -202,15 +268,33 @@ fn sent(world: &World, way: &mut Way, branch: &Branch, total: u64, own: &Arc<Wor
         }
         BranchEnd::Endpoints(all) => {
             way.push(step(Stage::Backend, Outcome::Pass, object, what));
+            settings::shown(world, way, &branch.settings, &branch.service);
             let chosen = all.iter().map(|e| (&*e.workload, e.address));
             way.push(step(Stage::Endpoints, Outcome::Pass, None, l4::choice(world, Some(&branch.service), chosen)));
+            if let Some(authority) = branch.via_waypoint.as_deref().and_then(|text| text.parse::<SocketAddr>().ok()) {
+                return onward(world, way, all, authority, own);
+            }
             for endpoint in all {
-                let ip = own.ips.first().copied().unwrap_or(crate::parties::NOBODY);
+                let ip = address(own);
                 let identity = Some(&own.identity).filter(|_| endpoint.workload.hbone);
                 let by = Arriving { identity, ip, weight: branch.weight };
                 let arrived = l4::arrives(world, &endpoint.workload, endpoint.address, &by);
+                if endpoint.workload.hbone {
+                    way.meet(ProxyKind::Ztunnel, &*endpoint.workload.node);
+                }
                 way.arrived(arrived);
             }
         }
     }
+}
+
+/// From a gateway to the waypoint of the service (`istio.io/ingress-use-waypoint`), which has the last word.
+fn onward(world: &World, way: &mut Way, all: &[decision::Endpoint], to: SocketAddr, own: &Arc<Workload>) {
+    let Some(first) = all.first() else { return };
+    let why =
+        format!("the service takes what comes through gateways by its waypoint: HBONE to {}", first.workload.name);
+    way.push(step(Stage::Waypoint, Outcome::Pass, l4::pod(world, &first.workload), why));
+    let call = way.call.clone();
+    let name = way.destination.name.clone();
+    through(world, way, &call, &first.workload, to, (&name, &own.identity, address(own)));
 }

@@ -8,27 +8,35 @@
 //! - [`World`]: the objects, compiled; [`Call`]: what is asked about.
 //! - [`explain`]: the answer, an [`Explanation`]; [`text::render`]: the same for people.
 //! - [`flows`]: what proxies have seen, judged.
-//! - [`differences`]: where a proxy's dump says otherwise.
+//! - [`World::observe_ztunnel`], [`World::observe_proxy`]: to judge by what running proxies know; [`compare`]: where they differ.
 
 mod answer;
 mod call;
-mod dump;
+mod diagnosis;
+mod differences;
+mod enter;
 mod fix;
 pub mod flows;
+mod gateways;
 mod l4;
 mod l7;
+mod network;
 mod objects;
+mod observed;
 mod parties;
 mod peer;
 mod question;
+mod settings;
 pub mod text;
 mod walk;
 mod way;
 mod world;
 
-pub use answer::{Arrival, Cause, Explanation, Fix, Object, Outcome, Stage, Step, Verdict};
+pub use answer::{Arrival, Cause, Explanation, Fix, Object, Outcome, Proxy, ProxyKind, Stage, Step, Verdict};
 pub use call::{Call, Head};
-pub use dump::{Difference, differences};
+pub use differences::{Comparison, Difference, compare};
+pub use network::NetworkPolicy;
+pub use observed::ObservedError;
 pub use parties::PartyError;
 pub use question::explain;
 pub use world::{Enrolment, World, WorldError};

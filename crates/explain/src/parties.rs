@@ -1,12 +1,25 @@
 //! Who calls and what is called, found by the words that people use for them.
 
-use crate::{call::Call, world::World};
+use crate::{
+    call::Call,
+    gateways::{self, Taken},
+    world::World,
+};
 use karst_core::Identity;
+use karst_manifest::{Object as Read, enrol};
 use karst_proxy::state::{Announced, Service, Workload};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
+
+/// The first address of a workload, or one for documentation.
+pub(crate) fn address(workload: &Workload) -> IpAddr {
+    workload.ips.first().copied().unwrap_or(NOBODY)
+}
+
+/// A caller that is nobody in particular, outside of the Kubernetes cluster.
+const OUTSIDE: &str = "outside";
 
 /// The address of a caller that has none: one for documentation (RFC 5737).
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -50,6 +63,42 @@ pub enum PartyError {
         /// What is called.
         to: String,
     },
+    /// The pod has ended.
+    #[error(
+        "pod {namespace}/{name} has ended ({phase}): it calls nobody, and nothing is sent to it; name a pod that runs"
+    )]
+    Ended {
+        /// Where it was.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// `Succeeded` or `Failed`.
+        phase: String,
+    },
+    /// The service is an alias of a name outside.
+    #[error(
+        "Service {namespace}/{name} is an alias (ExternalName) of {target}, which no Service and no ServiceEntry has: pods resolve that name themselves, and no policy or route of the mesh is for it; add a ServiceEntry with host {target}"
+    )]
+    Alias {
+        /// Where it is.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What it stands for.
+        target: String,
+    },
+    /// A ServiceEntry that gives its host no address.
+    #[error(
+        "ServiceEntry {namespace}/{name} has no spec.addresses, and none is allocated for {host} (label networking.istio.io/enable-autoallocate-ip is false, or the host is a wildcard): connections to it cannot be told from others; add spec.addresses, or remove the label"
+    )]
+    NoEntryAddress {
+        /// Where it is.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Its host.
+        host: String,
+    },
 }
 
 /// The caller.
@@ -77,6 +126,9 @@ fn split(text: &str) -> (&str, &str) {
 
 /// The caller of a call.
 pub(crate) fn source(world: &World, call: &Call) -> Result<Source, PartyError> {
+    if call.from == OUTSIDE {
+        return outside(world, NOBODY);
+    }
     if let Ok(ip) = call.from.parse::<IpAddr>() {
         return Ok(match world.mesh.workload(ip.to_canonical()) {
             Some(workload) => known(workload),
@@ -89,7 +141,10 @@ pub(crate) fn source(world: &World, call: &Call) -> Result<Source, PartyError> {
     }
     let (kind, rest) = call.from.split_once('/').unwrap_or(("", &call.from));
     let (name, namespace) = split(rest);
-    let unknown = |what| PartyError::Unknown { what, name: name.into(), namespace: namespace.into() };
+    let unknown = |what| {
+        let unknown = PartyError::Unknown { what, name: name.into(), namespace: namespace.into() };
+        ended(world, namespace, name).unwrap_or(unknown)
+    };
     let by = |fits: &dyn Fn(&Workload) -> bool| found(world, namespace, fits);
     match kind {
         "pod" => by(&|w| *w.name == *name).map(|w| known(&w)).ok_or_else(|| unknown("pod")),
@@ -106,6 +161,13 @@ pub(crate) fn source(world: &World, call: &Call) -> Result<Source, PartyError> {
             .ok_or_else(|| unknown("pod, workload or service account")),
         other => Err(PartyError::Kind { kind: other.into() }),
     }
+}
+
+/// The pod of this name has ended, so that nobody knows it.
+fn ended(world: &World, namespace: &str, name: &str) -> Option<PartyError> {
+    let (_, pod) = world.objects.pod(namespace, name).filter(|(_, pod)| enrol::is_done(pod))?;
+    let phase = pod.status.phase.clone();
+    Some(PartyError::Ended { namespace: namespace.into(), name: name.into(), phase })
 }
 
 /// The first by name, those of the mesh before others.
@@ -163,27 +225,89 @@ pub(crate) fn destination(world: &World, call: &Call, source: &Source) -> Result
     if let Some(rest) = call.to.strip_prefix("pod/") {
         let (name, namespace) = split(rest);
         let workload = found(world, namespace, &|w| *w.name == *name);
-        let unknown = PartyError::Unknown { what: "pod", name: name.into(), namespace: namespace.into() };
-        let workload = workload.ok_or(unknown)?;
+        let unknown = || PartyError::Unknown { what: "pod", name: name.into(), namespace: namespace.into() };
+        let workload = workload.ok_or_else(|| ended(world, namespace, name).unwrap_or_else(unknown))?;
         let ip = workload.ips.first().copied().ok_or(PartyError::NoAddress { to: call.to.clone() })?;
         return at(call, None, ip);
     }
     let (name, namespace) = split(&call.to);
+    if let Some(target) = alias(world, name, namespace) {
+        let of_mesh = world.mesh.host(target, client).cloned();
+        let (namespace, name) = (namespace.into(), name.into());
+        let service = of_mesh.ok_or_else(|| PartyError::Alias { namespace, name, target: target.into() })?;
+        return called(world, call, service);
+    }
+    match by_name(world, &call.to, client) {
+        Some(service) => called(world, call, service),
+        None => match gateways::taking(world.gateways(), &call.to, call.port) {
+            Some(taken) => Ok(at_gateway(world, call, source, &taken)),
+            None => Err(PartyError::Unknown { what: "service", name: name.into(), namespace: namespace.into() }),
+        },
+    }
+}
+
+/// What an ExternalName Service stands for.
+fn alias<'a>(world: &'a World, name: &str, namespace: &str) -> Option<&'a str> {
+    let namespace = namespace.split('.').next().unwrap_or_default();
+    let service = world.objects.service(namespace, name)?;
+    Some(&*service.spec.external_name).filter(|_| service.spec.kind == "ExternalName")
+}
+
+/// The service that a client means by a name.
+fn by_name(world: &World, text: &str, client: &str) -> Option<Arc<Service>> {
+    let (name, namespace) = split(text);
     let domain = &world.compiled.cluster_domain;
     let short = format!("{name}.{namespace}.svc.{domain}");
-    let own = format!("{}.{}.svc.{domain}", call.to, if client.is_empty() { "default" } else { client });
-    let long = format!("{}.{domain}", call.to);
-    let hosts = [call.to.as_str(), long.as_str(), own.as_str(), short.as_str()];
-    let service = hosts.iter().find_map(|host| world.mesh.host(host, client)).cloned();
-    let unknown = || PartyError::Unknown { what: "service", name: name.into(), namespace: namespace.into() };
-    let service = service.ok_or_else(unknown)?;
+    let own = format!("{text}.{}.svc.{domain}", if client.is_empty() { "default" } else { client });
+    let long = format!("{text}.{domain}");
+    let hosts = [text, long.as_str(), own.as_str(), short.as_str()];
+    hosts.iter().find_map(|host| world.mesh.host(host, client)).cloned()
+}
+
+fn called(world: &World, call: &Call, service: Arc<Service>) -> Result<Destination, PartyError> {
     let headless = || {
         let all = karst_proxy::endpoints::serving(&world.mesh, &service);
         all.into_iter().find_map(|w| w.ips.first().copied())
     };
-    let ip = service.vips.first().copied().or_else(headless);
-    let ip = ip.ok_or(PartyError::NoAddress { to: call.to.clone() })?;
-    at(call, Some(service), ip)
+    match service.vips.first().copied().or_else(headless) {
+        Some(ip) => at(call, Some(service), ip),
+        None => Err(no_address(world, call, &service)),
+    }
+}
+
+fn no_address(world: &World, call: &Call, service: &Service) -> PartyError {
+    let host = &*service.hostname;
+    let entry = world.objects.all("ServiceEntry").find(|o| match &o.object {
+        Read::ServiceEntry(e) => e.metadata.namespace == *service.namespace && e.spec.hosts.iter().any(|h| h == host),
+        _ => false,
+    });
+    match entry.map(|o| o.object.meta()) {
+        Some(meta) => {
+            let (namespace, name) = (meta.namespace.clone(), meta.name.clone());
+            PartyError::NoEntryAddress { namespace, name, host: host.into() }
+        }
+        None => PartyError::NoAddress { to: call.to.clone() },
+    }
+}
+
+/// A host that a gateway takes: by the service in front of its pod if there is one.
+fn at_gateway(world: &World, call: &Call, source: &Source, taken: &Taken<'_>) -> Destination {
+    let (port, uid) = (taken.listening.port, &taken.pod.uid);
+    let mut services: Vec<&Arc<Service>> = world.mesh.services.values().collect();
+    services.sort_by_key(|service| service.key.clone());
+    let in_front = services.into_iter().find_map(|service| {
+        let ports = world.mesh.endpoints.get(&service.key)?.get(uid)?;
+        let (own, _) = ports.iter().find(|(own, target)| *target == port && *own == taken.listening.called)?;
+        let visible = !service.private || *service.namespace == *source.workload.namespace;
+        Some((service, *own, service.vips.first().copied().filter(|_| visible)?))
+    });
+    let name = call.to.clone();
+    match in_front {
+        Some((service, port, ip)) => {
+            Destination { to: SocketAddr::new(ip, port), service: Some(service.clone()), name }
+        }
+        None => Destination { to: SocketAddr::new(address(taken.pod), port), service: None, name },
+    }
 }
 
 fn at(call: &Call, service: Option<Arc<Service>>, ip: IpAddr) -> Result<Destination, PartyError> {

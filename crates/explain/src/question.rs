@@ -3,7 +3,7 @@
 use crate::{
     answer::{Explanation, Verdict},
     call::Call,
-    fix,
+    diagnosis, fix,
     parties::PartyError,
     walk::walk,
     world::World,
@@ -18,5 +18,7 @@ pub fn explain(world: &World, call: &Call) -> Result<Explanation, PartyError> {
     if way.answer.verdict == Verdict::Refused {
         way.answer.fix = fix::find(world, call, &way);
     }
+    diagnosis::diagnose(world, call, &mut way);
+    way.finish(call);
     Ok(way.answer)
 }

@@ -1,6 +1,9 @@
 //! The answer for people: a line that says all, then a line for each step.
 
-use crate::answer::{Cause, Explanation, Object, Outcome, Stage, Verdict};
+use crate::{
+    answer::{Cause, Explanation, Object, Outcome, Stage, Verdict},
+    differences::{Comparison, Difference},
+};
 use std::fmt::Write;
 
 /// What is wrong, in a few words.
@@ -26,6 +29,16 @@ pub fn cause(cause: Cause) -> &'static str {
         Cause::BadRequest => "the request cannot be taken as it is",
         Cause::AnsweredByRoute => "the route answers with an error",
         Cause::PolicyMissing => "a policy has not reached ztunnel yet",
+        Cause::NetworkPolicy => "a NetworkPolicy of Kubernetes keeps the connection out",
+        Cause::NoListener => "the gateway has no listener for this port or name",
+        Cause::NoRouteForHost => "the gateway has no route for this host",
+        Cause::HttpPolicyAtZtunnel => "a policy for HTTP is enforced by ztunnel, which sees no requests",
+        Cause::PrincipalMistyped => "the policy names nearly this caller",
+        Cause::OtherTrustDomain => "the policy names the caller in another trust domain",
+        Cause::PolicyUnusable => "the policy cannot be used as it is written, so it closes",
+        Cause::TokenMissing => "the policy asks for a token, and the request has none that is verified",
+        Cause::TokenExpired => "the token has expired",
+        Cause::FaultInjected => "a fault is injected on purpose",
     }
 }
 
@@ -43,11 +56,14 @@ fn stage(stage: Stage) -> &'static str {
         Stage::Route => "route",
         Stage::Backend => "backend",
         Stage::Endpoints => "endpoints",
+        Stage::Network => "network policy",
+        Stage::Gateway => "gateway",
+        Stage::Settings => "settings",
+        Stage::Configuration => "configuration",
     }
 }
 
-fn object(object: &Option<Object>) -> String {
-    let Some(object) = object else { return "-".into() };
+pub(crate) fn object(object: &Object) -> String {
     let slash = if object.namespace.is_empty() { "" } else { "/" };
     let name = format!("{} {}{slash}{}", object.kind, object.namespace, object.name);
     match &object.file {
@@ -68,7 +84,8 @@ pub fn render(answer: &Explanation) -> String {
                 Outcome::Refuse => "REFUSED",
                 Outcome::Warn => "warning",
             };
-            [stage(s.step).into(), mark.into(), object(&s.object), s.why.clone()]
+            let shown = s.object.as_ref().map_or_else(|| "-".into(), object);
+            [stage(s.step).into(), mark.into(), shown, s.why.clone()]
         })
         .collect();
     let width = |column: usize, title: &str| {
@@ -94,4 +111,42 @@ pub fn render(answer: &Explanation) -> String {
         });
     }
     out
+}
+
+/// Where proxies differ from the objects, in lines. `by_objects`: what the answer would be by the objects, if it is another.
+pub fn compared(all: &[Comparison], by_objects: Option<Verdict>) -> String {
+    let mut out = String::new();
+    if let Some(verdict) = by_objects {
+        let verdict = match verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Refused => "refused",
+            Verdict::Partly => "allowed in part",
+            Verdict::Unknown => "unknown",
+        };
+        let _ = writeln!(out, "\nBy the objects alone it is {verdict}: a proxy knows otherwise.");
+    }
+    for one in all {
+        match &one.differences[..] {
+            [] => {
+                let _ = writeln!(out, "\n{} knows what the objects say.", one.proxy);
+            }
+            all => {
+                let _ = writeln!(out, "\n{} knows otherwise:", one.proxy);
+                for one in all {
+                    let _ = writeln!(out, "  {}", difference(one));
+                }
+            }
+        }
+    }
+    out
+}
+
+fn difference(difference: &Difference) -> String {
+    let field = if difference.field.is_empty() { String::new() } else { format!(" {}", difference.field) };
+    let what = format!("{}{field}", difference.subject);
+    match (&*difference.compiled, &*difference.proxy) {
+        (_, "") => format!("it has not yet taken {what}"),
+        ("", _) => format!("it still has {what}, which no object says any more"),
+        (compiled, proxy) => format!("it has not yet taken {what}: {compiled} by the objects, {proxy} in the proxy"),
+    }
 }

@@ -1,18 +1,22 @@
 //! A way under way: its steps so far, and what has come of them.
 
 use crate::{
-    answer::{Arrival, Cause, Explanation, Object, Outcome, Stage, Step, Verdict},
+    answer::{Arrival, Cause, Explanation, Object, Outcome, Proxy, ProxyKind, Stage, Step, Verdict},
     call::Call,
     l4::step,
     parties::{Destination, Source},
     world::World,
 };
+use karst_core::Identity;
 
 /// A way under way.
 pub(crate) struct Way {
     pub(crate) source: Source,
     pub(crate) destination: Destination,
     pub(crate) answer: Explanation,
+    pub(crate) call: Call,
+    /// The waypoint or gateway that was last on the way: it is whom endpoints see.
+    pub(crate) proxy: Option<Identity>,
     /// Ways on which it is answered, and on which it is refused.
     good: usize,
     bad: usize,
@@ -20,7 +24,7 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    pub(crate) fn new(source: Source, destination: Destination) -> Self {
+    pub(crate) fn new(call: &Call, source: Source, destination: Destination) -> Self {
         let answer = Explanation {
             verdict: Verdict::Unknown,
             summary: String::new(),
@@ -30,15 +34,24 @@ impl Way {
             service: destination.service.as_ref().map(|s| s.key.to_string()),
             steps: vec![],
             endpoints: vec![],
+            proxies: vec![],
             fix: None,
         };
-        Self { source, destination, answer, good: 0, bad: 0, is_unknown: false }
+        Self { source, destination, answer, call: call.clone(), proxy: None, good: 0, bad: 0, is_unknown: false }
     }
 
     pub(crate) fn push(&mut self, step: Step) {
         // Endpoints alike are told of once.
         if !self.answer.steps.contains(&step) {
             self.answer.steps.push(step);
+        }
+    }
+
+    /// A proxy has a say; once is enough.
+    pub(crate) fn meet(&mut self, kind: ProxyKind, name: impl Into<String>) {
+        let proxy = Proxy { kind, name: name.into() };
+        if !proxy.name.is_empty() && !self.answer.proxies.contains(&proxy) {
+            self.answer.proxies.push(proxy);
         }
     }
 
@@ -81,7 +94,9 @@ impl Way {
             true => self.good += 1,
             false => self.bad += 1,
         }
-        self.answer.endpoints.push(arrival);
+        if !self.answer.endpoints.contains(&arrival) {
+            self.answer.endpoints.push(arrival);
+        }
     }
 
     /// The service that is called, as it is shown.
@@ -91,6 +106,15 @@ impl Way {
         of_kubernetes.or_else(|| world.objects.named("ServiceEntry", &service.namespace, &service.name))
     }
 
+    /// The step that refuses, to say more of it, and what is known as the cause.
+    pub(crate) fn explain_refusal(&mut self, cause: Cause, more: &str) {
+        self.answer.cause = Some(cause);
+        if let Some(step) = self.answer.steps.iter_mut().find(|s| s.outcome == Outcome::Refuse) {
+            step.why = format!("{}; {more}", step.why);
+        }
+    }
+
+    /// The verdict and the line that says all, from the steps so far.
     pub(crate) fn finish(&mut self, call: &Call) {
         let answer = &mut self.answer;
         answer.verdict = match (self.is_unknown, self.good, self.bad) {
@@ -99,8 +123,12 @@ impl Way {
             (_, 0, _) => Verdict::Refused,
             _ => Verdict::Partly,
         };
-        let refused = answer.steps.iter().find(|s| s.outcome == Outcome::Refuse).map(|s| s.why.as_str());
-        let warned = answer.steps.iter().find(|s| s.outcome == Outcome::Warn).map(|s| s.why.as_str());
+        let said = |outcome: Outcome| {
+            let step = answer.steps.iter().find(|s| s.outcome == outcome)?;
+            let by = step.object.as_ref().map(|object| format!(" [{}]", crate::text::object(object)));
+            Some(format!("{}{}", step.why, by.unwrap_or_default()))
+        };
+        let (refused, warned) = (said(Outcome::Refuse), said(Outcome::Warn));
         let (from, to) = (&call.from, format!("{}:{}", self.destination.name, self.destination.to.port()));
         answer.summary = match (answer.verdict, refused, warned) {
             (Verdict::Allowed, _, None) => format!("allowed: {from} reaches {to}"),

@@ -1,14 +1,22 @@
 //! The objects, compiled, and the proxies that have been told of them.
 
-use crate::objects::Objects;
+use crate::{
+    answer::{Proxy, ProxyKind},
+    gateways::{self, GatewayPod},
+    network::NetworkPolicy,
+    objects::Objects,
+    observed::{Observed, ObservedError},
+};
 use karst_controller::offline::{self, Compiled, OptionsError};
-use karst_manifest::{Dir, Object, Problem, State, enrol};
+use karst_manifest::{Dir, MeshConfig, Object, Problem, State, enrol, mesh_config};
 use karst_proxy::{
     state::{Snapshot, Workload},
     xds::ApplyResource,
 };
 use karst_waypoint::decision::Waypoint;
-use std::{io, path::Path};
+use karst_ztunnel::mesh_config::OutboundMode;
+use serde_json::Value;
+use std::{cell::OnceCell, io, path::Path};
 
 /// Objects cannot be explained.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +36,13 @@ pub struct World {
     pub(crate) compiled: Compiled,
     /// What each ztunnel knows.
     pub(crate) mesh: Snapshot,
+    /// Where pods of the mesh may connect to.
+    pub(crate) outbound: OutboundMode,
+    /// What Kubernetes lets through.
+    pub(crate) network: Vec<NetworkPolicy>,
+    gateways: OnceCell<Vec<GatewayPod>>,
+    /// What running proxies know, where that is known.
+    pub(crate) observed: Observed,
 }
 
 /// Which pods are in the mesh.
@@ -66,7 +81,23 @@ impl World {
             // What is refused leaves what was, as in the proxy.
             let _ = mesh.put(r.type_url, &r.name, &r.bytes);
         }
-        Ok(Self { state, objects, compiled, mesh })
+        let outbound = outbound(&objects, &compiled.root_namespace);
+        Ok(Self {
+            state,
+            objects,
+            compiled,
+            mesh,
+            outbound,
+            network: vec![],
+            gateways: OnceCell::new(),
+            observed: Observed::default(),
+        })
+    }
+
+    /// With the NetworkPolicies of Kubernetes, which are no objects of the mesh.
+    #[must_use]
+    pub fn with_network_policies(self, network: Vec<NetworkPolicy>) -> Self {
+        Self { network, ..self }
     }
 
     /// What is wrong with the objects.
@@ -87,6 +118,9 @@ impl World {
     /// A waypoint's pod, told what it would be.
     pub(crate) fn waypoint(&self, pod: &Workload) -> Waypoint {
         let mut waypoint = Waypoint::new(&pod.namespace, &pod.name, pod.identity.service_account());
+        if let Some(observed) = self.observed.proxy(&format!("{}/{}", pod.namespace, pod.name)) {
+            return observed.told_to(waypoint);
+        }
         self.tell(&mut waypoint);
         waypoint
     }
@@ -99,6 +133,59 @@ impl World {
         }
     }
 
+    /// Judges by what the ztunnel of a node knows: its page `/config_dump`. Without a node's name it is taken for the ztunnel of
+    /// all nodes.
+    ///
+    /// # Errors
+    /// It is no such page.
+    pub fn observe_ztunnel(&mut self, node: &str, page: Value) -> Result<(), ObservedError> {
+        self.observed.put_ztunnel(node, page, &self.compiled.root_namespace)
+    }
+
+    /// Judges by what a waypoint's or gateway's pod (`namespace/name`) knows: its page `/config_dump/karst?resources`.
+    ///
+    /// # Errors
+    /// It is no such page.
+    pub fn observe_proxy(&mut self, pod: &str, page: &Value) -> Result<(), ObservedError> {
+        self.observed.put_proxy(pod, page, &self.compiled.root_namespace)
+    }
+
+    /// Is it known what this proxy knows?
+    pub fn has_observed(&self, proxy: &Proxy) -> bool {
+        match proxy.kind {
+            ProxyKind::Ztunnel => self.observed.ztunnel(&proxy.name).is_some(),
+            ProxyKind::Waypoint | ProxyKind::Gateway => self.observed.proxy(&proxy.name).is_some(),
+        }
+    }
+
+    /// What the ztunnel of a node knows, as far as it was asked.
+    pub(crate) fn mesh_at(&self, node: &str) -> &Snapshot {
+        self.observed.ztunnel(node).map_or(&self.mesh, |ztunnel| &ztunnel.mesh)
+    }
+
+    /// Where pods of a node may connect to.
+    pub(crate) fn outbound_at(&self, node: &str) -> OutboundMode {
+        self.observed.ztunnel(node).and_then(|ztunnel| ztunnel.outbound).unwrap_or(self.outbound)
+    }
+
+    /// The pods that are gateways.
+    pub(crate) fn gateways(&self) -> &[GatewayPod] {
+        self.gateways.get_or_init(|| gateways::pods(&self.compiled, &self.mesh))
+    }
+
+    /// A gateway's pod, told what it would be.
+    pub(crate) fn gateway(&self, pod: &Workload) -> Waypoint {
+        let mut gateway = Waypoint::gateway(&pod.namespace, &pod.name, pod.identity.service_account());
+        if let Some(observed) = self.observed.proxy(&format!("{}/{}", pod.namespace, pod.name)) {
+            return observed.told_to(gateway);
+        }
+        for r in &self.compiled.resources {
+            // What is refused is in force as the proxy has it in force.
+            let _ = gateway.put(r.type_url, &r.name, &r.bytes);
+        }
+        gateway
+    }
+
     /// The same with other objects.
     pub(crate) fn with(&self, change: impl FnOnce(&mut Vec<Object>)) -> Option<Self> {
         let mut objects: Vec<Object> = self.state.objects.iter().map(|o| o.object.clone()).collect();
@@ -107,9 +194,22 @@ impl World {
         let objects = objects.into_iter().map(|o| std::sync::Arc::new(located(o))).collect();
         let enrolled = self.state.enrolled.clone();
         // The agents follow a change of labels.
-        Self::new(State { objects, enrolled, ..State::default() }, Enrolment::Expected).ok()
+        let changed = Self::new(State { objects, enrolled, ..State::default() }, Enrolment::Expected).ok()?;
+        Some(Self { network: self.network.clone(), ..changed })
     }
 }
 
 /// What a ztunnel subscribes.
 const ZTUNNEL: &[&str] = &[karst_api::AUTHORIZATION_TYPE, karst_api::POD_RANGES_TYPE, karst_api::ADDRESS_TYPE];
+
+/// Istio's `outboundTrafficPolicy`, of ConfigMap `istio` in the mesh's own namespace. What cannot be read changes nothing.
+fn outbound(objects: &Objects, root: &str) -> OutboundMode {
+    let Some(Object::ConfigMap(map)) = objects.get("ConfigMap", root, "istio").map(|o| &o.object) else {
+        return OutboundMode::default();
+    };
+    let text = map.data.get(mesh_config::KEY).map_or("", String::as_str);
+    match MeshConfig::read(text).map(|config| config.outbound_traffic_policy.mode) {
+        Ok(mode) if mode == "REGISTRY_ONLY" => OutboundMode::RegistryOnly,
+        Ok(_) | Err(_) => OutboundMode::AllowAny,
+    }
+}

@@ -8,6 +8,7 @@
 //! - [`workers`]: the workers of a process as they see each other.
 //! - [`bootstrap`]: between options and workers, and between the signal to stop and the end.
 //! - [`discovery`]: metrics of the way to the control plane.
+//! - [`dump`]: what is known of the mesh as JSON, and back.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
 //! - [`options`]: those that both have.
@@ -23,6 +24,7 @@ pub mod bootstrap;
 pub mod dial;
 pub mod discovery;
 pub mod dry_run;
+pub mod dump;
 pub mod endpoints;
 pub mod flows;
 pub mod followed;

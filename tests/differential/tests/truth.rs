@@ -279,6 +279,7 @@ fn said(objects: &[Value], question: &Question) -> Explanation {
             claims: None,
         }),
         server_name: None,
+        now: 0,
     };
     explain(&world, &call).unwrap()
 }

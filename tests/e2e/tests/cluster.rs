@@ -13,12 +13,12 @@
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
-#[path = "stages/tutorials/mod.rs"]
-mod tutorials;
 #[path = "stages/release.rs"]
 mod release;
 #[path = "stages/swap.rs"]
 mod swap;
+#[path = "stages/tutorials/mod.rs"]
+mod tutorials;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,

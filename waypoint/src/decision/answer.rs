@@ -1,8 +1,27 @@
 //! What a waypoint's decisions are, as values.
 
+use crate::downstream::context::Downstream;
 use http::StatusCode;
 use karst_proxy::state::Workload;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+/// A call that a waypoint or gateway takes: who calls, and what.
+pub struct Call(pub(super) Downstream);
+
+impl Call {
+    /// The service that is called.
+    pub fn service(&self) -> Option<&Arc<karst_proxy::state::Service>> {
+        self.0.service()
+    }
+
+    /// The address that was called.
+    pub fn to(&self) -> IpAddr {
+        self.0.to
+    }
+}
 
 /// A resource that a waypoint refuses; it goes on with what it had.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +75,82 @@ pub struct Route {
     pub origin: String,
     /// Rules before it, and why each does not match.
     pub passed_over: Vec<(String, String)>,
+    /// What else is done with what goes by it.
+    pub settings: Vec<Setting>,
+}
+
+/// What is done with calls besides sending them on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingKind {
+    /// No more than so many requests.
+    RateLimit,
+    /// Some requests are delayed or answered with an error on purpose.
+    Fault,
+    /// Copies go elsewhere.
+    Mirror,
+    /// How long a request may take.
+    Timeout,
+    /// How often it is tried again.
+    Retry,
+    /// How many requests and connections there may be at a time.
+    CircuitBreaker,
+    /// Endpoints that fail are left out for a while.
+    OutlierDetection,
+    /// TLS that is spoken to the endpoints.
+    Tls,
+}
+
+/// One of them, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// What it is.
+    pub kind: SettingKind,
+    /// What it says.
+    pub text: String,
+    /// Where it comes from (`Kind ns/name …`); empty: the DestinationRule or policy of the destination.
+    pub origin: String,
+}
+
+/// A connection that comes to a gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct Entering<'a> {
+    /// The port that it listens on.
+    pub port: u16,
+    /// The client.
+    pub from: SocketAddr,
+    /// The gateway's address.
+    pub to: IpAddr,
+    /// The name in the TLS hello, if TLS is spoken there.
+    pub server_name: Option<&'a str>,
+}
+
+/// What becomes of a connection that comes to a gateway.
+pub enum Entrance {
+    /// It does not listen on the port.
+    Closed,
+    /// TLS, and no listener has the name in the hello.
+    NoListener,
+    /// Requests are read from it; which listener's they are depends on their host where no TLS is spoken.
+    Requests(Call),
+    /// Bytes, for this listener.
+    Bytes(Decision, String),
+}
+
+/// A listener of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Where it comes from: `Gateway/ns/name/listener`.
+    pub origin: String,
+    /// The port that it listens on.
+    pub port: u16,
+    /// The port that clients call.
+    pub called: u16,
+    /// Do clients speak TLS to it?
+    pub has_tls: bool,
+    /// Does it take requests, not bytes?
+    pub is_http: bool,
+    /// Names that it is for; `*` is any.
+    pub hosts: Vec<String>,
 }
 
 /// One of the destinations of a rule.
@@ -69,6 +164,10 @@ pub struct Branch {
     pub port: u16,
     /// Subset; empty: none.
     pub subset: Arc<str>,
+    /// What else is done with what goes there.
+    pub settings: Vec<Setting>,
+    /// The endpoints are pods of the service's waypoint, which is asked for this authority.
+    pub via_waypoint: Option<String>,
     /// How it ends.
     pub end: BranchEnd,
 }

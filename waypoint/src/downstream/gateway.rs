@@ -111,6 +111,9 @@ pub struct Listener {
     routes: String,
     pub protocol: ListenerProtocol,
     hosts: Vec<String>,
+    /// Does TLS end here?
+    pub terminates_tls: bool,
+    /// With what it ends; None also where the keys are not known.
     pub tls: Option<Tls>,
     /// Requests without TLS are sent to https.
     pub redirect: bool,
@@ -136,6 +139,18 @@ impl Gateway {
     /// # Errors
     /// What cannot be used, and of which listener.
     pub fn new(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
+        Self::compile(gateway, true)
+    }
+
+    /// The same without keys, for who only asks what it would do: nothing can be shown to clients or endpoints.
+    ///
+    /// # Errors
+    /// As [`Gateway::new`].
+    pub fn outline(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
+        Self::compile(gateway, false)
+    }
+
+    fn compile(gateway: &ir::Gateway, has_keys: bool) -> Result<Self, GatewayError> {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
         for listener in &gateway.listeners {
             let bad = |error: ListenerError| GatewayError::Listener { origin: listener.origin.clone(), error };
@@ -146,8 +161,9 @@ impl Gateway {
             let called = u16::try_from(listener.called).map_err(|_| bad(ListenerError::Port(listener.called)))?;
             let protocol = ListenerProtocol::try_from(listener.protocol)
                 .map_err(|_| bad(ListenerError::Protocol(listener.protocol)))?;
-            let tls = listener.tls.as_ref().map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
-            if protocol == ListenerProtocol::Https && tls.is_none() {
+            let tls = listener.tls.as_ref().filter(|_| has_keys);
+            let tls = tls.map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
+            if protocol == ListenerProtocol::Https && listener.tls.is_none() {
                 return Err(bad(ListenerError::NoTls));
             }
             ports.entry(port).or_default().listeners.push(Arc::new(Listener {
@@ -155,6 +171,7 @@ impl Gateway {
                 routes: listener.routes.clone(),
                 protocol,
                 hosts: listener.hosts.clone(),
+                terminates_tls: listener.tls.is_some(),
                 tls,
                 redirect: listener.redirect,
                 called: if called == 0 { port } else { called },
@@ -164,7 +181,7 @@ impl Gateway {
         let pair = |(name, k): (&String, &ir::KeyPair)| {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
-        let credentials = gateway.credentials.iter().map(pair).collect::<Result<_, _>>()?;
+        let credentials = gateway.credentials.iter().filter(|_| has_keys).map(pair).collect::<Result<_, _>>()?;
         let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
         let telemetry = telemetry?.map(Arc::new);
         Ok(Self { ports, access: gateway.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
@@ -177,7 +194,7 @@ impl Gateway {
 
     /// For the admin page.
     pub fn describe(&self) -> serde_json::Value {
-        let one = |l: &Arc<Listener>| serde_json::json!({ "origin": l.origin, "protocol": l.protocol.as_str_name(), "hosts": l.hosts, "endsTls": l.tls.is_some() });
+        let one = |l: &Arc<Listener>| serde_json::json!({ "origin": l.origin, "protocol": l.protocol.as_str_name(), "hosts": l.hosts, "endsTls": l.terminates_tls });
         let port = |(p, x): (&u16, &Port)| (p.to_string(), x.listeners.iter().map(one).collect::<Vec<_>>().into());
         self.ports.iter().map(port).collect::<serde_json::Map<_, serde_json::Value>>().into()
     }
@@ -503,6 +520,18 @@ mod tests {
             assert_eq!(kind, HandshakeKind::Resumed);
             assert!(valid.unwrap_err().contains("expired"), "{version:?}");
         }
+    }
+
+    #[test]
+    fn without_keys_there_is_an_outline() {
+        let tls = ir::Tls { certificates: vec![ir::KeyPair::default()], ..Default::default() };
+        let protocol = ListenerProtocol::Https as i32;
+        let listeners = vec![ir::Listener { tls: Some(tls), protocol, ..listener("Gateway/ns/g/l", &["*"]) }];
+        let gateway = ir::Gateway { listeners, ..Default::default() };
+        assert!(Gateway::new(&gateway).is_err());
+        let outline = Gateway::outline(&gateway).unwrap();
+        let only = &outline.ports[&80].listeners()[0];
+        assert!(only.terminates_tls && only.tls.is_none());
     }
 
     #[test]

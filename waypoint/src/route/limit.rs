@@ -68,6 +68,11 @@ impl Limit {
         }
     }
 
+    /// What it was made of.
+    pub fn rule(&self) -> &ir::RateLimit {
+        &self.ir
+    }
+
     /// Takes a token at this time.
     ///
     /// # Errors

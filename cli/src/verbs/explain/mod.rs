@@ -1,20 +1,26 @@
 //! `explain`: what becomes of a call from A to B, step by step, and which object decided.
 
+mod observed;
+
 use crate::{
     analysis,
     cluster::{Cluster, Resource},
-    input,
     output::Format,
     problem::{Exit, Problem},
     session::Session,
 };
 use clap::Args;
-use karst_explain::{Call, Difference, Enrolment, Explanation, Head, Verdict, World, differences, explain, text};
+use karst_explain::{
+    Call, Comparison, Enrolment, Explanation, Head, NetworkPolicy, Verdict, World, compare, explain, text,
+};
 use karst_manifest::State;
+use observed::Saved;
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
+/// How often proxies are asked, as each answer may lead to others.
+const ROUNDS: usize = 4;
 /// What the control plane's options say that changes an answer, and what they say by default.
 const OPTIONS: [(&str, &str); 5] = [
     ("ROOT_NAMESPACE", "istio-system"),
@@ -54,22 +60,39 @@ pub(super) async fn as_the_control_plane(cluster: &Cluster, verb: &str) -> Resul
     Err(Problem::new(format!("{verb}: the control plane has other options than are set here")).next(next))
 }
 
+/// The NetworkPolicies of the Kubernetes cluster; none, and a note, if they may not be read.
+async fn network_policies(session: &Session<'_>, cluster: &Cluster) -> Vec<NetworkPolicy> {
+    let resource = Resource::new("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies");
+    match cluster.list(resource, None, "").await {
+        Ok(found) => {
+            let values = found.into_iter().flatten().filter_map(|one| serde_json::to_value(one).ok());
+            values.filter_map(|value| NetworkPolicy::read(&value, None, 0)).collect()
+        }
+        Err(problem) => {
+            session.note(format!("note: NetworkPolicies are not looked at: {problem}"));
+            vec![]
+        }
+    }
+}
+
 /// Options of `explain`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   karst explain deploy/web.shop reviews.shop --port 9080 --path /reviews/1
   karst explain sa/batch.jobs ledger.bank --method POST --header x-tenant:a
   karst explain 203.0.113.9 web.shop                       from outside of the mesh
+  karst explain outside shop.example.com --path /cart      through a gateway
   karst explain pod/web-1.shop 10.0.3.7 --port 5432 --tcp
   karst explain pod/web-1.shop reviews.shop -f manifests/  without a cluster
   karst explain pod/web-1.shop reviews.shop -o json
 
 Ends with 0 if the call gets through (to some endpoints at least), with 1 if it is refused, with 2 if that cannot be
-said. Pods without a cluster are those of the files; what the mesh would enroll counts as enrolled.")]
+said. Pods without a cluster are those of the files; what the mesh would enroll counts as enrolled. On a cluster the
+proxies on the way are asked what they know, and it is told where that is not what the objects say.")]
 pub struct Explain {
-    /// Who calls: [KIND/]NAME[.NAMESPACE] (pod, deploy, sa), a SPIFFE identity, or an address
+    /// Who calls: [KIND/]NAME[.NAMESPACE] (pod, deploy, sa), a SPIFFE identity, an address, or outside
     from: String,
-    /// What is called: a service as NAME[.NAMESPACE] or by its host, pod/NAME[.NAMESPACE], or an address
+    /// What is called: a service as NAME[.NAMESPACE] or by its host, a gateway's host, pod/NAME[.NAMESPACE], or an address
     to: String,
     /// Port [default: the only one of the service]
     #[arg(long)]
@@ -98,9 +121,16 @@ pub struct Explain {
     /// Files or directories instead of the cluster; - is standard input
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// A dump of a ztunnel (/config_dump): say where it knows otherwise than the objects are
-    #[arg(long, value_name = "FILE")]
-    ztunnel_dump: Vec<PathBuf>,
+    /// A saved page /config_dump of the ztunnel of a node (of all nodes, without a name): it decides in place of what the
+    /// objects say, and where it differs is told
+    #[arg(long, value_name = "[NODE=]FILE")]
+    ztunnel_dump: Vec<Saved>,
+    /// A saved page /config_dump/karst?resources of a waypoint or gateway
+    #[arg(long, value_name = "[NAMESPACE/POD=]FILE")]
+    waypoint_dump: Vec<Saved>,
+    /// Do not ask the cluster's proxies: answer by the objects alone
+    #[arg(long, conflicts_with = "files")]
+    by_objects: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -111,9 +141,12 @@ pub struct Explain {
 struct Answer {
     #[serde(flatten)]
     explanation: Explanation,
-    /// By file.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    differences: BTreeMap<String, Vec<Difference>>,
+    /// What it would be if all proxies knew what the objects say, if that is something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_objects: Option<Verdict>,
+    /// Of each proxy that was looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<Comparison>,
 }
 
 impl Explain {
@@ -123,17 +156,31 @@ impl Explain {
     /// If it is refused, or it cannot be said what becomes of it.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let call = self.call()?;
-        let world = self.world(session).await?;
+        let (mut world, cluster) = self.world(session).await?;
         let unknown = |what: String| Problem::new(what).exit(Exit::Unknown);
-        let answer = explain(&world, &call).map_err(|e| unknown(e.to_string()))?;
-        let answer = Answer { differences: self.differences(&world, &answer)?, explanation: answer };
+        let asked = |world: &World| explain(world, &call).map_err(|e| unknown(e.to_string()));
+        let mut answer = asked(&world)?;
+        let by_objects = answer.verdict;
+        observed::read(&mut world, &self.ztunnel_dump, &self.waypoint_dump)?;
+        if !self.ztunnel_dump.is_empty() || !self.waypoint_dump.is_empty() {
+            answer = asked(&world)?;
+        }
+        if let Some(cluster) = cluster.filter(|_| !self.by_objects) {
+            // By what the first ones know it may go by others.
+            for _ in 0..ROUNDS {
+                if !observed::ask(session, &cluster, &mut world, &answer).await {
+                    break;
+                }
+                answer = asked(&world)?;
+            }
+        }
+        let by_objects = Some(by_objects).filter(|verdict| *verdict != answer.verdict);
+        let answer = Answer { differences: compare(&world, &answer), by_objects, explanation: answer };
         match self.output.encode(&answer)? {
             Some(encoded) => session.text(&encoded)?,
             None => {
                 session.text(&text::render(&answer.explanation))?;
-                for (file, all) in &answer.differences {
-                    session.text(&different(file, all))?;
-                }
+                session.text(&text::compared(&answer.differences, answer.by_objects))?;
             }
         }
         match answer.explanation.verdict {
@@ -143,32 +190,26 @@ impl Explain {
         }
     }
 
-    async fn world(&self, session: &Session<'_>) -> Result<World, Problem> {
+    /// The objects, and the cluster if they are from there.
+    async fn world(&self, session: &Session<'_>) -> Result<(World, Option<Cluster>), Problem> {
         let failed = |e: karst_explain::WorldError| Problem::new("explain").because(e).exit(Exit::Unknown);
         if self.files.is_empty() {
             let cluster = session.cluster().await.map_err(|e| e.exit(Exit::Unknown))?;
             as_the_control_plane(&cluster, "explain").await.map_err(|e| e.exit(Exit::Unknown))?;
             let (objects, notes) = analysis::from_cluster(&cluster).await.map_err(|e| e.exit(Exit::Unknown))?;
             notes.iter().for_each(|note| session.note(note));
-            return World::new(State { objects, ..State::default() }, Enrolment::Reported).map_err(failed);
+            let world = World::new(State { objects, ..State::default() }, Enrolment::Reported).map_err(failed)?;
+            let world = world.with_network_policies(network_policies(session, &cluster).await);
+            return Ok((world, Some(cluster)));
         }
         let namespace = session.global.namespace.clone().unwrap_or_else(|| "default".into());
         let paths = analysis::files(&self.files, true).map_err(|e| e.exit(Exit::Unknown))?;
         let input = analysis::read(&paths, &namespace).map_err(|e| e.exit(Exit::Unknown))?;
         input.problems.iter().for_each(|problem| session.note(format!("note: {problem}")));
-        World::new(input.over(vec![]), Enrolment::Expected).map_err(failed)
-    }
-
-    fn differences(&self, world: &World, answer: &Explanation) -> Result<BTreeMap<String, Vec<Difference>>, Problem> {
-        let mut all = BTreeMap::new();
-        for file in &self.ztunnel_dump {
-            let dump = serde_json::from_str(&input::read(file)?).map_err(|e| {
-                let what = Problem::new(format!("{}: not a dump of ztunnel", file.display())).because(e);
-                what.next("save one from ztunnel's /config_dump").exit(Exit::Unknown)
-            })?;
-            all.insert(file.display().to_string(), differences(world, answer, &dump));
-        }
-        Ok(all)
+        let network = input.documents.iter();
+        let network = network.filter_map(|(file, line, v)| NetworkPolicy::read(v, Some(file.clone()), *line)).collect();
+        let world = World::new(input.over(vec![]), Enrolment::Expected).map_err(failed)?;
+        Ok((world.with_network_policies(network), None))
     }
 
     fn call(&self) -> Result<Call, Problem> {
@@ -200,20 +241,8 @@ impl Explain {
             port: self.port,
             request: (!self.tcp).then_some(request),
             server_name: self.server_name.clone(),
+            now: karst_rt::clock::since_epoch().as_secs(),
         })
-    }
-}
-
-/// What a ztunnel knows otherwise, in lines.
-fn different(file: &str, all: &[Difference]) -> String {
-    let or = |text: &str| if text.is_empty() { "nothing".to_string() } else { text.to_string() };
-    let line = |d: &Difference| {
-        let field = if d.field.is_empty() { String::new() } else { format!(" {}", d.field) };
-        format!("  {}{field}: {} by the objects, {} in the proxy\n", d.subject, or(&d.compiled), or(&d.proxy))
-    };
-    match all {
-        [] => format!("\n{file}: this ztunnel knows the same.\n"),
-        all => format!("\n{file}: this ztunnel knows otherwise:\n{}", all.iter().map(line).collect::<String>()),
     }
 }
 

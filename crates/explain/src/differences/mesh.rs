@@ -1,33 +1,24 @@
-//! What a proxy knows beside what the objects compile to: where a dump of ztunnel (`/config_dump`) says otherwise of those whom a
-//! call concerns, the proxy has not heard yet, or refuses what it was told.
+//! Workloads, services and policies: those of a proxy's page beside what the objects compile to.
 
+use super::difference::Difference;
 use crate::{
     answer::{Explanation, Stage},
     world::World,
 };
 use karst_policy::Policy;
 use karst_proxy::state::{Service, Workload};
-use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// Something that a proxy knows otherwise.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Difference {
-    /// Whom it is about: `workload ns/name`, `service ns/host`, `policy ns/name`.
-    pub subject: String,
-    /// Which of its fields; empty: all of it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub field: String,
-    /// What the objects compile to; empty: it is not among them.
-    pub compiled: String,
-    /// What the proxy knows; empty: nothing.
-    pub proxy: String,
+/// Where a ztunnel's page differs, in what decides about this call.
+pub(super) fn of_ztunnel(world: &World, answer: &Explanation, dump: &Value) -> Vec<Difference> {
+    let mut out = of_mesh(world, answer, dump);
+    policies(world, dump, &mut out);
+    out
 }
 
-/// Where a ztunnel's dump differs from what the objects compile to, in what decides about this call.
-pub fn differences(world: &World, answer: &Explanation, dump: &Value) -> Vec<Difference> {
+/// The same of a waypoint or gateway, which has other policies.
+pub(super) fn of_mesh(world: &World, answer: &Explanation, dump: &Value) -> Vec<Difference> {
     let mut out = vec![];
     let mut concerned: BTreeSet<String> = answer.endpoints.iter().map(|e| e.workload.clone()).collect();
     let pods =
@@ -44,7 +35,6 @@ pub fn differences(world: &World, answer: &Explanation, dump: &Value) -> Vec<Dif
         let named = |v: &&Value| format!("{}/{}", text(v, "namespace"), text(v, "hostname")) == key;
         of_service(world, service, section(dump, "services").into_iter().find(named), &mut out);
     }
-    policies(world, dump, &mut out);
     out
 }
 
@@ -198,11 +188,11 @@ spec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}
             }],
             "policies": [policy],
         });
-        assert_eq!(differences(&world, &answer, &dump), []);
+        assert_eq!(of_ztunnel(&world, &answer, &dump), []);
         dump["workloads"][0]["status"] = "Unhealthy".into();
         dump["services"][0]["waypoint"] = json!({ "destination": "/10.96.0.2" });
         dump["policies"] = json!({});
-        let all = differences(&world, &answer, &dump);
+        let all = of_ztunnel(&world, &answer, &dump);
         let told: Vec<_> = all.iter().map(|d| (&*d.subject, &*d.field, &*d.compiled, &*d.proxy)).collect();
         let expected = [
             ("workload shop/web-1", "status", "Healthy", "Unhealthy"),
