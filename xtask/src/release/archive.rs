@@ -9,8 +9,8 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, path::Path};
 
-/// Samples that are for a cluster.
-const SAMPLES: [&str; 3] = ["exercises", "manifests", "store"];
+/// What is in the folder of samples and for no cluster.
+const SOURCES: [&str; 4] = ["src", "proto", "Cargo.toml", "build.rs"];
 /// How the samples name their image in a checkout.
 const SAMPLE_IMAGE: &str = "registry.local/karst/samples:1";
 
@@ -43,10 +43,7 @@ fn tree(root: &Path, source: &Source, program: Vec<u8>) -> Result<Tree> {
     }
     tree.folder(&format!("{top}/manifests/profiles"), &root.join("crates/install/profiles"))?;
     let image = format!("{HUB}/samples:{}", source.version);
-    for sample in SAMPLES {
-        samples(&mut tree, &format!("{top}/samples/{sample}"), &root.join("samples").join(sample), &image)?;
-    }
-    tree.copy(&format!("{top}/samples/README.md"), &root.join("samples/README.md"))?;
+    samples(&mut tree, &format!("{top}/samples"), &root.join("samples"), &image)?;
     for file in ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md"] {
         tree.copy(&format!("{top}/{file}"), &root.join(file))?;
     }
@@ -59,6 +56,13 @@ fn samples(tree: &mut Tree, at: &str, from: &Path, image: &str) -> Result<()> {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).context("a sample without a name in UTF-8")?;
         let at = format!("{at}/{name}");
+        if SOURCES.contains(&name) {
+            continue;
+        }
+        if path.is_dir() {
+            samples(tree, &at, &path, image)?;
+            continue;
+        }
         if !name.ends_with(".yaml") {
             tree.copy(&at, &path)?;
             continue;
@@ -117,6 +121,9 @@ mod tests {
             at(path);
         }
         assert_eq!(at("samples/store/canary.sh").1, 0o755);
+        let sources: Vec<&String> =
+            files.keys().filter(|path| path.ends_with(".rs") || path.contains("Cargo")).collect();
+        assert!(sources.is_empty(), "{sources:?}");
         let shop = String::from_utf8(at("samples/manifests/bookinfo.yaml").0.clone()).unwrap();
         let image = format!("image: {HUB}/samples:{}", source.version);
         assert!(shop.contains(&image) && !shop.contains(&format!("{SAMPLE_IMAGE}\n")));
