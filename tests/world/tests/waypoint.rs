@@ -260,7 +260,7 @@ fn a_canary_waypoint_gets_its_part() {
 /// Issue 16, 3: what policies have said of requests is on the waypoint's page /flows, by the template of the path.
 #[test]
 fn requests_are_in_the_book_of_flows() {
-    let mut s = Shop::new();
+    let s = Shop::new();
     let _servers = s.serve();
     s.w.apply("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: shop}], action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n");
     assert_eq!(["/orders/17", "/orders/18?a=b", "/admin"].map(|path| s.ask(path, &[]).status()), [200, 200, 403]);
