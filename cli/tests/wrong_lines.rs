@@ -71,8 +71,8 @@ const CASES: &[Case] = &[
     case(
         "policy test DIR/empty.json --flows DIR/book.json --objects DIR/good.yaml",
         65,
-        "the files have no object that the mesh reads",
-        "next: name files with AuthorizationPolicies",
+        "empty.json:1: kind: is missing: each document needs apiVersion and kind",
+        "next: `karst validate -f FILE` names all that is wrong",
     ),
     case(
         "policy test DIR/good.yaml --flows DIR/empty.json --objects DIR/good.yaml",

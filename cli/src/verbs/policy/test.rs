@@ -140,7 +140,7 @@ fn tell(session: &mut Session<'_>, comparison: &Comparison, books: &Books, limit
     if of(Change::Unknown).0 > 0 {
         parts.push(part(of(Change::Unknown), "cannot be said"));
     }
-    let since = if comparison.flows == 0 { String::new() } else { format!(", since {} ago", ago(books.since())) };
+    let since = if comparison.flows == 0 { String::new() } else { format!(" over the last {}", ago(books.since())) };
     session.line(format!(
         "{} flows ({} calls) of {} proxies{since}: {}.",
         comparison.flows,
