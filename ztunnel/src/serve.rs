@@ -107,6 +107,26 @@ async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) 
     }
 }
 
+/// A listener of a pod's, before anything is accepted.
+enum Queue {
+    /// The agent's: it listens.
+    Agents(TcpListener),
+    /// Our own, which may have to wait until it listens. Not to be registered before: the runtime would take it for closed.
+    Ours(std::net::TcpListener),
+}
+
+impl Queue {
+    fn start(self) -> std::io::Result<TcpListener> {
+        match self {
+            Self::Agents(listener) => Ok(listener),
+            Self::Ours(socket) => {
+                nat::start(&socket)?;
+                TcpListener::from_std(socket)
+            }
+        }
+    }
+}
+
 impl Worker {
     fn run_command(self: Rc<Self>, command: Command) {
         match command {
@@ -127,13 +147,16 @@ impl Worker {
     }
 
     fn add(self: Rc<Self>, pod: Arc<LocalPod>, listeners: Listeners) -> Result<(), AddError> {
-        let listener = |socket: std::net::TcpListener| {
-            TcpListener::from_std(socket).map_err(|error| AddError::Listener { pod: pod.key.clone(), error })
+        let queue = |socket: std::net::TcpListener| match pod.redirection {
+            Redirection::Nat => Ok(Queue::Ours(socket)),
+            Redirection::Lookup => TcpListener::from_std(socket)
+                .map(Queue::Agents)
+                .map_err(|error| AddError::Listener { pod: pod.key.clone(), error }),
         };
         let (outbound, plaintext, hbone) =
-            (listener(listeners.outbound)?, listener(listeners.plaintext)?, listener(listeners.hbone)?);
-        let forward = listeners.forward.map(listener).transpose()?;
-        let dns = listeners.dns_tcp.into_iter().map(listener).collect::<Result<Vec<_>, _>>()?;
+            (queue(listeners.outbound)?, queue(listeners.plaintext)?, queue(listeners.hbone)?);
+        let forward = listeners.forward.map(queue).transpose()?;
+        let dns = listeners.dns_tcp.into_iter().map(queue).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
@@ -154,18 +177,19 @@ impl Worker {
         Ok(())
     }
 
-    fn listen(self: Rc<Self>, listener: TcpListener, served: Rc<Served>, way: Way) {
+    fn listen(self: Rc<Self>, queue: Queue, served: Rc<Served>, way: Way) {
         tokio::task::spawn_local(async move {
             let mut stop = served.watch();
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
             }
-            if served.pod.redirection == Redirection::Nat
-                && let Err(e) = nat::prefer_newest(&listener)
-            {
-                tracing::warn!(pod = served.pod.key, error = %e, "another ztunnel goes on to get new connections");
-            }
+            let listener = match queue.start() {
+                Ok(listener) => listener,
+                Err(e) => {
+                    return tracing::error!(pod = served.pod.key, error = %e, "a listener of the pod's is not served");
+                }
+            };
             loop {
                 tokio::select! {
                     biased;
