@@ -54,7 +54,18 @@ impl PodManager {
         let wanted = Wanted { dns: config.dns, ipv6: config.ipv6 };
         let opened = pod.connector.netns.as_ref().map(|netns| Listeners::open(netns, wanted));
         match opened {
-            Some(Ok(listeners)) => self.serve(pod, listeners).await,
+            Some(Ok(listeners)) => {
+                // The agent tells the pod's owner that it is in the mesh when we have acknowledged it.
+                let started = if *self.shared.configured.borrow() { listeners.start() } else { Ok(()) };
+                match started {
+                    Ok(()) => self.serve(pod, listeners).await,
+                    Err(error) => {
+                        let key = pod.key.clone();
+                        self.waiting.insert(pod.uid.clone(), pod);
+                        Err(AddError::Listener { pod: key, error })
+                    }
+                }
+            }
             Some(Err(e)) => {
                 self.waiting.insert(pod.uid.clone(), pod);
                 Err(e.into())

@@ -94,7 +94,7 @@ pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
 async fn serve(queries: Rc<Queries>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
     let pending = Rc::new(Cell::new(0));
     shared.configured().await;
-    if let Err(e) = queries.prefer() {
+    if let Err(e) = queries.start() {
         tracing::warn!(pod = pod.key, error = %e, "another ztunnel goes on to get new queries");
     }
     loop {

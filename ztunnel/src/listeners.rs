@@ -102,7 +102,8 @@ pub struct Wanted {
 }
 
 impl Listeners {
-    /// Opens them in a pod's namespace. From then on connections wait in their queues, even if nobody accepts them yet.
+    /// Opens them in a pod's namespace. From then on connections wait in their queues, even if nobody accepts them yet; unless
+    /// there is another ztunnel, which goes on to serve them until [`Listeners::start`].
     ///
     /// # Errors
     /// The namespace cannot be entered, or a port is taken.
@@ -143,6 +144,17 @@ impl Listeners {
             forward: None,
             dns_tcp,
         })
+    }
+
+    /// From now on these get what is new, and not another ztunnel's.
+    ///
+    /// # Errors
+    /// Those of `listen` and `setsockopt`.
+    pub fn start(&self) -> io::Result<()> {
+        for listener in [&self.outbound, &self.plaintext, &self.hbone].into_iter().chain(&self.dns_tcp) {
+            nat::start(listener)?;
+        }
+        Ok(())
     }
 
     /// Those of TCP, once more, for a worker.

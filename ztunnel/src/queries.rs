@@ -1,11 +1,11 @@
 //! The sockets at which pods' DNS queries over UDP arrive, by either redirection.
 
 use crate::{inpod::LocalPod, listeners::Redirection, worker::Shared};
-use karst_core::limits::DNS_MAX_UDP;
+use karst_core::limits::{DNS_MAX_UDP, port};
 use karst_rt::{nat, socket};
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::PathBuf,
 };
 
@@ -72,13 +72,19 @@ impl Queries {
         }
     }
 
-    /// Other processes that have the same port get no more queries.
+    /// From now on this socket gets what is new, and not another ztunnel's.
     ///
     /// # Errors
     /// Those of `setsockopt`.
-    pub fn prefer(&self) -> io::Result<()> {
+    pub fn start(&self) -> io::Result<()> {
         match self {
-            Self::Nat(socket, _) => nat::prefer_newest(socket),
+            Self::Nat(socket, _) => {
+                let loopback: IpAddr = match socket.local_addr()?.is_ipv4() {
+                    true => Ipv4Addr::LOCALHOST.into(),
+                    false => Ipv6Addr::LOCALHOST.into(),
+                };
+                nat::start_udp(socket, SocketAddr::new(loopback, port::DNS))
+            }
             Self::Lookup(_) => Ok(()),
         }
     }

@@ -15,6 +15,7 @@ use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGua
 use karst_rt::{accept::accept, drain, nat, socket};
 use std::{
     cell::{Cell, RefCell},
+    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -108,6 +109,35 @@ async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) 
     }
 }
 
+/// A listener of a pod's, before anything is accepted.
+enum Queue {
+    /// The agent's: it listens.
+    Agents(TcpListener),
+    /// Our own, which may have to wait until it listens. Not to be registered before: the runtime would take it for closed.
+    Ours(std::net::TcpListener),
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Agents(listener) => listener.as_fd(),
+            Self::Ours(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Queue {
+    fn start(self) -> std::io::Result<TcpListener> {
+        match self {
+            Self::Agents(listener) => Ok(listener),
+            Self::Ours(socket) => {
+                nat::start(&socket)?;
+                TcpListener::from_std(socket)
+            }
+        }
+    }
+}
+
 impl Worker {
     fn run_command(self: Rc<Self>, command: Command) {
         match command {
@@ -128,13 +158,16 @@ impl Worker {
     }
 
     fn add(self: Rc<Self>, pod: Arc<LocalPod>, listeners: Listeners) -> Result<(), AddError> {
-        let listener = |socket: std::net::TcpListener| {
-            TcpListener::from_std(socket).map_err(|error| AddError::Listener { pod: pod.key.clone(), error })
+        let queue = |socket: std::net::TcpListener| match pod.redirection {
+            Redirection::Nat => Ok(Queue::Ours(socket)),
+            Redirection::Lookup => TcpListener::from_std(socket)
+                .map(Queue::Agents)
+                .map_err(|error| AddError::Listener { pod: pod.key.clone(), error }),
         };
         let (outbound, plaintext, hbone) =
-            (listener(listeners.outbound)?, listener(listeners.plaintext)?, listener(listeners.hbone)?);
-        let forward = listeners.forward.map(listener).transpose()?;
-        let dns = listeners.dns_tcp.into_iter().map(listener).collect::<Result<Vec<_>, _>>()?;
+            (queue(listeners.outbound)?, queue(listeners.plaintext)?, queue(listeners.hbone)?);
+        let forward = listeners.forward.map(queue).transpose()?;
+        let dns = listeners.dns_tcp.into_iter().map(queue).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
@@ -155,11 +188,11 @@ impl Worker {
         Ok(())
     }
 
-    fn listen(self: Rc<Self>, listener: TcpListener, served: Rc<Served>, way: Way) {
+    fn listen(self: Rc<Self>, queue: Queue, served: Rc<Served>, way: Way) {
         // Inherited by what it accepts: five calls less for each connection.
-        socket::without_delay(&listener);
+        socket::without_delay(&queue);
         if let Some(keepalive) = &self.keepalive {
-            socket::keepalive(&listener, keepalive);
+            socket::keepalive(&queue, keepalive);
         }
         tokio::task::spawn_local(async move {
             let mut stop = served.watch();
@@ -167,11 +200,12 @@ impl Worker {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
             }
-            if served.pod.redirection == Redirection::Nat
-                && let Err(e) = nat::prefer_newest(&listener)
-            {
-                tracing::warn!(pod = served.pod.key, error = %e, "another ztunnel goes on to get new connections");
-            }
+            let listener = match queue.start() {
+                Ok(listener) => listener,
+                Err(e) => {
+                    return tracing::error!(pod = served.pod.key, error = %e, "a listener of the pod's is not served");
+                }
+            };
             loop {
                 tokio::select! {
                     biased;
@@ -250,7 +284,7 @@ mod tests {
             listener.set_nonblocking(true).unwrap();
             let same = listener.try_clone().unwrap();
             let served = Served::new(LocalPod::test("client", "client", "uid"));
-            worker.listen(TcpListener::from_std(listener).unwrap(), served, Way::Outbound);
+            worker.listen(Queue::Ours(listener), served, Way::Outbound);
             let _client = std::net::TcpStream::connect(same.local_addr().unwrap()).unwrap();
             let (accepted, _) = same.accept().unwrap();
             let accepted = socket2::SockRef::from(&accepted);

@@ -233,6 +233,33 @@ fn a_ztunnel_is_replaced_without_a_failure() {
     assert_eq!(sniffer.seen().marked, 0);
 }
 
+/// A ztunnel that cannot get its configuration takes nothing over from the one that serves, though it has the same ports.
+#[test]
+fn a_ztunnel_without_a_configuration_takes_nothing_over() {
+    let mut w = world(Rules::Nftables, &[]);
+    let (a, b) = (pod(&mut w, "a", 0), pod(&mut w, "b", 1));
+    let _echo = app::Echo::start(&b, 8080, "");
+    says(&a, b.at(8080)).unwrap();
+    w.stop_controller(libc::SIGKILL);
+    let mut new: Vec<_> = (0..2).map(|node| w.start_ztunnel_at(node, 16000).unwrap()).collect();
+    for node in 0..2 {
+        wait_for("the agent has told the new one of its pods", Duration::from_secs(10), || {
+            (w.istio_agent(node).connected() == 2).then_some(())
+        });
+    }
+    let loads = [b.at(8080), b.at6(8080)].map(|to| Load::start(a.netns(), to, 100, MARK));
+    std::thread::sleep(Duration::from_secs(2));
+    for load in loads {
+        let Loaded { ok, failed, .. } = load.end();
+        assert!(failed.is_empty() && ok > 100, "{ok}: {failed:?}");
+    }
+    for process in &mut new {
+        karst_world::kill(process.id(), libc::SIGKILL);
+        let _ = process.wait();
+    }
+    says(&a, b.at(8080)).unwrap();
+}
+
 /// Nothing falls back to plaintext while ztunnel is away; and what is served goes on while the agent is away, or comes again.
 #[test]
 fn what_is_away_is_closed_and_what_is_there_goes_on() {
