@@ -1,5 +1,5 @@
-//! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share would be
-//! counted in one place by all of them.
+//! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share
+//! would be counted in one place by all of them.
 
 use std::{
     borrow::Borrow,

@@ -1,5 +1,5 @@
-//! What tells the series of requests apart. As with destinations ([`crate::cluster::key`]), a request looks for its own by a key that
-//! owns nothing.
+//! What tells the series of requests apart. As with destinations ([`crate::cluster::key`]), a request looks for its own
+//! by a key that owns nothing.
 
 use crate::telemetry::flag::ResponseFlag;
 use std::{
