@@ -29,7 +29,7 @@ pub struct ClusterKeyRef<'a> {
 
 impl ClusterKeyRef<'_> {
     /// The same, to be kept.
-    pub fn to_key(&self) -> ClusterKey {
+    pub fn to_key(self) -> ClusterKey {
         let client = if self.client.is_empty() { Arc::default() } else { self.client.into() };
         ClusterKey { service: self.service.clone(), port: self.port, subset: self.subset.clone(), client }
     }

@@ -45,7 +45,7 @@ pub struct KeyRef<'a> {
 
 impl KeyRef<'_> {
     /// The same, to be kept.
-    pub fn to_key(&self) -> Key {
+    pub fn to_key(self) -> Key {
         Key {
             source: self.source.cloned(),
             principal: self.principal.cloned(),
