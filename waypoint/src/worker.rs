@@ -102,6 +102,10 @@ pub enum SampleKind {
     Mirror,
 }
 
+/// A snapshot, counted within a worker: what all workers share is counted once, when it changes.
+#[allow(clippy::redundant_allocation, reason = "the outer count is the worker's own, the inner one is of all of them")]
+pub type Latest = Rc<Arc<Snapshot>>;
+
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
@@ -123,7 +127,7 @@ pub struct Worker {
     sets: RefCell<Sets>,
     /// See [`Worker::latest`].
     state: RefCell<watch::Receiver<Arc<Snapshot>>>,
-    latest: RefCell<Rc<Arc<Snapshot>>>,
+    latest: RefCell<Latest>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
 }
@@ -188,7 +192,7 @@ impl Worker {
     }
 
     /// The same for a request, with a count of this worker's: while nothing has changed it touches nothing that others write.
-    pub fn latest(&self) -> Rc<Arc<Snapshot>> {
+    pub fn latest(&self) -> Latest {
         // Where there is nobody any more who would tell of a change, it is asked for each time.
         if self.state.borrow().has_changed().unwrap_or(true) {
             let new = self.state.borrow_mut().borrow_and_update().clone();

@@ -1,5 +1,5 @@
-//! Fields that are one of a few words, as types: who decides by one says what becomes of each, and of a word that is not known. (The
-//! fields themselves stay text: what cannot be read is told of with the words that were written.)
+//! Fields that are one of a few words, as types: who decides by one says what becomes of each, and of a word that is
+//! not known. (The fields themselves stay text: what cannot be read is told of with the words that were written.)
 
 use crate::{authorization::AuthorizationPolicySpec, service_entry::ServiceEntrySpec, traffic::GwTls};
 

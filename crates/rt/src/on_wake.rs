@@ -1,5 +1,5 @@
-//! A future that waits beside others in one task, and is polled only when it has been woken itself: a connection that waits for its
-//! end or for a drain does not ask about both (under a lock) whenever bytes have come.
+//! A future that waits beside others in one task, and is polled only when it has been woken itself: a connection that
+//! waits for its end or for a drain does not ask about both (under a lock) whenever bytes have come.
 
 use std::{
     pin::Pin,

@@ -1,6 +1,6 @@
-//! Istio's samples of gateways, as they are published, on one ingress gateway whose Service maps 80 to 8080: whichever of them was
-//! there first, each path reaches its own application. The objects are compiled by the controller, requests go through a gateway in
-//! memory.
+//! Istio's samples of gateways, as they are published, on one ingress gateway whose Service maps 80 to 8080: whichever
+//! of them was there first, each path reaches its own application. The objects are compiled by the controller, requests
+//! go through a gateway in memory.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_controller::offline::{self, Compiled};

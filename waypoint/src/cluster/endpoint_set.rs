@@ -200,8 +200,8 @@ fn asked_as(service: &Service, port: u16, preferred_family: IpAddr) -> String {
     vip.map_or_else(|| format!("{}:{port}", service.hostname), |v| SocketAddr::new(*v, port).to_string())
 }
 
-/// The endpoints of a service that may be used. Of a subset: those that are about to end serve where it has no others, whatever others
-/// the service has.
+/// The endpoints of a service that may be used. Of a subset: those that are about to end serve where it has no others,
+/// whatever others the service has.
 fn endpoints(
     snapshot: &Snapshot,
     own: &Workload,

@@ -1,5 +1,5 @@
-//! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share would be
-//! counted in one place by all of them.
+//! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share
+//! would be counted in one place by all of them.
 
 use std::{
     borrow::Borrow,
@@ -29,7 +29,7 @@ pub struct ClusterKeyRef<'a> {
 
 impl ClusterKeyRef<'_> {
     /// The same, to be kept.
-    pub fn to_key(&self) -> ClusterKey {
+    pub fn to_key(self) -> ClusterKey {
         let client = if self.client.is_empty() { Arc::default() } else { self.client.into() };
         ClusterKey { service: self.service.clone(), port: self.port, subset: self.subset.clone(), client }
     }

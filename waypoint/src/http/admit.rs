@@ -1,5 +1,5 @@
-//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the rate limits of
-//! the service that is called.
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
+//! rate limits of the service that is called.
 
 use crate::{
     authz::{
@@ -100,8 +100,8 @@ pub(super) fn admit<'a>(
     Ok(routes)
 }
 
-/// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is not allowed,
-/// if it is not. (What only tells is told.)
+/// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is
+/// not allowed, if it is not. (What only tells is told.)
 fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<Token>, Option<Denial>), Refused> {
     access.headers().drop_alike(&mut parts.headers);
     let token = access.tokens.verify(parts).map_err(Refused::Token)?;
@@ -112,8 +112,8 @@ fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<
     Ok((token, denied))
 }
 
-/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns all that is
-/// told of who has come.
+/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns
+/// all that is told of who has come.
 fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
     headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
     let own = downstream.address();

@@ -1,5 +1,5 @@
-//! A request on its way to a destination: mirrors, limits, endpoint, attempt, retry, answer. What follows from an attempt is decided by
-//! [`crate::http::retry`].
+//! A request on its way to a destination: mirrors, limits, endpoint, attempt, retry, answer. What follows from an
+//! attempt is decided by [`crate::http::retry`].
 
 use crate::{
     clock,

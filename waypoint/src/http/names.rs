@@ -1,5 +1,5 @@
-//! Headers that a request or an answer is asked for, or given, by name. As constants: a name that is text is read and checked anew
-//! at each look-up.
+//! Headers that a request or an answer is asked for, or given, by name. As constants: a name that is text is read and
+//! checked anew at each look-up.
 
 use http::HeaderName;
 

@@ -50,8 +50,8 @@ mod tests {
     use crate::downstream::gateway::{Gateway, Port};
     use karst_api::route as ir;
 
-    /// Listeners of one port may share their virtual hosts (Istio's servers): the longest host that has routes counts, whichever
-    /// listener is for the name.
+    /// Listeners of one port may share their virtual hosts (Istio's servers): the longest host that has routes counts,
+    /// whichever listener is for the name.
     #[test]
     fn a_request_finds_the_virtual_host_of_its_port() {
         let listener = |host: &str, redirect: bool| ir::Listener {
@@ -81,7 +81,8 @@ mod tests {
         for (name, want) in [("a.com", "~shared/a.com"), ("b.com", "~shared/*"), ("c.com", "~shared/*")] {
             assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
         }
-        // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is another.
+        // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is
+        // another.
         let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("a.com", true)]);
         for (name, want) in [("a.com", "https"), ("b.com", "~shared/*")] {
             assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");

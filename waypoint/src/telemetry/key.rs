@@ -1,5 +1,5 @@
-//! What tells the series of requests apart. As with destinations ([`crate::cluster::key`]), a request looks for its own by a key that
-//! owns nothing.
+//! What tells the series of requests apart. As with destinations ([`crate::cluster::key`]), a request looks for its own
+//! by a key that owns nothing.
 
 use crate::telemetry::flag::ResponseFlag;
 use std::{
@@ -45,7 +45,7 @@ pub struct KeyRef<'a> {
 
 impl KeyRef<'_> {
     /// The same, to be kept.
-    pub fn to_key(&self) -> Key {
+    pub fn to_key(self) -> Key {
         Key {
             source: self.source.cloned(),
             principal: self.principal.cloned(),

@@ -1,5 +1,5 @@
-//! The guard's way on kernels without tcx: a filter of a clsact qdisc, and beside it, pinned, the program that it has to run. It is
-//! found by its priority and handle, replaced in place, and taken out by its name.
+//! The guard's way on kernels without tcx: a filter of a clsact qdisc, and beside it, pinned, the program that it has
+//! to run. It is found by its priority and handle, replaced in place, and taken out by its name.
 
 use crate::{
     Error,
@@ -79,7 +79,8 @@ pub(crate) fn by_filter(guard: &mut SchedClassifier, device: &str) -> Result<(),
     Ok(())
 }
 
-/// The same, alone at its priority: what else is there, by whomever, is taken out if it is in the filter's place or may be before it.
+/// The same, alone at its priority: what else is there, by whomever, is taken out if it is in the filter's place or may
+/// be before it.
 fn by_filter_alone(guard: &mut SchedClassifier, device: &Device) -> Result<(), ProgramError> {
     let program = guard.info()?.id();
     let first = by_filter(guard, &device.name);
@@ -106,8 +107,8 @@ fn remove_priority(index: u32) -> io::Result<()> {
     net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::DelTrafficFilter(filters), 0)
 }
 
-/// Adds a clsact qdisc, unless there is one. Another kind in its place is an error: the kernel would take a filter for egress,
-/// and put it at the ingress.
+/// Adds a clsact qdisc, unless there is one. Another kind in its place is an error: the kernel would take a filter for
+/// egress, and put it at the ingress.
 fn add_clsact(device: &str) -> io::Result<()> {
     let mut qdisc = TcMessage::with_index(sys::ifindex(device)? as i32);
     qdisc.header.handle = Qdisc { major: 0xffff, minor: 0 };
@@ -118,8 +119,8 @@ fn add_clsact(device: &str) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot add a clsact qdisc to {device}: {e}")))
 }
 
-/// Is our filter at a device of the calling thread's namespace, with this program, and does nothing stand beside it that may decide
-/// before it? A device that is gone has none.
+/// Is our filter at a device of the calling thread's namespace, with this program, and does nothing stand beside it
+/// that may decide before it? A device that is gone has none.
 pub(super) fn is_filtered(index: u32, program: u32) -> io::Result<bool> {
     let mut filters = TcMessage::with_index(index as i32);
     filters.header.parent = EGRESS;
