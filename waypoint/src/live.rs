@@ -1,11 +1,17 @@
-//! A waypoint in memory, for the tests of those who say what one would do (feature `fuzz`): the worker, the CONNECT's target, the
+//! A waypoint or gateway in memory, for the tests of those who say what one would do (feature `fuzz`): the worker, the CONNECT's target, the
 //! request path and the byte streams of the product, with endpoints in this process. Members take what comes in plaintext here:
 //! tunnels to them are not what is compared. Clients and endpoints speak HTTP/1.1.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
-    control::WAYPOINT,
-    downstream::{context::Downstream, sniff, stream::Io, tcp::connect_tcp, tunnel},
+    control::{GATEWAY, WAYPOINT},
+    downstream::{
+        context::{Downstream, DownstreamTarget},
+        requests, sniff,
+        stream::Io,
+        tcp::connect_tcp,
+        tunnel,
+    },
     snapshot::Snapshot,
     testing::{LINES, worker_named},
     upstream::connector::{Connector, memory::Memory},
@@ -47,10 +53,33 @@ pub struct Live {
 impl Live {
     /// `own`: namespace, pod and account of the waypoint.
     pub fn new(own: [&str; 3], told: &[Told<'_>]) -> Self {
+        Self::of("waypoint", WAYPOINT, own, told)
+    }
+
+    /// A gateway that has been told, and takes calls.
+    pub fn gateway(own: [&str; 3], told: &[Told<'_>]) -> Self {
+        Self::of("router", GATEWAY, own, told)
+    }
+
+    fn of(role: &str, types: &[&str], own: [&str; 3], told: &[Told<'_>]) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tasks = LocalSet::new();
-        let (worker, seen) = tasks.block_on(&runtime, async { worker(own, told) });
+        let (worker, seen) = tasks.block_on(&runtime, async { worker(role, types, own, told) });
         Self { runtime, tasks, worker, seen }
+    }
+
+    /// Makes one request to a gateway's port, without TLS. Status 0: it does not listen there.
+    pub fn enter(&self, to: SocketAddr, from: SocketAddr, head: http::Request<()>) -> Answer {
+        self.tasks.block_on(&self.runtime, async {
+            let snapshot = self.worker.snapshot();
+            if !snapshot.gateway.as_ref().is_some_and(|gateway| gateway.ports.contains_key(&to.port())) {
+                return Answer::Connect(0);
+            }
+            let (target, port) = (DownstreamTarget::Gateway(None), to.port());
+            let to = to.ip();
+            let downstream = Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: None };
+            request(&self.worker, downstream, true, head, &self.seen).await
+        })
     }
 
     /// Makes one call, by a CONNECT for an authority. `head`: of a request; None: bytes are sent.
@@ -80,10 +109,10 @@ impl Live {
 
 type Seen = Rc<RefCell<Vec<SocketAddr>>>;
 
-fn worker(own: [&str; 3], told: &[Told<'_>]) -> (Rc<Worker>, Seen) {
+fn worker(role: &str, types: &[&str], own: [&str; 3], told: &[Told<'_>]) -> (Rc<Worker>, Seen) {
     let mut snapshot = Snapshot::new("");
     let name = format!("{}/{}", own[0], own[1]);
-    for (type_url, resource, bytes) in told.iter().filter(|(t, ..)| WAYPOINT.contains(t)) {
+    for (type_url, resource, bytes) in told.iter().filter(|(t, ..)| types.contains(t)) {
         if *type_url != GATEWAY_TYPE || *resource == name {
             // What is refused is in force as the product has it in force.
             let _ = snapshot.put(type_url, resource, bytes);
@@ -117,7 +146,7 @@ fn worker(own: [&str; 3], told: &[Told<'_>]) -> (Rc<Worker>, Seen) {
             });
         });
     }
-    (worker_named(snapshot, own, Connector::Memory(memory)), seen)
+    (worker_named(snapshot, role, own, Connector::Memory(memory)), seen)
 }
 
 async fn request(
@@ -131,7 +160,13 @@ async fn request(
     seen.borrow_mut().clear();
     let (client, server) = tokio::io::duplex(64 << 10);
     let own = worker.clone();
-    spawn_local(async move { sniff::http(&own, Rc::new(downstream), Io::memory(server), declared).await });
+    spawn_local(async move {
+        let (downstream, io) = (Rc::new(downstream), Io::memory(server));
+        match downstream.is_at_gateway() {
+            true => requests::requests(&own, downstream, io, false).await,
+            false => sniff::http(&own, downstream, io, declared).await,
+        }
+    });
     let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
     spawn_local(conn);
     let response = send.send_request(head.map(|()| Empty::<Bytes>::new())).await.unwrap();

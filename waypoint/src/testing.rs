@@ -127,10 +127,10 @@ pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Wor
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
 
-/// A waypoint whose pod has this namespace, name and account.
+/// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
-pub(crate) fn worker_named(s: Snapshot, own: [&str; 3], connector: Connector) -> Rc<Worker> {
-    kept(Plane::named(s, "waypoint", own, |_| Secrets::fixed([]), connector))
+pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
+    kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))
 }
 
 fn kept(Plane { worker, _drain, .. }: Plane) -> Rc<Worker> {
