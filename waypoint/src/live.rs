@@ -1,4 +1,4 @@
-//! A waypoint or a gateway in memory, for the tests of those who say what one would do (feature `fuzz`): the worker, the CONNECT's target, the
+//! A waypoint or gateway in memory, for the tests of those who say what one would do (feature `fuzz`): the worker, the CONNECT's target, the
 //! request path and the byte streams of the product, with endpoints in this process. Members take what comes in plaintext here:
 //! tunnels to them are not what is compared. Clients and endpoints speak HTTP/1.1.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
@@ -7,7 +7,7 @@ use crate::{
     control::{GATEWAY, WAYPOINT},
     downstream::{
         context::{Downstream, DownstreamTarget},
-        sniff,
+        requests, sniff,
         stream::Io,
         tcp::connect_tcp,
         tunnel,
@@ -56,7 +56,7 @@ impl Live {
         Self::of("waypoint", WAYPOINT, own, told)
     }
 
-    /// The same of a gateway, whose calls are [`Live::ask`]ed.
+    /// A gateway that has been told, and takes calls.
     pub fn gateway(own: [&str; 3], told: &[Told<'_>]) -> Self {
         Self::of("router", GATEWAY, own, told)
     }
@@ -68,17 +68,19 @@ impl Live {
         Self { runtime, tasks, worker, seen }
     }
 
-    /// Sends one request in plaintext to a gateway's port, from outside of the mesh. None: nothing listens there.
-    pub fn ask(&self, port: u16, from: SocketAddr, head: http::Request<()>) -> Option<Answer> {
+    /// Makes one request to a gateway's port, without TLS. Status 0: it does not listen there.
+    pub fn enter(&self, to: SocketAddr, from: SocketAddr, head: http::Request<()>) -> Answer {
         self.tasks.block_on(&self.runtime, async {
             let snapshot = self.worker.snapshot();
-            snapshot.gateway.as_ref()?.ports.get(&port)?;
-            let to = *self.worker.own(&snapshot)?.ips.first()?;
-            let target = DownstreamTarget::Gateway(None);
+            if !snapshot.gateway.as_ref().is_some_and(|gateway| gateway.ports.contains_key(&to.port())) {
+                return Answer::Connect(0);
+            }
+            let (target, port) = (DownstreamTarget::Gateway(None), to.port());
+            let to = to.ip();
             let (permit, written) = (None, Default::default());
             let downstream =
                 Downstream { peer: None, from, source: None, target, port, to, hello: None, permit, written };
-            Some(request(&self.worker, downstream, true, head, &self.seen).await)
+            request(&self.worker, downstream, true, head, &self.seen).await
         })
     }
 
@@ -160,7 +162,13 @@ async fn request(
     seen.borrow_mut().clear();
     let (client, server) = tokio::io::duplex(64 << 10);
     let own = worker.clone();
-    spawn_local(async move { sniff::http(&own, Rc::new(downstream), Io::memory(server), declared).await });
+    spawn_local(async move {
+        let (downstream, io) = (Rc::new(downstream), Io::memory(server));
+        match downstream.is_at_gateway() {
+            true => requests::requests(&own, downstream, io, false).await,
+            false => sniff::http(&own, downstream, io, declared).await,
+        }
+    });
     let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
     spawn_local(conn);
     let response = send.send_request(head.map(|()| Empty::<Bytes>::new())).await.unwrap();

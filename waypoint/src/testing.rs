@@ -128,7 +128,7 @@ pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Wor
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
 
-/// A worker in this role whose pod has this namespace, name and account.
+/// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
 pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
     kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))

@@ -33,13 +33,16 @@ pub(crate) fn enter(world: &World, way: &mut Way, call: &Call, pod: &GatewayPod,
     let from = SocketAddr::new(way.source.ip, 0);
     let best = here.iter().filter_map(|l| Some((l, fits(l, server_name.unwrap_or(bare))?))).max_by_key(|(_, r)| *r);
     let listener = best.map(|(l, _)| l.origin.clone());
-    let of_listener = listener.as_deref().or(pod.listening.first().map(|l| &*l.origin));
+    let of_listener = listener.as_deref().or(pod.listening.first().map(|l| &*l.origin)).or(Some(&*pod.gateway));
     let gateway_object = of_listener.and_then(|origin| object(world, origin));
     let shown = listener.clone().unwrap_or_default();
     match gateway.enter(Entering { port: at.port(), from, to: at.ip(), server_name }) {
         Entrance::Closed => {
             let ports: Vec<String> = pod.listening.iter().map(|l| l.called.to_string()).collect();
-            let why = format!("{} listens on {}, not on {}", pod.workload.name, ports.join(", "), at.port());
+            let why = match ports.is_empty() {
+                true => format!("{} has no listener that is in force", pod.workload.name),
+                false => format!("{} listens on {}, not on {}", pod.workload.name, ports.join(", "), at.port()),
+            };
             way.refuse(Stage::Gateway, gateway_object, why, Cause::NoListener);
         }
         Entrance::NoListener => {

@@ -1,13 +1,17 @@
 //! Which pods are gateways, and which of them takes a host.
 
+use crate::objects::Objects;
 use karst_controller::offline::Compiled;
+use karst_manifest::{Object, kinds::GATEWAY_NAME};
 use karst_proxy::state::{Snapshot, Workload};
 use karst_waypoint::decision::{Listening, Waypoint};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A pod that is a gateway, and what it listens on.
 pub(crate) struct GatewayPod {
     pub(crate) workload: Arc<Workload>,
+    /// The Gateway that it was deployed for, `Gateway/ns/name`; empty: a label selects it.
+    pub(crate) gateway: String,
     pub(crate) listening: Vec<Listening>,
 }
 
@@ -27,23 +31,37 @@ pub(crate) fn fits(listening: &Listening, host: &str) -> Option<usize> {
     listening.hosts.iter().filter_map(rank).max()
 }
 
-/// All gateways' pods, by name.
-pub(crate) fn pods(compiled: &Compiled, mesh: &Snapshot) -> Vec<GatewayPod> {
+/// All gateways' pods, by name: those that listen on something, and those of a Gateway whose listeners are not in force.
+pub(crate) fn pods(compiled: &Compiled, mesh: &Snapshot, objects: &Objects) -> Vec<GatewayPod> {
     let resources = compiled.resources.iter().filter(|r| r.type_url == karst_api::GATEWAY_TYPE);
-    let mut out = vec![];
+    let mut out: BTreeMap<String, GatewayPod> = BTreeMap::new();
+    let workload = |name: &str| {
+        let mut uids = mesh.by_name.get(name).into_iter().flatten().filter_map(|uid| mesh.workloads.get(uid));
+        uids.find(|workload| workload.uid.contains("/Pod/")).cloned()
+    };
+    for (_, pod) in objects.pods() {
+        let meta = &pod.metadata;
+        let Some(gateway) = meta.labels.get(GATEWAY_NAME) else { continue };
+        let located = objects.get("Gateway", &meta.namespace, gateway).map(|o| &o.object);
+        let Some(Object::Gateway(found)) = located else { continue };
+        let is_waypoint = found.spec.listeners.iter().any(|listener| listener.protocol == "HBONE");
+        let name = format!("{}/{}", meta.namespace, meta.name);
+        if let (Some(workload), false) = (workload(&name), is_waypoint) {
+            let gateway = format!("Gateway/{}/{gateway}", meta.namespace);
+            out.insert(name, GatewayPod { workload, gateway, listening: vec![] });
+        }
+    }
     for resource in resources {
         let Some((namespace, name)) = resource.name.split_once('/') else { continue };
         let mut alone = Waypoint::gateway(namespace, name, "");
         // What is refused leaves nothing to listen on, as in the pod.
         let _ = alone.put(resource.type_url, &resource.name, &resource.bytes);
         let listening = alone.listening();
-        let uids = mesh.by_name.get(&resource.name).into_iter().flatten();
-        let workload = uids.filter_map(|uid| mesh.workloads.get(uid)).find(|w| w.uid.contains("/Pod/"));
-        if let (Some(workload), false) = (workload, listening.is_empty()) {
-            out.push(GatewayPod { workload: workload.clone(), listening });
-        }
+        let (Some(workload), false) = (workload(&resource.name), listening.is_empty()) else { continue };
+        let empty = GatewayPod { workload, gateway: String::new(), listening: vec![] };
+        out.entry(resource.name.clone()).or_insert(empty).listening = listening;
     }
-    out
+    out.into_values().collect()
 }
 
 /// Who takes a host that clients outside call, at a port if one is said; of several ports that of TLS.

@@ -170,7 +170,7 @@ impl World {
 
     /// The pods that are gateways.
     pub(crate) fn gateways(&self) -> &[GatewayPod] {
-        self.gateways.get_or_init(|| gateways::pods(&self.compiled, &self.mesh))
+        self.gateways.get_or_init(|| gateways::pods(&self.compiled, &self.mesh, &self.objects))
     }
 
     /// A gateway's pod, told what it would be.

@@ -12,13 +12,20 @@ pub const CALLERS: [(&str, &str, &str, &str); 4] = [
     ("203.0.113.9", "203.0.113.9", "", ""),
 ];
 /// What is called: name, address.
-pub const CALLED: [(&str, &str); 5] = [
+pub const CALLED: [(&str, &str); 6] = [
     ("web.shop", "10.96.0.1"),
     ("web.shop", "10.96.0.1"),
     ("other.shop", "10.96.0.3"),
     ("pod/web-1.shop", "10.0.0.1"),
     ("198.51.100.7", "198.51.100.7"),
+    ("10.96.0.9", "10.96.0.9"),
 ];
+/// Which of [`CALLED`] is the gateway.
+pub const AT_GATEWAY: usize = 5;
+/// The gateway: namespace, pod, account.
+pub const GATEWAY: [&str; 3] = ["shop", "front-1", "front"];
+/// Its pod's address.
+pub const GATEWAY_IP: &str = "10.0.0.60";
 /// The waypoint: namespace, pod, account.
 pub const WAYPOINT: [&str; 3] = ["shop", "w-1", "w"];
 
@@ -37,6 +44,8 @@ pub struct Question {
     pub path: &'static str,
     /// A header.
     pub header: Option<(&'static str, &'static str)>,
+    /// The host of the request.
+    pub host: &'static str,
 }
 
 fn one<T: Clone>(random: &mut StdRng, all: &[T]) -> T {
@@ -45,9 +54,12 @@ fn one<T: Clone>(random: &mut StdRng, all: &[T]) -> T {
 
 /// A call.
 pub fn question(random: &mut StdRng) -> Question {
+    let called = random.random_range(0..CALLED.len());
+    let at_gateway = ["shop.example.com", "shop.example.com", "api.example.com", "elsewhere.org"];
     Question {
+        host: if called == AT_GATEWAY { one(random, &at_gateway) } else { "web.shop.svc.cluster.local" },
         caller: one(random, &[0, 0, 0, 1, 1, 2, 3]),
-        called: random.random_range(0..CALLED.len()),
+        called,
         port: one(random, &[80, 80, 80, 80, 81, 82, 99]),
         method: one(random, &["GET", "GET", "POST"]),
         path: one(random, &["/", "/a", "/a/b", "/b", "/%61"]),
@@ -114,6 +126,8 @@ pub fn world(random: &mut StdRng) -> Vec<Value> {
     let port = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
     all.push(service("other", "10.96.0.3", json!({}), json!({ "app": "other" }), port));
     waypoint(random, &mut all);
+    gateway(random, &mut all);
+    settings(random, &mut all);
     for number in 0..random.random_range(0..4) {
         all.push(policy(random, number));
     }
@@ -161,6 +175,76 @@ fn waypoint(random: &mut StdRng, all: &mut Vec<Value>) {
     all.push(service("w", "10.96.0.2", own, selector, ports));
 }
 
+/// A gateway at the mesh's border, and routes for it.
+fn gateway(random: &mut StdRng, all: &mut Vec<Value>) {
+    let listener = |random: &mut StdRng, number: usize| {
+        let hosts = [json!(null), json!("*.example.com"), json!("shop.example.com"), json!("api.example.com")];
+        let mut out = json!({ "name": format!("l{number}"), "port": one(random, &[80, 80, 81]), "protocol": "HTTP" });
+        let host = one(random, &hosts);
+        if !host.is_null() {
+            out["hostname"] = host;
+        }
+        out
+    };
+    let listeners: Vec<Value> = (0..random.random_range(1..3)).map(|number| listener(random, number)).collect();
+    let class = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": { "name": "istio" },
+        "spec": { "controllerName": "istio.io/gateway-controller" },
+    });
+    all.push(class);
+    all.push(json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": { "name": "front", "namespace": "shop" },
+        "spec": { "gatewayClassName": "istio", "listeners": listeners },
+    }));
+    let name = json!({ "gateway.networking.k8s.io/gateway-name": "front" });
+    let mut labels = name.clone();
+    labels["istio.io/dataplane-mode"] = json!("none");
+    all.push(pod(GATEWAY[1], "shop", GATEWAY[2], GATEWAY_IP, labels, random.random_bool(0.95)));
+    let ports = json!([
+        { "name": "http", "port": 80, "targetPort": 80 },
+        { "name": "more", "port": 81, "targetPort": 81 },
+        { "name": "nothing", "port": 82, "targetPort": 82 },
+    ]);
+    all.push(service("front-istio", "10.96.0.9", json!({}), name, ports));
+    for number in 0..random.random_range(0..3) {
+        let mut route = http_route(random, number);
+        route["metadata"]["name"] = format!("g{number}").into();
+        let mut parent = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "front" });
+        if random.random_bool(0.3) {
+            parent["sectionName"] = one(random, &["l0", "l1", "lost"]).into();
+        }
+        route["spec"]["parentRefs"] = json!([parent]);
+        if random.random_bool(0.5) {
+            route["spec"]["hostnames"] =
+                json!([one(random, &["shop.example.com", "*.example.com", "api.example.com"])]);
+        }
+        all.push(route);
+    }
+}
+
+/// What is only named: limits that no test reaches.
+fn settings(random: &mut StdRng, all: &mut Vec<Value>) {
+    if random.random_bool(0.3) {
+        all.push(json!({
+            "apiVersion": "karst.io/v1alpha1", "kind": "HTTPFilter",
+            "metadata": { "name": "limit", "namespace": "shop" },
+            "spec": {
+                "targetRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+                "rateLimits": [{ "requests": 1_000_000, "per": "1s" }],
+            },
+        }));
+    }
+    if random.random_bool(0.3) {
+        let pool = json!({ "http": { "http1MaxPendingRequests": 1000 } });
+        all.push(json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": { "name": "breaker", "namespace": "shop" },
+            "spec": { "host": "other.shop.svc.cluster.local", "trafficPolicy": { "connectionPool": pool } },
+        }));
+    }
+}
+
 fn source(random: &mut StdRng) -> Value {
     match random.random_range(0..6) {
         0 => json!({ "principals": ["cluster.local/ns/client/sa/caller"] }),
@@ -203,7 +287,10 @@ fn policy(random: &mut StdRng, number: usize) -> Value {
     let gateway = "gateway.networking.k8s.io";
     match random.random_range(0..5) {
         0 | 1 => spec["targetRefs"] = json!([{ "group": "", "kind": "Service", "name": "web" }]),
-        2 => spec["targetRefs"] = json!([{ "group": gateway, "kind": "Gateway", "name": "w" }]),
+        2 => {
+            let name = one(random, &["w", "w", "front"]);
+            spec["targetRefs"] = json!([{ "group": gateway, "kind": "Gateway", "name": name }]);
+        }
         3 => spec["selector"] = json!({ "matchLabels": { "app": one(random, &["web", "other"]) } }),
         _ => {}
     }

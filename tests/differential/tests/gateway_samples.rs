@@ -16,6 +16,7 @@ const SAMPLES: [&str; 3] = [
 ];
 /// The gateway's namespace, pod and account.
 const GATEWAY: [&str; 3] = ["istio-system", "ingress", "ingress"];
+const GATEWAY_IP: &str = "10.0.1.1";
 /// Applications: name, the pod's address, port of the Service and of the pod.
 const APPS: [(&str, &str, u16, u16); 3] = [
     ("httpbin", "10.0.0.1", 8000, 8080),
@@ -47,7 +48,7 @@ fn compile(order: &[usize]) -> Compiled {
         { "name": "http2", "port": 80, "targetPort": 8080 }, { "name": "https", "port": 443, "targetPort": 8443 },
     ]);
     let mut all = vec![
-        pod(GATEWAY, "10.0.1.1", ingress.clone()),
+        pod(GATEWAY, GATEWAY_IP, ingress.clone()),
         service(["istio-system", "istio-ingressgateway"], "10.96.1.1", ingress, maps),
     ];
     for (number, (name, ip, port, target)) in APPS.into_iter().enumerate() {
@@ -75,11 +76,12 @@ fn lead(compiled: &Compiled, paths: &[&str]) -> Vec<Option<String>> {
     let told: Vec<_> = compiled.resources.iter().map(|r| (r.type_url, &*r.name, &r.bytes[..])).collect();
     let gateway = Live::gateway(GATEWAY, &told);
     let from: SocketAddr = "192.0.2.1:40000".parse().unwrap();
+    let to = SocketAddr::new(GATEWAY_IP.parse().unwrap(), 8080);
     let went = |path: &&str| {
         let head = http::Request::get(*path).header("host", "example.com").body(()).unwrap();
-        match gateway.ask(8080, from, head) {
-            Some(Answer::Request(200, Some(at), _)) => Some(at.to_string()),
-            Some(Answer::Request(404, None, _)) => None,
+        match gateway.enter(to, from, head) {
+            Answer::Request(200, Some(at), _) => Some(at.to_string()),
+            Answer::Request(404, None, _) => None,
             other => panic!("{path}: {other:?}"),
         }
     };

@@ -11,7 +11,7 @@ use karst_core::Identity;
 use karst_differential::{
     seed,
     shrink::shrink,
-    worlds::{self, CALLED, CALLERS, Question, WAYPOINT},
+    worlds::{self, AT_GATEWAY, CALLED, CALLERS, GATEWAY, GATEWAY_IP, Question, WAYPOINT},
 };
 use karst_explain::{Call, Enrolment, Explanation, Head, Outcome, Stage, Verdict, World, explain};
 use karst_manifest::{State, parse};
@@ -154,7 +154,7 @@ impl<'a> Product<'a> {
         let to = SocketAddr::new(CALLED[question.called].1.parse().unwrap(), question.port);
         let mut out = Happened::default();
         let Some(source) = self.at(from).filter(|w| w.hbone) else {
-            self.kubernetes(from, to, &mut out);
+            self.kubernetes(question, from, to, &mut out);
             return out;
         };
         let identity = Identity::new("cluster.local", namespace, account).unwrap();
@@ -162,6 +162,11 @@ impl<'a> Product<'a> {
             match plan(&self.mesh, source, to, &[], &mut Draw(draw)) {
                 Plan::Refuse(_) | Plan::Untold { .. } => drop(out.refused.insert(0)),
                 Plan::Resolve(_) => out.passed = true,
+                Plan::Plain { to, .. } if to.ip().to_string() == GATEWAY_IP => {
+                    if draw == 0 {
+                        self.gateway(question, to, from, &mut out);
+                    }
+                }
                 Plan::Plain { to, .. } => self.arrive(to, None, from, &mut out),
                 Plan::Tunnel(t) if !t.waypoint => self.arrive(t.target, Some(&identity), from, &mut out),
                 Plan::Tunnel(t) => {
@@ -176,7 +181,7 @@ impl<'a> Product<'a> {
     }
 
     /// From outside of the mesh: kube-proxy, on what the objects say.
-    fn kubernetes(&self, from: SocketAddr, to: SocketAddr, out: &mut Happened) {
+    fn kubernetes(&self, question: &Question, from: SocketAddr, to: SocketAddr, out: &mut Happened) {
         let service = self.objects.iter().find(|v| {
             v["kind"] == "Service" && v["spec"]["clusterIP"].as_str().and_then(|ip| ip.parse().ok()) == Some(to.ip())
         });
@@ -206,7 +211,26 @@ impl<'a> Product<'a> {
         if addresses.is_empty() {
             out.refused.insert(0);
         }
-        addresses.iter().for_each(|at| self.arrive(*at, None, from, out));
+        for at in addresses {
+            match at.ip().to_string() == GATEWAY_IP {
+                true => self.gateway(question, at, from, out),
+                false => self.arrive(at, None, from, out),
+            }
+        }
+    }
+
+    fn head(question: &Question) -> http::Request<()> {
+        let head = http::Request::builder().method(question.method).uri(question.path).header("host", question.host);
+        let head = question.header.into_iter().fold(head, |head, (name, value)| head.header(name, value));
+        head.body(()).unwrap()
+    }
+
+    fn gateway(&self, question: &Question, to: SocketAddr, from: SocketAddr, out: &mut Happened) {
+        let told: Vec<_> = self.told.iter().map(|r| (r.type_url, &*r.name, &r.bytes[..])).collect();
+        let live = Live::gateway(GATEWAY, &told);
+        let own = Identity::new("cluster.local", GATEWAY[0], GATEWAY[2]).unwrap();
+        let at = SocketAddr::new(GATEWAY_IP.parse().unwrap(), 40_000);
+        self.until_nothing_new(&own, at, out, || live.enter(to, from, Self::head(question)));
     }
 
     fn waypoint(&self, question: &Question, to: SocketAddr, peer: &Identity, from: SocketAddr, out: &mut Happened) {
@@ -214,16 +238,17 @@ impl<'a> Product<'a> {
         let live = Live::new(WAYPOINT, &told);
         let own = Identity::new("cluster.local", WAYPOINT[0], WAYPOINT[2]).unwrap();
         let at = SocketAddr::new("10.0.0.50".parse().unwrap(), 40_000);
+        self.until_nothing_new(&own, at, out, || {
+            live.call(&to.to_string(), peer.clone(), from, Some(Self::head(question)))
+        });
+    }
+
+    /// Calls until nothing new has come for long: each choice has been made then. `own`: whom endpoints see, from where.
+    fn until_nothing_new(&self, own: &Identity, at: SocketAddr, out: &mut Happened, call: impl Fn() -> Answer) {
         let mut quiet = 0;
-        // Until nothing new has come for long: each choice has been made then.
         while quiet < 60 {
             let before = (out.arrivals.len(), out.refused.len(), out.routes.len());
-            let mut head = http::Request::builder().method(question.method).uri(question.path);
-            head = head.header("host", "web.shop.svc.cluster.local");
-            if let Some((name, value)) = question.header {
-                head = head.header(name, value);
-            }
-            let went = match live.call(&to.to_string(), peer.clone(), from, Some(head.body(()).unwrap())) {
+            let went = match call() {
                 Answer::Connect(status) => {
                     out.refused.insert(status);
                     return;
@@ -246,7 +271,7 @@ impl<'a> Product<'a> {
                 }
             };
             if let Some(went) = went {
-                let identity = Some(&own).filter(|_| self.at(went).is_some_and(|w| w.hbone));
+                let identity = Some(own).filter(|_| self.at(went).is_some_and(|w| w.hbone));
                 self.arrive(went, identity, at, out);
             }
             let after = (out.arrivals.len(), out.refused.len(), out.routes.len());
@@ -274,7 +299,7 @@ fn said(objects: &[Value], question: &Question) -> Explanation {
         request: Some(Head {
             method: question.method.into(),
             path: question.path.into(),
-            host: Some("web.shop.svc.cluster.local".into()),
+            host: Some(question.host.into()),
             headers: question.header.map(header).into_iter().collect(),
             claims: None,
         }),
@@ -313,7 +338,36 @@ fn compared(said: Explanation, objects: &[Value], question: &Question) -> Option
             wrong.push(format!("route {route}: not said"));
         }
     }
+    wrong.extend(settings(&said, objects));
     (!wrong.is_empty()).then(|| format!("{}\nhappened: {happened:?}\nsaid: {said:#?}", wrong.join("\n")))
+}
+
+/// What is only named is named where it applies, and nowhere else: the rate limit of the service that is called, and the breaker of
+/// the service that requests are sent to.
+fn settings(said: &Explanation, objects: &[Value]) -> Vec<String> {
+    let there = |kind: &str, name: &str| objects.iter().any(|v| v["kind"] == kind && v["metadata"]["name"] == name);
+    let named = |kind: &str, name: &str| {
+        let mut all = said.steps.iter().filter(|s| s.step == Stage::Settings).filter_map(|s| s.object.as_ref());
+        all.any(|object| object.kind == kind && object.name == name)
+    };
+    let passes = |stage: Stage, text: &str| said.steps.iter().any(|s| s.step == stage && s.why.contains(text));
+    let is_at_waypoint = passes(Stage::Plan, "is bound to a waypoint");
+    let is_routed = said.steps.iter().any(|s| s.step == Stage::Route && s.outcome == Outcome::Pass);
+    let is_web = said.service.as_deref() == Some("shop/web.shop.svc.cluster.local");
+    // Bytes have no rate limits: there is no way to say how many requests they are.
+    let is_bytes = passes(Stage::Waypoint, "is declared as TCP");
+    let limited = there("HTTPFilter", "limit") && is_at_waypoint && is_web && is_routed && !is_bytes;
+    let other = "shop/other.shop.svc.cluster.local port 80";
+    let sent =
+        said.steps.iter().any(|s| s.step == Stage::Backend && s.outcome == Outcome::Pass && s.why.starts_with(other));
+    let broken = there("DestinationRule", "breaker") && sent;
+    let mut wrong = vec![];
+    for (kind, name, expected) in [("HTTPFilter", "limit", limited), ("DestinationRule", "breaker", broken)] {
+        if named(kind, name) != expected {
+            wrong.push(format!("{kind} {name}: expected {expected} among the settings"));
+        }
+    }
+    wrong
 }
 
 fn whole(objects: &[Value], question: &Question) -> bool {
@@ -322,6 +376,14 @@ fn whole(objects: &[Value], question: &Question) -> bool {
             .iter()
             .any(|v| v["kind"] == kind && (v["spec"]["clusterIP"] == ip || v["status"]["podIPs"][0]["ip"] == ip))
     };
+    let has_gateway = ["Gateway", "GatewayClass"].iter().all(|kind| {
+        objects
+            .iter()
+            .any(|v| v["kind"] == *kind && ["front", "istio"].iter().any(|name| v["metadata"]["name"] == *name))
+    });
+    if question.called == AT_GATEWAY && !(has_gateway && address("Pod", GATEWAY_IP)) {
+        return false;
+    }
     let called = CALLED[question.called];
     let caller = CALLERS[question.caller];
     (called.0.starts_with("198") || address(if called.0.starts_with("pod/") { "Pod" } else { "Service" }, called.1))
@@ -344,6 +406,9 @@ fn what_is_explained_is_what_happens() {
             *seen.entry(key).or_default() += 1;
             if said.steps.iter().any(|s| s.step == Stage::Identity) {
                 *seen.entry("by a waypoint".into()).or_default() += 1;
+            }
+            if question.called == AT_GATEWAY && said.steps.iter().any(|s| s.step == Stage::Backend) {
+                *seen.entry("through a gateway".into()).or_default() += 1;
             }
             if difference(&objects, &question).is_some() {
                 let fails = |o: &[Value]| whole(o, &question) && difference(o, &question).is_some();
@@ -369,6 +434,8 @@ fn what_is_explained_is_what_happens() {
             "Refused NoRouteMatches",
             "Refused HttpPolicyOnTcpPort",
             "by a waypoint",
+            "Refused NoRouteForHost",
+            "through a gateway",
         ] {
             assert!(seen.get(cause).is_some_and(|n| *n >= 5), "{cause}: {seen:#?}");
         }

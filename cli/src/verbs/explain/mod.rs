@@ -277,7 +277,9 @@ spec: {}
 
     /// The answer, and how the process would end.
     fn run(words: &[&str]) -> (String, Option<Exit>) {
-        let file = std::env::temp_dir().join(format!("karst-explain-{}.yaml", process::id()));
+        // One for each test: they run side by side.
+        let thread = format!("{:?}", std::thread::current().id()).replace(['(', ')'], "");
+        let file = std::env::temp_dir().join(format!("karst-explain-{}-{thread}.yaml", process::id()));
         fs::write(&file, OBJECTS).unwrap();
         let file = file.to_string_lossy().into_owned();
         let line = ["karst", "explain"].iter().chain(words).copied().chain(["-f", &file]);
@@ -291,6 +293,22 @@ spec: {}
             runtime.block_on(verb.run(&mut session))
         };
         (String::from_utf8(out).unwrap(), ended.err().map(|e| e.status()))
+    }
+
+    #[test]
+    fn a_saved_page_decides_and_what_is_none_is_refused() {
+        let page = std::env::temp_dir().join(format!("karst-explain-{}.json", process::id()));
+        let asked = |text: &str| {
+            fs::write(&page, text).unwrap();
+            run(&["pod/web-1.shop", "web.shop", "--ztunnel-dump", &page.to_string_lossy()])
+        };
+        assert_eq!(asked("{}").1, Some(Exit::Unknown));
+        // It knows of nothing: neither the service nor the policy.
+        let (out, exit) = asked(r#"{"workloads": [], "services": [], "policies": []}"#);
+        assert_eq!(exit, None, "{out}");
+        assert!(out.contains("By the objects alone it is refused"), "{out}");
+        assert!(out.contains("it has not yet taken policy shop/nobody"), "{out}");
+        fs::remove_file(&page).unwrap();
     }
 
     #[test]
