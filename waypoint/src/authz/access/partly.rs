@@ -92,6 +92,7 @@ mod tests {
     use http::HeaderMap;
     use karst_api::route as ir;
     use karst_policy::{Attribute, Path};
+    use std::slice::from_ref;
 
     fn test(attribute: Attribute, name: &str, value: &str) -> ir::AccessTest {
         let attribute = ir::Attribute::from(attribute) as i32;
@@ -121,14 +122,14 @@ mod tests {
         type Row<'a> = (&'a [(&'a str, AccessAction, &'a [ir::AccessTest])], Option<Verdict<'a>>);
         let table: [Row<'_>; 9] = [
             (&[], Some(Verdict::Allow)),
-            (&[("a", yes, &[get.clone()])], Some(Verdict::Allow)),
-            (&[("a", yes, &[post.clone()])], Some(Verdict::NotAllowed)),
+            (&[("a", yes, from_ref(&get))], Some(Verdict::Allow)),
+            (&[("a", yes, from_ref(&post))], Some(Verdict::NotAllowed)),
             (&[("a", yes, &[get.clone(), header.clone()])], None),
             (&[("a", yes, &[post.clone(), header.clone()])], Some(Verdict::NotAllowed)),
-            (&[("a", yes, &[header.clone()]), ("b", yes, &[get.clone()])], Some(Verdict::Allow)),
-            (&[("a", no, &[header.clone()])], None),
-            (&[("a", no, &[header.clone()]), ("b", no, &[get.clone()])], Some(Verdict::DeniedBy("ns/b", 0))),
-            (&[("a", no, &[header, admin])], Some(Verdict::Allow)),
+            (&[("a", yes, from_ref(&header)), ("b", yes, from_ref(&get))], Some(Verdict::Allow)),
+            (&[("a", no, from_ref(&header))], None),
+            (&[("a", no, from_ref(&header)), ("b", no, from_ref(&get))], Some(Verdict::DeniedBy("ns/b", 0))),
+            (&[("a", no, &[header.clone(), admin])], Some(Verdict::Allow)),
         ];
         let (path, headers) = (Path::new("/orders"), HeaderMap::new());
         for (number, (policies, wanted)) in table.into_iter().enumerate() {
