@@ -21,7 +21,7 @@ const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst?resource
 fn told(config: &Config, snapshot: &Snapshot) -> serde_json::Value {
     let mesh = dump::mesh(&snapshot.mesh);
     let mut resources: Vec<_> = snapshot.told.iter().collect();
-    resources.sort_by(|(one, _), (other, _)| one.cmp(other));
+    resources.sort_by_key(|(key, _)| *key);
     let resource = |((type_url, name), bytes): (&(&'static str, Arc<str>), &Arc<[u8]>)| serde_json::json!({ "type": type_url, "name": **name, "body": BASE64_STANDARD.encode(bytes) });
     serde_json::json!({
         "pod": format!("{}/{}", config.pod_namespace, config.pod_name),

@@ -177,7 +177,7 @@ impl Waypoint {
         let authority = entry.authority.as_str();
         let (policies, routes) = match self.routes_of(downstream, entry.authority.host()) {
             Ok(found) => found,
-            Err(answered) => return answered,
+            Err(answered) => return *answered,
         };
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);

@@ -1,6 +1,6 @@
 //! Incidents as people meet them, each a directory (`incidents/NAME`) of manifests and a question: the first line of the answer
 //! names what is wrong, and what is offered as a fix was tried. docs/troubleshooting.md lists all of them.
-#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_explain::{Call, Enrolment, Explanation, Head, NetworkPolicy, Outcome, PartyError, World, explain, text};
 use karst_manifest::{State, parse};

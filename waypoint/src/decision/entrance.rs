@@ -64,7 +64,8 @@ impl Waypoint {
         &self,
         downstream: &Downstream,
         host: &str,
-    ) -> Result<(Option<&Access>, Option<&Routes>), Decision> {
+    ) -> Result<(Option<&Access>, Option<&Routes>), Box<Decision>> {
+        let answered = |status, why: &str| Box::new(Decision::answered(status, why));
         let tls = match &downstream.target {
             DownstreamTarget::Service(service) => {
                 let routes = self.snapshot.routes.get(&service.key).map(|r| &**r);
@@ -74,11 +75,11 @@ impl Waypoint {
         };
         match at_gateway(&self.snapshot, downstream.port, tls, host) {
             Ok(Some(routes)) => Ok((self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes))),
-            Ok(None) => Err(Decision::answered(StatusCode::NOT_FOUND, NO_HOST)),
+            Ok(None) => Err(answered(StatusCode::NOT_FOUND, NO_HOST)),
             Err(WrongListener::Scheme) => {
-                Err(Decision::answered(StatusCode::MOVED_PERMANENTLY, "the listener sends requests to https"))
+                Err(answered(StatusCode::MOVED_PERMANENTLY, "the listener sends requests to https"))
             }
-            Err(WrongListener::Name) => Err(Decision::answered(
+            Err(WrongListener::Name) => Err(answered(
                 StatusCode::MISDIRECTED_REQUEST,
                 "the name in the TLS hello has chosen another listener than the host of the request",
             )),
