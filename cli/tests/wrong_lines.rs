@@ -122,7 +122,12 @@ const CASES: &[Case] = &[
     case("proxy-status", 1, "no Kubernetes cluster is configured", KUBECONFIG),
     case("version --remote=false --kubeconfig", 64, "a value is required for '--kubeconfig <FILE>'", HELP),
     case("check --kubeconfig /nowhere", 1, "--kubeconfig /nowhere: cannot be read", KUBECONFIG),
-    case("check --kubeconfig DIR/good.yaml --context other", 1, "cannot be", KUBECONFIG),
+    case(
+        "check --kubeconfig DIR/good.yaml --context other",
+        1,
+        "cannot be",
+        "next: it has no contexts: is it a kubeconfig?",
+    ),
     case("completion tcsh", 64, "invalid value 'tcsh'", "[possible values: bash, elvish, fish, powershell, zsh]"),
     case("x describe pod", 64, "required arguments were not provided", HELP),
     case("dashboard", 64, "Usage: karst dashboard", "kiali"),
