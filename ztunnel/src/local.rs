@@ -11,6 +11,7 @@ use karst_core::{
     addr::{CidrError, ip_to_bytes},
 };
 use karst_policy::Policy;
+use karst_proxy::dump::told_besides;
 use prost::Message;
 use serde::Deserialize;
 use std::{
@@ -75,6 +76,9 @@ pub enum ObjectError {
     /// None that there is.
     #[error("unsupported workloadType {0:?}: use pod, deployment, job or cronjob")]
     WorkloadType(String),
+    /// None that there is.
+    #[error("appProtocols: unsupported protocol {0:?}: use HTTP11, HTTP2, GRPC, TCP, TLS or UNKNOWN")]
+    AppProtocol(String),
     /// Not of the form.
     #[error("vips: {0:?} is not NETWORK/ADDRESS")]
     Vip(String),
@@ -156,6 +160,12 @@ struct Workload {
     capacity: Option<u32>,
     #[serde(default)]
     network_mode: NetworkMode,
+    /// Ours: the pod's uid; if it is given, only the pod that has it is this workload.
+    #[serde(default)]
+    pod_uid: String,
+    /// Ours: the pod's labels.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
     /// Service key (`namespace/hostname`) to service port to target port; or, as in a dump, only the keys (the service then
     /// lists the workload among its endpoints).
     #[serde(default)]
@@ -242,6 +252,20 @@ struct Gateway {
     hbone_mtls_port: u32,
 }
 
+/// A waypoint that has a part of a service's calls.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WeightedWaypoint {
+    destination: String,
+    #[serde(default)]
+    hbone_mtls_port: u32,
+    #[serde(default = "one")]
+    weight: u32,
+}
+fn one() -> u32 {
+    1
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Service {
@@ -262,6 +286,15 @@ struct Service {
     subject_alt_names: Vec<String>,
     #[serde(default)]
     waypoint: Option<Gateway>,
+    /// Ours: all of its waypoints, where there are several.
+    #[serde(default)]
+    weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Ours: what is spoken at a service port, as the xDS API names it (`HTTP11`, `GRPC`).
+    #[serde(default)]
+    app_protocols: BTreeMap<PortKey, String>,
+    /// Ours: gateways send what is for it to its waypoint.
+    #[serde(default)]
+    ingress_use_waypoint: bool,
     #[serde(default)]
     load_balancer: Option<LoadBalancer>,
     #[serde(default)]
@@ -327,6 +360,13 @@ impl Gateway {
             Err(_) => return Err(bad()),
         };
         Ok(pb::GatewayAddress { destination: Some(to), hbone_mtls_port: self.hbone_mtls_port })
+    }
+}
+
+impl WeightedWaypoint {
+    fn wire(&self) -> Result<pb::WeightedWaypoint, ObjectError> {
+        let gateway = Gateway { destination: self.destination.clone(), hbone_mtls_port: self.hbone_mtls_port };
+        Ok(pb::WeightedWaypoint { destination: Some(gateway.wire()?), weight: self.weight })
     }
 }
 
@@ -399,7 +439,7 @@ impl Workload {
                 NetworkMode::HostNetwork => pb::NetworkMode::HostNetwork,
             } as i32,
             capacity: self.capacity,
-            extensions: self.draining.then(karst_api::draining).into_iter().collect(),
+            extensions: told_besides(&self.pod_uid, self.draining, self.labels.clone()),
             ..Default::default()
         })
     }
@@ -444,14 +484,25 @@ impl Service {
                 Health::AllowAll => lb::HealthPolicy::AllowAll,
             } as i32,
         });
+        let mut ports = ports(&self.ports);
+        for port in &mut ports {
+            let spoken =
+                u16::try_from(port.service_port).ok().and_then(|number| self.app_protocols.get(&PortKey(number)));
+            let Some(name) = spoken else { continue };
+            let protocol =
+                pb::AppProtocol::from_str_name(name).ok_or_else(|| ObjectError::AppProtocol(name.clone()))?;
+            port.app_protocol = protocol as i32;
+        }
         Ok(pb::Service {
             name: self.name.clone(),
             namespace: self.namespace.clone(),
             hostname: self.hostname.clone(),
             addresses,
-            ports: ports(&self.ports),
+            ports,
             subject_alt_names: self.subject_alt_names.clone(),
             waypoint: self.waypoint.as_ref().map(Gateway::wire).transpose()?,
+            weighted_waypoints: self.weighted_waypoints.iter().map(WeightedWaypoint::wire).collect::<Result<_, _>>()?,
+            ingress_use_waypoint: self.ingress_use_waypoint,
             load_balancing,
             canonical: self.canonical,
             visibility: if self.private { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
@@ -584,6 +635,30 @@ policies:
         assert_eq!(s.endpoints[&web.key].len(), 1);
         let p = s.policies_of(server).unwrap();
         assert_eq!(p[0].rules[0].clauses[0].matches[0].destination_ports, [8080]);
+    }
+
+    /// Whatever a dump's lists have, a file may have, and it means the same.
+    #[test]
+    fn the_lists_of_a_dump_are_a_file() {
+        use karst_proxy::{dump, testing};
+        const WEB: &str = "ns/web.ns.svc.cluster.local";
+        let mut web = testing::service("web", "10.96.0.1", &[(80, 8080)]);
+        web.ports[0].app_protocol = pb::AppProtocol::Grpc as i32;
+        let waypoint = Gateway { destination: "/10.0.0.9".into(), hbone_mtls_port: 15008 }.wire().unwrap();
+        let weighted = |weight| pb::WeightedWaypoint { destination: Some(waypoint.clone()), weight };
+        web.weighted_waypoints = vec![weighted(3), weighted(1)];
+        web.ingress_use_waypoint = true;
+        let mut pod = testing::pod("web-1", "10.0.0.7", &[(WEB, &[(80, 8080)])]);
+        pod.extensions = told_besides("uid-1", true, BTreeMap::from([("app".into(), "web".into())]));
+        let snapshot = testing::snapshot(vec![pod], vec![web]);
+        let lists = |snapshot: &Snapshot| {
+            let mesh = dump::mesh(snapshot);
+            serde_json::json!({ "workloads": mesh.workloads, "services": mesh.services })
+        };
+        let wanted = lists(&snapshot);
+        assert_eq!(wanted["services"][0]["weightedWaypoints"][0]["weight"], 3, "{wanted}");
+        let read = parse(&wanted.to_string(), snapshot.network()).unwrap();
+        assert_eq!(lists(&read), wanted);
     }
 
     #[test]

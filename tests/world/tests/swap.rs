@@ -240,6 +240,8 @@ fn a_ztunnel_without_a_configuration_takes_nothing_over() {
     let (a, b) = (pod(&mut w, "a", 0), pod(&mut w, "b", 1));
     let _echo = app::Echo::start(&b, 8080, "");
     says(&a, b.at(8080)).unwrap();
+    // An address of IPv6 is its pod's only when the kernel has looked for another's.
+    wait_for("the way by IPv6", Duration::from_secs(10), || says(&a, b.at6(8080)).ok());
     w.stop_controller(libc::SIGKILL);
     let mut new: Vec<_> = (0..2).map(|node| w.start_ztunnel_at(node, 16000).unwrap()).collect();
     for node in 0..2 {

@@ -6,7 +6,10 @@ use karst_core::addr::ip_to_bytes;
 use karst_policy::Policy;
 use prost::Message;
 use serde_json::Value;
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 /// Why a dump cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -253,22 +256,25 @@ fn read_workload(value: &Value, services: HashMap<String, pb::PortList>) -> Resu
     })
 }
 
-/// What our own controller tells besides.
 fn extensions(value: &Value) -> Vec<pb::Extension> {
+    let labels = value["labels"].as_object().into_iter().flatten();
+    let labels = labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect();
+    told_besides(text(value, "podUid"), value["draining"].as_bool().unwrap_or_default(), labels)
+}
+
+/// What our own controller tells of a workload besides Istio's fields, as it sends it.
+pub fn told_besides(pod_uid: &str, draining: bool, labels: BTreeMap<String, String>) -> Vec<pb::Extension> {
     let one = |type_url: &str, bytes: Vec<u8>| pb::Extension {
         name: String::new(),
         config: Some(prost_types::Any { type_url: type_url.into(), value: bytes }),
     };
     let mut out = vec![];
-    if let Some(uid) = value["podUid"].as_str().filter(|uid| !uid.is_empty()) {
-        out.push(one(karst_api::POD_TYPE, ir::Pod { uid: uid.into() }.encode_to_vec()));
+    if !pod_uid.is_empty() {
+        out.push(one(karst_api::POD_TYPE, ir::Pod { uid: pod_uid.into() }.encode_to_vec()));
     }
-    if value["draining"].as_bool().unwrap_or_default() {
+    if draining {
         out.push(one(karst_api::DRAINING_TYPE, ir::Draining {}.encode_to_vec()));
     }
-    let labels = value["labels"].as_object().into_iter().flatten();
-    let labels: std::collections::BTreeMap<String, String> =
-        labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_string()))).collect();
     if !labels.is_empty() {
         out.push(one(karst_api::LABELS_TYPE, ir::Labels { labels }.encode_to_vec()));
     }
