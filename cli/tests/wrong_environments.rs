@@ -481,7 +481,10 @@ fn broken_meshes() -> Vec<Case> {
 /// Installed; the node agent ends with these words.
 fn installed(words: &'static str) -> Around {
     server(move |request| match (request.resource.as_str(), request.name.as_str()) {
-        ("deployments", "istiod") => Some((200, workload("Deployment", "istiod", "KARST_SOURCE", 1))),
+        // A named revision alone is an installation, too.
+        ("deployments", "") if request.query.contains("istiod") => {
+            Some((200, list(&[workload("Deployment", "istiod-canary", "KARST_SOURCE", 1)])))
+        }
         ("daemonsets", "istio-cni-node") => Some((200, workload("DaemonSet", "istio-cni-node", "KARST_SOURCE", 0))),
         ("daemonsets", "ztunnel") => Some((200, workload("DaemonSet", "ztunnel", "XDS_ADDRESS", 1))),
         ("pods", "istio-cni-node-1") => Some((200, json!(format!("karst-cni: {words}\n")))),

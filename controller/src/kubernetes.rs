@@ -69,7 +69,9 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
     watches.push(Watch::all("ConfigMap"));
     watches.push(Watch { labels: MANAGED.into(), ..Watch::all("Deployment") });
-    watches.push(Watch { labels: "istio.io/tag".into(), ..Watch::all("MutatingWebhookConfiguration") });
+    // The charts of the first releases do not give the right to it.
+    let tags = Watch { labels: "istio.io/tag".into(), ..Watch::all("MutatingWebhookConfiguration") };
+    watches.push(Watch { is_optional: true, ..tags });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));

@@ -151,6 +151,11 @@ async fn unknown_revision(ask: AdmissionRequest, by: &Validator) -> (String, Vec
     (ask.uid, said.collect())
 }
 
+/// How a revision's webhook signs the refusal that says that it is reached.
+fn refused_by(namespace: &str, revision: &str) -> String {
+    format!("by {namespace}/{revision}")
+}
+
 /// What is wrong with an object, and what is to be said of it besides.
 async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) -> (Vec<String>, Vec<String>) {
     if !matches!(operation, "CREATE" | "UPDATE") {
@@ -159,7 +164,8 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
     if object.pointer("/metadata/annotations").is_some_and(|a| a.get(ALWAYS_REFUSED).is_some()) {
         return (
             vec![format!(
-                "metadata.annotations[{ALWAYS_REFUSED}]: objects with this annotation are always rejected [KARST-0900]"
+                "metadata.annotations[{ALWAYS_REFUSED}]: objects with this annotation are always rejected [KARST-0900] {}",
+                refused_by(&by.mesh.root_namespace, by.mesh.revision.name())
             )],
             vec![],
         );
@@ -271,6 +277,8 @@ pub struct Kept {
     probe: Option<String>,
     /// It need not be there.
     is_optional: bool,
+    /// The Service that leads to us.
+    service: String,
 }
 
 impl Kept {
@@ -283,9 +291,11 @@ impl Kept {
             revision: of.clone(),
             probe: (!revision.is_default()).then(|| of.clone()),
             is_optional: false,
+            service: revision.named("istiod"),
         };
         let name = DEFAULT_VALIDATOR.to_string();
-        let default = Self { name, namespace, revision: of, probe: None, is_optional: true };
+        let service = own.service.clone();
+        let default = Self { name, namespace, revision: of, probe: None, is_optional: true, service };
         [own, default]
     }
 }
@@ -337,8 +347,8 @@ enum Done {
 async fn step(kube: &Kube, kept: &Kept, root: String) -> anyhow::Result<Done> {
     let name = kept.name.as_str();
     let Some(now) = kube.webhook(name).await? else { return Ok(Done::Whole(None)) };
-    // It leads to another revision, whose leader keeps it.
-    if now.revision != kept.revision {
+    // It leads to another revision, whose leader keeps it, or to somebody else's control plane.
+    if now.revision != kept.revision || now.service != (kept.namespace.clone(), kept.service.clone()) {
         return Ok(Done::Whole(Some(now)));
     }
     if now.root != root.as_bytes() {
@@ -351,7 +361,8 @@ async fn step(kube: &Kube, kept: &Kept, root: String) -> anyhow::Result<Done> {
         return Ok(Done::Whole(Some(now)));
     }
     let probe = (kept.namespace.as_str(), "karst-webhook-probe");
-    if !kube.is_refused(probe, ALWAYS_REFUSED, kept.probe.as_deref()).await? {
+    let by = refused_by(&kept.namespace, &kept.revision);
+    if !kube.is_refused(probe, ALWAYS_REFUSED, kept.probe.as_deref(), &by).await? {
         return Ok(Done::Waits);
     }
     kube.set_webhook(name, &WebhookState { fail: true, ..now }).await?;

@@ -3,6 +3,7 @@
 use crate::{
     authz::{access::Access, error::AccessError},
     downstream::gateway::{Gateway, GatewayError},
+    kept::Kept,
     route::{error::CompileError, table::Routes},
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
@@ -12,7 +13,7 @@ use karst_api::{
 };
 use karst_proxy::{state::ResourceError, xds::ApplyResource};
 use prost::{DecodeError, Message};
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// Types that a waypoint subscribes. The ranges of pods before the addresses: what is not told there is then known to be missing.
 pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, GATEWAY_TYPE];
@@ -97,10 +98,20 @@ impl Snapshot {
     fn keep(&mut self, type_url: &str, name: &str, bytes: &[u8]) {
         let Some(own) = KEPT.iter().find(|own| **own == type_url) else { return };
         let kept = match *own {
-            GATEWAY_TYPE => ir::Gateway::decode(bytes).map(|g| without_keys(g).encode_to_vec()).unwrap_or_default(),
-            _ => bytes.to_vec(),
+            GATEWAY_TYPE => {
+                let gateway = ir::Gateway::decode(bytes).map(|gateway| without_keys(gateway).encode_to_vec());
+                gateway.unwrap_or_default().into()
+            }
+            ACCESS_TYPE => {
+                let access = ir::Access::decode(bytes).map(|mut access| {
+                    without_secrets(&mut access);
+                    access.encode_to_vec()
+                });
+                access.unwrap_or_default().into()
+            }
+            _ => Cow::Borrowed(bytes),
         };
-        self.told.insert((own, name.into()), kept.into());
+        self.told.insert((own, name.into()), Kept::new(&kept));
     }
 }
 
@@ -111,7 +122,23 @@ fn without_keys(mut gateway: ir::Gateway) -> ir::Gateway {
     let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
     let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
     pairs.for_each(|pair| pair.key.clear());
+    gateway.access.iter_mut().for_each(without_secrets);
     gateway
+}
+
+/// Members of a JSON Web Key that only its owner may have (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
+const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// Keys that verify tokens, without what a user may have left in them by mistake; none, if they cannot be read.
+fn without_secrets(access: &mut ir::Access) {
+    for token in access.tokens.iter_mut().filter(|token| !token.jwks.is_empty()) {
+        let mut set: serde_json::Value = serde_json::from_str(&token.jwks).unwrap_or_default();
+        let keys = set.get_mut("keys").and_then(|keys| keys.as_array_mut());
+        for key in keys.into_iter().flatten().filter_map(|key| key.as_object_mut()) {
+            key.retain(|member, _| !SECRET_MEMBERS.contains(&member.as_str()));
+        }
+        token.jwks = set.to_string();
+    }
 }
 
 impl ApplyResource for Snapshot {
@@ -165,6 +192,12 @@ mod tests {
         let kept = without_keys(gateway).encode_to_vec();
         assert!(!kept.windows(6).any(|w| w == b"secret") && kept.windows(5).any(|w| w == b"chain"));
 
+        let jwks = r#"{"keys":[{"kty":"oct","k":"hidden"},{"kty":"RSA","n":"number","e":"AQAB","d":"hidden"}]}"#;
+        let mut access =
+            ir::Access { tokens: vec![ir::Jwt { jwks: jwks.into(), ..Default::default() }], ..Default::default() };
+        without_secrets(&mut access);
+        assert!(!access.tokens[0].jwks.contains("hidden") && access.tokens[0].jwks.contains("number"));
+
         let mut snapshot = Snapshot::new("");
         let routes = ir::Routes::default().encode_to_vec();
         snapshot.put(ROUTES_TYPE, "ns/web", &routes).unwrap();
@@ -176,7 +209,7 @@ mod tests {
         let wrong = ir::Routes { producer: Some(ir::Table { http: vec![wrong], tcp: vec![] }), ..Default::default() };
         assert!(snapshot.put(ROUTES_TYPE, "ns/web", &wrong.encode_to_vec()).is_err());
         let key = (ROUTES_TYPE, Arc::from("ns/web"));
-        assert_eq!(snapshot.told.get(&key).map(|bytes| &**bytes), Some(&routes[..]));
+        assert_eq!(snapshot.told.get(&key).unwrap().bytes().unwrap(), routes);
         snapshot.remove(ROUTES_TYPE, "ns/web");
         assert!(snapshot.told.is_empty());
     }

@@ -19,6 +19,7 @@ mod envoy;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod http;
+mod kept;
 #[cfg(feature = "fuzz")]
 pub mod live;
 mod route;

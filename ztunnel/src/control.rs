@@ -75,7 +75,19 @@ impl PodManager {
         }
     }
 
-    async fn serve(&mut self, mut pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
+    async fn serve(&mut self, pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
+        let uid = pod.uid.clone();
+        let done = self.start(pod, listeners).await;
+        // Some workers may serve it: nobody would ever tell them that it is gone.
+        if done.is_err() && !self.pods.contains_key(&uid) {
+            for worker in self.shared.workers.commands() {
+                let _ = worker.send(Command::Del { uid: uid.clone() }).await;
+            }
+        }
+        done
+    }
+
+    async fn start(&mut self, mut pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
         if let Some(before) = self.pods.get(&pod.uid) {
             pod.usage = before.usage.clone();
         }

@@ -382,10 +382,14 @@ fn is_inside(pod: &LocalPod, own: &[IpAddr], to: SocketAddr) -> Result<(), Outco
     }
 }
 
-/// What no policy can allow: a client without an address of its own, and ztunnel's own ports.
+/// What no policy can allow: a client without an address of its own, ztunnel's own ports, and what is only the pod's own
+/// (127.0.0.0/8, which Istio's rules bring from outside except for 127.0.0.1).
 fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
     if OWN_PORTS.contains(&to.port()) {
         return Some(Refusal::OwnPort);
+    }
+    if !is_host(to.ip()) {
+        return Some(Refusal::NotInside);
     }
     (!is_host(*from)).then_some(Refusal::NotItsAddress)
 }

@@ -352,11 +352,12 @@ impl Future for Standing {
                 return Poll::Pending;
             }
             let mut lists = me.lists.clone();
-            let mut changed = Box::pin(async move {
+            // Whatever the task's budget: a poll that is put off is not registered, and would not be made up for.
+            let mut changed = Box::pin(tokio::task::unconstrained(async move {
                 if lists.changed().await.is_err() {
                     std::future::pending().await
                 }
-            });
+            }));
             if changed.as_mut().poll(cx).is_pending() {
                 me.wake = Some((changed, cx.waker().clone()));
                 return Poll::Pending;

@@ -76,6 +76,8 @@ pub struct Manifest {
     pub revision: String,
     /// In the order of installation.
     pub parts: Vec<Part>,
+    /// Components and gateways that stay as they are, whoever runs them.
+    pub left: Vec<String>,
 }
 
 /// The name that marks what belongs together.
@@ -94,6 +96,7 @@ impl Manifest {
             owner: owner(&spec.revision),
             revision: spec.revision.clone(),
             parts: Vec::new(),
+            left: left(spec),
         };
         for component in spec.components(charts)? {
             let part = manifest.part(&component, kubernetes, upgrade)?;
@@ -130,6 +133,18 @@ impl Manifest {
         }
     }
 
+    /// Is an object of what this installation leaves as it is?
+    pub fn leaves(&self, object: &Value) -> bool {
+        let metadata = &object["metadata"];
+        let labels = &metadata["labels"];
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| labels[COMPONENT] == kind.label()) else { return false };
+        self.left.iter().any(|name| match kind {
+            // Of the gateways all have the same label; the chart names each object, or its app, as the gateway.
+            Kind::Ingress | Kind::Egress => metadata["name"] == name.as_str() || labels["app"] == name.as_str(),
+            Kind::Base | Kind::Pilot | Kind::Cni | Kind::Ztunnel => name == kind.key(),
+        })
+    }
+
     /// All objects, by stages and within them by component.
     pub fn objects(&self) -> impl Iterator<Item = &Value> {
         self.parts.iter().flat_map(|part| &part.objects)
@@ -141,6 +156,13 @@ impl Manifest {
         objects.sort_by_key(|object| order(object));
         objects.iter().map(|object| to_yaml(object) + "\n---\n").collect()
     }
+}
+
+/// The names of what a spec leaves as it is; those that gateways have by their values, too.
+fn left(spec: &Spec) -> Vec<String> {
+    let gateways = spec.spec.get("values").and_then(|values| values.get("gateways"));
+    let renamed = |name: &String| gateways?.get(name)?.get("name")?.as_str().map(String::from);
+    spec.left.iter().cloned().chain(spec.left.iter().filter_map(renamed)).collect()
 }
 
 /// Stage, then kind, namespace and name.

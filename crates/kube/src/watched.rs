@@ -38,12 +38,14 @@ pub struct Watch {
     pub fields: String,
     /// Label selector; empty: all.
     pub labels: String,
+    /// One can do without it: where it must not be read (rights of an older chart) it counts as absent.
+    pub is_optional: bool,
 }
 
 impl Watch {
     /// All objects of a kind, at version v1.
     pub fn all(kind: &'static str) -> Self {
-        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new() }
+        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new(), is_optional: false }
     }
 }
 
@@ -277,6 +279,19 @@ async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize,
                     at += 1;
                     continue 'versions;
                 }
+                Err(e) if wanted.is_optional && has_code(&e, 403) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            kind = wanted.kind,
+                            group,
+                            "no right to read this kind: upgrade the chart too; until then it counts as absent"
+                        );
+                    }
+                    if tx.send((index, Change::Absent)).await.is_err() {
+                        return;
+                    }
+                    break;
+                }
                 Err(e) if is_absent(&e) => {
                     at = 0;
                     if !std::mem::replace(&mut told, true) {
@@ -311,8 +326,12 @@ async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize,
 /// Does the API server not know the kind, or not any more? Its watch is then closed, and cannot be started again: without a list
 /// anew nobody would learn that it is gone.
 fn is_absent(e: &watcher::Error) -> bool {
+    has_code(e, 404)
+}
+
+fn has_code(e: &watcher::Error, code: u16) -> bool {
     use watcher::Error::{InitialListFailed, WatchStartFailed};
-    matches!(e, InitialListFailed(kube::Error::Api(s)) | WatchStartFailed(kube::Error::Api(s)) if s.code == 404)
+    matches!(e, InitialListFailed(kube::Error::Api(s)) | WatchStartFailed(kube::Error::Api(s)) if s.code == code)
 }
 
 #[cfg(test)]
@@ -388,6 +407,7 @@ mod tests {
         assert!(is_absent(&watcher::Error::InitialListFailed(said(404))));
         assert!(is_absent(&watcher::Error::WatchStartFailed(said(404))));
         assert!(!is_absent(&watcher::Error::WatchStartFailed(said(410))));
+        assert!(has_code(&watcher::Error::InitialListFailed(said(403)), 403));
     }
 
     /// An API server in memory that knows a kind, or does not.

@@ -9,13 +9,15 @@ use crate::{
 use k8s_openapi::api::core::v1::Pod;
 use karst_install::cluster::trouble;
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{DynamicObject, LogParams},
 };
 use serde_json::Value;
 
 /// Variable of our containers that Istio's have not.
 const MARK: &str = "KARST_SOURCE";
+/// Label of control planes, whatever their revisions.
+const CONTROL_PLANE: &str = "app=istiod";
 
 /// Whether a workload is Karst's, and not Istio's of the same name.
 pub fn is_ours(workload: &DynamicObject) -> bool {
@@ -27,44 +29,65 @@ pub fn is_ours(workload: &DynamicObject) -> bool {
 
 /// Whether there is a control plane of ours.
 pub async fn is_installed(cluster: &Cluster, place: &str) -> Result<bool, Problem> {
-    let there = cluster.object(Resource::DEPLOYMENT, Some(place), "istiod").await?;
-    Ok(there.is_some_and(|there| is_ours(&there)))
+    Ok(!control_planes(cluster, place).await?.is_empty())
+}
+
+/// The control planes of ours: one for each revision.
+async fn control_planes(cluster: &Cluster, place: &str) -> Result<Vec<DynamicObject>, Problem> {
+    let mut all = cluster.list(Resource::DEPLOYMENT, Some(place), CONTROL_PLANE).await?.unwrap_or_default();
+    all.retain(is_ours);
+    all.sort_by_key(ResourceExt::name_any);
+    Ok(all)
 }
 
 /// The components, the nodes by their agents, and the gateways.
 pub async fn look(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Problem> {
     let mut out = vec![];
-    for (resource, name, labels, wanted, ready) in [
-        (Resource::DEPLOYMENT, "istiod", "app=istiod", "/spec/replicas", "/status/readyReplicas"),
-        (
-            DAEMON_SET,
-            "istio-cni-node",
-            "k8s-app=istio-cni-node",
-            "/status/desiredNumberScheduled",
-            "/status/numberReady",
-        ),
-        (DAEMON_SET, "ztunnel", "app=ztunnel", "/status/desiredNumberScheduled", "/status/numberReady"),
-    ] {
-        let Some(object) = cluster.object(resource, Some(place), name).await? else {
+    for object in control_planes(cluster, place).await? {
+        let numbers = ("/spec/replicas", "/status/readyReplicas");
+        out.push(component(cluster, place, &object, &selector(&object), numbers).await?);
+    }
+    for (name, labels) in [("istio-cni-node", "k8s-app=istio-cni-node"), ("ztunnel", "app=ztunnel")] {
+        let Some(object) = cluster.object(DAEMON_SET, Some(place), name).await? else {
             let message =
                 format!("not installed in namespace {place}: install its chart, or name the namespace with -i");
             out.push(Looked::new(name, Status::Error, message));
             continue;
         };
-        let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
-        let mut looked = judge_ready(name, place, number(wanted), number(ready));
-        if looked.status == Status::Error
-            && let Some(why) = why(cluster, place, labels).await?
-        {
-            looked.message = format!("{}; {why}", looked.message);
-        }
-        out.push(looked);
+        let numbers = ("/status/desiredNumberScheduled", "/status/numberReady");
+        out.push(component(cluster, place, &object, labels, numbers).await?);
     }
     out.extend(nodes::by_agents(cluster, place).await?);
     for (namespace, name, message) in gateways_without_program(cluster).await? {
         out.push(Looked::new(format!("gateway {namespace}/{name}"), Status::Error, message));
     }
     Ok(out)
+}
+
+/// One workload, by the pointers to how many of its pods are wanted and ready, and the labels of its pods.
+async fn component(
+    cluster: &Cluster,
+    place: &str,
+    workload: &DynamicObject,
+    labels: &str,
+    (wanted, ready): (&str, &str),
+) -> Result<Looked, Problem> {
+    let number = |pointer: &str| workload.data.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+    let mut looked = judge_ready(&workload.name_any(), place, number(wanted), number(ready));
+    if looked.status == Status::Error
+        && let Some(why) = why(cluster, place, labels).await?
+    {
+        looked.message = format!("{}; {why}", looked.message);
+    }
+    Ok(looked)
+}
+
+/// What tells the pods of a control plane from those of other revisions.
+fn selector(workload: &DynamicObject) -> String {
+    let labels = workload.data.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
+    let pairs = labels.into_iter().flatten().filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
+    let all: Vec<String> = pairs.collect();
+    if all.is_empty() { CONTROL_PLANE.into() } else { all.join(",") }
 }
 
 fn judge_ready(name: &str, place: &str, wanted: u64, ready: u64) -> Looked {
@@ -115,6 +138,17 @@ mod tests {
     fn a_component_is_healthy_if_all_of_its_pods_are_ready() {
         let status = |wanted, ready| judge_ready("ztunnel", "istio-system", wanted, ready).status;
         assert_eq!([status(2, 2), status(2, 1), status(0, 0)], [Status::Ok, Status::Error, Status::Error]);
+    }
+
+    #[test]
+    fn pods_of_one_revision_are_selected() {
+        let selected = |labels: Value| {
+            let spec = json!({ "selector": { "matchLabels": labels } });
+            let workload = json!({ "metadata": { "name": "istiod-canary" }, "spec": spec });
+            selector(&serde_json::from_value(workload).unwrap())
+        };
+        assert_eq!(selected(json!({ "app": "istiod", "istio.io/rev": "canary" })), "app=istiod,istio.io/rev=canary");
+        assert_eq!(selected(Value::Null), CONTROL_PLANE);
     }
 
     #[test]

@@ -39,12 +39,24 @@ pub struct Proxy {
     pub evicted: u64,
 }
 
+/// A proxy whose book could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Its pod.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Books {
     /// The proxies that were asked.
     #[serde(default)]
     pub proxies: Vec<Proxy>,
+    /// Those that did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<Unread>,
     /// The flows of all of them.
     pub flows: Vec<Flow>,
 }
@@ -76,18 +88,30 @@ impl From {
 impl Books {
     fn take(&mut self, other: Self) {
         self.proxies.extend(other.proxies);
+        self.unread.extend(other.unread);
         self.flows.extend(other.flows);
     }
 
     fn page(name: String, page: Page) -> Self {
         let Page { enabled, since, evicted, flows, .. } = page;
-        Self { proxies: vec![Proxy { name, enabled, since, evicted }], flows }
+        Self { proxies: vec![Proxy { name, enabled, since, evicted }], unread: vec![], flows }
     }
 
     /// What the books cannot tell, in sentences.
     pub fn limits(&self) -> Vec<String> {
         let count = |fits: &dyn Fn(&Proxy) -> bool| self.proxies.iter().filter(|proxy| fits(proxy)).count();
+        const NAMED: usize = 5;
         let mut all = vec![];
+        if !self.unread.is_empty() {
+            let names: Vec<&str> = self.unread.iter().take(NAMED).map(|proxy| proxy.name.as_str()).collect();
+            let more = if self.unread.len() > NAMED { ", …" } else { "" };
+            all.push(format!(
+                "{} of {} proxies could not be read, and what they have seen is not known: {}{more}",
+                self.unread.len(),
+                self.proxies.len() + self.unread.len(),
+                names.join(", ")
+            ));
+        }
         let off = count(&|proxy| !proxy.enabled);
         if off > 0 {
             all.push(format!("{off} of {} proxies keep no book (KARST_FLOWS=false)", self.proxies.len()));
@@ -131,6 +155,8 @@ async fn of_cluster(session: &Session<'_>, cluster: &Cluster, all: &mut Books) -
             Ok(page) => all.take(Books::page(pod.to_string(), page)),
             Err(problem) => {
                 session.note(format!("note: {problem}"));
+                let why = problem.to_string().lines().next().unwrap_or_default().to_owned();
+                all.unread.push(Unread { name: pod.to_string(), why });
                 last = Some(problem);
             }
         }
@@ -157,6 +183,12 @@ mod tests {
         assert_eq!((page.proxies[0].name.as_str(), page.since(), page.flows[0].count), ("page.json", 7, 3));
         assert_eq!(page.limits(), ["2 flows had to make room for others and are not known any more"]);
         assert_eq!(parse(&serde_json::to_string(&page).unwrap(), "saved").unwrap(), page);
+        let unread = vec![Unread { name: "ztunnel-2.istio-system".into(), why: "no answer".into() }];
+        let partial = Books { unread, ..page };
+        let saved = serde_json::to_string(&partial).unwrap();
+        assert!(saved.contains(r#""unread":[{"name":"ztunnel-2.istio-system""#), "{saved}");
+        assert_eq!(parse(&saved, "saved").unwrap(), partial, "a saved book still tells of whom it is silent");
+        assert!(partial.limits()[0].starts_with("1 of 2 proxies could not be read"), "{:?}", partial.limits());
         let problem = parse("{}", "empty.json").unwrap_err();
         assert_eq!(problem.status(), Exit::Data);
         assert!(problem.to_string().starts_with("empty.json: not a book of flows: missing field `flows`"), "{problem}");

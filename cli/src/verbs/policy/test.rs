@@ -32,8 +32,8 @@ use std::{path::PathBuf, time::Duration};
 
 Nothing is applied. Each flow is judged under the policies that there are, and under these with the files' objects added
 (or put in the place of those of the same name).
-Ends with 0 if nothing that is let in now would be refused, with 79 if something would, with 2 if nothing was seen, with 65 if a
-file cannot be read.")]
+Ends with 0 if nothing that is let in now would be refused, with 79 if something would, with 2 if that cannot be said:
+nothing was seen, a proxy could not be read, or a flow cannot be judged; with 65 if a file cannot be read.")]
 pub struct Test {
     /// Policies: files or directories; - is standard input
     #[arg(required = true, value_name = "FILE")]
@@ -53,6 +53,7 @@ struct Answer<'a> {
     #[serde(flatten)]
     comparison: &'a Comparison,
     proxies: &'a [books::Proxy],
+    unread: &'a [books::Unread],
     limits: &'a [String],
 }
 
@@ -82,30 +83,53 @@ impl Test {
         wanted.problems().filter(is_new).for_each(|problem| session.note(format!("note: {problem}")));
         let comparison = compare(&present, &wanted, &books.flows);
         let limits = limits(&books, &comparison);
-        let answer = Answer { comparison: &comparison, proxies: &books.proxies, limits: &limits };
+        let Books { proxies, unread, .. } = &books;
+        let answer = Answer { comparison: &comparison, proxies, unread, limits: &limits };
         match self.output.encode(&answer)? {
             Some(text) => session.text(&text)?,
             None => tell(session, &comparison, &books, &limits)?,
         }
-        ended(&comparison)
+        ended(&comparison, books.unread.len())
     }
 }
 
-/// How the process ends.
-fn ended(comparison: &Comparison) -> Result<(), Problem> {
+/// How the process ends. What would be refused for sure comes before what is not known.
+fn ended(comparison: &Comparison, unread: usize) -> Result<(), Problem> {
     if comparison.flows == 0 {
         return Err(Problem::new("policy test: nothing was seen, so nothing can be said")
             .next("let the mesh have some traffic; KARST_FLOWS=true makes proxies keep a book")
             .exit(Exit::Unknown));
     }
     match comparison.count(Change::Refused) {
-        (0, _) => Ok(()),
+        (0, _) => known(comparison, unread),
         (flows, calls) => {
             Err(Problem::new(format!("policy test: {flows} flows ({calls} calls) that are let in would be refused"))
                 .next("allow them in the policy, or accept it; a dry run tries it on live traffic")
                 .exit(Exit::Findings))
         }
     }
+}
+
+/// Is it known of all flows that they are not refused?
+fn known(comparison: &Comparison, unread: usize) -> Result<(), Problem> {
+    let (flows, calls) = comparison.count(Change::Unknown);
+    let mut why = vec![];
+    if unread > 0 {
+        why.push(format!("{unread} proxies could not be read"));
+    }
+    if flows > 0 {
+        why.push(format!("{flows} flows ({calls} calls) cannot be judged"));
+    }
+    if why.is_empty() {
+        return Ok(());
+    }
+    let next = if unread > 0 {
+        "`karst check` says why proxies do not answer; then run the same command again"
+    } else {
+        "the table says why of each; a dry run of the policy tries it on live traffic"
+    };
+    let what = "policy test: of what is known nothing that is let in would be refused, but not all is known";
+    Err(Problem::new(what).because(why.join(", and ")).next(next).exit(Exit::Unknown))
 }
 
 /// What cannot be known.

@@ -144,7 +144,30 @@ fn what_cannot_be_known_is_said() {
     );
     let (out, exit) = dir.run(&format!("karst policy test DIR/new.yaml {OFFLINE}"));
     assert!(out.contains("cannot be said 2 (20 calls)") && out.contains("headers, tokens or names of TLS"), "{out}");
+    assert_eq!(exit, Some(Exit::Unknown), "{out}");
+}
+
+#[test]
+fn a_proxy_that_could_not_be_read_is_no_all_clear() {
+    let dir = Dir::new("unread");
+    let mut saved = json!({ "proxies": [{ "name": "a", "enabled": true, "since": 1, "evicted": 0 }] });
+    saved["flows"] = book()["flows"].clone();
+    let policy = policy("{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/x/sa/x]}}]}]}");
+    dir.write("new.yaml", &policy);
+    dir.write("book.json", &saved.to_string());
+    let line = format!("karst policy test DIR/new.yaml {OFFLINE}");
+    let (out, exit) = dir.run(&line);
     assert_eq!(exit, None, "{out}");
+    saved["unread"] = json!([{ "name": "ztunnel-2.istio-system", "why": "no answer" }]);
+    dir.write("book.json", &saved.to_string());
+    let (out, exit) = dir.run(&line);
+    let note = "1 of 2 proxies could not be read, and what they have seen is not known: ztunnel-2.istio-system";
+    assert!(out.contains(note), "{out}");
+    assert_eq!(exit, Some(Exit::Unknown), "{out}");
+    let (out, exit) = dir.run(&format!("{line} -o json"));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((answer["unread"][0]["why"].as_str(), exit), (Some("no answer"), Some(Exit::Unknown)), "{out}");
+    assert!(answer["limits"][0].as_str().unwrap().starts_with(note), "{out}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::{
     cluster::{Cluster, Resource},
     problem::{Exit, Problem},
 };
+use karst_install::manifest::OURS;
 use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -100,6 +101,62 @@ impl Known {
             _ => Ok(service),
         }
     }
+}
+
+/// Whose an object with the name of a tag's object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A tag's of ours.
+    Tag,
+    /// The validator of the chart base: helm's, or `karst install`'s.
+    Chart,
+    /// Somebody else's, Istio's tags among them.
+    Other,
+}
+
+/// Whose is it? A tag's webhook of ours calls nobody, its validator judges our own kinds, too.
+fn whose(resource: Resource, there: &DynamicObject) -> Whose {
+    let labels = there.labels();
+    let webhooks = there.data.get("webhooks").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let is_helms = labels.get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == "Helm");
+    if resource == VALIDATING && (is_helms || labels.contains_key(OURS)) {
+        return Whose::Chart;
+    }
+    let is_ours = webhooks.is_empty() || (resource == VALIDATING && webhooks.iter().any(judges_ours));
+    if labels.contains_key(TAG) && is_ours { Whose::Tag } else { Whose::Other }
+}
+
+fn judges_ours(webhook: &Value) -> bool {
+    let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    list(webhook, "rules").iter().any(|rule| list(rule, "apiGroups").iter().any(|group| group == "karst.io"))
+}
+
+/// Why an object that is there is left as it is, and what to do about it; none if it is a tag's of ours. `failed`: what
+/// cannot be done because of it.
+pub(super) fn foreign(failed: &str, resource: Resource, name: &str, there: &DynamicObject) -> Option<Problem> {
+    let kind = resource.kind;
+    let (why, next) = match whose(resource, there) {
+        Whose::Tag => return None,
+        Whose::Chart => (
+            format!("{kind} {name} is the chart base's"),
+            "the chart's value defaultRevision says where it leads, and default removes it (helm upgrade --set \
+             defaultRevision=default, or karst upgrade --set values.defaultRevision=default); then run the same \
+             command again"
+                .to_string(),
+        ),
+        Whose::Other => {
+            let mut next = format!(
+                "`kubectl get {} {name} -o yaml` shows whose it is; a tag of Istio's is removed by `istioctl tag \
+                 remove`; once it is gone, run the same command again",
+                resource.plural
+            );
+            if resource == MUTATING {
+                next += ", or use another name with --webhook-name (tag set)";
+            }
+            (format!("{kind} {name} is there, and is no revision tag of karst's"), next)
+        }
+    };
+    Some(Problem::new(failed).because(why).next(next).exit(Exit::Data))
 }
 
 /// A label's value and a part of a Service's name.
@@ -235,6 +292,40 @@ mod tests {
         for (tag, overwrite) in [("new", false), ("prod", true), (DEFAULT, false)] {
             assert!(known.judge(tag, "canary", overwrite).is_ok(), "{tag}");
         }
+    }
+
+    #[test]
+    fn objects_of_others_are_told_from_a_tags() {
+        let object = |labels: Value, webhooks: Value| -> DynamicObject {
+            let metadata = json!({ "name": "x", "labels": labels });
+            serde_json::from_value(json!({ "metadata": metadata, "webhooks": webhooks })).unwrap()
+        };
+        let tag = || json!({ TAG: "prod", REVISION: "canary" });
+        let validator = default_validator("canary", "istio-system");
+        let webhooks = validator["webhooks"].clone();
+        assert_eq!(whose(MUTATING, &object(tag(), json!([]))), Whose::Tag);
+        assert_eq!(whose(MUTATING, &object(tag(), json!([{ "name": "rev.namespace.sidecar" }]))), Whose::Other);
+        assert_eq!(whose(MUTATING, &object(json!({}), json!([]))), Whose::Other);
+        assert_eq!(whose(Resource::SERVICE, &object(tag(), Value::Null)), Whose::Tag);
+        assert_eq!(whose(Resource::SERVICE, &object(json!({}), Value::Null)), Whose::Other);
+        assert_eq!(whose(VALIDATING, &serde_json::from_value(validator).unwrap()), Whose::Tag);
+        let istios = json!([{ "rules": [{ "apiGroups": ["networking.istio.io"] }] }]);
+        assert_eq!(whose(VALIDATING, &object(tag(), istios)), Whose::Other);
+        let helms = json!({ "app.kubernetes.io/managed-by": "Helm", TAG: DEFAULT });
+        for chart in [helms, json!({ OURS: "installed-state" })] {
+            let there = object(chart, webhooks.clone());
+            assert_eq!(whose(VALIDATING, &there), Whose::Chart);
+            let problem = foreign("cannot set tag", VALIDATING, DEFAULT_VALIDATOR, &there).unwrap();
+            assert!(problem.next_step().contains("defaultRevision"), "{problem}");
+        }
+        let problem = foreign("cannot set tag", MUTATING, "x", &object(json!({}), istios_injector())).unwrap();
+        assert!(problem.to_string().contains("MutatingWebhookConfiguration x is there"), "{problem}");
+        assert!(problem.next_step().contains("--webhook-name"), "{problem}");
+        assert_eq!(foreign("cannot set tag", MUTATING, "x", &object(tag(), json!([]))), None);
+    }
+
+    fn istios_injector() -> Value {
+        json!([{ "name": "object.sidecar-injector.istio.io" }])
     }
 
     #[test]

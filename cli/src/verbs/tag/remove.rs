@@ -8,7 +8,7 @@ use crate::{
     verbs::install::confirmed,
 };
 use clap::Args;
-use kube::ResourceExt;
+use kube::{ResourceExt, api::DynamicObject};
 
 /// Options of `tag remove`.
 #[derive(Debug, Args)]
@@ -26,8 +26,11 @@ impl Remove {
     /// Removes it, after a question if namespaces use it.
     pub(super) async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let (cluster, tag) = (session.cluster().await?, self.tag.as_str());
-        let there = objects_of(&cluster, tag).await?;
-        if there.is_empty() {
+        let There { ours, others } = objects_of(&cluster, tag).await?;
+        if ours.is_empty() {
+            if let Some(problem) = others.into_iter().next() {
+                return Err(problem);
+            }
             let next = "karst tag list lists the tags";
             return Err(Problem::new(format!("cannot remove tag {tag:?}: there is no such tag")).next(next));
         }
@@ -37,7 +40,8 @@ impl Remove {
             session.text(&caution(tag, namespaces.iter().map(ResourceExt::name_any)))?;
             confirmed(session)?;
         }
-        for (resource, namespace, name) in there {
+        others.iter().for_each(|problem| session.note(format!("note: {problem}")));
+        for (resource, namespace, name) in ours {
             cluster.delete(resource, namespace.as_deref(), &name).await?;
         }
         session.line(format!("Revision tag {tag} removed"))
@@ -45,22 +49,38 @@ impl Remove {
 }
 
 /// The objects that stand for a tag.
-async fn objects_of(cluster: &Cluster, tag: &str) -> Result<Vec<(Resource, Option<String>, String)>, Problem> {
-    let (selector, mut all) = (format!("{TAG}={tag}"), vec![]);
+#[derive(Default)]
+struct There {
+    /// Kinds, namespaces and names of a tag's of ours.
+    ours: Vec<(Resource, Option<String>, String)>,
+    /// Why the others stay.
+    others: Vec<Problem>,
+}
+
+impl There {
+    fn take(&mut self, tag: &str, resource: Resource, namespace: Option<String>, object: &DynamicObject) {
+        let (failed, name) = (format!("cannot remove all of tag {tag:?}"), object.name_any());
+        match objects::foreign(&failed, resource, &name, object) {
+            Some(problem) => self.others.push(problem),
+            None => self.ours.push((resource, namespace, name)),
+        }
+    }
+}
+
+async fn objects_of(cluster: &Cluster, tag: &str) -> Result<There, Problem> {
+    let (selector, mut all) = (format!("{TAG}={tag}"), There::default());
     let place = cluster.istio_namespace.clone();
     for (resource, namespace) in [(Resource::SERVICE, Some(place)), (MUTATING, None)] {
         for object in cluster.list(resource, namespace.as_deref(), &selector).await?.unwrap_or_default() {
             // Other Services may carry the label for reasons of their own.
             if resource != Resource::SERVICE || object.name_any() == objects::service_name(tag) {
-                all.push((resource, namespace.clone(), object.name_any()));
+                all.take(tag, resource, namespace.clone(), &object);
             }
         }
     }
     if tag == DEFAULT {
         let there = cluster.object(VALIDATING, None, DEFAULT_VALIDATOR).await?;
-        // One without the label is of the chart base.
-        let is_ours = there.is_some_and(|there| there.labels().contains_key(TAG));
-        all.extend(is_ours.then(|| (VALIDATING, None, DEFAULT_VALIDATOR.to_string())));
+        there.iter().for_each(|there| all.take(tag, VALIDATING, None, there));
     }
     Ok(all)
 }

@@ -1,9 +1,8 @@
 //! `tag set` and `tag generate`.
 
-use super::objects::{self, DEFAULT, DEFAULT_VALIDATOR, Known, Made, TAG, VALIDATING, Wanted};
+use super::objects::{self, DEFAULT, DEFAULT_VALIDATOR, Known, Made, VALIDATING, Wanted};
 use crate::{problem::Problem, session::Session};
 use clap::Args;
-use kube::ResourceExt;
 use serde_json::Value;
 
 /// The tag, and where it leads.
@@ -87,15 +86,31 @@ impl Set {
         let Asked { tag, revision, .. } = &self.asked;
         let made = self.asked.objects(session).await?;
         let cluster = session.cluster().await?;
+        let name = |object: &Value| object["metadata"]["name"].as_str().unwrap_or_default().to_string();
+        // All of them first: a tag is set whole or not at all.
+        let failed = format!("cannot set tag {tag:?}");
         for (resource, namespace, object) in &made {
-            let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            cluster.apply(*resource, namespace.as_deref(), name, object).await?;
+            let name = name(object);
+            let there = cluster.object(*resource, namespace.as_deref(), &name).await?;
+            if let Some(problem) = there.and_then(|there| objects::foreign(&failed, *resource, &name, &there)) {
+                return Err(problem);
+            }
+        }
+        for (resource, namespace, object) in &made {
+            let name = name(object);
+            cluster.apply(*resource, namespace.as_deref(), &name, object).await?;
         }
         // The chart of the revision without a name has it in its own configuration; two would judge each object twice.
-        if tag == DEFAULT && revision == DEFAULT {
-            let there = cluster.object(VALIDATING, None, DEFAULT_VALIDATOR).await?;
-            if there.is_some_and(|there| there.labels().contains_key(TAG)) {
-                cluster.delete(VALIDATING, None, DEFAULT_VALIDATOR).await?;
+        if tag == DEFAULT
+            && revision == DEFAULT
+            && let Some(there) = cluster.object(VALIDATING, None, DEFAULT_VALIDATOR).await?
+        {
+            let failed = "objects without a label are judged by another revision, too";
+            match objects::foreign(failed, VALIDATING, DEFAULT_VALIDATOR, &there) {
+                Some(problem) => session.note(format!("note: {problem}")),
+                None => {
+                    cluster.delete(VALIDATING, None, DEFAULT_VALIDATOR).await?;
+                }
             }
         }
         session.line(format!(

@@ -70,7 +70,9 @@ impl Revisions {
 
     /// Whom a label means. A tag comes before a revision of the same name.
     pub(crate) fn named<'a>(&'a self, name: &'a str) -> Named<'a> {
-        let revision = self.tags.get(name).map_or(name, String::as_str);
+        // One that leads to nobody does not hide the revision of its name: a tag that was left behind takes nothing out of force.
+        let leads = |to: &&String| self.there.contains(*to) || !self.there.contains(name);
+        let revision = self.tags.get(name).filter(leads).map_or(name, String::as_str);
         match revision {
             own if own == self.own.name() => Named::Own,
             other if self.there.contains(other) => Named::Other(other),
@@ -209,6 +211,10 @@ mod tests {
         let (of_istio, none) = (webhook("istio.io/tag: new, istio.io/rev: canary"), webhook("istio.io/rev: blue"));
         assert_eq!(revisions(&[&of_istio, &none]).named("new"), Named::Own);
         assert_eq!(revisions(&[&none]).named("blue"), Named::Nobody, "an injector's webhook is no control plane");
+        // A tag `default` that an installation of Istio has left behind takes nothing from the revision of that name.
+        let left = [webhook("istio.io/tag: default, istio.io/rev: 1-24")];
+        let default = Revision { name: "default".into(), tags: vec![] };
+        assert_eq!(Revisions::of(left.iter(), "istio-system", &default).named("default"), Named::Own);
         let old = webhook("istio.io/tag: prod, istio.io/rev: canary");
         assert_eq!(revisions(&[&moved, &blue, &old]).named("prod"), Named::Other("blue"));
     }

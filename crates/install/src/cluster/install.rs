@@ -28,7 +28,8 @@ pub struct Install<'m> {
 }
 
 impl Install<'_> {
-    /// Objects of this installation that its manifest no longer has. CRDs are never among them: their objects would go, too.
+    /// Objects of this installation that its manifest no longer has. CRDs are never among them: their objects would go,
+    /// too; nor is what the manifest leaves as it is, such as gateways that run.
     ///
     /// # Errors
     /// If the API server cannot be asked.
@@ -38,7 +39,7 @@ impl Install<'_> {
         Ok(owned
             .into_iter()
             .filter(|object| !wanted.contains(&display(object)) && Stage::of(object) != Stage::Crd)
-            .filter(|object| !record::is_record(object))
+            .filter(|object| !record::is_record(object) && !manifest.leaves(object))
             .collect())
     }
 

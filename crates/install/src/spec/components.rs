@@ -57,7 +57,7 @@ impl Kind {
     }
 
     /// Its key in `spec.components`.
-    fn key(self) -> &'static str {
+    pub(crate) fn key(self) -> &'static str {
         let [base, pilot, cni, ztunnel, ingress, egress] = COMPONENTS;
         match self {
             Self::Base => base,

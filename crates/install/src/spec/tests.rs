@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     chart::Charts,
-    manifest::{Manifest, Stage},
+    manifest::{COMPONENT, Manifest, Stage},
 };
 use serde_json::json;
 
@@ -84,7 +84,7 @@ fn mesh_config_and_revision_reach_the_control_plane() {
     for object in manifest.objects() {
         let labels = &object["metadata"]["labels"];
         assert_eq!(labels[crate::manifest::OWNER], "installed-state-canary", "{object:#}");
-        assert_eq!(labels[crate::manifest::COMPONENT], "Pilot", "{object:#}");
+        assert_eq!(labels[COMPONENT], "Pilot", "{object:#}");
     }
 }
 
@@ -121,6 +121,31 @@ fn a_further_revision_leaves_the_gateways_to_whom_they_are() {
     assert_eq!(parts(&wanted(&["{profile: demo, revision: canary}"], &[])), ["istiod"]);
     assert_eq!(parts(&wanted(&[], &["profile=demo", "revision=default"])).len(), 6);
     assert!(wanted(&[], &["profile=demo"]).spec().unwrap().left.is_empty());
+}
+
+/// A revision may run gateways since an older version, or because it was once asked to: what it is silent on now stays.
+#[test]
+fn what_is_left_is_never_obsolete() {
+    let canary = |sets: &[&str]| Wanted { revision: Some("canary".into()), ..wanted(&[], sets) };
+    let object = |component: &str, name: &str, app: &str| {
+        let labels = json!({COMPONENT: component, "app": app});
+        json!({"kind": "Service", "metadata": {"name": name, "labels": labels}})
+    };
+    let gateway = object("IngressGateways", "istio-ingressgateway", "istio-ingressgateway");
+    let silent = manifest(&canary(&["profile=demo"])).unwrap();
+    assert!(silent.leaves(&gateway) && silent.leaves(&object("Cni", "istio-cni-node", "")));
+    assert!(silent.leaves(&object("EgressGateways", "account", "istio-egressgateway")));
+    for other in [object("IngressGateways", "more", "more"), object("Pilot", "istiod-canary", "istiod"), json!({})] {
+        assert!(!silent.leaves(&other), "{other:#}");
+    }
+    // Who says that it is to go, or that it is this revision's, is heard.
+    for said in ["true", "false"] {
+        let set = format!("components.ingressGateways[name:istio-ingressgateway].enabled={said}");
+        let manifest = manifest(&canary(&["profile=demo", &set])).unwrap();
+        assert!(!manifest.leaves(&gateway), "{said}");
+    }
+    let renamed = manifest(&canary(&["profile=demo", "values.gateways.istio-ingressgateway.name=in"])).unwrap();
+    assert!(renamed.leaves(&object("IngressGateways", "in", "in")));
 }
 
 /// The labels that each webhook asks for, by its name; whether it may hold up writes is by its name.

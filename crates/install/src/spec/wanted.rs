@@ -69,12 +69,14 @@ impl Wanted {
             .unwrap_or_else(|| self.namespace.clone());
         let revision =
             text("/revision").or_else(|| text("/values/revision")).filter(|name| name != "default").unwrap_or_default();
+        let is_default = revision.is_empty();
+        let unsaid: Vec<String> = gateways.into_iter().filter(|name| settle(&mut spec, name, is_default)).collect();
         let mut left = vec![];
-        if !revision.is_empty() {
+        if !is_default {
             for (name, _) in explicit.iter().filter(|(_, explicit)| !explicit) {
                 left.extend(leave_out(&mut spec, name).then(|| (*name).to_string()));
             }
-            left.extend(gateways.into_iter().filter(|name| !is_enabled(&spec, name)));
+            left.extend(unsaid);
         }
         Ok(Spec { profile, namespace, revision, spec, left })
     }
@@ -110,14 +112,15 @@ fn leave_out(spec: &mut Map<String, Value>, component: &str) -> bool {
 /// revision that runs it.
 const GATEWAYS: [&str; 2] = ["ingressGateways", "egressGateways"];
 
-/// Switches the gateways of a profile off. Gives the names of those that were on.
+/// Leaves it open whether the gateways of a profile are on ([`settle`]). Gives the names of those that were.
 fn leave_out_gateways(spec: &mut Map<String, Value>) -> Vec<String> {
     let mut left = vec![];
     for list in GATEWAYS {
         let gateways = spec.get_mut("components").and_then(|components| components.get_mut(list));
         for gateway in gateways.and_then(Value::as_array_mut).into_iter().flatten() {
             let Some(gateway) = gateway.as_object_mut() else { continue };
-            if gateway.insert("enabled".into(), false.into()) == Some(Value::Bool(true)) {
+            if gateway.get("enabled") == Some(&Value::Bool(true)) {
+                gateway.remove("enabled");
                 left.extend(gateway.get("name").and_then(Value::as_str).map(String::from));
             }
         }
@@ -125,10 +128,20 @@ fn leave_out_gateways(spec: &mut Map<String, Value>) -> Vec<String> {
     left
 }
 
-/// Is the gateway of this name on?
-fn is_enabled(spec: &Map<String, Value>, name: &str) -> bool {
-    let lists = GATEWAYS.iter().filter_map(|list| spec.get("components")?.get(list)?.as_array());
-    lists.flatten().any(|gateway| gateway["name"] == name && gateway["enabled"] == true)
+/// Switches a gateway on or off, unless the user has said which. True: nothing was said.
+fn settle(spec: &mut Map<String, Value>, name: &str, on: bool) -> bool {
+    for list in GATEWAYS {
+        let gateways = spec.get_mut("components").and_then(|components| components.get_mut(list));
+        let gateways = gateways.and_then(Value::as_array_mut).into_iter().flatten();
+        for gateway in gateways.filter_map(Value::as_object_mut) {
+            if gateway.get("name").and_then(Value::as_str) == Some(name) {
+                let is_unsaid = !gateway.contains_key("enabled");
+                gateway.entry("enabled").or_insert(Value::Bool(on));
+                return is_unsaid;
+            }
+        }
+    }
+    true
 }
 
 impl Spec {

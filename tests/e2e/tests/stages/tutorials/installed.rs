@@ -254,6 +254,7 @@ pub const ADD_ONS: &[Step] = &[
 const STAND_INS: &str = "for one in kiali:20001:app=kiali grafana:3000:app.kubernetes.io/name=grafana \
     prometheus:9090:app.kubernetes.io/name=prometheus; do IFS=: read name port label <<< $one; \
     kubectl -n istio-system run $name --image=registry.local/karst/samples:1 --image-pull-policy=Never \
+    --overrides='{\"spec\": {\"terminationGracePeriodSeconds\": 1}}' \
     --labels=$label --command -- sample-http --flavour nginx --listen 0.0.0.0:$port; done";
 
 /// The dashboard runs until it is ended; meanwhile its page is asked for.
