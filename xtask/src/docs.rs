@@ -1,6 +1,6 @@
 //! The book: its links, the names that its reference pages list, and its HTML.
 //!
-//! - [`commands`]: developers' commands exist.
+//! - [`commands`]: developers' commands exist. [`files`]: what there is to look at.
 //! - [`page`]: what a Markdown page links to, and what can be linked to in it. [`links`]: every relative link leads somewhere.
 //! - [`names`]: docs/metrics.md and docs/labels.md against the sources, both ways ([`sources`]).
 //! - [`html`]: the links of the built book.
@@ -8,6 +8,7 @@
 //! What the pages' commands and manifests do is tested by `cli/tests/book.rs`.
 
 mod commands;
+mod files;
 mod html;
 mod links;
 mod names;
@@ -16,32 +17,23 @@ mod sources;
 
 use crate::setup;
 use anyhow::{Context, Result, ensure};
-use clap::CommandFactory;
 use page::Page;
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 /// Where the book is built (book.toml).
 const BOOK: &str = "target/book";
-/// Folders that hold no pages of ours.
-const NOT_OURS: &[&str] = &["target", ".git", "node_modules"];
 
-/// Looks at all pages, builds the book, and looks at what was built.
+/// Looks at all pages, builds the book, and looks at what was built. `commands`: the developers', which pages name.
 ///
 /// # Errors
 /// With all dead links, missing names and superfluous ones.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(commands: &clap::Command) -> Result<()> {
     let mut paths = vec![];
-    find(Path::new("."), "md", &mut paths)?;
-    let tree = crate::Cli::command();
+    files::find(Path::new("."), "md", &mut paths)?;
     let (mut pages, mut faults) = (BTreeMap::new(), vec![]);
     for path in paths {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        faults.extend(commands::unknown(&tree, &path, &text));
+        faults.extend(commands::unknown(commands, &path, &text));
         pages.insert(path, Page::read(&text));
     }
     faults.extend(links::check(&pages));
@@ -64,22 +56,5 @@ fn build() -> Result<()> {
     ensure!(out.status.success(), "mdbook cannot build the book:\n{said}");
     let told = said.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect::<Vec<_>>();
     ensure!(told.is_empty(), "mdbook warns:\n{}", told.join("\n"));
-    Ok(())
-}
-
-/// All files below `directory` with this ending, relative to where the search began.
-fn find(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
-    for entry in entries {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            if !NOT_OURS.iter().any(|name| path.ends_with(name)) {
-                find(&path, ending, found)?;
-            }
-        } else if path.extension().is_some_and(|extension| extension == ending) {
-            found.push(path.strip_prefix(".").unwrap_or(&path).to_path_buf());
-        }
-    }
     Ok(())
 }

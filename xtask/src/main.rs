@@ -20,7 +20,7 @@ mod upgrade;
 mod values;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use report::Stages;
 use std::{
     path::{Path, PathBuf},
@@ -121,7 +121,7 @@ fn run(task: Task) -> Result<()> {
             s.print();
             Ok(())
         }
-        Task::Docs => docs::run(),
+        Task::Docs => docs::run(&Cli::command()),
         Task::Test { filter } => test(&filter),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
@@ -197,7 +197,7 @@ fn build_only(programs: &[&str]) -> Result<()> {
 fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     s.run("arrows between crates", lint::arrows)?;
-    s.run("docs", docs::run)?;
+    s.run("docs", || docs::run(&Cli::command()))?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
         deny::run()

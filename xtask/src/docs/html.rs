@@ -10,7 +10,7 @@ use std::{
 /// Dead links below `book`: files that are not there, fragments without an element of that id.
 pub(super) fn check(book: &Path) -> Result<Vec<String>> {
     let mut paths = vec![];
-    super::find(book, "html", &mut paths)?;
+    super::files::find(book, "html", &mut paths)?;
     let mut pages = BTreeMap::new();
     for path in paths {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -19,7 +19,7 @@ pub(super) struct Source {
 pub(super) fn read() -> Result<Vec<Source>> {
     let mut paths = vec![];
     for directory in PRODUCT {
-        super::find(directory.as_ref(), "rs", &mut paths)?;
+        super::files::find(directory.as_ref(), "rs", &mut paths)?;
     }
     let is_test = |path: &PathBuf| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();

@@ -1,6 +1,7 @@
 //! Istio's Gateways and ServiceEntries.
 
-use super::{Item, Level, Message, Objects};
+use super::objects::{Item, Objects};
+use crate::analysis::{Level, Message};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 

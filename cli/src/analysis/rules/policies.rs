@@ -1,6 +1,7 @@
 //! Selectors of policies and telemetries.
 
-use super::{Item, Level, Message, Objects, selects};
+use super::objects::{Item, Objects, selects};
+use crate::analysis::{Level, Message};
 use std::collections::BTreeMap;
 
 /// Label of pods that were deployed for a Gateway.

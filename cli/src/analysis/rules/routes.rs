@@ -1,6 +1,7 @@
 //! VirtualServices and DestinationRules.
 
-use super::{Item, Level, Message, Objects, full_host, selects};
+use super::objects::{Item, Objects, full_host, selects};
+use crate::analysis::{Level, Message};
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Ports of Services.
 
-use super::{Level, Message, Objects};
+use super::objects::Objects;
+use crate::analysis::{Level, Message};
 use std::collections::BTreeSet;
 
 /// Prefixes of port names that say a protocol.

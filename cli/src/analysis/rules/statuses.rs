@@ -1,6 +1,7 @@
 //! What controllers have written into statuses.
 
-use super::{Item, Level, Message};
+use super::objects::Item;
+use crate::analysis::{Level, Message};
 use serde_json::Value;
 
 /// Conditions that are to be True.

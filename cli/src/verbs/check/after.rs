@@ -1,6 +1,9 @@
 //! After an installation: every component, and why one is not ready.
 
-use super::{DAEMON_SET, Looked, Status, nodes};
+use super::{
+    looked::{DAEMON_SET, Looked, Status},
+    nodes,
+};
 use crate::{
     cluster::{Cluster, PodName, Resource, is_ready},
     problem::Problem,

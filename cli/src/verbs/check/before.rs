@@ -1,6 +1,9 @@
 //! Before an installation: what this user may do, and what is there of Istio.
 
-use super::{CRD, DAEMON_SET, Looked, Status, after::is_ours};
+use super::{
+    after::is_ours,
+    looked::{CRD, DAEMON_SET, Looked, Status},
+};
 use crate::{
     cluster::{Cluster, Resource, failed},
     problem::Problem,

@@ -2,24 +2,23 @@
 
 mod after;
 mod before;
+mod looked;
 mod nodes;
 
 use crate::{
-    cluster::{Cluster, Resource, failed},
+    cluster::{Cluster, failed},
     output::{Cell, Format, Table, Tone},
     problem::{Exit, Problem},
     session::Session,
 };
 use clap::Args;
 use kube::ResourceExt;
-use serde::Serialize;
 use serde_json::Value;
+
+use looked::{CRD, Looked, Status};
 
 /// Oldest minor version of Kubernetes 1.x that the charts take (kubeVersion).
 const OLDEST: u32 = 30;
-const CRD: Resource =
-    Resource::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions");
-const DAEMON_SET: Resource = Resource::new("apps", "v1", "DaemonSet", "daemonsets");
 
 /// Options of `check`.
 #[derive(Debug, Args)]
@@ -34,27 +33,6 @@ pub struct Check {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
-}
-
-/// What was looked at, and how it is.
-#[derive(Debug, Serialize)]
-struct Looked {
-    what: String,
-    status: Status,
-    message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-enum Status {
-    Ok,
-    Warning,
-    Error,
-}
-
-impl Looked {
-    fn new(what: impl Into<String>, status: Status, message: impl Into<String>) -> Self {
-        Self { what: what.into(), status, message: message.into() }
-    }
 }
 
 impl Check {

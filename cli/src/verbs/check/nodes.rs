@@ -1,6 +1,6 @@
 //! Nodes: by what the API server knows of them, and, once they have an agent, by what it finds there.
 
-use super::{Looked, Status};
+use super::looked::{Looked, Status};
 use crate::{
     cluster::{Cluster, PodName, Resource, is_ready, node_of},
     known::{AGENT, MONITORING},
