@@ -6,7 +6,7 @@ use crate::{
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
-        key::{AsClusterKey, ClusterKey, ClusterKeyRef},
+        key::{ClusterKey, ClusterKeyRef},
     },
     config::Config,
     downstream::{
@@ -42,6 +42,7 @@ use karst_rt::{admission::InUse, drain, socket::Keepalive};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    hash::RandomState,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -88,7 +89,7 @@ pub struct Job {
 #[derive(Default)]
 struct Sets {
     of: Option<Arc<Snapshot>>,
-    by_key: HashMap<ClusterKey, Rc<EndpointSet>>,
+    by_key: hashbrown::HashMap<ClusterKey, Rc<EndpointSet>, RandomState>,
     /// Those that follow from what is called: also by name or address.
     called: HashMap<(ClusterKey, String), Rc<EndpointSet>>,
 }
@@ -266,7 +267,7 @@ impl Worker {
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, snapshot)) {
             *cache = Sets { of: Some(snapshot.clone()), ..Sets::default() };
         }
-        if let Some(found) = cache.by_key.get(&key as &dyn AsClusterKey) {
+        if let Some(found) = cache.by_key.get(&key) {
             return Some(found.clone());
         }
         let key = key.to_key();

@@ -80,11 +80,16 @@ impl PodManager {
         let done = self.start(pod, listeners).await;
         // Some workers may serve it: nobody would ever tell them that it is gone.
         if done.is_err() && !self.pods.contains_key(&uid) {
-            for worker in self.shared.workers.commands() {
-                let _ = worker.send(Command::Del { uid: uid.clone() }).await;
-            }
+            self.withdraw(&uid).await;
         }
         done
+    }
+
+    /// Tells the workers that a pod is not ours any more.
+    async fn withdraw(&self, uid: &str) {
+        for worker in self.shared.workers.commands() {
+            let _ = worker.send(Command::Del { uid: uid.into() }).await;
+        }
     }
 
     async fn start(&mut self, mut pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
@@ -139,9 +144,7 @@ impl Pods for PodManager {
     async fn del(&mut self, uid: &str) {
         self.waiting.remove(uid);
         let Some(gone) = self.pods.remove(uid) else { return };
-        for worker in self.shared.workers.commands() {
-            let _ = worker.send(Command::Del { uid: uid.into() }).await;
-        }
+        self.withdraw(uid).await;
         let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;
         self.shared.metrics.pods_stopped.fetch_add(1, Relaxed);
         tracing::info!(pod = gone.key, "pod is no longer served");

@@ -279,27 +279,22 @@ async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize,
                     at += 1;
                     continue 'versions;
                 }
-                Err(e) if wanted.is_optional && has_code(&e, 403) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(
-                            kind = wanted.kind,
-                            group,
-                            "no right to read this kind: upgrade the chart too; until then it counts as absent"
-                        );
-                    }
-                    if tx.send((index, Change::Absent)).await.is_err() {
-                        return;
-                    }
-                    break;
-                }
-                Err(e) if is_absent(&e) => {
+                Err(e) if is_absent(&e) || wanted.is_optional && is_forbidden(&e) => {
                     at = 0;
                     if !std::mem::replace(&mut told, true) {
-                        tracing::info!(
-                            kind = wanted.kind,
-                            group,
-                            "the API server does not know this kind; it is watched once it does"
-                        );
+                        let kind = wanted.kind;
+                        match is_forbidden(&e) {
+                            true => tracing::warn!(
+                                kind,
+                                group,
+                                "no right to read this kind: upgrade the chart too; until then it counts as absent"
+                            ),
+                            false => tracing::info!(
+                                kind,
+                                group,
+                                "the API server does not know this kind; it is watched once it does"
+                            ),
+                        }
                     }
                     if tx.send((index, Change::Absent)).await.is_err() {
                         return;
@@ -327,6 +322,10 @@ async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize,
 /// anew nobody would learn that it is gone.
 fn is_absent(e: &watcher::Error) -> bool {
     has_code(e, 404)
+}
+
+fn is_forbidden(e: &watcher::Error) -> bool {
+    has_code(e, 403)
 }
 
 fn has_code(e: &watcher::Error, code: u16) -> bool {
@@ -407,7 +406,7 @@ mod tests {
         assert!(is_absent(&watcher::Error::InitialListFailed(said(404))));
         assert!(is_absent(&watcher::Error::WatchStartFailed(said(404))));
         assert!(!is_absent(&watcher::Error::WatchStartFailed(said(410))));
-        assert!(has_code(&watcher::Error::InitialListFailed(said(403)), 403));
+        assert!(is_forbidden(&watcher::Error::InitialListFailed(said(403))));
     }
 
     /// An API server in memory that knows a kind, or does not.

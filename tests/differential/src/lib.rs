@@ -4,8 +4,9 @@
 //! - [`naive`]: AuthorizationPolicies, evaluated straight on the values as users write them.
 //! - [`readings`]: what applications make of a path, and what servers make of an authority.
 //! - [`random`]: policies and calls, such that they often meet; [`shrink`]: a small case out of a large one.
-//! - [`worlds`]: small meshes, and calls in them.
+//! - [`meshes`]: manifests of one mesh; [`worlds`]: small random meshes, and calls in them.
 
+pub mod meshes;
 pub mod naive;
 pub mod random;
 pub mod readings;

@@ -15,7 +15,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use karst_controller::fuzz::{Controller, Resource};
 use karst_core::Identity;
 use karst_differential::{
-    cases,
+    cases, meshes,
     naive::{self, Facts, Judgement, Place},
     random, readings, seed,
     shrink::shrink,
@@ -32,45 +32,10 @@ const CALLS: usize = 20;
 const PLACES: [Place; 3] = [Place::Pod, Place::Service, Place::Gateway];
 
 /// What is called: a pod, its service with its waypoint, a gateway.
-const MESH: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shop-1, namespace: app, labels: {app: shop}}
-spec: {nodeName: n, serviceAccountName: shop}
-status: {phase: Running, podIPs: [{ip: 10.9.0.1}], conditions: [{type: Ready, status: 'True'}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: shop, namespace: app, labels: {istio.io/use-waypoint: w}}
-spec: {clusterIP: 10.96.0.1, selector: {app: shop}, ports: [{name: http, port: 80}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: w, namespace: app}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{type: IPAddress, value: 10.96.0.2}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: edge-1, namespace: app, labels: {app: edge, gateway.networking.k8s.io/gateway-name: edge}}
-spec: {nodeName: n, serviceAccountName: edge}
-status: {phase: Running, podIPs: [{ip: 10.9.0.2}], conditions: [{type: Ready, status: 'True'}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: edge, namespace: app}
-spec: {clusterIP: 10.96.0.3, selector: {app: edge}, ports: [{name: http, port: 80}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: edge, namespace: app}
-spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
----
-";
+/// The mesh, and the beginning of another object.
+fn mesh() -> String {
+    [meshes::SHOP, meshes::GATEWAYS, "---\n"].concat()
+}
 
 /// Tokens of the issuers, some of each.
 struct Tokens {
@@ -241,8 +206,7 @@ fn try_set(set: usize, tokens: &Tokens, controllers: &[Controller; 2]) -> [Count
 fn ztunnel_waypoint_and_gateway_agree_with_a_naive_evaluator() {
     println!("SEED={}", seed());
     let tokens = Tokens::new(&mut StdRng::seed_from_u64(seed()));
-    let controllers =
-        [MESH.to_string(), format!("{MESH}{}", tokens.manifest)].map(|text| Controller::new(&text).unwrap());
+    let controllers = [mesh(), mesh() + &tokens.manifest].map(|text| Controller::new(&text).unwrap());
     let sets = cases().div_ceil(CALLS);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let seen: Vec<[Counts; 3]> = std::thread::scope(|s| {

@@ -6,6 +6,7 @@
 
 use karst_core::{Identity, authority::Authority};
 use karst_differential::{
+    meshes,
     naive::{self, Facts, Place},
     random, seed,
     shrink::shrink,
@@ -22,22 +23,8 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 /// What is called: a pod, its service with its waypoint, a gateway.
-const MESH: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shop-1, namespace: app, labels: {app: shop}}
-spec: {nodeName: n, serviceAccountName: shop}
-status: {phase: Running, podIPs: [{ip: 10.9.0.1}], conditions: [{type: Ready, status: 'True'}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: shop, namespace: app, labels: {istio.io/use-waypoint: w}}
-spec: {clusterIP: 10.96.0.1, selector: {app: shop}, ports: [{name: http, port: 80}]}
----
+/// The waypoint's pod and service.
+const WAYPOINT: &str = "---
 apiVersion: v1
 kind: Pod
 metadata: {name: w-1, namespace: app, labels: {gw: w, networking.istio.io/tunnel: http, istio.io/dataplane-mode: none}}
@@ -48,28 +35,6 @@ apiVersion: v1
 kind: Service
 metadata: {name: w, namespace: app, labels: {gateway.networking.k8s.io/managed: istio.io-mesh-controller}}
 spec: {clusterIP: 10.96.0.2, selector: {gw: w}, ports: [{name: mesh, port: 15008}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: w, namespace: app}
-spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{type: IPAddress, value: 10.96.0.2}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: edge-1, namespace: app, labels: {app: edge, gateway.networking.k8s.io/gateway-name: edge}}
-spec: {nodeName: n, serviceAccountName: edge}
-status: {phase: Running, podIPs: [{ip: 10.9.0.2}], conditions: [{type: Ready, status: 'True'}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: edge, namespace: app}
-spec: {clusterIP: 10.96.0.3, selector: {app: edge}, ports: [{name: http, port: 80}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: edge, namespace: app}
-spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
 ";
 
 fn read(v: &Value) -> Option<Arc<parse::Located>> {
@@ -83,7 +48,10 @@ fn state(objects: &[Value]) -> State {
 }
 
 fn mesh_with(policies: &[Value]) -> World {
-    let mesh = parse::file(Path::new("mesh.yaml"), MESH).unwrap().into_iter().map(Arc::new);
+    let mesh = parse::file(Path::new("mesh.yaml"), &[meshes::SHOP, WAYPOINT, meshes::GATEWAYS].concat())
+        .unwrap()
+        .into_iter()
+        .map(Arc::new);
     let objects = mesh.chain(policies.iter().filter_map(read)).collect();
     World::new(State { objects, ..State::default() }, Enrolment::Expected).unwrap()
 }

@@ -1,8 +1,8 @@
 //! Which destination. Each request asks for one: by a key that owns nothing, since references to what all workers share
 //! would be counted in one place by all of them.
 
+use hashbrown::Equivalent;
 use std::{
-    borrow::Borrow,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -56,48 +56,18 @@ impl Hash for ClusterKey {
     }
 }
 
-/// What a table of [`ClusterKey`]s is asked by: both kinds of keys are equal here, and have the same hash.
-pub trait AsClusterKey {
-    /// The key.
-    fn key(&self) -> ClusterKeyRef<'_>;
-}
-
-impl AsClusterKey for ClusterKey {
-    fn key(&self) -> ClusterKeyRef<'_> {
-        self.as_ref()
-    }
-}
-
-impl AsClusterKey for ClusterKeyRef<'_> {
-    fn key(&self) -> ClusterKeyRef<'_> {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn AsClusterKey + 'a> for ClusterKey {
-    fn borrow(&self) -> &(dyn AsClusterKey + 'a) {
-        self
-    }
-}
-
-impl PartialEq for dyn AsClusterKey + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for dyn AsClusterKey + '_ {}
-
-impl Hash for dyn AsClusterKey + '_ {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
+/// So a table of [`ClusterKey`]s is asked: both kinds of keys have the same hash.
+impl Equivalent<ClusterKey> for ClusterKeyRef<'_> {
+    fn equivalent(&self, key: &ClusterKey) -> bool {
+        *self == key.as_ref()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
+    use hashbrown::HashMap;
+    use std::hash::RandomState;
 
     #[test]
     fn both_kinds_of_keys_find_the_same() {
@@ -107,9 +77,9 @@ mod tests {
             subset: "v1".into(),
             client: client.into(),
         };
-        let all: HashMap<ClusterKey, u8> =
-            [(key("a", 80, ""), 1), (key("a", 81, ""), 2), (key("a", 80, "ns"), 3)].into();
-        let find = |key: &ClusterKey| all.get(&key.as_ref() as &dyn AsClusterKey).copied();
+        let all: HashMap<ClusterKey, u8, RandomState> =
+            [(key("a", 80, ""), 1), (key("a", 81, ""), 2), (key("a", 80, "ns"), 3)].into_iter().collect();
+        let find = |key: &ClusterKey| all.get(&key.as_ref()).copied();
         let wanted = [key("a", 80, ""), key("a", 81, ""), key("a", 80, "ns"), key("b", 80, "")];
         assert_eq!(wanted.each_ref().map(find), [Some(1), Some(2), Some(3), None]);
         assert_eq!(wanted.each_ref().map(|k| all.get(k).copied()), [Some(1), Some(2), Some(3), None]);

@@ -2,8 +2,8 @@
 //! by a key that owns nothing.
 
 use crate::telemetry::flag::ResponseFlag;
+use hashbrown::Equivalent;
 use std::{
-    borrow::Borrow,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -61,14 +61,9 @@ impl KeyRef<'_> {
     }
 }
 
-/// What a table of [`Key`]s is asked by: both kinds of keys are equal here, and have the same hash.
-pub trait AsKey {
-    /// The key.
-    fn key(&self) -> KeyRef<'_>;
-}
-
-impl AsKey for Key {
-    fn key(&self) -> KeyRef<'_> {
+impl Key {
+    /// The same, not owned.
+    pub fn as_ref(&self) -> KeyRef<'_> {
         KeyRef {
             source: self.source.as_ref(),
             principal: self.principal.as_ref(),
@@ -84,15 +79,9 @@ impl AsKey for Key {
     }
 }
 
-impl AsKey for KeyRef<'_> {
-    fn key(&self) -> KeyRef<'_> {
-        *self
-    }
-}
-
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.as_ref() == other.as_ref()
     }
 }
 
@@ -100,34 +89,22 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
+        self.as_ref().hash(state);
     }
 }
 
-impl<'a> Borrow<dyn AsKey + 'a> for Key {
-    fn borrow(&self) -> &(dyn AsKey + 'a) {
-        self
-    }
-}
-
-impl PartialEq for dyn AsKey + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for dyn AsKey + '_ {}
-
-impl Hash for dyn AsKey + '_ {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
+/// So a table of [`Key`]s is asked: both kinds of keys have the same hash.
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        *self == key.as_ref()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
+    use hashbrown::HashMap;
+    use std::hash::RandomState;
 
     #[test]
     fn both_kinds_of_keys_find_the_same() {
@@ -144,8 +121,9 @@ mod tests {
             telemetry_generation: 1,
             values: &values,
         };
-        let all: HashMap<Key, u16> = [200, 404].map(|status| (with(status).to_key(), status)).into();
-        let find = |key: KeyRef<'_>| (all.get(&key as &dyn AsKey).copied(), all.get(&key.to_key()).copied());
+        let all: HashMap<Key, u16, RandomState> =
+            [200, 404].map(|status| (with(status).to_key(), status)).into_iter().collect();
+        let find = |key: KeyRef<'_>| (all.get(&key).copied(), all.get(&key.to_key()).copied());
         assert_eq!(find(with(404)), (Some(404), Some(404)));
         assert_eq!(find(with(500)), (None, None));
         assert_eq!(find(KeyRef { service: None, ..with(404) }), (None, None));

@@ -5,15 +5,16 @@ use crate::{
     snapshot::Snapshot,
     telemetry::{
         flag::ResponseFlag,
-        key::{AsKey, Key, KeyRef},
+        key::{Key, KeyRef},
         labels,
         metrics::{Metrics, Series},
         rules::Telemetry,
         stream_info::StreamInfo,
     },
 };
+use hashbrown::HashMap;
 use karst_proxy::{state::Workload, traffic::Traffic};
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use std::{cell::RefCell, hash::RandomState, sync::Arc};
 use tokio::sync::watch;
 
 /// A worker's way to the process's metrics.
@@ -21,7 +22,7 @@ pub struct Sink {
     config: Config,
     state: watch::Receiver<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
-    series: RefCell<HashMap<Key, Arc<Series>>>,
+    series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
 }
 
 impl Sink {
@@ -56,7 +57,7 @@ impl Sink {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();
-        if let Some(series) = all.get(&key as &dyn AsKey) {
+        if let Some(series) = all.get(&key) {
             return count(series);
         }
         let key = key.to_key();

@@ -1,9 +1,9 @@
-//! The files that are looked at.
+//! The files that are looked at, and how they name each other.
 
 use anyhow::{Context, Result};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// Folders that hold no pages of ours.
@@ -24,4 +24,17 @@ pub(super) fn find(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) -> 
         }
     }
     Ok(())
+}
+
+/// Where a relative link of a file leads.
+pub(super) fn resolve(from: &Path, file: &str) -> PathBuf {
+    let mut path = from.parent().map(Path::to_path_buf).unwrap_or_default();
+    for part in Path::new(file).components() {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            Component::Normal(name) => path.push(name),
+            _ => (),
+        }
+    }
+    path
 }

@@ -1,16 +1,17 @@
 //! The links of the built book: what a reader clicks on.
 
+use super::files::{self, resolve};
 use anyhow::{Context, Result};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Component, Path, PathBuf},
+    path::Path,
 };
 
 /// Dead links below `book`: files that are not there, fragments without an element of that id.
 pub(super) fn check(book: &Path) -> Result<Vec<String>> {
     let mut paths = vec![];
-    super::files::find(book, "html", &mut paths)?;
+    files::find(book, "html", &mut paths)?;
     let mut pages = BTreeMap::new();
     for path in paths {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -47,18 +48,6 @@ fn dead(ids: &BTreeMap<&Path, BTreeSet<&str>>, from: &Path, target: &str) -> Opt
     let known = ids.get(path.as_path())?;
     (!fragment.is_empty() && !known.contains(fragment))
         .then(|| format!("({target}): {} has no element with this id", path.display()))
-}
-
-fn resolve(from: &Path, file: &str) -> PathBuf {
-    let mut path = from.parent().map(Path::to_path_buf).unwrap_or_default();
-    for part in Path::new(file).components() {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            Component::Normal(name) => path.push(name),
-            _ => (),
-        }
-    }
-    path
 }
 
 #[cfg(test)]

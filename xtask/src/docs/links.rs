@@ -1,10 +1,10 @@
 //! Every relative link of every page leads to a file, and its fragment to a heading; every page of the book is in its
 //! table of contents; and none of the book's pages links out of the book, where a reader of the built book would find nothing.
 
-use super::page::Page;
+use super::{files::resolve, page::Page};
 use std::{
     collections::BTreeMap,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 const BOOK: &str = "docs";
@@ -39,18 +39,6 @@ fn dead(pages: &BTreeMap<PathBuf, Page>, from: &Path, target: &str) -> Option<St
     }
     let (page, fragment) = (pages.get(&path)?, fragment?);
     (!page.anchors.contains(fragment)).then(|| format!("{} has no heading #{fragment}", path.display()))
-}
-
-fn resolve(from: &Path, file: &str) -> PathBuf {
-    let mut path = from.parent().map(Path::to_path_buf).unwrap_or_default();
-    for part in Path::new(file).components() {
-        match part {
-            Component::ParentDir => drop(path.pop()),
-            Component::Normal(name) => path.push(name),
-            _ => (),
-        }
-    }
-    path
 }
 
 /// Pages of the book that its table of contents has not exactly once.

@@ -6,7 +6,10 @@ use crate::{
     world::World,
 };
 use karst_policy::Policy;
-use karst_proxy::state::{Service, Workload};
+use karst_proxy::{
+    dump::{section, text},
+    state::{Service, Workload},
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -36,19 +39,6 @@ pub(super) fn of_mesh(world: &World, answer: &Explanation, dump: &Value) -> Vec<
         of_service(world, service, section(dump, "services").into_iter().find(named), &mut out);
     }
     out
-}
-
-/// A section is a list, or an object by names (Istio's has been both).
-fn section<'a>(dump: &'a Value, name: &str) -> Vec<&'a Value> {
-    match &dump[name] {
-        Value::Array(all) => all.iter().collect(),
-        Value::Object(all) => all.values().collect(),
-        _ => vec![],
-    }
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or_default()
 }
 
 fn list(value: &Value) -> String {

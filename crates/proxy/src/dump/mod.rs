@@ -3,5 +3,5 @@
 mod read;
 mod write;
 
-pub use read::{DumpError, snapshot, told_besides};
+pub use read::{DumpError, section, snapshot, text, told_besides};
 pub use write::{Mesh, mesh};

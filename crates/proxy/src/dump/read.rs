@@ -73,7 +73,8 @@ pub fn snapshot(dump: &Value, root: &str) -> Result<Snapshot, DumpError> {
     Ok(out)
 }
 
-fn section<'a>(dump: &'a Value, name: &str) -> Vec<&'a Value> {
+/// The objects of a section: a list, or an object by names (Istio's has been both).
+pub fn section<'a>(dump: &'a Value, name: &str) -> Vec<&'a Value> {
     match &dump[name] {
         Value::Array(all) => all.iter().collect(),
         Value::Object(all) => all.values().collect(),
@@ -81,7 +82,8 @@ fn section<'a>(dump: &'a Value, name: &str) -> Vec<&'a Value> {
     }
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+/// A field's text; empty if it is none.
+pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
 }
 
