@@ -3,7 +3,6 @@
 use crate::{
     config::Config,
     envoy::{self, View, clusters, listeners, secrets},
-    kept::Kept,
     snapshot::Snapshot,
     worker::Shared,
 };
@@ -23,7 +22,7 @@ fn told(config: &Config, snapshot: &Snapshot) -> serde_json::Value {
     let mesh = dump::mesh(&snapshot.mesh);
     let mut resources: Vec<_> = snapshot.told.iter().collect();
     resources.sort_by_key(|(key, _)| *key);
-    let resource = |((type_url, name), kept): (&(&'static str, Arc<str>), &Kept)| serde_json::json!({ "type": type_url, "name": **name, "body": BASE64_STANDARD.encode(kept.bytes().unwrap_or_default()) });
+    let resource = |((type_url, name), bytes): (&(&'static str, Arc<str>), &Arc<[u8]>)| serde_json::json!({ "type": type_url, "name": **name, "body": BASE64_STANDARD.encode(bytes) });
     serde_json::json!({
         "pod": format!("{}/{}", config.pod_namespace, config.pod_name),
         "resources": resources.into_iter().map(resource).collect::<Vec<_>>(),

@@ -3,7 +3,6 @@
 use crate::{
     authz::{access::Access, error::AccessError},
     downstream::gateway::{Gateway, GatewayError},
-    kept::Kept,
     route::{error::CompileError, table::Routes},
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
@@ -111,7 +110,7 @@ impl Snapshot {
             }
             _ => Cow::Borrowed(bytes),
         };
-        self.told.insert((own, name.into()), Kept::new(&kept));
+        self.told.insert((own, name.into()), kept.into());
     }
 }
 
@@ -209,7 +208,7 @@ mod tests {
         let wrong = ir::Routes { producer: Some(ir::Table { http: vec![wrong], tcp: vec![] }), ..Default::default() };
         assert!(snapshot.put(ROUTES_TYPE, "ns/web", &wrong.encode_to_vec()).is_err());
         let key = (ROUTES_TYPE, Arc::from("ns/web"));
-        assert_eq!(snapshot.told.get(&key).unwrap().bytes().unwrap(), routes);
+        assert_eq!(**snapshot.told.get(&key).unwrap(), *routes);
         snapshot.remove(ROUTES_TYPE, "ns/web");
         assert!(snapshot.told.is_empty());
     }

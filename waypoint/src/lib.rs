@@ -19,7 +19,6 @@ mod envoy;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod http;
-mod kept;
 #[cfg(feature = "fuzz")]
 pub mod live;
 mod route;

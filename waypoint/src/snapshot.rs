@@ -1,8 +1,6 @@
 //! What is known at one time: the mesh, routes, and how services are called, immutable.
 
-use crate::{
-    authz::access::Access, downstream::gateway::Gateway, kept::Kept, route::table::Routes, telemetry::rules::Telemetry,
-};
+use crate::{authz::access::Access, downstream::gateway::Gateway, route::table::Routes, telemetry::rules::Telemetry};
 use imbl::HashMap;
 use karst_api::route as ir;
 use karst_proxy::state::{self, Service};
@@ -25,7 +23,7 @@ pub struct Snapshot {
     /// What we listen on.
     pub gateway: Option<Arc<Gateway>>,
     /// What was told last of what is compiled here, by type and name, for the admin page; no keys.
-    pub told: HashMap<(&'static str, Arc<str>), Kept>,
+    pub told: HashMap<(&'static str, Arc<str>), Arc<[u8]>>,
     /// Counts the changes of what is told of requests.
     pub telemetry_generation: u64,
 }
