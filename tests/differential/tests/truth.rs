@@ -244,9 +244,13 @@ impl<'a> Product<'a> {
     }
 
     /// Calls until nothing new has come for long: each choice has been made then. `own`: whom endpoints see, from where.
+    ///
+    /// The rarest choice is one endpoint of three of a destination of 10 per cent, which only a VirtualService has, else one
+    /// of three of every other request: each is left out once in a million times.
     fn until_nothing_new(&self, own: &Identity, at: SocketAddr, out: &mut Happened, call: impl Fn() -> Answer) {
+        let enough = if self.objects.iter().any(|v| v["kind"] == "VirtualService") { 400 } else { 80 };
         let mut quiet = 0;
-        while quiet < 60 {
+        while quiet < enough {
             let before = (out.arrivals.len(), out.refused.len(), out.routes.len());
             let went = match call() {
                 Answer::Connect(status) => {
@@ -382,6 +386,16 @@ fn whole(objects: &[Value], question: &Question) -> bool {
             .any(|v| v["kind"] == *kind && ["front", "istio"].iter().any(|name| v["metadata"]["name"] == *name))
     });
     if question.called == AT_GATEWAY && !(has_gateway && address("Pod", GATEWAY_IP)) {
+        return false;
+    }
+    // A proxy that is not whom it takes itself for refuses everything: that is another fault than the one to be made small.
+    let is_itself = |[namespace, name, account]: [&str; 3]| {
+        let is = |v: &&Value| {
+            v["kind"] == "Pod" && v["metadata"]["namespace"] == namespace && v["metadata"]["name"] == name
+        };
+        objects.iter().filter(is).all(|v| v["spec"]["serviceAccountName"] == account)
+    };
+    if !is_itself(WAYPOINT) || !is_itself(GATEWAY) {
         return false;
     }
     let called = CALLED[question.called];
