@@ -390,9 +390,8 @@ fn whole(objects: &[Value], question: &Question) -> bool {
     }
     // A proxy that is not whom it takes itself for refuses everything: that is another fault than the one to be made small.
     let is_itself = |[namespace, name, account]: [&str; 3]| {
-        let is = |v: &&Value| {
-            v["kind"] == "Pod" && v["metadata"]["namespace"] == namespace && v["metadata"]["name"] == name
-        };
+        let is =
+            |v: &&Value| v["kind"] == "Pod" && v["metadata"]["namespace"] == namespace && v["metadata"]["name"] == name;
         objects.iter().filter(is).all(|v| v["spec"]["serviceAccountName"] == account)
     };
     if !is_itself(WAYPOINT) || !is_itself(GATEWAY) {
