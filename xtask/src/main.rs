@@ -117,6 +117,7 @@ fn run(task: Task) -> Result<()> {
         Task::Lint => {
             setup::run()?;
             let mut s = Stages::new();
+            text_stages(&mut s)?;
             lint_stages(&mut s)?;
             s.print();
             Ok(())
@@ -194,9 +195,13 @@ fn build_only(programs: &[&str]) -> Result<()> {
     cargo(&args, &[])
 }
 
-fn lint_stages(s: &mut Stages) -> Result<()> {
+/// What needs no build, in a few seconds.
+fn text_stages(s: &mut Stages) -> Result<()> {
     s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
-    s.run("arrows between crates", lint::arrows)?;
+    s.run("arrows between crates", lint::arrows)
+}
+
+fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("docs", || docs::run(&Cli::command()))?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
@@ -218,6 +223,10 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
 fn test(filter: &str) -> Result<()> {
     let mut s = Stages::new();
     s.run("setup", setup::run)?;
+    if filter.is_empty() {
+        // Before half an hour of building, not after it.
+        text_stages(&mut s)?;
+    }
     s.run("build", || cargo(&["build", "--release", "--workspace", "--locked"], &[]))?;
     if filter.is_empty() {
         lint_stages(&mut s)?;
