@@ -222,7 +222,10 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
 
 fn test(filter: &str) -> Result<()> {
     let mut s = Stages::new();
-    s.run("setup", setup::run)?;
+    s.run("setup", || {
+        setup::run()?;
+        setup::bpffs()
+    })?;
     if filter.is_empty() {
         // Before half an hour of building, not after it.
         text_stages(&mut s)?;

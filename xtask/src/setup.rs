@@ -72,6 +72,20 @@ pub fn run() -> Result<()> {
     )
 }
 
+/// The file system that the tests pin eBPF objects in: a machine that has just started has none, unless its init mounts one.
+pub fn bpffs() -> Result<()> {
+    const AT: &str = "/sys/fs/bpf";
+    let mounts = std::fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+    let is_it = |line: &str| line.split(' ').skip(1).take(2).eq([AT, "bpf"]);
+    if mounts.lines().any(is_it) {
+        return Ok(());
+    }
+    println!("setup: mounting a bpffs at {AT} (the tests pin eBPF objects there)");
+    let status = Command::new("mount").args(["-t", "bpf", "bpf", AT]).status().context("cannot start mount")?;
+    ensure!(status.success(), "cannot mount a bpffs at {AT}: run as root");
+    Ok(())
+}
+
 /// What only the checks need.
 pub fn checks() -> Result<()> {
     tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
