@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::net::TcpStream;
@@ -100,6 +100,11 @@ pub(crate) fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
 /// than the sending where there is no bottleneck to find. Failure is of no consequence.
 fn unpaced(socket: &Socket) {
     let _ = socket.set_tcp_congestion(b"reno");
+}
+
+/// Has this socket a congestion control that paces? If it cannot be told it counts as one.
+fn is_paced(socket: &Socket) -> bool {
+    socket.tcp_congestion().map_or(true, |name| name.starts_with(b"bbr"))
 }
 
 /// Where the sockets of redirected connections are bound: the dummy address of RFC 7600, which no host has and no packet is sent
@@ -220,16 +225,18 @@ pub struct NetnsConnector {
     pub exempt: Option<Exempt>,
     /// Listeners of its applications that answer elsewhere.
     apart: Arc<Apart>,
+    /// Does the namespace give its sockets a congestion control that paces? As the first one had it.
+    paced: Arc<OnceLock<bool>>,
 }
 
 impl NetnsConnector {
     /// The process's own namespace, nothing to exempt from.
     pub fn host() -> Self {
-        Self { netns: None, exempt: None, apart: Arc::default() }
+        Self { netns: None, exempt: None, apart: Arc::default(), paced: Arc::default() }
     }
     /// A pod's namespace.
     pub fn of_pod(netns: Netns, exempt: Option<Exempt>) -> Self {
-        Self { netns: Some(netns), exempt, apart: Arc::default() }
+        Self { netns: Some(netns), exempt, apart: Arc::default(), paced: Arc::default() }
     }
 
     /// A UDP socket for queries of ztunnel's own, to be connected to a resolver of this family.
@@ -335,7 +342,7 @@ impl NetnsConnector {
             if self.exempt.is_some() {
                 socket.set_mark(MARK_APP)?;
                 setopt(&socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, LOOPBACK)?;
-                unpaced(&socket);
+                self.unpaced(&socket);
             }
             transparent(&socket, dst.is_ipv6())?;
             // One port serves for several destinations.
@@ -367,8 +374,15 @@ impl NetnsConnector {
     /// Connects to the pod's own application from the pod's own address.
     async fn connect_own(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         let socket = self.socket(dst)?;
-        unpaced(&socket);
+        self.unpaced(&socket);
         finish(socket, dst, limit).await
+    }
+
+    /// As [`unpaced`], which is a call less for each connection where nothing paces.
+    fn unpaced(&self, socket: &Socket) {
+        if *self.paced.get_or_init(|| is_paced(socket)) {
+            unpaced(socket);
+        }
     }
 
     /// Does the application answer elsewhere than on `lo`? `suspect`: it has not answered there.
@@ -605,6 +619,18 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), wanted.time);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), wanted.interval);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), wanted.retries);
+    }
+
+    #[test]
+    fn only_what_is_paced_is_set_to_another_congestion_control() {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let (untouched, set) = (socket(), socket());
+        let default = untouched.tcp_congestion().unwrap();
+        let connector = |paced: bool| NetnsConnector { paced: Arc::new(paced.into()), ..NetnsConnector::host() };
+        connector(false).unpaced(&untouched);
+        connector(true).unpaced(&set);
+        assert_eq!(untouched.tcp_congestion().unwrap(), default);
+        assert!(set.tcp_congestion().unwrap().starts_with(b"reno") && !is_paced(&set));
     }
 
     #[test]
