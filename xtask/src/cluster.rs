@@ -62,6 +62,8 @@ pub enum What {
     },
     /// Build Istio's own node agent and load its image into the nodes, for its chart at target/cluster/bin/istio-charts/istio-cni.
     IstioAgent,
+    /// Build Prometheus and promtool (target/cluster/bin) and load the image registry.local/prometheus:1 into the nodes.
+    Prometheus,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -99,6 +101,10 @@ pub fn run(what: What) -> Result<()> {
             let image = build::istio_agent(&c.bin, &c.run.join("images"))?;
             c.load(&[image])
         }
+        What::Prometheus => {
+            let image = build::prometheus(&c.bin)?;
+            c.load(&[image])
+        }
         What::Helm { args } => c.tool("helm", &args),
     }
 }
@@ -121,6 +127,8 @@ pub fn for_tests() -> Result<()> {
     p.say("istioctl is built");
     build::registry(&c.bin)?;
     p.say("the registry of the tests is built");
+    build::prometheus(&c.bin)?;
+    p.say("Prometheus and promtool are built");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! - [`commands`]: developers' commands exist. [`files`]: what there is to look at.
 //! - [`page`]: what a Markdown page links to, and what can be linked to in it. [`links`]: every relative link leads somewhere.
 //! - [`names`]: docs/metrics.md and docs/labels.md against the sources, both ways ([`sources`]).
+//! - [`observe`]: alerts and dashboards ask for metrics that there are, and each alert has its section in docs/alerts.md.
 //! - [`html`]: the links of the built book.
 //!
 //! What the pages' commands and manifests do is tested by `cli/tests/book.rs`.
@@ -12,8 +13,11 @@ mod files;
 mod html;
 mod links;
 mod names;
+mod observe;
 mod page;
 mod sources;
+
+pub(crate) use observe::ALERTS;
 
 use crate::setup;
 use anyhow::{Context, Result, ensure};
@@ -38,6 +42,7 @@ pub(crate) fn run(commands: &clap::Command) -> Result<()> {
     }
     faults.extend(links::check(&pages));
     faults.extend(names::check()?);
+    faults.extend(observe::check(&names::metrics_listed()?)?);
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     let links: usize = pages.values().map(|page| page.links.len()).sum();
     println!("{} pages, {links} links", pages.len());

@@ -11,6 +11,7 @@ mod images;
 mod kernels;
 mod lint;
 mod oci;
+mod promtool;
 mod release;
 mod report;
 mod sbom;
@@ -246,6 +247,7 @@ fn test(filter: &str) -> Result<()> {
             let all = ["test", "--release", "--workspace", "--locked", "--test", "helm", "--test", "book"];
             cargo(&[&all[..], &["--", "--ignored"]].concat(), &[])
         })?;
+        s.run("alerts: promtool", promtool::run)?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {
             cluster::Cluster::new()?.show_logs();

@@ -4,12 +4,15 @@
 
 mod files;
 mod held;
+pub mod panels;
+mod prometheus;
 mod shell;
 pub mod visits;
 
 pub use files::Files;
 pub use held::Held;
 pub use karst_world::Load;
+pub use prometheus::{Prometheus, Rule, Target};
 pub use shell::{Istioctl, Said, Shell};
 pub use visits::Visits;
 

@@ -9,6 +9,8 @@
     reason = "a test's failure is a panic"
 )]
 
+#[path = "stages/dashboards.rs"]
+mod dashboards;
 #[path = "stages/istioctl.rs"]
 mod istioctl;
 #[path = "stages/karst.rs"]
@@ -141,6 +143,7 @@ fn s0_values_are_checked() {
             helm(&[&["template", "x", &path, "--kube-version=1.34.0", "-n", "istio-system"], set].concat())
         };
         assert!(!template(&[]).contains("kind: NetworkPolicy"), "{chart}");
+        assert!(!template(&[]).contains("monitoring.coreos.com"), "{chart}");
         let with = template(&["--set=global.networkPolicy.enabled=true", "-s", "templates/networkpolicy.yaml"]);
         assert!(dry_apply(&with).unwrap().contains("networkpolicy.networking.k8s.io/"), "{chart}");
         let pinned = template(&[&format!("--set=digest={digest}")]);
@@ -1256,6 +1259,12 @@ fn s4_what_is_deployed_runs_under_pod_security_restricted() {
     }
     helm(&["uninstall", "chart", "-n", "restricted", "--wait"]);
     kubectl(&["delete", "namespace", "restricted", "--wait=false"]);
+}
+
+/// A Prometheus has data for the panels of Istio's dashboards and ours, and for Kiali's graph.
+#[test]
+fn s4_with_prometheus_the_dashboards_have_data() {
+    dashboards::have_data();
 }
 
 /// Stock istioctl, from the Go module proxy: its tables have the objects that are there.

@@ -23,7 +23,8 @@ const NO_LABELS: &[&str] = &[
 ];
 
 /// What begins the names of metrics, ours and those that Istio's components have.
-const PREFIXES: &[&str] = &["istio_", "karst_", "citadel_", "galley_", "pilot_", "process_", "workload_", "ztunnel_"];
+pub(super) const PREFIXES: &[&str] =
+    &["istio_", "karst_", "citadel_", "galley_", "pilot_", "process_", "workload_", "ztunnel_"];
 
 /// Differences, each with the fix.
 pub(super) fn check() -> Result<Vec<String>> {
@@ -41,13 +42,18 @@ pub(super) fn check() -> Result<Vec<String>> {
     Ok(faults)
 }
 
+/// The metrics that docs/metrics.md lists.
+pub(super) fn metrics_listed() -> Result<BTreeSet<String>> {
+    listed(METRICS)
+}
+
 /// The names in the first column of a page's tables.
 fn listed(page: &str) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(page).with_context(|| page.to_string())?;
     Ok(first_column(&text))
 }
 
-fn first_column(text: &str) -> BTreeSet<String> {
+pub(super) fn first_column(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |"));
     rows.flat_map(|(cell, _)| cell.split('`').step_by(2).map(String::from)).filter(|name| !name.is_empty()).collect()
 }
