@@ -16,6 +16,7 @@ pub mod netlink;
 pub mod netns;
 pub mod on_wake;
 pub mod process;
+pub mod process_metrics;
 pub mod ready;
 pub mod repeated;
 pub mod seqpacket;
