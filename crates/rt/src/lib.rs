@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod clock;
 pub mod drain;
 pub mod error;
+pub mod limited;
 pub mod log;
 mod mark;
 pub mod nat;
