@@ -73,5 +73,6 @@ fn render(agent: &Agent) -> String {
         "# HELP ztunnel_connected Is a ztunnel connected?\n# TYPE ztunnel_connected gauge\nztunnel_connected {}",
         i32::from(agent.hub.has_peer())
     );
+    karst_rt::process_metrics::render(&mut out, "cni");
     out
 }

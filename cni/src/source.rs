@@ -1,7 +1,7 @@
 //! Where the agent learns what is asked for, and where it says what is in force: Kubernetes, or a directory of manifests.
 
 use anyhow::Context;
-use karst_kube::{Kube, Source, Watch, Watched};
+use karst_kube::{Events, Kube, Notice, Ref, Source, Watch, Watched};
 use karst_manifest::{Object, State, kinds::Meta, status};
 use std::{
     collections::{BTreeSet, HashSet},
@@ -23,30 +23,37 @@ pub async fn of_node(kube: &Kube, node: &str) -> Source {
 pub enum Report {
     /// Files beside the manifests.
     Dir(PathBuf),
-    /// An annotation of the pod.
-    Kubernetes(Kube),
+    /// An annotation of the pod, and events on it.
+    Kubernetes(Kube, Events),
 }
 
 impl Report {
+    /// To the API server, as the agent of a node.
+    pub fn of_node(kube: &Kube, node: &str) -> Self {
+        Report::Kubernetes(kube.clone(), Events::start(kube, "istio-cni", node))
+    }
+
     /// Says whether a pod is redirected.
     pub async fn set(&self, node: &str, (namespace, name, uid): (&str, &str, &str), on: bool) -> anyhow::Result<()> {
         match self {
             Report::Dir(d) => status::write(d, node, namespace, name, on).context("cannot report the pod's status"),
-            Report::Kubernetes(k) => k.annotate_pod((namespace, name, uid), REDIRECTION, on.then_some("enabled")).await,
+            Report::Kubernetes(k, _) => {
+                k.annotate_pod((namespace, name, uid), REDIRECTION, on.then_some("enabled")).await
+            }
         }
     }
 
     /// Warns of a pod, where its owner looks. (A directory has no such place; the log has it.)
-    pub async fn warn(&self, node: &str, pod: (&str, &str, &str), reason: &str, text: &str) {
-        let Report::Kubernetes(kube) = self else { return };
-        if let Err(e) = kube.warn_pod(pod, ("istio-cni", node), reason, text).await {
-            tracing::warn!(error = format!("{e:#}"), "the event is only in the log");
-        }
+    pub fn warn(&self, (namespace, name, uid): (&str, &str, &str), reason: &'static str, text: String) {
+        let Report::Kubernetes(_, events) = self else { return };
+        let (namespace, name) = (namespace.into(), name.into());
+        let about = Ref { group: "", version: "v1", kind: "Pod", namespace, name };
+        events.tell(Notice { about, uid: uid.into(), reason, action: "Redirect", text });
     }
 
     /// The pods (by uid) that are not shown as redirected.
     pub fn lacking<'a>(&self, state: &'a State) -> HashSet<&'a str> {
-        let Report::Kubernetes(_) = self else { return HashSet::new() };
+        let Report::Kubernetes(..) = self else { return HashSet::new() };
         let pods = state.objects.iter().filter_map(|o| match &o.object {
             Object::Pod(p) => Some(&p.metadata),
             _ => None,
@@ -62,7 +69,7 @@ impl Report {
                 let _ = status::retain(d, node, keep);
                 return;
             }
-            Report::Kubernetes(k) => k,
+            Report::Kubernetes(k, _) => k,
         };
         for located in &state.objects {
             let Object::Pod(pod) = &located.object else { continue };

@@ -216,6 +216,18 @@ impl Signer {
         blocks(&other.root_pem).iter().any(|r| mine.contains(r))
     }
 
+    /// When the first of the roots expires, and when the certificate that signs or one between it and the root does: in seconds
+    /// since 1970.
+    pub fn expire(&self) -> (i64, i64) {
+        let own = self.not_after.unix_timestamp();
+        let first = |pem: &str| {
+            let all = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).filter_map(Result::ok);
+            all.filter_map(|pem| Some(pem.parse_x509().ok()?.validity().not_after.timestamp())).min()
+        };
+        let between = self.chain.iter().filter_map(|pem| first(pem)).min();
+        (first(&self.root_pem).unwrap_or(own), between.map_or(own, |end| end.min(own)))
+    }
+
     /// Has less than a fifth of its life left (Istio's share).
     pub fn is_due(&self) -> bool {
         let left = self.not_after - OffsetDateTime::now_utc();

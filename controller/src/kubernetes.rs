@@ -5,7 +5,7 @@ use crate::{
     ca::{CertificateAuthority, Signer},
     config::Config,
     convert::{MANAGED, Writes, deploy},
-    intake::Fault,
+    teller::Teller,
 };
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
@@ -32,8 +32,6 @@ const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
 const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 const RETRY: Duration = Duration::from_secs(1);
-/// By then some replica holds the Lease.
-const ELECTION: Duration = Duration::from_secs(30);
 /// The longest time between two tries of what fails again and again.
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
@@ -410,18 +408,18 @@ fn leases(config: &Config) -> [String; 2] {
 
 /// Writes statuses and what Gateways need, on the replica that leads its revision.
 pub struct StatusWriter {
-    kube: Kube,
-    me: String,
-    leads: watch::Receiver<bool>,
+    /// For what is said on objects otherwise than by a status.
+    pub teller: Teller,
     todo: watch::Sender<Writes>,
 }
 
 impl StatusWriter {
     /// Starts it.
-    pub fn start(kube: Kube, me: String, leads: watch::Receiver<bool>) -> Self {
+    pub fn start(kube: Kube, me: &str, leads: watch::Receiver<bool>) -> Self {
         let (todo, rx) = watch::channel(Writes::default());
-        tokio::spawn(write(kube.clone(), leads.clone(), rx));
-        Self { kube, me, leads, todo }
+        let teller = Teller::start(&kube, me, leads.clone());
+        tokio::spawn(write(kube, leads, rx));
+        Self { teller, todo }
     }
 
     /// What is to be written now; replaces what was to be written before.
@@ -430,21 +428,6 @@ impl StatusWriter {
             let new = *t != writes;
             *t = writes;
             new
-        });
-    }
-
-    /// Notes on the ConfigMap with the mesh configuration what is wrong with it, if we hold the Lease, or will soon: at the start
-    /// nobody does yet.
-    pub fn warn(&self, fault: Fault) {
-        let (kube, me, mut leads) = (self.kube.clone(), self.me.clone(), self.leads.clone());
-        tokio::spawn(async move {
-            if !tokio::time::timeout(ELECTION, leads.wait_for(|l| *l)).await.is_ok_and(|held| held.is_ok()) {
-                return;
-            }
-            let at = (fault.namespace.as_str(), fault.name.as_str(), fault.uid.as_str());
-            if let Err(e) = kube.warn_config_map(at, ("karst-controller", &me), "MeshConfig", &fault.text).await {
-                tracing::warn!(error = format!("{e:#}"), "the fault is only in the log");
-            }
         });
     }
 }

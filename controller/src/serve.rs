@@ -17,8 +17,9 @@ use crate::{
     jwks::Fetcher,
     kubernetes,
     local_tokens::Keys,
+    metrics::{self, Counts, pushes::Trigger},
     model::Model,
-    push, tls,
+    push, teller, tls,
     token_review::Tokens,
     webhook,
 };
@@ -35,18 +36,17 @@ use karst_api::{
         istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
     },
 };
-use karst_kube::{ObjectSource, Source};
-use karst_manifest::{Dir, State};
-use karst_rt::admin;
+use karst_kube::{Events, ObjectSource, Source, WatchCounts};
+use karst_manifest::{Dir, Object, State};
+use karst_rt::{admin, clock};
 use karst_xds::{Resources, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
     path::Path,
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -71,7 +71,10 @@ struct Shared {
     /// Digest of the manifests that the current snapshot was made from.
     digest: AtomicU64,
     counts: Counts,
-    reviews: Arc<webhook::Counts>,
+    /// For what is said on objects by whoever notices it.
+    events: Option<Events>,
+    /// Changes of the API server's objects.
+    watched: Option<Arc<WatchCounts>>,
     /// Places for connections: each server has its own.
     discovery_gate: Arc<Gate>,
     webhook_gate: Arc<Gate>,
@@ -98,20 +101,6 @@ impl Shared {
     }
 }
 
-#[derive(Default)]
-struct Counts {
-    signed: AtomicU64,
-    refused: AtomicU64,
-    streams: AtomicU64,
-    pushes: AtomicU64,
-    nacks: AtomicU64,
-    problems: AtomicU64,
-    /// The mesh configuration that is written is not in force.
-    mesh_config_stale: AtomicBool,
-    /// Searches for findings that have failed.
-    failed_searches: Arc<AtomicU64>,
-}
-
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut leads = None;
@@ -135,7 +124,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
             let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.mesh);
             tokio::spawn(keep);
-            let writer = kubernetes::StatusWriter::start(kube.clone(), config.pod_name.clone(), leading.revision);
+            let writer = kubernetes::StatusWriter::start(kube.clone(), &config.pod_name, leading.revision);
             (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
         }
     };
@@ -154,7 +143,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         subscribers: Subscribers::default(),
         digest: AtomicU64::new(0),
         counts: Counts::default(),
-        reviews: Arc::default(),
+        events: kube.as_ref().map(|(_, writer)| writer.teller.events()),
+        watched: source.counts(),
         discovery_gate: Arc::default(),
         webhook_gate: Arc::new(Gate::for_strangers()),
         known: Known::default(),
@@ -184,7 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let finder = finder.clone();
                 Box::pin(async move { finder.around(&o).await })
             }),
-            counts: shared.reviews.clone(),
+            counts: shared.counts.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
         for kept in webhook::Kept::of(&config.revision(), &config.root_namespace) {
@@ -315,6 +305,9 @@ fn note(
     let state = shared.state.load();
     let problems = state.problems.iter().chain(compiler.problems());
     shared.problems.store(Arc::new(convert::finding::count(&findings, problems)));
+    if let Some((_, writer)) = kube {
+        writer.teller.set(compiler.notices(&state));
+    }
     if !std::mem::take(&mut log.behind) && log.findings.as_ref() == Some(&findings) {
         return;
     }
@@ -416,10 +409,11 @@ fn update(
     compiler: &mut Compiler,
     log: &mut Problems,
 ) -> bool {
+    let seen = clock::Instant::now();
     let state = State { keys: keys.found.borrow().clone(), ..intake.read() };
     shared.counts.mesh_config_stale.store(!intake.is_current(), Ordering::Relaxed);
     if let (Some(fault), Some((_, writer))) = (intake.fault(), kube) {
-        writer.warn(fault);
+        writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
     if compiler.was_whole() {
@@ -449,13 +443,15 @@ fn update(
     // Facts of pods that no proxy is told may have changed as well.
     let old = shared.model.swap(Arc::new(model.clone()));
     if change != Change::Nothing {
-        let version = shared.counts.pushes.fetch_add(1, Ordering::Relaxed) + 1;
+        let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
         let resources = match &change {
             Change::Workloads(changed) => push::update(&shared.snapshots.borrow(), model, changed, version),
             Change::Everything | Change::Nothing => {
                 push::resources(model, version, Some((&old, &shared.snapshots.borrow())))
             }
         };
+        let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
+        shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
         shared.snapshots.send_replace(Arc::new(resources));
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
@@ -480,6 +476,12 @@ impl Service {
         let peer = link.map(|link| link.peer().to_string());
         tracing::warn!(target: "audit", peer, what, reason = why, "refused");
         Status::unauthenticated("authentication failed; the controller's log has the reason")
+    }
+    /// Says on the caller's pod that it gets none.
+    fn no_certificate(&self, caller: &Caller, why: &str) {
+        if let Some(events) = &self.0.events {
+            events.tell(teller::certificate(caller, &self.0.model.load(), why));
+        }
     }
     /// The reason stays in our log: a caller that is refused is told nothing it could use.
     async fn caller(&self, token: Option<String>, link: Option<&Link>, what: &str) -> Result<Caller, Status> {
@@ -561,25 +563,31 @@ impl AggregatedDiscoveryService for Service {
         let shared = self.0.clone();
         let snapshots = shared.snapshots.subscribe();
         let peer = server::Peer { name: caller.name(), own: format!("{}/{}", caller.namespace, caller.pod) };
-        shared.counts.streams.fetch_add(1, Ordering::Relaxed);
         tracing::info!(peer = peer.name, "proxy subscribes");
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, karst_rt::clock::wall());
         shared.subscribers.add(id, subscriber);
         tokio::spawn(async move {
-            let counts = &shared.counts;
+            let connected = clock::Instant::now();
             let on_event = |peer: &server::Peer, event: server::Event| {
-                shared.subscribers.note(id, &event, karst_rt::clock::wall());
-                if let server::Event::Nack { type_url, error } = event {
-                    counts.nacks.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(peer = peer.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");
+                shared.subscribers.note(id, &event, clock::wall());
+                shared.counts.pushes.note(&event, connected, clock::Instant::now());
+                match event {
+                    server::Event::Nack { type_url, error } => {
+                        let error = karst_core::untrusted::Untrusted(&error);
+                        tracing::warn!(peer = peer.name, type_url, %error, "proxy rejected configuration");
+                    }
+                    server::Event::Failed { error } => {
+                        let error = karst_core::untrusted::Untrusted(&error);
+                        tracing::warn!(peer = peer.name, %error, "the proxy's stream ends: it cannot be served");
+                    }
+                    _ => {}
                 }
             };
             let name = peer.name.clone();
             server::serve(peer, request.into_inner(), snapshots, push::TYPES, tx, on_event).await;
             drop(in_use);
-            counts.streams.fetch_sub(1, Ordering::Relaxed);
             shared.subscribers.remove(id);
             tracing::info!(peer = name, "proxy disconnected");
         });
@@ -596,6 +604,7 @@ impl IstioCertificateService for Service {
         let shared = &self.0;
         let link = request.extensions().get::<Link>();
         let caller = self.caller(bearer(&request), link, "certificate").await?;
+        shared.counts.requests.fetch_add(1, Ordering::Relaxed);
         let message = request.get_ref();
         let wanted =
             message.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
@@ -611,12 +620,15 @@ impl IstioCertificateService for Service {
         )
         .map_err(|why| {
             shared.counts.refused.fetch_add(1, Ordering::Relaxed);
+            // The same that the caller is told: the reason stays in our log.
+            self.no_certificate(&caller, "not entitled to this identity; the controller's log has the reason");
             tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why.to_string()), "refused");
             Status::unauthenticated("not entitled to this identity; the controller's log has the reason")
         })?;
         let ttl = match message.validity_duration {
             0 => shared.config.default_cert_ttl,
             n => u64::try_from(n).ok().filter(|n| *n <= shared.config.max_cert_ttl).ok_or_else(|| {
+                shared.counts.bad_lifetimes.fetch_add(1, Ordering::Relaxed);
                 Status::invalid_argument(
                     Refusal::Lifetime(format!("{n} s is not between 1 and {} s", shared.config.max_cert_ttl))
                         .to_string(),
@@ -629,8 +641,16 @@ impl IstioCertificateService for Service {
                 tracing::info!(target: "audit", caller = caller.name(), identity = %id, ttl_s = ttl, "signed");
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
-            Err(e @ (Refusal::Csr(_) | Refusal::Lifetime(_))) => Err(Status::invalid_argument(e.to_string())),
-            Err(e @ Refusal::Internal(_)) => Err(Status::internal(e.to_string())),
+            Err(e) => {
+                let (count, status) = match e {
+                    Refusal::Csr(_) => (&shared.counts.bad_requests, Status::invalid_argument(e.to_string())),
+                    Refusal::Lifetime(_) => (&shared.counts.bad_lifetimes, Status::invalid_argument(e.to_string())),
+                    Refusal::Internal(_) => (&shared.counts.sign_failures, Status::internal(e.to_string())),
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+                self.no_certificate(&caller, status.message());
+                Err(status)
+            }
         }
     }
 }
@@ -654,86 +674,28 @@ fn monitoring_pages(shared: Arc<Shared>) -> admin::RequestHandler {
     })
 }
 
+fn metrics_page(shared: &Shared) -> String {
+    let (model, state) = (shared.model.load(), shared.state.load());
+    let is_virtual = |object: &Object| matches!(object, Object::VirtualService(_));
+    metrics::page(&metrics::Facts {
+        counts: &shared.counts,
+        subscribers: &shared.subscribers.all(),
+        watched: shared.watched.as_deref(),
+        signer: &shared.authority.signer(),
+        lists_stale: shared.authority.lists_stale(),
+        workloads: model.workloads.len(),
+        services: model.services.len(),
+        virtual_services: state.objects.iter().filter(|at| is_virtual(&at.object)).count(),
+        problems: &shared.problems.load(),
+        discovery_gate: &shared.discovery_gate,
+        webhook_gate: &shared.webhook_gate,
+        now: clock::since_epoch().as_secs_f64(),
+    })
+}
+
 fn handler(shared: Arc<Shared>) -> admin::Handler {
     admin::pages(move |_, path, _| match path {
-        "/metrics" => {
-            let counts = &shared.counts;
-            let mut out = String::new();
-            let model = shared.model.load();
-            for (name, kind, help, value) in [
-                (
-                    "citadel_server_success_cert_issuance_count",
-                    "counter",
-                    "Certificates signed.",
-                    counts.signed.load(Ordering::Relaxed),
-                ),
-                (
-                    "citadel_server_authentication_failure_count",
-                    "counter",
-                    "Callers refused.",
-                    counts.refused.load(Ordering::Relaxed),
-                ),
-                (
-                    "galley_validation_passed",
-                    "counter",
-                    "Objects that the webhook let pass.",
-                    shared.reviews.passed.load(Ordering::Relaxed),
-                ),
-                (
-                    "galley_validation_failed",
-                    "counter",
-                    "Objects that the webhook refused.",
-                    shared.reviews.failed.load(Ordering::Relaxed),
-                ),
-                ("pilot_xds", "gauge", "Proxies that are subscribed.", counts.streams.load(Ordering::Relaxed)),
-                ("pilot_xds_pushes", "counter", "New snapshots.", counts.pushes.load(Ordering::Relaxed)),
-                ("pilot_total_xds_rejects", "counter", "Refusals by proxies.", counts.nacks.load(Ordering::Relaxed)),
-                (
-                    "karst_manifest_problems",
-                    "gauge",
-                    "Problems in the manifests at the moment.",
-                    counts.problems.load(Ordering::Relaxed),
-                ),
-                (
-                    "karst_findings_failed_total",
-                    "counter",
-                    "Searches for objects without effect that a fault of ours has ended: findings are out of date.",
-                    counts.failed_searches.load(Ordering::Relaxed),
-                ),
-                (
-                    "karst_ca_crl_current",
-                    "gauge",
-                    "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.",
-                    u64::from(!shared.authority.lists_stale()),
-                ),
-                (
-                    "karst_mesh_config_current",
-                    "gauge",
-                    "0: the ConfigMap with the mesh configuration cannot be used; the last good one stays in force.",
-                    u64::from(!shared.counts.mesh_config_stale.load(Ordering::Relaxed)),
-                ),
-                ("karst_workloads", "gauge", "Workloads known.", model.workloads.len() as u64),
-                ("karst_services", "gauge", "Services known.", model.services.len() as u64),
-            ] {
-                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-            }
-            let name = "karst_objects_with_problems";
-            let help = "Objects that cannot be used as they are written, or have no effect, by kind and reason.";
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-            for ((kind, reason), n) in shared.problems.load().iter() {
-                let _ = writeln!(out, "{name}{{kind=\"{kind}\",reason=\"{reason}\"}} {n}");
-            }
-            let (discovery, webhook) = (&shared.discovery_gate, &shared.webhook_gate);
-            karst_rt::admission::Counts::render(
-                &mut out,
-                &[
-                    ("discovery", "handshake", &discovery.unknown),
-                    ("discovery", "open", &discovery.callers),
-                    ("webhook", "handshake", &webhook.unknown),
-                ],
-            );
-            admin::typed(200, "text/plain; version=0.0.4", out)
-        }
+        "/metrics" => admin::typed(200, "text/plain; version=0.0.4", metrics_page(&shared)),
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
         "/version" => admin::text(200, pages::version()),
         _ => admin::text(404, "pages: /metrics /ready /version /debug\n"),

@@ -11,6 +11,7 @@ use crate::{
         finding::{Finding, Reason},
         of_gateway,
     },
+    metrics::reviews::{Reviewed, Reviews, Why},
     tls::Connection,
 };
 use bytes::Bytes;
@@ -24,17 +25,7 @@ use karst_manifest::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    pin::Pin,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{Stream, StreamExt};
 
@@ -46,13 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
 /// An object with this annotation is always refused: so it is found out whether the API server reaches us (Istio's name).
 const ALWAYS_REFUSED: &str = "internal.istio.io/webhook-always-reject";
-
-/// What the metrics show.
-#[derive(Debug, Default)]
-pub struct Counts {
-    pub passed: AtomicU64,
-    pub failed: AtomicU64,
-}
 
 #[derive(Deserialize)]
 struct Review {
@@ -74,7 +58,23 @@ struct AdmissionRequest {
 #[serde(default)]
 struct Kind {
     group: String,
+    version: String,
     kind: String,
+}
+
+/// What is wrong with an object, and what is to be said of it besides.
+#[derive(Default)]
+struct Judged {
+    problems: Vec<String>,
+    warnings: Vec<String>,
+    /// Why it is refused, if there are problems.
+    why: Option<Why>,
+}
+
+impl Judged {
+    fn refused(problem: String, why: Why) -> Self {
+        Self { problems: vec![problem], warnings: vec![], why: Some(why) }
+    }
 }
 
 /// What is to be said of an object among those that are there.
@@ -84,7 +84,7 @@ type Around = Box<dyn Fn(Object) -> Pin<Box<dyn Future<Output = Vec<Finding>>>>>
 pub struct Validator {
     pub mesh: Mesh,
     pub around: Around,
-    pub counts: Arc<Counts>,
+    pub counts: Arc<Reviews>,
 }
 
 /// What is asked for by the path: objects of our own kinds are refused, those of others only warned of.
@@ -109,12 +109,12 @@ enum ReviewError {
 async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value, ReviewError> {
     let review: Review = serde_json::from_slice(body)?;
     let ask = review.request.ok_or(ReviewError::NoRequest)?;
-    let counts = &by.counts;
     if asked == WebhookPath::Others {
         let warnings = unknown_revision(ask, by).await;
         return Ok(review_of(json!({ "uid": warnings.0, "allowed": true, "warnings": warnings.1 })));
     }
-    let (mut problems, mut warnings) = validate(ask.kind, &ask.operation, ask.object, by).await;
+    let what = Reviewed::of(&ask.kind.group, &ask.kind.version, &ask.kind.kind);
+    let Judged { mut problems, mut warnings, why } = validate(ask.kind, &ask.operation, ask.object, by).await;
     if asked == WebhookPath::Warn {
         // Its status says the same; who tries what another version of the API has is not to be stopped.
         warnings = problems.drain(..).chain(warnings).collect();
@@ -125,7 +125,7 @@ async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value
         return Ok(review_of(response));
     }
     let allowed = problems.is_empty();
-    if allowed { &counts.passed } else { &counts.failed }.fetch_add(1, Relaxed);
+    by.counts.note(what, why);
     let mut response = json!({ "uid": ask.uid, "allowed": allowed });
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);
@@ -156,36 +156,37 @@ fn refused_by(namespace: &str, revision: &str) -> String {
     format!("by {namespace}/{revision}")
 }
 
-/// What is wrong with an object, and what is to be said of it besides.
-async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) -> (Vec<String>, Vec<String>) {
+/// Judges an object as it is written, and among those that are there.
+async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) -> Judged {
     if !matches!(operation, "CREATE" | "UPDATE") {
-        return (vec![], vec![]);
+        return Judged::default();
     }
     if object.pointer("/metadata/annotations").is_some_and(|a| a.get(ALWAYS_REFUSED).is_some()) {
-        return (
-            vec![format!(
-                "metadata.annotations[{ALWAYS_REFUSED}]: objects with this annotation are always rejected [KARST-0900] {}",
-                refused_by(&by.mesh.root_namespace, by.mesh.revision.name())
-            )],
-            vec![],
+        let by = refused_by(&by.mesh.root_namespace, by.mesh.revision.name());
+        return Judged::refused(
+            format!(
+                "metadata.annotations[{ALWAYS_REFUSED}]: objects with this annotation are always rejected [KARST-0900] {by}"
+            ),
+            Why::Invalid,
         );
     }
     // On its way out: a finalizer must be removable whatever the object says.
     if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
-        return (vec![], vec![]);
+        return Judged::default();
     }
     let written = check::written(&kind.kind, &kind.group, &object);
     let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else {
         let name = |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(Value::as_str).unwrap_or_default();
         return match unsupported(&kind.kind, &kind.group) {
             Some(UnsupportedKind::Refused(text)) => {
-                (vec![format!("{} {}/{}: {text}", kind.kind, name("namespace"), name("name"))], vec![])
+                let problem = format!("{} {}/{}: {text}", kind.kind, name("namespace"), name("name"));
+                Judged::refused(problem, Why::UnknownType)
             }
-            Some(UnsupportedKind::Warned(_)) | None => (vec![], written),
+            Some(UnsupportedKind::Warned(_)) | None => Judged { warnings: written, ..Judged::default() },
         };
     };
     match parse::value(known, object) {
-        Err(p) => (vec![p.to_string()], vec![]),
+        Err(p) => Judged::refused(p.to_string(), Why::Unconvertible),
         Ok(object) => {
             let around = (by.around)(object.clone()).await.into_iter().map(|f| f.text());
             let listeners = if let Object::Gateway(g) = &object { of_gateway(g) } else { vec![] };
@@ -193,7 +194,8 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
             // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
             let alone = matches!(object, Object::Gateway(_) | Object::BackendTLSPolicy(_));
             let problems = if alone { vec![] } else { check::problems(object, &by.mesh) };
-            (problems.iter().map(ToString::to_string).collect(), warnings)
+            let why = (!problems.is_empty()).then_some(Why::Invalid);
+            Judged { problems: problems.iter().map(ToString::to_string).collect(), warnings, why }
         }
     }
 }
@@ -239,7 +241,11 @@ async fn respond(request: Request<Incoming>, by: &Validator) -> Response<Full<By
         Ok(b) => b.to_bytes(),
         Err(e) => return text(413, format!("the review cannot be read: {e}\n")),
     };
-    match answer(&body, asked, by).await {
+    let answered = answer(&body, asked, by).await;
+    if answered.is_err() {
+        by.counts.note(Reviewed::of("", "", ""), Some(Why::Undecodable));
+    }
+    match answered {
         Ok(v) => {
             let mut response = text(200, v.to_string());
             let json = hyper::header::HeaderValue::from_static("application/json");

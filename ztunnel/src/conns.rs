@@ -13,7 +13,10 @@ use karst_proxy::{
     dry_run::summary,
     traffic::{Between, Traffic},
 };
-use karst_rt::log::{self, Format};
+use karst_rt::{
+    limited::Limited,
+    log::{self, Format},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -93,6 +96,7 @@ pub struct Conns {
     next: Cell<u64>,
     metrics: Arc<Metrics>,
     access_log: bool,
+    refusals: RefCell<Limited>,
 }
 
 /// A registered connection; dropping it without [`Guard::end`] counts it as drained.
@@ -106,7 +110,19 @@ pub struct Guard {
 impl Conns {
     /// An empty registry.
     pub fn new(metrics: Arc<Metrics>, access_log: bool) -> Rc<Self> {
-        Rc::new(Self { open: RefCell::default(), loads: RefCell::default(), next: Cell::new(0), metrics, access_log })
+        Rc::new(Self {
+            open: RefCell::default(),
+            loads: RefCell::default(),
+            next: Cell::new(0),
+            metrics,
+            access_log,
+            refusals: RefCell::default(),
+        })
+    }
+    /// May a refusal be logged? Then: how many of the reason were left out before it. Whoever connects again and again must not fill
+    /// the log.
+    pub fn logs_refusal(&self, reason: &'static str) -> Option<u64> {
+        self.refusals.borrow_mut().pass(reason, karst_rt::clock::Instant::now())
     }
     /// Registers a connection.
     pub fn add(self: &Rc<Self>, conn: Conn) -> Guard {
@@ -289,14 +305,22 @@ impl Guard {
                 traffic.touch();
             }
         }
+        self.all.metrics.ends.note(conn.reporter, outcome.reason());
         if self.all.access_log {
-            match outcome.text() {
-                None => Self::line(&conn, tracing::Level::INFO, "connection complete", &[]),
-                Some(e) if outcome.failed() => {
-                    Self::line(&conn, tracing::Level::WARN, "connection failed", &[("error", e.as_str())]);
-                }
-                Some(e) => Self::line(&conn, tracing::Level::ERROR, "connection complete", &[("error", e.as_str())]),
-            }
+            let Some(error) = outcome.text() else {
+                return Self::line(&conn, tracing::Level::INFO, "connection complete", &[]);
+            };
+            let (level, message) = match outcome.failed() {
+                true => (tracing::Level::WARN, "connection failed"),
+                false => (tracing::Level::ERROR, "connection complete"),
+            };
+            let may_log = if outcome.failed() { self.all.logs_refusal(outcome.reason()) } else { Some(0) };
+            let Some(left_out) = may_log else { return };
+            let left_out = (left_out > 0).then(|| left_out.to_string());
+            let policy = outcome.policy().map(|policy| ("policy", policy));
+            let left_out = left_out.as_deref().map(|count| ("left_out", count));
+            let more = [Some(("error", error.as_str())), Some(("reason", outcome.reason())), policy, left_out];
+            Self::line(&conn, level, message, &more.into_iter().flatten().collect::<Vec<_>>());
         }
     }
 

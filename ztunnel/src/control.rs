@@ -33,6 +33,10 @@ pub struct PodManager {
 }
 
 impl PodManager {
+    fn count_waiting(&self) {
+        self.shared.metrics.pods_waiting.store(self.waiting.len() as u64, Relaxed);
+    }
+
     fn publish(&self) {
         self.shared.metrics.pods.store(self.pods.len() as i64, Relaxed);
         self.shared.pods.store(Arc::new(self.pods.clone()));
@@ -123,12 +127,14 @@ impl PodManager {
 impl Pods for PodManager {
     async fn add(&mut self, pod: LocalPod, listeners: Option<Listeners>) -> Result<(), AddError> {
         self.waiting.remove(&pod.uid);
-        match listeners {
+        let done = match listeners {
             Some(listeners) => self.serve(pod, listeners).await,
             // An agent that we have connected to once more tells of all its pods.
             None if self.is_served(&pod) => Ok(()),
             None => self.open(pod).await,
-        }
+        };
+        self.count_waiting();
+        done
     }
     fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
@@ -140,9 +146,11 @@ impl Pods for PodManager {
                 tracing::warn!(pod = key, error = %e, "pod is still not served");
             }
         }
+        self.count_waiting();
     }
     async fn del(&mut self, uid: &str) {
         self.waiting.remove(uid);
+        self.count_waiting();
         let Some(gone) = self.pods.remove(uid) else { return };
         self.withdraw(uid).await;
         let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;
@@ -152,6 +160,7 @@ impl Pods for PodManager {
     }
     async fn snapshot(&mut self, uids: &[String]) {
         self.waiting.retain(|uid, _| uids.contains(uid));
+        self.count_waiting();
         let gone: Vec<String> = self.pods.keys().filter(|u| !uids.contains(u)).cloned().collect();
         for uid in gone {
             self.del(&uid).await;

@@ -121,8 +121,9 @@ async fn handshake(
     from: SocketAddr,
 ) -> Option<(TlsStream, Identity)> {
     let refused = |o: &Outcome| {
+        let Some(left_out) = worker.conns.logs_refusal(o.reason()) else { return };
         let why = o.text().unwrap_or_default();
-        tracing::warn!(target: "access", pod = served.pod.key, peer = %from, "tunnel refused: {why}");
+        tracing::warn!(target: "access", pod = served.pod.key, peer = %from, left_out, "tunnel refused: {why}");
     };
     let Some((_, own)) = worker.workload(&served.pod).await else {
         refused(&Outcome::NoWorkload);
@@ -135,7 +136,8 @@ async fn handshake(
     };
     let done = server::handshake(tcp, &creds).await;
     let failed = |e: &server::ServerError| {
-        tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel failed");
+        let Some(left_out) = worker.conns.logs_refusal("handshake") else { return };
+        tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, left_out, "tunnel failed");
     };
     done.inspect_err(failed).ok()
 }
@@ -168,9 +170,12 @@ async fn connect(
     let (target, service) = match target(&worker.snapshot(), &served.pod.own(), &request, to) {
         Ok(t) => t,
         Err(o) => {
-            tracing::info!(
-                target: "access", pod = served.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused"
-            );
+            if let Some(left_out) = worker.conns.logs_refusal(o.reason()) {
+                let (pod, error) = (&served.pod.key, o.text());
+                tracing::info!(
+                    target: "access", pod, peer = %from, identity = %peer, error, left_out, "CONNECT refused"
+                );
+            }
             return refuse(&mut respond, &o);
         }
     };

@@ -1,6 +1,6 @@
 //! The metrics of the process, with Istio's names and labels; those of connections are in [`karst_proxy::traffic`].
 
-use crate::state::Workload;
+use crate::{outcome::Outcome, state::Workload};
 use karst_proxy::{
     discovery,
     dry_run::DryRuns,
@@ -37,6 +37,33 @@ impl Reporter {
     }
 }
 
+/// How connections have ended, by reporter and reason.
+#[derive(Default)]
+pub struct Ends([[AtomicU64; Outcome::REASONS.len()]; 2]);
+
+impl Ends {
+    /// One more. `reason`: one of [`Outcome::REASONS`].
+    pub fn note(&self, reporter: Reporter, reason: &str) {
+        let of = &self.0[usize::from(reporter == Reporter::Destination)];
+        if let Some((_, count)) = Outcome::REASONS.iter().zip(of).find(|(known, _)| **known == reason) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn render(&self, out: &mut String) {
+        let name = "karst_connections_ended_total";
+        let _ = writeln!(out, "# HELP {name} Ends of connections, by reporter and reason.\n# TYPE {name} counter");
+        for (reporter, counts) in [Reporter::Source, Reporter::Destination].into_iter().zip(&self.0) {
+            for (reason, count) in Outcome::REASONS.iter().zip(counts) {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    let _ = writeln!(out, "{name}{{reporter=\"{}\",reason=\"{reason}\"}} {count}", reporter.text());
+                }
+            }
+        }
+    }
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     /// Of connections.
@@ -45,6 +72,10 @@ pub struct Metrics {
     pub open_destination: AtomicI64,
     pub discovery: Arc<discovery::Counts>,
     pub pods: AtomicI64,
+    /// Pods whose listeners could not be opened yet.
+    pub pods_waiting: AtomicU64,
+    /// Of connections.
+    pub ends: Ends,
     pub pods_started: AtomicU64,
     pub pods_stopped: AtomicU64,
     pub tunnels_refused: AtomicU64,
@@ -71,6 +102,8 @@ impl Default for Metrics {
             open_destination: AtomicI64::new(0),
             discovery: Arc::default(),
             pods: AtomicI64::new(0),
+            pods_waiting: AtomicU64::new(0),
+            ends: Ends::default(),
             pods_started: AtomicU64::new(0),
             pods_stopped: AtomicU64::new(0),
             tunnels_refused: AtomicU64::new(0),
@@ -110,6 +143,7 @@ impl Metrics {
             self.open_source.load(Relaxed),
             self.open_destination.load(Relaxed)
         );
+        self.ends.render(&mut out);
         self.discovery.render(&mut out);
         for (name, kind, help, v) in [
             (
@@ -117,6 +151,12 @@ impl Metrics {
                 "gauge",
                 "Pods that are served.",
                 self.pods.load(Relaxed).max(0) as u64,
+            ),
+            (
+                "workload_manager_pending_proxy_count",
+                "gauge",
+                "Pods that cannot be served yet.",
+                self.pods_waiting.load(Relaxed),
             ),
             ("workload_manager_proxies_started_total", "counter", "Pods taken on.", self.pods_started.load(Relaxed)),
             ("workload_manager_proxies_stopped_total", "counter", "Pods let go.", self.pods_stopped.load(Relaxed)),
@@ -149,11 +189,7 @@ impl Metrics {
             ("plaintext", "open", &self.plaintext),
         ];
         Counts::render(&mut out, &by_limit);
-        let _ = writeln!(
-            out,
-            "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1",
-            env!("CARGO_PKG_VERSION")
-        );
+        karst_rt::process_metrics::render(&mut out, "ztunnel");
         let _ = writeln!(
             out,
             "# HELP istio_on_demand_dns_total Connections for which an endpoint's host name was resolved.\n# TYPE istio_on_demand_dns_total counter"
@@ -161,11 +197,27 @@ impl Metrics {
         for (labels, n) in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = writeln!(out, "istio_on_demand_dns_total{{{labels}}} {n}");
         }
-        let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        let _ = writeln!(
-            out,
-            "# HELP process_open_fds Open descriptors.\n# TYPE process_open_fds gauge\nprocess_open_fds {fds}"
-        );
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_counted_by_side_and_reason() {
+        let metrics = Metrics::default();
+        metrics.ends.note(Reporter::Source, "done");
+        metrics.ends.note(Reporter::Destination, "policy_denied");
+        metrics.ends.note(Reporter::Destination, "policy_denied");
+        metrics.ends.note(Reporter::Destination, "no such reason");
+        let page = metrics.render();
+        let ends: Vec<_> = page.lines().filter(|line| line.starts_with("karst_connections_ended_total{")).collect();
+        let line =
+            |side, reason, n| format!("karst_connections_ended_total{{reporter=\"{side}\",reason=\"{reason}\"}} {n}");
+        assert_eq!(ends, [line("source", "done", 1), line("destination", "policy_denied", 2)]);
+        assert!(page.contains("workload_manager_pending_proxy_count 0\n") && page.contains("process_max_fds "));
+        assert!(page.contains("istio_build{component=\"ztunnel\",tag=\"karst-"));
     }
 }

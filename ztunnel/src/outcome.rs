@@ -105,6 +105,70 @@ impl Outcome {
             | Outcome::Limit => "CONNECT",
         }
     }
+    /// All codes of [`Outcome::reason`].
+    pub const REASONS: [&'static str; 17] = [
+        "done",
+        "broken",
+        "policy_denied",
+        "no_allow_policy",
+        "closed_by_policy",
+        "policy_missing",
+        "not_in_registry",
+        "refused",
+        "unknown_workload",
+        "no_certificate",
+        "application",
+        "endpoint",
+        "bad_request",
+        "not_found",
+        "limit",
+        "evicted",
+        "drained",
+    ];
+    /// A code that stays when texts improve: for the log, and the label of a metric.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Broken(_) => "broken",
+            Outcome::Denied(Verdict::DeniedBy(_)) => "policy_denied",
+            Outcome::Denied(Verdict::NotAllowed | Verdict::Allow) => "no_allow_policy",
+            Outcome::ClosedByPolicy(_) => "closed_by_policy",
+            Outcome::PolicyMissing(_) => "policy_missing",
+            Outcome::Refused(Refusal::NotInRegistry) => "not_in_registry",
+            Outcome::Refused(_) => "refused",
+            Outcome::NoWorkload => "unknown_workload",
+            Outcome::NoIdentity | Outcome::Dial(DialError::NoCertificate(_)) => "no_certificate",
+            Outcome::Connect(_) => "application",
+            Outcome::Dial(_) => "endpoint",
+            Outcome::BadRequest(_) => "bad_request",
+            Outcome::NotFound(_) => "not_found",
+            Outcome::Limit => "limit",
+            Outcome::GaveWay => "evicted",
+            Outcome::Drained => "drained",
+        }
+    }
+    /// The policy (`namespace/name`) that has decided, or is waited for.
+    pub fn policy(&self) -> Option<&str> {
+        match self {
+            Outcome::Denied(Verdict::DeniedBy(policy))
+            | Outcome::ClosedByPolicy(Verdict::DeniedBy(policy))
+            | Outcome::PolicyMissing(policy) => Some(policy),
+            Outcome::Done
+            | Outcome::Broken(_)
+            | Outcome::Denied(Verdict::Allow | Verdict::NotAllowed)
+            | Outcome::ClosedByPolicy(Verdict::Allow | Verdict::NotAllowed)
+            | Outcome::Refused(_)
+            | Outcome::NoWorkload
+            | Outcome::NoIdentity
+            | Outcome::Connect(_)
+            | Outcome::Dial(_)
+            | Outcome::BadRequest(_)
+            | Outcome::NotFound(_)
+            | Outcome::Limit
+            | Outcome::GaveWay
+            | Outcome::Drained => None,
+        }
+    }
     /// May another endpoint be tried? The application has sent nothing yet that has gone anywhere, and what went wrong is this
     /// endpoint's matter, not the client's.
     pub fn may_retry(&self) -> bool {
@@ -168,6 +232,26 @@ mod tests {
         assert_eq!((refused.flag(), refused.failed(), refused.may_retry()), ("REGISTRY_ONLY", true, false));
         assert!(refused.text().unwrap().contains("ServiceEntry"));
         assert_eq!(Outcome::Refused(Refusal::NoPort).flag(), "CONNECT");
+    }
+
+    /// Whoever alerts on a code or searches the log by a policy goes by these.
+    #[test]
+    fn every_end_has_a_code_and_the_policy_that_decided() {
+        let by = Verdict::DeniedBy("ns/p".into());
+        let all = [
+            (Outcome::Done, "done", None),
+            (Outcome::Denied(by.clone()), "policy_denied", Some("ns/p")),
+            (Outcome::Denied(Verdict::NotAllowed), "no_allow_policy", None),
+            (Outcome::ClosedByPolicy(by), "closed_by_policy", Some("ns/p")),
+            (Outcome::PolicyMissing("ns/q".into()), "policy_missing", Some("ns/q")),
+            (Outcome::Refused(Refusal::NotInRegistry), "not_in_registry", None),
+            (Outcome::Connect("x".into()), "application", None),
+            (Outcome::Drained, "drained", None),
+        ];
+        for (outcome, reason, policy) in all {
+            assert_eq!((outcome.reason(), outcome.policy()), (reason, policy), "{outcome:?}");
+            assert!(Outcome::REASONS.contains(&reason));
+        }
     }
 
     #[test]

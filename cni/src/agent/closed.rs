@@ -105,7 +105,7 @@ impl Agent {
             Closed { desired: desired.clone(), netns: netns.clone(), following: followed.follow(watch, guarded) };
         self.closed.borrow_mut().insert(key.into(), closed);
         tracing::warn!(pod = key, "pod is closed: {sign}");
-        self.report.warn(&self.config.node, pod, "NotRedirected", &sign.to_string()).await;
+        self.report.warn(pod, "NotRedirected", sign.to_string());
         Ok(Some(Joined::Closed))
     }
 

@@ -88,6 +88,8 @@ impl Agent {
                 error = e.to_string(),
                 "ztunnel cannot serve the pod yet; its connections will wait"
             );
+            let text = format!("ztunnel cannot serve the pod yet, and its connections wait: {e}");
+            self.report.warn((&desired.info.namespace, &desired.info.name, &desired.uid), "WaitsForZtunnel", text);
         }
         let watch = Watch::of(&netns).context("cannot follow the addresses of the pod's network namespace")?;
         let guarded = self.node.borrow_mut().enrol(&netns, &desired.config, &sockets.listeners())?;
@@ -115,7 +117,12 @@ impl Agent {
             Ok(Some(Joined::Closed)) => tracing::warn!(pod, "new pod is closed"),
             Ok(Some(_)) => tracing::info!(pod, "new pod is redirected"),
             Ok(None) => tracing::debug!(pod, "new pod is not in the mesh"),
-            Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
+            Err(e) => {
+                tracing::warn!(pod, error = format!("{e:#}"), "new pod is held");
+                let request = &event.request;
+                let text = format!("the pod is held until it can be redirected, and this is tried again: {e:#}");
+                self.report.warn((&request.namespace, &request.name, &request.uid), "RedirectionFailed", text);
+            }
         }
         // The plugin may have given up; the runtime will call it again.
         let _ = event.answer.send(result.map(drop).map_err(EventError::Held));

@@ -111,7 +111,7 @@ async fn start(config: Config) -> anyhow::Result<Started> {
         ObjectSource::Dir(dir) => (Source::Dir(Dir::watch(&dir)?), Report::Dir(dir), None),
         ObjectSource::Kubernetes => {
             let kube = Kube::connect().await?;
-            (of_node(&kube, &config.node).await, Report::Kubernetes(kube.clone()), Some(kube))
+            (of_node(&kube, &config.node).await, Report::of_node(&kube, &config.node), Some(kube))
         }
     };
     let host = Netns::current().context("cannot open this process's network namespace")?;
@@ -214,6 +214,8 @@ impl Agent {
                 Err(e) => {
                     failed = true;
                     tracing::warn!(pod = key, error = format!("{e:#}"), "pod cannot be redirected yet");
+                    let text = format!("the pod is not in the mesh yet, and this is tried again: {e:#}");
+                    self.report.warn((&pod.info.namespace, &pod.info.name, &pod.uid), "RedirectionFailed", text);
                 }
             }
         }

@@ -17,11 +17,13 @@ use crate::{
             workload::is_one,
         },
         finding::Finding,
+        notices::notices,
         objects::{Mesh, Objects, Template, address},
         writes::{Writes, writes},
     },
     model::Model,
 };
+use karst_kube::Notice;
 use karst_manifest::{MeshConfig, Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -102,6 +104,11 @@ impl Compiler {
     /// of them.
     pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
         writes(state, &self.mesh, &self.routes, &self.listeners, template, findings, now)
+    }
+
+    /// What is to be told on objects.
+    pub fn notices(&self, state: &State) -> Vec<Notice> {
+        notices(state, &self.mesh)
     }
 
     /// Takes in the newest objects.

@@ -11,6 +11,7 @@ pub mod deploy;
 mod facts;
 pub mod finding;
 mod no_effect;
+mod notices;
 mod objects;
 mod status;
 mod unserved;

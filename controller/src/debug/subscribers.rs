@@ -60,8 +60,9 @@ impl Subscriber {
     pub fn note(&mut self, event: &Event, now: SystemTime) {
         match event {
             Event::Node(node) => self.introduce(node),
-            Event::Acked(version) => self.acked = *version,
-            Event::Sent { type_url, nonce } => {
+            Event::Acked { version, .. } => self.acked = *version,
+            Event::Pushed { .. } | Event::Failed { .. } => {}
+            Event::Sent { type_url, nonce, .. } => {
                 let exchange = self.types.entry(type_url.clone()).or_default();
                 (exchange.sent, exchange.sent_at) = (Some(nonce.clone()), Some(now));
             }
@@ -136,7 +137,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH;
         all.add(7, Subscriber::new("n".into(), "istio-system".into(), "zt".into(), now));
         let (type_url, error) = ("t".to_string(), "bad".to_string());
-        all.note(7, &Event::Sent { type_url: type_url.clone(), nonce: "1".into() }, now);
+        all.note(7, &Event::Sent { type_url: type_url.clone(), nonce: "1".into(), bytes: 0 }, now);
         all.note(7, &Event::Nack { type_url: type_url.clone(), error }, now);
         let exchange = |all: &Subscribers| all.all()[0].types["t"].clone();
         assert_eq!((exchange(&all).acked, exchange(&all).error), (None, Some("bad".into())));

@@ -3,11 +3,15 @@
 //! No type of Kubernetes' client goes past this crate: what is watched comes out as [`karst_manifest::State`], the same
 //! that the directory source gives.
 
+mod counts;
+mod events;
 pub mod lease;
 mod source;
 mod watched;
 pub mod write;
 
+pub use counts::{Happened, WatchCounts};
+pub use events::{Events, Notice};
 pub use source::{ObjectSource, Source};
 pub use watched::{Watch, Watched};
 pub use write::{Ref, WebhookState};

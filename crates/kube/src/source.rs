@@ -1,8 +1,8 @@
 //! Where objects come from: the API server, or a directory of the same objects in YAML.
 
-use crate::Watched;
+use crate::{WatchCounts, Watched};
 use karst_manifest::{Dir, State};
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 /// Where objects come from, as `--source` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,13 @@ pub enum Source {
 }
 
 impl Source {
+    /// What has happened to the API server's objects; none of a directory's.
+    pub fn counts(&self) -> Option<Arc<WatchCounts>> {
+        match self {
+            Source::Dir(_) => None,
+            Source::Kubernetes(k) => Some(k.counts()),
+        }
+    }
     /// Waits for a change.
     pub async fn changed(&mut self) {
         match self {

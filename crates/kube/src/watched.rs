@@ -1,6 +1,9 @@
 //! Watches kinds of objects and keeps their newest state.
 
-use crate::Kube;
+use crate::{
+    Kube,
+    counts::{Happened, WatchCounts},
+};
 use futures_util::{StreamExt, TryStreamExt};
 use karst_manifest::{Problem, State, closed, kinds, parse, parse::Located};
 use karst_rt::repeated::Repeated;
@@ -76,6 +79,7 @@ pub struct Watched {
     /// Kinds that the API server does not know.
     absent: HashSet<usize>,
     changes: u64,
+    counts: Arc<WatchCounts>,
     /// Of these, those in the state that was read last.
     read: u64,
 }
@@ -102,8 +106,14 @@ impl Watched {
             waiting,
             absent: HashSet::new(),
             changes: 0,
+            counts: Arc::default(),
             read: 0,
         }
+    }
+
+    /// What has happened to objects so far; goes on counting.
+    pub fn counts(&self) -> Arc<WatchCounts> {
+        self.counts.clone()
     }
 
     /// Waits until every kind has been listed once (or is not known to the API server).
@@ -171,8 +181,22 @@ impl Watched {
         }
     }
 
-    fn put(&mut self, key: Key, mut object: DynamicObject) {
+    fn put(&mut self, key: Key, object: DynamicObject) {
         let kind = self.watches[key.0].kind;
+        let was_there = self.objects.contains_key(&key) || self.problems.contains_key(&key);
+        let before = self.changes;
+        self.take_in(key, kind, object);
+        self.counts.note(
+            kind,
+            match (was_there, before == self.changes) {
+                (false, _) => Happened::Add,
+                (true, false) => Happened::Update,
+                (true, true) => Happened::UpdateSame,
+            },
+        );
+    }
+
+    fn take_in(&mut self, key: Key, kind: &'static str, mut object: DynamicObject) {
         // Not read, and large.
         object.metadata.managed_fields = None;
         let value = match serde_json::to_value(object) {
@@ -228,7 +252,10 @@ impl Watched {
         let known = self.objects.remove(key).is_some();
         let bad = self.problems.remove(key).is_some();
         self.stand_ins.remove(key);
-        self.changes += u64::from(known || bad);
+        if known || bad {
+            self.changes += 1;
+            self.counts.note(self.watches[key.0].kind, Happened::Delete);
+        }
     }
 }
 
@@ -363,6 +390,27 @@ mod tests {
         tokio::time::timeout(second, all.changed()).await.unwrap();
         assert!(all.state().absent.contains("Pod"));
         assert!(tokio::time::timeout(10 * SETTLE, all.changed()).await.is_err(), "it has been read");
+    }
+
+    #[test]
+    fn what_happens_to_objects_is_counted_by_kind() {
+        let (_tx, events) = mpsc::channel(1);
+        let mut all = Watched::of(vec![Watch::all("Service")], events);
+        let object = |port: u16, version: &str| {
+            let raw = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": { "name": "s", "namespace": "n", "resourceVersion": version },
+                "spec": { "ports": [{ "port": port }] },
+            });
+            Change::Object(Box::new(serde_json::from_value(raw).unwrap()), false)
+        };
+        for change in
+            [object(80, "1"), object(80, "2"), object(81, "3"), Change::Gone("n/s".into()), Change::Gone("n/s".into())]
+        {
+            all.apply(0, change);
+        }
+        let told: Vec<_> = all.counts().all().into_iter().map(|(kind, what, n)| (kind, what.text(), n)).collect();
+        let once = |what| ("Service", what, 1);
+        assert_eq!(told, [once("add"), once("update"), once("updatesame"), once("delete")]);
     }
 
     /// A policy that cannot be read, and is edited: it closes what it selects now.

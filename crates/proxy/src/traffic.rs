@@ -6,6 +6,7 @@ use crate::{
     labels::{put, side},
     state::{Service, Workload},
 };
+use karst_rt::clock::Instant;
 use std::{
     collections::HashMap,
     fmt::Write,
@@ -13,7 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Most series; beyond, the ones unused for longest are dropped.
@@ -195,5 +196,47 @@ mod tests {
         assert!(!Arc::ptr_eq(&t, &all.series(&between("waypoint", "mutual_tls"), "-")));
         assert!(!Arc::ptr_eq(&t, &all.series(&between("source", "unknown"), "-")));
         assert!(!Arc::ptr_eq(&t, &all.series(&between("source", "mutual_tls"), "UF")));
+    }
+
+    /// A series without change goes after an hour; one whose connection is open stays, however quiet it is.
+    #[tokio::test(start_paused = true)]
+    async fn series_that_do_not_change_are_dropped() {
+        let all = Table::default();
+        let open = all.series(&between("source", "mutual_tls"), "-");
+        drop(all.series(&between("destination", "mutual_tls"), "-"));
+        let on_page = || {
+            let mut page = String::new();
+            all.render(&mut page);
+            ["source", "destination"].map(|side| page.contains(&format!("opened_total{{reporter=\"{side}\"")))
+        };
+        tokio::time::advance(SERIES_IDLE - Duration::from_secs(1)).await;
+        assert_eq!(on_page(), [true, true]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(on_page(), [true, false]);
+        drop(open);
+        assert_eq!(on_page(), [false, false]);
+    }
+
+    /// Services and workloads come and go: their number on the page is bounded, and who is used longest ago goes first.
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_series_is_bounded() {
+        let all = Table::default();
+        let snapshot = crate::testing::snapshot(vec![], vec![crate::testing::service("s", "10.96.0.1", &[(80, 80)])]);
+        let one = snapshot.services.values().next().unwrap();
+        let of = |name: &str| {
+            let service = Service { key: name.into(), ..(**one).clone() };
+            all.series(&Between { service: Some(&service), ..between("source", "mutual_tls") }, "-")
+        };
+        let open = of("open");
+        for n in 0..MAX_SERIES + 10 {
+            of(&format!("s{n}"));
+            if n == 0 {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+        }
+        let table = all.0.lock().unwrap();
+        assert!(table.len() <= MAX_SERIES, "{}", table.len());
+        assert!(table.values().any(|traffic| Arc::ptr_eq(traffic, &open)), "an open connection counts on");
+        assert!(!table.keys().any(|key| key.service.as_deref() == Some("s0")), "the oldest");
     }
 }

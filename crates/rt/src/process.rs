@@ -1,5 +1,5 @@
 //! Facts about the process itself.
-#![allow(unsafe_code, reason = "getrlimit and setrlimit; setns of a thread that ends with it")]
+#![allow(unsafe_code, reason = "getrlimit, setrlimit and sysconf; setns of a thread that ends with it")]
 
 use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 
@@ -26,6 +26,20 @@ pub fn with_node_cgroups<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result
     };
     std::thread::scope(|s| s.spawn(on_thread).join())
         .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+}
+
+/// Ticks of the clock by which procfs counts CPU time, in one second.
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: no preconditions.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
+}
+
+/// Bytes of a page of memory.
+pub fn page_size() -> u64 {
+    // SAFETY: no preconditions.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(4096)
 }
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.

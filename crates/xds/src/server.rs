@@ -8,12 +8,14 @@ use crate::{
     snapshot::{Difference, Interest, Resources, Set},
 };
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
+use karst_rt::clock::Instant;
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::{mpsc, watch};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Responses that may wait for a slow subscriber; then it is skipped until it has read them.
 const QUEUE: usize = 8;
@@ -64,6 +66,13 @@ pub enum Event {
         type_url: String,
         /// Number of the response.
         nonce: String,
+        /// Size of the resources in it, in bytes.
+        bytes: usize,
+    },
+    /// All that it is to be told of a snapshot is in its queue.
+    Pushed {
+        /// Since it was begun to find out what that is.
+        took: Duration,
     },
     /// It has taken in a response.
     Accepted {
@@ -73,12 +82,22 @@ pub enum Event {
         nonce: String,
     },
     /// It has taken in everything up to this snapshot.
-    Acked(u64),
+    Acked {
+        /// The snapshot's number.
+        version: u64,
+        /// It was told something: the snapshot had news for it.
+        told: bool,
+    },
     /// It refused a response.
     Nack {
         /// Type of the resources.
         type_url: String,
         /// Its words.
+        error: String,
+    },
+    /// The stream ends because it cannot be served: a request that makes no sense, or cannot be read.
+    Failed {
+        /// What is wrong.
         error: String,
     },
 }
@@ -113,17 +132,27 @@ pub async fn serve<S>(
                     while let Some((n, v)) = pending.front().copied().filter(|(n, _)| *n <= answered) {
                         let _ = n;
                         pending.pop_front();
-                        on_event(&peer, Event::Acked(v));
+                        on_event(&peer, Event::Acked { version: v, told: true });
                     }
                     if r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == PARTS)) {
                         size = PART;
                     }
                     match request(&mut interests, types, r, &peer, &on_event) {
                     Ok(dirty) => dirty,
-                    Err(s) => { let _ = out.send(Err(s)).await; return; }
+                    Err(s) => {
+                        on_event(&peer, Event::Failed { error: s.message().into() });
+                        let _ = out.send(Err(s)).await;
+                        return;
+                    }
                     }
                 }
-                _ => return,
+                Some(Err(status)) => {
+                    if is_fault(status.code()) {
+                        on_event(&peer, Event::Failed { error: status.message().into() });
+                    }
+                    return;
+                }
+                None => return,
             },
             c = snapshots.changed() => if c.is_err() { return } else { true },
         };
@@ -131,20 +160,34 @@ pub async fn serve<S>(
             continue;
         }
         let now = snapshots.borrow_and_update().clone();
+        let begun = Instant::now();
         let messages = push(&mut interests, types.order, &now, &mut nonce, size);
         if messages.is_empty() && pending.is_empty() {
-            on_event(&peer, Event::Acked(now.version));
+            on_event(&peer, Event::Acked { version: now.version, told: false });
         } else {
             pending.push_back((nonce, now.version));
         }
+        let has_news = !messages.is_empty();
         for message in messages {
             let (type_url, nonce) = (message.type_url.clone(), message.nonce.clone());
-            on_event(&peer, Event::Sent { type_url, nonce });
+            let bytes = message.resources.iter().filter_map(|r| Some(r.resource.as_ref()?.value.len())).sum();
+            on_event(&peer, Event::Sent { type_url, nonce, bytes });
             if out.send(Ok(message)).await.is_err() {
                 return;
             }
         }
+        if has_news {
+            on_event(&peer, Event::Pushed { took: begun.elapsed() });
+        }
     }
+}
+
+/// Does a stream that ends so end by something that should not be? That a peer leaves, or its connection breaks, should.
+fn is_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument | Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented
+    )
 }
 
 /// What goes out on a stream.
@@ -300,6 +343,40 @@ mod tests {
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
         let set = |v: &[&str]| v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect();
         Resources { types: HashMap::from([("policy", set(policies)), ("address", set(addresses))]), version: 1 }
+    }
+
+    /// What is counted as a stream's fault, a refusal, and a proxy that has taken in what it was told.
+    #[tokio::test]
+    async fn what_becomes_of_a_push_is_told() {
+        let (requests, stream) = mpsc::channel(8);
+        let (_snapshots, newest) = watch::channel(Arc::new(snapshot(&["p"], &["abc"])));
+        let (tx, mut rx) = channel();
+        let told = Arc::new(std::sync::Mutex::new(vec![]));
+        let sink = told.clone();
+        let peer = Peer { name: "p".into(), own: "p".into() };
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let on_event = move |_: &Peer, event: Event| sink.lock().unwrap().push(event);
+        let served = tokio::spawn(serve(peer, stream, newest, TYPES, tx, on_event));
+        let ask = |type_url: &str, nonce: &str| DeltaDiscoveryRequest {
+            type_url: type_url.into(),
+            response_nonce: nonce.into(),
+            ..Default::default()
+        };
+        requests.send(Ok(ask("address", ""))).await.unwrap();
+        let nonce = rx.recv().await.unwrap().unwrap().nonce;
+        requests.send(Ok(ask("address", &nonce))).await.unwrap();
+        requests.send(Ok(ask("nonsense", ""))).await.unwrap();
+        assert!(rx.recv().await.unwrap().is_err());
+        served.await.unwrap();
+        let told = told.lock().unwrap();
+        assert_eq!(told[0], Event::Sent { type_url: "address".into(), nonce: "1".into(), bytes: 3 });
+        assert!(matches!(told[1], Event::Pushed { .. }), "{told:?}");
+        assert_eq!(told[2], Event::Acked { version: 1, told: true });
+        assert!(told.iter().any(|e| matches!(e, Event::Failed { error } if error.contains("nonsense"))), "{told:?}");
+        assert!(
+            is_fault(Code::Internal)
+                && ![Code::Cancelled, Code::Unavailable, Code::Unknown].map(is_fault).contains(&true)
+        );
     }
 
     #[test]

@@ -6,19 +6,23 @@ use crate::{
 };
 use karst_api::route::Metric;
 use karst_proxy::{discovery, dry_run::DryRuns, traffic::Table as TrafficTable};
-use karst_rt::admission::Ended;
+use karst_rt::{admission::Ended, clock::Instant, process_metrics};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 /// Most series; beyond, new ones are counted together under no labels.
 const MAX_SERIES: usize = 20_000;
+/// Series without a request for this long are dropped: pods come and go.
+const SERIES_IDLE: Duration = Duration::from_secs(3600);
+/// Between two searches for series to drop when there is no place: new keys must not cost a walk through all of them.
+const SWEEP_PAUSE: Duration = Duration::from_secs(10);
 /// Istio's buckets: milliseconds, and bytes.
 const MILLISECONDS: [u64; 19] = [
     1,
@@ -48,6 +52,7 @@ const BYTES: [u64; 11] =
 /// The counters of one series.
 pub struct Series {
     labels: AllLabels,
+    retired: AtomicBool,
     requests: AtomicU64,
     /// Nanoseconds.
     duration: AtomicU64,
@@ -59,6 +64,26 @@ pub struct Series {
 }
 
 impl Series {
+    fn new(labels: AllLabels) -> Self {
+        Self {
+            labels,
+            retired: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            duration: AtomicU64::new(0),
+            durations: Default::default(),
+            received: AtomicU64::new(0),
+            receiveds: Default::default(),
+            sent: AtomicU64::new(0),
+            sents: Default::default(),
+        }
+    }
+
+    /// Has it been dropped from the page? Then who holds it looks for another. (A request that is being counted in the moment in
+    /// which a series is dropped, after an hour without any, is not told.)
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Relaxed)
+    }
+
     /// One more request.
     pub fn add(&self, took: Duration, received: u64, sent: u64) {
         self.requests.fetch_add(1, Relaxed);
@@ -73,10 +98,61 @@ impl Series {
     }
 }
 
+/// A series, and since when it has counted the same.
+struct Kept {
+    series: Arc<Series>,
+    requests: u64,
+    since: Instant,
+}
+
 #[derive(Default)]
 struct Table {
     telemetry_generation: u64,
-    all: HashMap<Key, Arc<Series>>,
+    all: HashMap<Key, Kept>,
+    /// Of all that there is no place for.
+    beyond: Option<Arc<Series>>,
+    /// When there was no place last.
+    full: Option<Instant>,
+}
+
+impl Table {
+    /// Drops the series that nothing has been counted in for long.
+    fn sweep(&mut self, now: Instant) {
+        self.all.retain(|_, kept| {
+            let requests = kept.series.requests.load(Relaxed);
+            if std::mem::replace(&mut kept.requests, requests) != requests {
+                kept.since = now;
+            }
+            let stays = now.duration_since(kept.since) < SERIES_IDLE;
+            kept.series.retired.store(!stays, Relaxed);
+            stays
+        });
+    }
+
+    /// The series of a key that has none yet. `is_listed`: it is on the page.
+    fn add(&mut self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels, is_listed: bool, now: Instant) -> Arc<Series> {
+        if !is_listed {
+            return Arc::new(Series::new(labels(key)));
+        }
+        let may_sweep = self.full.is_none_or(|at| now.duration_since(at) >= SWEEP_PAUSE);
+        if self.all.len() >= MAX_SERIES && may_sweep {
+            self.full = Some(now);
+            self.sweep(now);
+            self.all.retain(|_, kept| Arc::strong_count(&kept.series) > 1);
+        }
+        if self.all.len() >= MAX_SERIES {
+            let none = || Arc::new(Series::new(std::array::from_fn(|_| Some("".into()))));
+            return self.beyond.get_or_insert_with(none).clone();
+        }
+        let series = Arc::new(Series::new(labels(key)));
+        self.all.insert(key.clone(), Kept { series: series.clone(), requests: 0, since: now });
+        series
+    }
+
+    /// Those of the page.
+    fn listed(&self) -> Vec<Arc<Series>> {
+        self.all.values().map(|kept| &kept.series).chain(&self.beyond).cloned().collect()
+    }
 }
 
 /// All metrics of the process.
@@ -97,38 +173,24 @@ impl Metrics {
     /// The series of a key.
     pub fn series(&self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels) -> Arc<Series> {
         let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(s) = table.all.get(key) {
-            return s.clone();
+        if let Some(kept) = table.all.get(key) {
+            return kept.series.clone();
         }
         // Another Telemetry: the metrics begin anew, as Envoy's do. A request of the era before that ends now is told no more.
         let late = key.telemetry_generation < table.telemetry_generation;
         if key.telemetry_generation > table.telemetry_generation {
-            *table = Table { telemetry_generation: key.telemetry_generation, all: HashMap::new() };
+            *table = Table { telemetry_generation: key.telemetry_generation, ..Table::default() };
         }
-        let all = &mut table.all;
-        if all.len() >= MAX_SERIES {
-            all.retain(|_, s| Arc::strong_count(s) > 1);
-        }
-        let new = Arc::new(Series {
-            labels: labels(key),
-            requests: AtomicU64::new(0),
-            duration: AtomicU64::new(0),
-            durations: Default::default(),
-            received: AtomicU64::new(0),
-            receiveds: Default::default(),
-            sent: AtomicU64::new(0),
-            sents: Default::default(),
-        });
-        if !late {
-            all.insert(key.clone(), new.clone());
-        }
-        new
+        table.add(key, labels, !late, Instant::now())
     }
 
     /// The page, in the text format.
     pub fn render(&self, gate: &Gate) -> String {
-        let all: Vec<Arc<Series>> =
-            self.series.lock().unwrap_or_else(PoisonError::into_inner).all.values().cloned().collect();
+        let all = {
+            let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+            table.sweep(Instant::now());
+            table.listed()
+        };
         let mut out = String::new();
         let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
         for (labels, same) in grouped(&all, Metric::RequestCount) {
@@ -159,11 +221,7 @@ impl Metrics {
         gate.render(&mut out);
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
-        let _ = writeln!(
-            out,
-            "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"karst-{}\"}} 1",
-            env!("CARGO_PKG_VERSION")
-        );
+        process_metrics::render(&mut out, "proxy");
         out
     }
 }
@@ -202,5 +260,77 @@ fn histogram<'a>(
         }
         let sum: f64 = same.iter().map(|s| of(s).1).sum();
         let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::telemetry::{flag::ResponseFlag, key::KeyRef};
+
+    fn key(status: u16, values: &[String]) -> Key {
+        let nobody = KeyRef {
+            source: None,
+            principal: None,
+            workload: None,
+            service: None,
+            status,
+            grpc: None,
+            flag: ResponseFlag::None,
+            is_grpc: false,
+            telemetry_generation: 0,
+            values,
+        };
+        nobody.to_key()
+    }
+
+    fn labels(key: &Key) -> AllLabels {
+        std::array::from_fn(|_| Some(format!("v=\"{}\"", key.values.join(",")).into()))
+    }
+
+    /// Pods come and go: what has counted nothing for an hour goes from the page, and counts anew under a series of its own.
+    #[test]
+    fn series_without_requests_are_dropped_and_begin_anew() {
+        let mut table = Table::default();
+        let start = Instant::now();
+        let [busy, idle] =
+            [200, 404].map(|status| (key(status, &[]), table.add(&key(status, &[]), labels, true, start)));
+        let count = |series: &Series| series.add(Duration::from_millis(1), 1, 1);
+        count(&idle.1);
+        table.sweep(start);
+        let later = start + SERIES_IDLE;
+        count(&busy.1);
+        table.sweep(later - Duration::from_secs(1));
+        assert_eq!(table.listed().len(), 2, "not yet");
+        table.sweep(later);
+        assert!(table.all.contains_key(&busy.0) && !table.all.contains_key(&idle.0));
+        assert!(idle.1.is_retired() && !busy.1.is_retired(), "workers are told to look for another");
+        let anew = table.add(&idle.0, labels, true, later);
+        assert!(!anew.is_retired() && anew.requests.load(Relaxed) == 0);
+    }
+
+    /// However many there are: no request is left uncounted, and the page has an end.
+    #[test]
+    fn beyond_the_most_series_all_are_counted_together() {
+        let mut table = Table::default();
+        let now = Instant::now();
+        let all: Vec<_> = (0..MAX_SERIES + 50)
+            .map(|n| {
+                let series = table.add(&key(200, &[n.to_string()]), labels, true, now);
+                series.add(Duration::ZERO, 0, 0);
+                series
+            })
+            .collect();
+        let listed = table.listed();
+        assert_eq!(listed.len(), MAX_SERIES + 1);
+        assert_eq!(listed.iter().map(|s| s.requests.load(Relaxed)).sum::<u64>(), all.len() as u64);
+        let together = table.beyond.as_ref().unwrap();
+        assert_eq!((together.requests.load(Relaxed), together.labels[0].as_deref()), (50, Some("")));
+        assert!(grouped(&listed, Metric::RequestCount).contains_key(""));
+        // Once workers have let go of some, there is place again.
+        drop((all, listed));
+        table.add(&key(500, &[]), labels, true, now + SWEEP_PAUSE);
+        assert_eq!(table.all.len(), 1);
     }
 }

@@ -57,7 +57,7 @@ impl Sink {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();
-        if let Some(series) = all.get(&key) {
+        if let Some(series) = all.get(&key).filter(|series| !series.is_retired()) {
             return count(series);
         }
         let key = key.to_key();

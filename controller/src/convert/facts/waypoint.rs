@@ -115,6 +115,11 @@ pub(crate) fn executing(
     }
 }
 
+/// Do these labels say something about a waypoint themselves?
+pub(crate) fn is_own(labels: &Labels) -> bool {
+    labels.contains_key(USE)
+}
+
 /// What comes of an object's labels and its namespace's.
 pub(crate) fn binding<'a>(objects: &Objects<'a>, namespace: &str, labels: &Labels, traffic: Traffic) -> Binding<'a> {
     if labels.contains_key(MANAGED) {
@@ -137,7 +142,8 @@ pub(crate) fn binding<'a>(objects: &Objects<'a>, namespace: &str, labels: &Label
     }
 }
 
-const OTHER_TRAFFIC: &str = "UnsupportedTrafficType";
+/// Istio's reason of a waypoint that is not for this traffic.
+pub(crate) const OTHER_TRAFFIC: &str = "UnsupportedTrafficType";
 
 /// The waypoint of this name for something in a namespace, or why it is not for that.
 fn named<'a>(

@@ -13,7 +13,7 @@ use serde_json::json;
 const OLDER: [(&str, &str); 1] = [("TCPRoute", "v1alpha2")];
 
 /// An object of any kind, by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ref {
     /// API group; empty for the core.
     pub group: &'static str,

@@ -2,15 +2,11 @@
 
 use crate::Kube;
 use anyhow::Context;
-use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{ObjectReference, Pod},
-};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
 use kube::{
     Api,
     api::{Patch, PatchParams},
     core::Status,
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
 
@@ -33,64 +29,6 @@ impl Kube {
             Err(kube::Error::Api(e)) if e.code == 404 || is_another(&e) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot annotate Pod {namespace}/{name}")),
         }
-    }
-
-    /// Notes a warning on a pod, where `kubectl describe pod` shows it.
-    ///
-    /// # Errors
-    /// Those of the API server.
-    pub async fn warn_pod(
-        &self,
-        (namespace, name, uid): (&str, &str, &str),
-        from: (&str, &str),
-        reason: &str,
-        text: &str,
-    ) -> anyhow::Result<()> {
-        self.warn("Pod", (namespace, name, uid), from, (reason, "Redirect"), text).await
-    }
-
-    /// Notes a warning on a ConfigMap, where `kubectl describe configmap` shows it.
-    ///
-    /// # Errors
-    /// Those of the API server.
-    pub async fn warn_config_map(
-        &self,
-        at: (&str, &str, &str),
-        from: (&str, &str),
-        reason: &str,
-        text: &str,
-    ) -> anyhow::Result<()> {
-        self.warn("ConfigMap", at, from, (reason, "Read"), text).await
-    }
-
-    async fn warn(
-        &self,
-        kind: &str,
-        (namespace, name, uid): (&str, &str, &str),
-        from: (&str, &str),
-        (reason, action): (&str, &str),
-        text: &str,
-    ) -> anyhow::Result<()> {
-        let reporter = Reporter { controller: from.0.into(), instance: Some(from.1.into()) };
-        let object = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some(kind.into()),
-            namespace: Some(namespace.into()),
-            name: Some(name.into()),
-            uid: Some(uid.into()),
-            ..Default::default()
-        };
-        // The API server takes no longer ones.
-        let note = text.chars().take(1000).collect();
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.into(),
-            note: Some(note),
-            action: action.into(),
-            secondary: None,
-        };
-        let done = Recorder::new(self.client.clone(), reporter).publish(&event, &object).await;
-        done.with_context(|| format!("cannot create an Event for {kind} {namespace}/{name}"))
     }
 
     /// Is this DaemonSet there to stay? If we may not even ask any more, it is being uninstalled.

@@ -1,0 +1,348 @@
+//! The controller's metrics: Istio's names and labels where Istio has a metric of the meaning (docs/metrics.md has the list, with
+//! those that have none here).
+
+pub mod histogram;
+pub mod pushes;
+pub mod reviews;
+
+use crate::{ca::Signer, debug::subscribers::Subscriber, gate::Gate};
+use karst_kube::WatchCounts;
+use karst_rt::process_metrics;
+use pushes::Pushes;
+use reviews::Reviews;
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Kinds that Istio counts as its registry's, with the names that it gives them.
+const REGISTRY: [(&str, &str); 5] = [
+    ("EndpointSlice", "EndpointSlice"),
+    ("Namespace", "Namespaces"),
+    ("Node", "Nodes"),
+    ("Pod", "Pods"),
+    ("Service", "Services"),
+];
+/// Versions of proxies that are told apart: what a proxy says of itself is not to make series without bound.
+const VERSIONS: usize = 16;
+/// Most characters of one.
+const VERSION: usize = 32;
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Requests for certificates, of callers that were authenticated.
+    pub requests: AtomicU64,
+    /// Certificates signed.
+    pub signed: AtomicU64,
+    /// Callers refused.
+    pub refused: AtomicU64,
+    /// Requests for certificates that cannot be read, or have a weak key.
+    pub bad_requests: AtomicU64,
+    /// Those whose lifetime is out of range.
+    pub bad_lifetimes: AtomicU64,
+    /// Those that could not be signed by a fault of ours.
+    pub sign_failures: AtomicU64,
+    /// Snapshots made.
+    pub versions: AtomicU64,
+    /// The way of configuration to the proxies.
+    pub pushes: Pushes,
+    /// Problems in objects now.
+    pub problems: AtomicU64,
+    /// The mesh configuration that is written is not in force.
+    pub mesh_config_stale: AtomicBool,
+    /// Searches for findings that have failed.
+    pub failed_searches: Arc<AtomicU64>,
+    /// The webhook's decisions.
+    pub reviews: Arc<Reviews>,
+}
+
+/// What the page is made of.
+pub struct Facts<'a> {
+    pub counts: &'a Counts,
+    /// Proxies with an open stream.
+    pub subscribers: &'a [Subscriber],
+    /// None from a directory.
+    pub watched: Option<&'a WatchCounts>,
+    pub signer: &'a Signer,
+    pub lists_stale: bool,
+    pub workloads: usize,
+    pub services: usize,
+    pub virtual_services: usize,
+    /// Objects with problems, by kind and reason.
+    pub problems: &'a BTreeMap<(&'static str, &'static str), u64>,
+    pub discovery_gate: &'a Gate,
+    pub webhook_gate: &'a Gate,
+    /// Seconds since 1970.
+    pub now: f64,
+}
+
+/// The page, in the text format.
+pub fn page(facts: &Facts<'_>) -> String {
+    let mut out = String::with_capacity(16 << 10);
+    certificates(&mut out, facts);
+    discovery(&mut out, facts);
+    objects(&mut out, facts);
+    let (discovery, webhook) = (facts.discovery_gate, facts.webhook_gate);
+    karst_rt::admission::Counts::render(
+        &mut out,
+        &[
+            ("discovery", "handshake", &discovery.unknown),
+            ("discovery", "open", &discovery.callers),
+            ("webhook", "handshake", &webhook.unknown),
+        ],
+    );
+    head(&mut out, "pilot_info", "gauge", "1; the label has the version.");
+    line(&mut out, "pilot_info", &format!("version=\"karst-{}\"", env!("CARGO_PKG_VERSION")), 1);
+    process_metrics::render(&mut out, "pilot");
+    out
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn line(out: &mut String, name: &str, labels: &str, value: impl Display) {
+    let _ = match labels {
+        "" => writeln!(out, "{name} {value}"),
+        _ => writeln!(out, "{name}{{{labels}}} {value}"),
+    };
+}
+
+/// A metric without labels.
+fn single(out: &mut String, name: &str, kind: &str, help: &str, value: impl Display) {
+    head(out, name, kind, help);
+    line(out, name, "", value);
+}
+
+fn certificates(out: &mut String, facts: &Facts<'_>) {
+    let of = |count: &AtomicU64| count.load(Relaxed);
+    let counts = facts.counts;
+    for (name, help, count) in [
+        ("citadel_server_csr_count", "Requests for certificates of authenticated callers.", &counts.requests),
+        ("citadel_server_success_cert_issuance_count", "Certificates signed.", &counts.signed),
+        ("citadel_server_authentication_failure_count", "Callers refused.", &counts.refused),
+        ("citadel_server_csr_parsing_err_count", "Requests that cannot be read.", &counts.bad_requests),
+    ] {
+        single(out, name, "counter", help, of(count));
+    }
+    let name = "citadel_server_csr_sign_err_count";
+    head(out, name, "counter", "Requests that were not signed, by reason.");
+    line(out, name, "error=\"TTL_ERROR\"", of(&counts.bad_lifetimes));
+    line(out, name, "error=\"CERT_GEN_ERROR\"", of(&counts.sign_failures));
+    let (root, chain) = facts.signer.expire();
+    for (name, help, at) in [
+        (
+            "citadel_server_root_cert_expiry_timestamp",
+            "When the first root certificate expires, in seconds since 1970.",
+            root,
+        ),
+        (
+            "citadel_server_cert_chain_expiry_timestamp",
+            "When the certificate that signs, or one above it, expires.",
+            chain,
+        ),
+    ] {
+        single(out, name, "gauge", help, at);
+    }
+    for (name, help, at) in [
+        ("citadel_server_root_cert_expiry_seconds", "Until the first root certificate expires, in seconds.", root),
+        ("citadel_server_cert_chain_expiry_seconds", "Until the certificate that signs expires, in seconds.", chain),
+    ] {
+        single(out, name, "gauge", help, (at as f64 - facts.now).round());
+    }
+    let help = "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.";
+    single(out, "karst_ca_crl_current", "gauge", help, u8::from(!facts.lists_stale));
+}
+
+fn discovery(out: &mut String, facts: &Facts<'_>) {
+    let pushes = &facts.counts.pushes;
+    head(out, "pilot_xds", "gauge", "Proxies that are subscribed, by version.");
+    for (version, count) in versions(facts.subscribers) {
+        line(out, "pilot_xds", &format!("version=\"{version}\""), count);
+    }
+    head(out, "pilot_xds_pushes", "counter", "Responses sent to proxies, by type.");
+    for one in &pushes.types {
+        line(out, "pilot_xds_pushes", &format!("type=\"{}\"", one.name), one.sent.load(Relaxed));
+    }
+    head(out, "pilot_total_xds_rejects", "counter", "Responses that a proxy has rejected, by type.");
+    for one in &pushes.types {
+        line(out, "pilot_total_xds_rejects", &format!("type=\"{}\"", one.name), one.rejected.load(Relaxed));
+    }
+    head(out, "pilot_xds_config_size_bytes", "histogram", "Sizes of responses, in bytes.");
+    for one in &pushes.types {
+        one.sizes.render(out, "pilot_xds_config_size_bytes", &format!("type=\"{}\"", one.name));
+    }
+    for (name, help, times) in [
+        ("pilot_xds_push_time", "Seconds until all that a proxy is to be told is on its way.", &pushes.push_time),
+        ("pilot_proxy_convergence_time", "Seconds from a change until a proxy has taken it in.", &pushes.convergence),
+        (
+            "pilot_pushcontext_init_seconds",
+            "Seconds to make a new configuration of changed objects.",
+            &pushes.model_time,
+        ),
+    ] {
+        head(out, name, "histogram", help);
+        times.render(out, name, "");
+    }
+    head(out, "pilot_push_triggers", "counter", "New versions of the configuration, by what has changed.");
+    line(out, "pilot_push_triggers", "type=\"config\"", pushes.of_config.load(Relaxed));
+    line(out, "pilot_push_triggers", "type=\"endpoint\"", pushes.of_endpoints.load(Relaxed));
+    let help = "Streams that ended because they could not be served.";
+    single(out, "pilot_total_xds_internal_errors", "counter", help, pushes.failed.load(Relaxed));
+}
+
+/// How many proxies there are of each version, as they say it; what is no version, and too many of them, is `other`.
+fn versions(subscribers: &[Subscriber]) -> BTreeMap<&str, usize> {
+    let is_version = |text: &&str| {
+        let plain = |sign: u8| sign.is_ascii_alphanumeric() || matches!(sign, b'.' | b'-' | b'_' | b'+');
+        (1..=VERSION).contains(&text.len()) && text.bytes().all(plain)
+    };
+    let mut all = BTreeMap::new();
+    for one in subscribers {
+        let version = match one.version.as_str() {
+            "" => "unknown",
+            text => {
+                Some(text).filter(is_version).filter(|v| all.contains_key(v) || all.len() < VERSIONS).unwrap_or("other")
+            }
+        };
+        *all.entry(version).or_default() += 1;
+    }
+    all
+}
+
+fn objects(out: &mut String, facts: &Facts<'_>) {
+    let counts = facts.counts;
+    single(out, "pilot_services", "gauge", "Services known.", facts.services);
+    single(out, "pilot_virt_services", "gauge", "VirtualServices known.", facts.virtual_services);
+    single(out, "karst_workloads", "gauge", "Workloads known.", facts.workloads);
+    single(out, "karst_services", "gauge", "Services known.", facts.services);
+    let (registry, config): (Vec<_>, Vec<_>) = facts
+        .watched
+        .map(WatchCounts::all)
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|(kind, ..)| REGISTRY.iter().any(|(known, _)| known == kind));
+    for (name, help, all) in [
+        ("pilot_k8s_reg_events", "Changes seen of what runs, by type and event.", registry),
+        ("pilot_k8s_cfg_events", "Changes seen of what is configured, by type and event.", config),
+    ] {
+        head(out, name, "counter", help);
+        for (kind, event, count) in all {
+            let kind = REGISTRY.iter().find(|(known, _)| *known == kind).map_or(kind, |(_, name)| *name);
+            line(out, name, &format!("type=\"{kind}\",event=\"{}\"", event.text()), count);
+        }
+    }
+    reviewed(out, facts);
+    let help = "Problems in the manifests at the moment.";
+    single(out, "karst_manifest_problems", "gauge", help, counts.problems.load(Relaxed));
+    let help = "Searches for objects without effect that a fault of ours has ended: findings are out of date.";
+    single(out, "karst_findings_failed_total", "counter", help, counts.failed_searches.load(Relaxed));
+    let help = "0: the ConfigMap with the mesh configuration cannot be used; the last good one stays in force.";
+    let is_current = u8::from(!counts.mesh_config_stale.load(Relaxed));
+    single(out, "karst_mesh_config_current", "gauge", help, is_current);
+    let name = "karst_objects_with_problems";
+    head(out, name, "gauge", "Objects that cannot be used as they are written, or have no effect, by kind and reason.");
+    for ((kind, reason), count) in facts.problems {
+        line(out, name, &format!("kind=\"{kind}\",reason=\"{reason}\""), count);
+    }
+}
+
+fn reviewed(out: &mut String, facts: &Facts<'_>) {
+    let all = facts.counts.reviews.all();
+    head(out, "galley_validation_passed", "counter", "Objects that the webhook let pass.");
+    for (what, _, count) in all.iter().filter(|(_, why, _)| why.is_none()) {
+        line(out, "galley_validation_passed", &what.labels(), count);
+    }
+    head(out, "galley_validation_failed", "counter", "Objects that the webhook refused.");
+    for (what, why, count) in &all {
+        let Some(why) = why else { continue };
+        let labels = format!("{},reason=\"{}\"", what.labels(), why.text());
+        line(out, "galley_validation_failed", &labels, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::{reviews::Reviewed, reviews::Why, *};
+    use karst_xds::server::Event;
+    use std::time::{Duration, SystemTime};
+
+    fn subscriber(version: &str) -> Subscriber {
+        let mut one = Subscriber::new("n".into(), "a".into(), "w".into(), SystemTime::UNIX_EPOCH);
+        one.version = version.into();
+        one
+    }
+
+    /// What proxies say of themselves makes no series without bound, and no line that is not one.
+    #[test]
+    fn versions_of_proxies_are_bounded() {
+        let mut all: Vec<_> = (0..100).map(|n| subscriber(&format!("1.{n}"))).collect();
+        all.extend(["", "1.0", "a\"} 1\nx{", &"9".repeat(33)].map(subscriber));
+        let told = versions(&all);
+        assert!(told.len() <= VERSIONS + 2, "{told:?}");
+        assert_eq!((told["1.0"], told["unknown"], told["other"]), (2, 1, 100 - VERSIONS + 2));
+    }
+
+    /// The selectors of Istio's control plane dashboard.
+    #[test]
+    fn the_page_has_what_istios_dashboard_asks_for() {
+        let (cert, key) = Signer::generate("cluster.local").unwrap();
+        let signer = Signer::from_pem(&cert, &key).unwrap();
+        let counts = Counts::default();
+        let now = karst_rt::clock::Instant::now();
+        let sent = Event::Sent { type_url: karst_api::ADDRESS_TYPE.into(), nonce: "1".into(), bytes: 10 };
+        for event in [sent, Event::Pushed { took: Duration::from_millis(5) }] {
+            counts.pushes.note(&event, now, now);
+        }
+        counts.reviews.note(Reviewed::of("networking.istio.io", "v1", "Sidecar"), None);
+        counts.reviews.note(Reviewed::of("networking.istio.io", "v1", "VirtualService"), Some(Why::Invalid));
+        let gate = Gate::for_strangers();
+        let page = page(&Facts {
+            counts: &counts,
+            subscribers: &[subscriber("1.30")],
+            watched: Some(&WatchCounts::default()),
+            signer: &signer,
+            lists_stale: false,
+            workloads: 3,
+            services: 2,
+            virtual_services: 1,
+            problems: &BTreeMap::new(),
+            discovery_gate: &gate,
+            webhook_gate: &gate,
+            now: karst_rt::clock::since_epoch().as_secs_f64(),
+        });
+        for line in [
+            "istio_build{component=\"pilot\",tag=\"karst-",
+            "pilot_info{version=\"karst-",
+            "pilot_xds{version=\"1.30\"} 1\n",
+            "pilot_xds_pushes{type=\"wds\"} 1\n",
+            "pilot_xds_config_size_bytes_bucket{type=\"wds\",le=\"10000\"} 1\n",
+            "pilot_xds_push_time_bucket{le=\"0.01\"} 1\n",
+            "pilot_proxy_convergence_time_count 0\n",
+            "pilot_total_xds_rejects{type=\"wads\"} 0\n",
+            "pilot_total_xds_internal_errors 0\n",
+            "pilot_push_triggers{type=\"config\"} 0\n",
+            "pilot_services 2\n",
+            "pilot_virt_services 1\n",
+            "# TYPE pilot_k8s_cfg_events counter\n",
+            "galley_validation_failed{group=\"networking.istio.io\",version=\"v1\",resource=\"virtualservices\",reason=\"invalid_resource\"} 1\n",
+            "citadel_server_csr_sign_err_count{error=\"TTL_ERROR\"} 0\n",
+            "process_resident_memory_bytes ",
+        ] {
+            assert!(page.contains(line), "{line}: {page}");
+        }
+        let left = page.lines().find_map(|l| l.strip_prefix("citadel_server_root_cert_expiry_seconds ")).unwrap();
+        let years = left.parse::<f64>().unwrap() / (365.0 * 86400.0);
+        assert!((9.0..11.0).contains(&years), "{left}");
+        // Each metric has its head once, and every line of the page is one or the other.
+        let heads: Vec<_> = page.lines().filter(|l| l.starts_with("# TYPE ")).collect();
+        let distinct: std::collections::BTreeSet<_> = heads.iter().collect();
+        assert_eq!(heads.len(), distinct.len(), "{heads:?}");
+    }
+}
