@@ -140,7 +140,8 @@ impl Install {
         let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
         let mut teller = Teller::new(session);
         installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
-        teller.done()?;
+        let told = teller.done();
+        // Whatever has become of the terminal: it is installed.
         target.record(&wanted, &manifest).await.map_err(|error| failed(&error))?;
         for part in manifest.parts.iter().filter(|part| part.notes.contains("no effect")) {
             session.note(part.notes.trim_end());
@@ -153,6 +154,7 @@ impl Install {
         session.line("Next: add a namespace to the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient")
     }
 }
+        told?;
 
 /// Prints progress as it comes; the first line that cannot be written is the answer of [`Teller::done`].
 pub(super) struct Teller<'s, 'o> {
