@@ -127,7 +127,7 @@ impl Install {
         if let Some(problem) = crate::verbs::check::too_old(&version) {
             return Err(problem);
         }
-        let manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
+        let mut manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
         let obsolete = Installation::obsolete(&target, &manifest).await.map_err(|error| failed(&error))?;
         let changes = Changes::find(&target, &manifest, &obsolete, self.force).await.map_err(|error| failed(&error))?;
         if self.dry_run {
@@ -139,6 +139,8 @@ impl Install {
         }
         let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
         let mut teller = Teller::new(session);
+        let used: Vec<&str> = changes.used.iter().map(|used| used.name.as_str()).collect();
+        manifest.leave(&used);
         installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
         let told = teller.done();
         // Whatever has become of the terminal: it is installed.
@@ -284,7 +286,9 @@ pub(super) fn failed(error: &ClusterError) -> Problem {
         ClusterError::NotReady { .. } | ClusterError::NotGone { .. } => {
             "run the same command again: it goes on where it is"
         }
-        ClusterError::Helm { .. } | ClusterError::Foreign { .. } => "correct it, and run the same command again",
+        ClusterError::Helm { .. } | ClusterError::Foreign { .. } | ClusterError::Lacking { .. } => {
+            "correct it, and run the same command again"
+        }
     };
     Problem::new("the cluster is not changed as it was wanted").because(error).next(next)
 }
