@@ -69,7 +69,9 @@ pub fn main() -> ExitCode {
     match runtime.block_on(cli.verb.run(&mut session, &|| command(program))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("{program}: {problem}");
+            if problem.status() != Exit::Closed {
+                session.note(format!("{program}: {problem}"));
+            }
             problem.code()
         }
     }

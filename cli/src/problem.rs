@@ -15,6 +15,8 @@ pub enum Exit {
     Data = 65,
     /// What was checked has findings at or above the threshold (as istioctl's analyze).
     Findings = 79,
+    /// Whoever reads the answer has enough (as a shell tells of a program that SIGPIPE has ended). Nothing is said.
+    Closed = 141,
 }
 
 /// An error of a user.

@@ -22,6 +22,7 @@ const STATUSES: &str = "
 | 64 | the command line is wrong |
 | 65 | a file cannot be read, or is not a valid manifest |
 | 79 | what was checked has findings |
+| 141 | whoever reads the output has ended before its end, as `head` does; nothing is said of it |
 ";
 
 /// The page.

@@ -4,7 +4,7 @@ use crate::{
     cluster::Cluster,
     options::Global,
     output::{Format, Table},
-    problem::Problem,
+    problem::{Exit, Problem},
 };
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -56,7 +56,8 @@ impl<'a> Session<'a> {
     }
     /// Writes a note that is no part of the answer, to standard error.
     pub fn note(&self, note: impl AsRef<str>) {
-        eprintln!("{}", note.as_ref());
+        // Nobody may be reading it: that ends nothing.
+        let _ = writeln!(io::stderr(), "{}", note.as_ref());
     }
     /// Writes a table.
     ///
@@ -79,5 +80,8 @@ impl<'a> Session<'a> {
 }
 
 fn closed(error: &io::Error) -> Problem {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Problem::new("the reader of the answer has ended").exit(Exit::Closed);
+    }
     Problem::new("cannot write the answer").because(error).next("check the disk or the program that reads the output")
 }

@@ -352,6 +352,22 @@ fn clusters() -> Vec<Case> {
             "upgrade it by helm",
         ),
         case(
+            "CRDs that are too old, before an installation",
+            "check",
+            old_crd(),
+            79,
+            &["CRDs of others", "CustomResourceDefinition sidecars.networking.istio.io was not installed by karst"],
+            "take it over with --force",
+        ),
+        case(
+            "CRDs that are too old, and installed all the same",
+            "install -y",
+            old_crd(),
+            1,
+            &["CustomResourceDefinition sidecars.networking.istio.io was not installed by karst", "it lacks"],
+            "take it over with --force",
+        ),
+        case(
             "a revision that is not installed",
             "uninstall --revision old -y",
             server(|_| None),
@@ -368,6 +384,22 @@ fn clusters() -> Vec<Case> {
             "karst install installs it",
         ),
     ]
+}
+
+/// A CRD of an old Istio's, which knows no fields.
+fn old_crd() -> Around {
+    server(|request| match (request.method.as_str(), request.name.as_str()) {
+        ("GET", name @ "sidecars.networking.istio.io") => Some((
+            200,
+            json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": name, "labels": { "release": "istio" } },
+                "spec": { "versions": [{ "name": "v1alpha3", "served": true, "schema": { "openAPIV3Schema": {} } }] },
+            }),
+        )),
+        ("PATCH", _) => Some((200, request.body.clone())),
+        _ => None,
+    })
 }
 
 fn of_helm(version: &str, kind: &str, name: &str) -> Value {

@@ -23,8 +23,8 @@ pub const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 pub struct PodManager {
     pub shared: Arc<Shared>,
     pub pods: LocalPods,
-    /// Those whose listeners could not be opened, by uid.
-    pub waiting: HashMap<String, LocalPod>,
+    /// Those whose listeners, which are ours to open, are not all served, by uid.
+    pub waiting: LocalPods,
     /// Until the agent's first snapshot is complete.
     pub blocker: Option<Blocker>,
     pub dns: mpsc::Sender<crate::dns::Order>,
@@ -53,38 +53,37 @@ impl PodManager {
     }
 
     /// Serves a pod by listeners of our own. If they cannot be opened it is tried again later.
-    async fn open(&mut self, pod: LocalPod) -> Result<(), AddError> {
+    async fn open(&mut self, pod: Arc<LocalPod>) -> Result<(), AddError> {
         let config = &self.shared.config;
         let wanted = Wanted { dns: config.dns, ipv6: config.ipv6 };
-        let opened = pod.connector.netns.as_ref().map(|netns| Listeners::open(netns, wanted));
-        match opened {
-            Some(Ok(listeners)) => {
-                // The agent tells the pod's owner that it is in the mesh when we have acknowledged it.
-                let started = if *self.shared.configured.borrow() { listeners.start() } else { Ok(()) };
-                match started {
-                    Ok(()) => self.serve(pod, listeners).await,
-                    Err(error) => {
-                        let key = pod.key.clone();
-                        self.waiting.insert(pod.uid.clone(), pod);
-                        Err(AddError::Listener { pod: key, error })
-                    }
-                }
-            }
-            Some(Err(e)) => {
+        // An agent's pod has a namespace: the request would have been refused.
+        let Some(netns) = &pod.connector.netns else { return Ok(()) };
+        let opened = Listeners::open(netns, wanted).map_err(AddError::from);
+        // The agent tells the pod's owner that it is in the mesh when we have acknowledged it.
+        let started = opened.and_then(|listeners| {
+            let started = if *self.shared.configured.borrow() { listeners.start() } else { Ok(()) };
+            started.map(|()| listeners).map_err(|error| AddError::Listener { pod: pod.key.clone(), error })
+        });
+        match started {
+            Ok(listeners) => self.serve(pod, listeners).await,
+            Err(e) => {
                 self.waiting.insert(pod.uid.clone(), pod);
-                Err(e.into())
+                Err(e)
             }
-            // An agent's pod has a namespace: the request would have been refused.
-            None => Ok(()),
         }
     }
 
-    async fn serve(&mut self, pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
-        let uid = pod.uid.clone();
-        let done = self.start(pod, listeners).await;
-        // Some workers may serve it: nobody would ever tell them that it is gone.
-        if done.is_err() && !self.pods.contains_key(&uid) {
-            self.withdraw(&uid).await;
+    async fn serve(&mut self, pod: Arc<LocalPod>, listeners: Listeners) -> Result<(), AddError> {
+        let done = self.start(&pod, listeners).await;
+        if done.is_err() {
+            // Some workers may serve it: nobody would ever tell them that it is gone.
+            if !self.pods.contains_key(&pod.uid) {
+                self.withdraw(&pod.uid).await;
+            }
+            // An agent that sends listeners sends them again. Istio's has none to send, and counts on us.
+            if pod.redirection == Redirection::Nat {
+                self.waiting.insert(pod.uid.clone(), pod);
+            }
         }
         done
     }
@@ -96,11 +95,7 @@ impl PodManager {
         }
     }
 
-    async fn start(&mut self, mut pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
-        if let Some(before) = self.pods.get(&pod.uid) {
-            pod.usage = before.usage.clone();
-        }
-        let pod = Arc::new(pod);
+    async fn start(&mut self, pod: &Arc<LocalPod>, listeners: Listeners) -> Result<(), AddError> {
         let mut waits = Vec::new();
         for worker in self.shared.workers.commands() {
             let own = listeners.for_worker().map_err(AddError::Descriptors)?;
@@ -125,12 +120,19 @@ impl PodManager {
 }
 
 impl Pods for PodManager {
-    async fn add(&mut self, pod: LocalPod, listeners: Option<Listeners>) -> Result<(), AddError> {
-        self.waiting.remove(&pod.uid);
+    async fn add(&mut self, mut pod: LocalPod, listeners: Option<Listeners>) -> Result<(), AddError> {
+        let waited = self.waiting.remove(&pod.uid);
+        // An agent that we have connected to once more tells of all its pods.
+        if listeners.is_none() && waited.is_none() && self.is_served(&pod) {
+            self.count_waiting();
+            return Ok(());
+        }
+        if let Some(before) = self.pods.get(&pod.uid) {
+            pod.usage = before.usage.clone();
+        }
+        let pod = Arc::new(pod);
         let done = match listeners {
             Some(listeners) => self.serve(pod, listeners).await,
-            // An agent that we have connected to once more tells of all its pods.
-            None if self.is_served(&pod) => Ok(()),
             None => self.open(pod).await,
         };
         self.count_waiting();
@@ -168,4 +170,92 @@ impl Pods for PodManager {
         self.blocker = None;
     }
     fn lost(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dns::Order, outbound::tests::worker};
+    use karst_proxy::{testing::snapshot, workers::WorkerPool};
+    use karst_rt::socket::NetnsConnector;
+    use std::{io, net};
+    use tokio::sync::mpsc::Receiver;
+
+    fn manager() -> (PodManager, Vec<Receiver<Command>>, Receiver<Order>) {
+        let (worker, _drain) = worker(snapshot(vec![], vec![]));
+        let worker = std::rc::Rc::into_inner(worker).unwrap();
+        let mut shared = Arc::into_inner(worker.shared).unwrap();
+        let (workers, commands) = WorkerPool::new(2);
+        shared.workers = workers;
+        let (dns, orders) = mpsc::channel(8);
+        let manager = PodManager {
+            shared: Arc::new(shared),
+            pods: HashMap::new(),
+            waiting: HashMap::new(),
+            blocker: None,
+            dns,
+            changed: Arc::default(),
+        };
+        (manager, commands, orders)
+    }
+
+    fn listeners() -> Listeners {
+        let tcp = || net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Listeners { outbound: tcp(), plaintext: tcp(), hbone: tcp(), dns: vec![], forward: None, dns_tcp: vec![] }
+    }
+
+    fn pod(redirection: Redirection) -> Arc<LocalPod> {
+        let pod = Arc::into_inner(LocalPod::test("a", "a", "uid-a")).unwrap();
+        Arc::new(LocalPod { redirection, connector: NetnsConnector::host(), ..pod })
+    }
+
+    /// One that serves everything.
+    async fn serves(mut commands: Receiver<Command>) -> Vec<String> {
+        let mut seen = vec![];
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Add { pod, done, .. } => {
+                    seen.push(format!("add {}", pod.uid));
+                    let _ = done.send(Ok(()));
+                }
+                Command::Del { uid } => seen.push(format!("del {uid}")),
+                Command::Take(_) | Command::Dump(_) => {}
+            }
+        }
+        seen
+    }
+
+    /// One that has no descriptors left.
+    async fn fails(mut commands: Receiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            if let Command::Add { pod, done, .. } = command {
+                let error = io::Error::from_raw_os_error(24);
+                let _ = done.send(Err(AddError::Listener { pod: pod.key.clone(), error }));
+            }
+        }
+    }
+
+    /// The first worker serves it, the second cannot: (is it tried again, what the first was told).
+    async fn half_way(redirection: Redirection) -> (bool, Vec<String>) {
+        let (mut manager, mut commands, _orders) = manager();
+        let (second, first) = (commands.pop().unwrap(), commands.pop().unwrap());
+        let work = async move {
+            assert!(manager.serve(pod(redirection), listeners()).await.is_err());
+            assert!(manager.pods.is_empty());
+            let waits = manager.is_waiting();
+            manager.del("uid-a").await;
+            assert!(!manager.is_waiting(), "the agent has taken it away");
+            drop(manager); // the workers end
+            waits
+        };
+        let (waits, seen, ()) = tokio::join!(work, serves(first), fails(second));
+        (waits, seen)
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_served_half_way_is_withdrawn_and_tried_again() {
+        let told = vec!["add uid-a".to_owned(), "del uid-a".to_owned()];
+        assert_eq!(half_way(Redirection::Nat).await, (true, told.clone()));
+        assert_eq!(half_way(Redirection::Lookup).await, (false, told), "its agent sends the listeners again");
+    }
 }

@@ -10,6 +10,7 @@
 
 use crate::{
     inpod::LocalPod,
+    listeners::started,
     queries::Queries,
     state::{Service, Snapshot},
     worker::Shared,
@@ -94,9 +95,7 @@ pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
 async fn serve(queries: Rc<Queries>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
     let pending = Rc::new(Cell::new(0));
     shared.configured().await;
-    if let Err(e) = queries.start() {
-        tracing::warn!(pod = pod.key, error = %e, "another ztunnel goes on to get new queries");
-    }
+    started(&pod.key, "DNS over UDP (port 15053)", || queries.start()).await;
     loop {
         let (data, from, to) = match queries.recv().await {
             Ok(x) => x,

@@ -6,12 +6,18 @@
 //! tests/world (swap).
 
 use karst_core::limits::port;
-use karst_rt::{nat, netns::Netns, socket::NetnsConnector};
+use karst_rt::{backoff::Backoff, nat, netns::Netns, socket::NetnsConnector};
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    time::Duration,
 };
 use tokio::net::TcpStream;
+
+/// A port that another process holds is asked for again after this time at first.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// And after this time at most.
+const RETRY_CAP: Duration = Duration::from_secs(30);
 
 /// By which means a pod's connections come to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +179,34 @@ impl Listeners {
     }
 }
 
+/// Starts a socket of our own; while that fails, again and again. What the pod's processes do is not ours to end: one that holds
+/// the port may be gone later.
+pub async fn started(pod: &str, what: &str, start: impl Fn() -> io::Result<()>) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    let mut errors = karst_rt::repeated::Repeated::default();
+    while let Err(error) = start() {
+        if let Some(line) = errors.note(&not_started(what, &error)) {
+            tracing::error!(pod, "{line}");
+        }
+        errors.end_round();
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    for line in errors.end_round() {
+        tracing::info!(pod, "{line}");
+    }
+}
+
+/// What is not served, why, and what to do.
+fn not_started(what: &str, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        return format!(
+            "{what} of the pod is not served: a process in the pod's network namespace holds the port; end it or give it \
+             another port. It is tried again"
+        );
+    }
+    format!("{what} of the pod is not served by this ztunnel: {error}. It is tried again")
+}
+
 /// Do two connectors lead to the same namespace?
 pub fn same_netns(one: &NetnsConnector, other: &NetnsConnector) -> bool {
     let id = |c: &NetnsConnector| c.netns.as_ref().and_then(|n| n.id().ok());
@@ -203,6 +237,40 @@ mod tests {
             Redirection::Lookup.is_dns(&stream, elsewhere, true) && !Redirection::Nat.is_dns(&stream, elsewhere, true)
         );
         assert!(!Redirection::Lookup.is_dns(&stream, elsewhere, false));
+    }
+
+    /// A process of the pod has the port for itself at first.
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_held_is_taken_once_it_is_free() {
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = held.local_addr().unwrap();
+        let own = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        own.set_reuse_port(true).unwrap();
+        let (held, tries) = (std::cell::Cell::new(Some(held)), std::cell::Cell::new(0));
+        started("ns/a", "DNS", || {
+            let result = nat::start_udp(&own, at);
+            tries.set(tries.get() + 1);
+            // It ends after our third try.
+            if tries.get() == 3 {
+                drop(held.take());
+            }
+            result
+        })
+        .await;
+        assert_eq!(tries.get(), 4);
+        let own: UdpSocket = own.into();
+        assert_eq!(own.local_addr().unwrap(), at);
+    }
+
+    #[test]
+    fn a_port_that_is_held_is_named_as_that() {
+        let held = not_started("DNS over UDP (port 15053)", &io::ErrorKind::AddrInUse.into());
+        assert!(
+            held.starts_with("DNS over UDP (port 15053) of the pod is not served: a process in the pod's"),
+            "{held}"
+        );
+        let other = not_started("a listener", &io::Error::from_raw_os_error(1));
+        assert!(other.contains("Operation not permitted") && !other.contains("holds"), "{other}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     conns::Conns,
     inbound,
     inpod::{AddError, LocalPod},
-    listeners::{Listeners, Redirection},
+    listeners::{Listeners, Redirection, started},
     outbound,
     state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
@@ -127,11 +127,13 @@ impl AsFd for Queue {
 }
 
 impl Queue {
-    fn start(self) -> std::io::Result<TcpListener> {
+    /// Waits until it listens.
+    async fn start(self, pod: &str) -> std::io::Result<TcpListener> {
         match self {
             Self::Agents(listener) => Ok(listener),
             Self::Ours(socket) => {
-                nat::start(&socket)?;
+                let what = socket.local_addr().map_or("a listener".into(), |at| format!("port {}", at.port()));
+                started(pod, &what, || nat::start(&socket)).await;
                 TcpListener::from_std(socket)
             }
         }
@@ -200,11 +202,14 @@ impl Worker {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
             }
-            let listener = match queue.start() {
-                Ok(listener) => listener,
-                Err(e) => {
-                    return tracing::error!(pod = served.pod.key, error = %e, "a listener of the pod's is not served");
-                }
+            let listener = tokio::select! {
+                () = stop.reached(drain::Phase::Graceful) => return,
+                started = queue.start(&served.pod.key) => match started {
+                    Ok(listener) => listener,
+                    Err(e) => {
+                        return tracing::error!(pod = served.pod.key, error = %e, "a listener of the pod's is not served");
+                    }
+                },
             };
             loop {
                 tokio::select! {

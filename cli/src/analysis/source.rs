@@ -21,6 +21,13 @@ use std::{
 /// Code of a list in a file (KARST-0003): the mesh's own directories have none, and a command line reads them.
 const LIST: u16 = 3;
 
+const VALIDATING: Resource = Resource::new(
+    "admissionregistration.k8s.io",
+    "v1",
+    "ValidatingWebhookConfiguration",
+    "validatingwebhookconfigurations",
+);
+
 /// What was read of files.
 #[derive(Debug, Default)]
 pub struct Input {
@@ -192,6 +199,11 @@ pub async fn all_stored(cluster: &Cluster) -> Result<Stored, Problem> {
                 Err(problem) => notes.push(format!("note: {problem}")),
             }
         }
+    }
+    // No kind of the mesh's: which objects are judged when they are applied.
+    match cluster.list(VALIDATING, None, "app=istiod").await {
+        Ok(found) => values.extend(found.into_iter().flatten().filter_map(|one| serde_json::to_value(one).ok())),
+        Err(problem) => notes.push(format!("note: {problem}")),
     }
     Ok(Stored { objects, values, notes })
 }

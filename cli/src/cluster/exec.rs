@@ -4,7 +4,12 @@ use super::{connect::Cluster, failure::failed, pods::PodName};
 use crate::problem::Problem;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::AttachParams};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
+
+/// A command that says no end of itself after this time is given up: a node that hangs must not keep the others from being
+/// looked at.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// What a command has said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,12 +23,22 @@ pub struct Executed {
 }
 
 impl Cluster {
-    /// Runs a command in a container of a pod (empty: its default one) and waits for its end.
+    /// Runs a command in a container of a pod (empty: its default one) and waits for its end, for 20 s at most.
     ///
     /// # Errors
-    /// If the API server refuses it, or there is no such program.
+    /// If the API server refuses it, there is no such program, or it does not end in time.
     pub async fn exec(&self, pod: &PodName, container: &str, command: &[&str]) -> Result<Executed, Problem> {
         let what = || format!("cannot run {:?} in pod {pod}", command.join(" "));
+        within(LIMIT, what(), self.run(pod, container, command, &what)).await
+    }
+
+    async fn run(
+        &self,
+        pod: &PodName,
+        container: &str,
+        command: &[&str],
+        what: &dyn Fn() -> String,
+    ) -> Result<Executed, Problem> {
         let api: Api<Pod> = Api::namespaced(self.streams.clone(), &pod.namespace);
         let mut params = AttachParams::default().stdin(false).stdout(true).stderr(true);
         if !container.is_empty() {
@@ -54,5 +69,33 @@ impl Cluster {
             stderr: String::from_utf8_lossy(&complained).into_owned(),
             is_success,
         })
+    }
+}
+
+/// The work, or that it has not ended in time.
+async fn within<T>(
+    limit: Duration,
+    what: String,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => {
+            let next = "look at the pod's node: `kubectl get nodes` and `kubectl describe pod` say more";
+            Err(Problem::new(what).because(format!("no answer within {} s", limit.as_secs())).next(next))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_does_not_end_is_given_up() {
+        let told = within(LIMIT, "cannot run it".into(), std::future::pending::<Result<(), Problem>>()).await;
+        let told = told.unwrap_err().to_string();
+        assert!(told.starts_with("cannot run it: no answer within 20 s\n  next: look at the pod's node"), "{told}");
+        assert_eq!(within(LIMIT, String::new(), async { Ok(1) }).await, Ok(1));
     }
 }

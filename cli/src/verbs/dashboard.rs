@@ -8,6 +8,7 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use std::{
+    io::Write,
     net::{IpAddr, Ipv4Addr},
     process::{Command, Stdio},
 };
@@ -219,7 +220,7 @@ async fn carry(cluster: Cluster, pod: PodName, port: u16, mut stream: TcpStream)
             // Either side may end as it likes: browsers reset connections that they need no more.
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
         }
-        Err(problem) => eprintln!("{problem}"),
+        Err(problem) => drop(writeln!(std::io::stderr(), "{problem}")),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `install`, and `manifest apply`, which is the same.
 
 use crate::{
+    analysis::rules,
+    cluster::Resource,
     problem::{Exit, Problem},
     session::Session,
 };
@@ -15,6 +17,13 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+
+const VALIDATING: Resource = Resource::new(
+    "admissionregistration.k8s.io",
+    "v1",
+    "ValidatingWebhookConfiguration",
+    "validatingwebhookconfigurations",
+);
 
 /// What is to be installed, as several verbs take it.
 #[derive(Debug, Default, clap::Args)]
@@ -127,9 +136,11 @@ impl Install {
         if let Some(problem) = crate::verbs::check::too_old(&version) {
             return Err(problem);
         }
-        let manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
+        let mut manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
         let obsolete = Installation::obsolete(&target, &manifest).await.map_err(|error| failed(&error))?;
         let changes = Changes::find(&target, &manifest, &obsolete, self.force).await.map_err(|error| failed(&error))?;
+        let used: Vec<&str> = changes.used.iter().map(|used| used.name.as_str()).collect();
+        manifest.leave(&used);
         if self.dry_run {
             return session.text(&(changes.lines().join("\n") + "\n"));
         }
@@ -140,8 +151,10 @@ impl Install {
         let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
         let mut teller = Teller::new(session);
         installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
-        teller.done()?;
+        let told = teller.done();
+        // Whatever has become of the terminal: it is installed.
         target.record(&wanted, &manifest).await.map_err(|error| failed(&error))?;
+        told?;
         for part in manifest.parts.iter().filter(|part| part.notes.contains("no effect")) {
             session.note(part.notes.trim_end());
         }
@@ -150,8 +163,23 @@ impl Install {
             "{tick} {} complete in namespace {place}",
             if upgrade { "Upgrade" } else { "Installation" }
         ))?;
+        if !manifest.revision.is_empty() {
+            default_revision(session, &manifest.revision).await?;
+        }
         session.line("Next: add a namespace to the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient")
     }
+}
+
+/// Says what is missing while a revision with a name is the only one.
+async fn default_revision(session: &mut Session<'_>, revision: &str) -> Result<(), Problem> {
+    let found = session.cluster().await?.list(VALIDATING, None, "app=istiod").await?.unwrap_or_default();
+    if found.iter().any(|one| rules::selects(&one.data, None)) {
+        return Ok(());
+    }
+    session.line(format!(
+        "Next: no revision is the default one, and objects without the label istio.io/rev are not judged when they are applied: \
+         karst tag set default --revision {revision}"
+    ))
 }
 
 /// Prints progress as it comes; the first line that cannot be written is the answer of [`Teller::done`].
@@ -282,7 +310,9 @@ pub(super) fn failed(error: &ClusterError) -> Problem {
         ClusterError::NotReady { .. } | ClusterError::NotGone { .. } => {
             "run the same command again: it goes on where it is"
         }
-        ClusterError::Helm { .. } | ClusterError::Foreign { .. } => "correct it, and run the same command again",
+        ClusterError::Helm { .. } | ClusterError::Foreign { .. } | ClusterError::Lacking { .. } => {
+            "correct it, and run the same command again"
+        }
     };
     Problem::new("the cluster is not changed as it was wanted").because(error).next(next)
 }

@@ -9,6 +9,8 @@ pub struct Call {
     pub from: String,
     /// What is called: `NAME[.NAMESPACE]` or a host of a service, `pod/NAME[.NAMESPACE]`, or an address.
     pub to: String,
+    /// The namespace of names that are written without one; empty: `default`.
+    pub namespace: String,
     /// The port; None: the only one that the service has.
     pub port: Option<u16>,
     /// The request; None: a connection of which nothing is known but its bytes.
@@ -37,5 +39,17 @@ pub struct Head {
 impl Default for Head {
     fn default() -> Self {
         Self { method: "GET".into(), path: "/".into(), host: None, headers: vec![], claims: None }
+    }
+}
+
+impl Call {
+    /// `NAME[.NAMESPACE]`.
+    pub(crate) fn split<'a>(&'a self, text: &'a str) -> (&'a str, &'a str) {
+        text.split_once('.').unwrap_or((text, self.namespace()))
+    }
+
+    /// The namespace of names that are written without one.
+    pub(crate) fn namespace(&self) -> &str {
+        if self.namespace.is_empty() { "default" } else { &self.namespace }
     }
 }

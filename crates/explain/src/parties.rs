@@ -119,11 +119,6 @@ pub(crate) struct Destination {
     pub(crate) name: String,
 }
 
-/// `NAME[.NAMESPACE]`.
-fn split(text: &str) -> (&str, &str) {
-    text.split_once('.').unwrap_or((text, "default"))
-}
-
 /// The caller of a call.
 pub(crate) fn source(world: &World, call: &Call) -> Result<Source, PartyError> {
     if call.from == OUTSIDE {
@@ -140,7 +135,7 @@ pub(crate) fn source(world: &World, call: &Call) -> Result<Source, PartyError> {
         return Ok(by_identity(world, call.from.parse::<Identity>().map_err(bad)?));
     }
     let (kind, rest) = call.from.split_once('/').unwrap_or(("", &call.from));
-    let (name, namespace) = split(rest);
+    let (name, namespace) = call.split(rest);
     let unknown = |what| {
         let unknown = PartyError::Unknown { what, name: name.into(), namespace: namespace.into() };
         ended(world, namespace, name).unwrap_or(unknown)
@@ -223,21 +218,21 @@ pub(crate) fn destination(world: &World, call: &Call, source: &Source) -> Result
         return at(call, service, ip);
     }
     if let Some(rest) = call.to.strip_prefix("pod/") {
-        let (name, namespace) = split(rest);
+        let (name, namespace) = call.split(rest);
         let workload = found(world, namespace, &|w| *w.name == *name);
         let unknown = || PartyError::Unknown { what: "pod", name: name.into(), namespace: namespace.into() };
         let workload = workload.ok_or_else(|| ended(world, namespace, name).unwrap_or_else(unknown))?;
         let ip = workload.ips.first().copied().ok_or(PartyError::NoAddress { to: call.to.clone() })?;
         return at(call, None, ip);
     }
-    let (name, namespace) = split(&call.to);
+    let (name, namespace) = call.split(&call.to);
     if let Some(target) = alias(world, name, namespace) {
         let of_mesh = world.mesh.host(target, client).cloned();
         let (namespace, name) = (namespace.into(), name.into());
         let service = of_mesh.ok_or_else(|| PartyError::Alias { namespace, name, target: target.into() })?;
         return called(world, call, service);
     }
-    match by_name(world, &call.to, client) {
+    match by_name(world, call, client) {
         Some(service) => called(world, call, service),
         None => match gateways::taking(world.gateways(), &call.to, call.port) {
             Some(taken) => Ok(at_gateway(world, call, source, &taken)),
@@ -254,11 +249,12 @@ fn alias<'a>(world: &'a World, name: &str, namespace: &str) -> Option<&'a str> {
 }
 
 /// The service that a client means by a name.
-fn by_name(world: &World, text: &str, client: &str) -> Option<Arc<Service>> {
-    let (name, namespace) = split(text);
+fn by_name(world: &World, call: &Call, client: &str) -> Option<Arc<Service>> {
+    let text = &*call.to;
+    let (name, namespace) = call.split(text);
     let domain = &world.compiled.cluster_domain;
     let short = format!("{name}.{namespace}.svc.{domain}");
-    let own = format!("{text}.{}.svc.{domain}", if client.is_empty() { "default" } else { client });
+    let own = format!("{text}.{}.svc.{domain}", if client.is_empty() { call.namespace() } else { client });
     let long = format!("{text}.{domain}");
     let hosts = [text, long.as_str(), own.as_str(), short.as_str()];
     hosts.iter().find_map(|host| world.mesh.host(host, client)).cloned()

@@ -42,6 +42,7 @@ impl Question {
         Call {
             from: self.from.clone(),
             to: self.to.clone(),
+            namespace: String::new(),
             port: self.port,
             request: (!self.tcp).then(head),
             server_name: None,

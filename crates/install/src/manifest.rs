@@ -145,6 +145,15 @@ impl Manifest {
         })
     }
 
+    /// Leaves CRDs out by their names: those that are there, and somebody else's.
+    pub fn leave(&mut self, crds: &[&str]) {
+        let is_left = |object: &Value| {
+            Stage::of(object) == Stage::Crd
+                && object["metadata"]["name"].as_str().is_some_and(|name| crds.contains(&name))
+        };
+        self.parts.iter_mut().for_each(|part| part.objects.retain(|object| !is_left(object)));
+    }
+
     /// All objects, by stages and within them by component.
     pub fn objects(&self) -> impl Iterator<Item = &Value> {
         self.parts.iter().flat_map(|part| &part.objects)

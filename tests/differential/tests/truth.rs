@@ -299,6 +299,7 @@ fn said(objects: &[Value], question: &Question) -> Explanation {
     let call = Call {
         from: CALLERS[question.caller].0.into(),
         to: CALLED[question.called].0.into(),
+        namespace: String::new(),
         port: Some(question.port),
         request: Some(Head {
             method: question.method.into(),

@@ -1,6 +1,6 @@
 //! Clusters and their endpoints: `proxy-config clusters` and `endpoints`.
 
-use super::View;
+use super::{View, routes::config_path};
 use karst_proxy::state::{Service, Workload};
 use serde_json::{Value, json};
 use std::{fmt::Write, net::IpAddr};
@@ -46,13 +46,23 @@ fn endpoints<'a>(view: &'a View<'_>, service: &Service, port: u16, subset: &str)
     out
 }
 
-/// Name and endpoints of every cluster, in order of their services.
-fn all<'a>(view: &'a View<'_>) -> Vec<(String, Vec<Endpoint<'a>>)> {
+/// What a service's port is called by.
+struct Cluster<'a> {
+    name: String,
+    /// The DestinationRule that decides; empty: none.
+    rule: &'a str,
+    endpoints: Vec<Endpoint<'a>>,
+}
+
+/// Every cluster, in order of their services.
+fn all<'a>(view: &'a View<'_>) -> Vec<Cluster<'a>> {
     let mut out = vec![];
     for service in view.services() {
+        let rule = view.snapshot.backends.get(&service.key).map_or("", |backend| &backend.origin);
         for (port, _) in &service.ports {
             for subset in view.subsets(service) {
-                out.push((view.cluster_name(service, *port, subset), endpoints(view, service, *port, subset)));
+                let name = view.cluster_name(service, *port, subset);
+                out.push(Cluster { name, rule, endpoints: endpoints(view, service, *port, subset) });
             }
         }
     }
@@ -61,10 +71,14 @@ fn all<'a>(view: &'a View<'_>) -> Vec<(String, Vec<Endpoint<'a>>)> {
 
 /// The section of the dump.
 pub fn section(view: &View<'_>) -> Value {
-    let one = |(name, _): (String, Vec<Endpoint<'_>>)| {
-        json!({ "cluster": {
+    let one = |Cluster { name, rule, .. }: Cluster<'_>| {
+        let mut cluster = json!({
             "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": name, "type": "EDS",
-        } })
+        });
+        if let Some(config) = config_path(rule) {
+            cluster["metadata"] = json!({ "filter_metadata": { "istio": { "config": config } } });
+        }
+        json!({ "cluster": cluster })
     };
     json!({
         "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",
@@ -80,7 +94,7 @@ pub fn endpoints_section(view: &View<'_>) -> Value {
             "lb_endpoints": [{ "endpoint": { "address": endpoint.address() }, "health_status": endpoint.health() }],
         })
     };
-    let one = |(name, endpoints): (String, Vec<Endpoint<'_>>)| {
+    let one = |Cluster { name, endpoints, .. }: Cluster<'_>| {
         json!({ "endpoint_config": {
             "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_name": name,
             "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
@@ -95,7 +109,7 @@ pub fn endpoints_section(view: &View<'_>) -> Value {
 /// `/clusters?format=json`.
 pub fn statuses(view: &View<'_>) -> Value {
     let host = |endpoint: &Endpoint<'_>| json!({ "address": endpoint.address(), "health_status": { "eds_health_status": endpoint.health() } });
-    let one = |(name, endpoints): (String, Vec<Endpoint<'_>>)| {
+    let one = |Cluster { name, endpoints, .. }: Cluster<'_>| {
         json!({
             "name": name, "added_via_api": true,
             "host_statuses": endpoints.iter().map(host).collect::<Vec<_>>(),
@@ -107,7 +121,7 @@ pub fn statuses(view: &View<'_>) -> Value {
 /// `/clusters`, a line for each endpoint.
 pub fn text(view: &View<'_>) -> String {
     let mut out = String::new();
-    for (name, endpoints) in all(view) {
+    for Cluster { name, endpoints, .. } in all(view) {
         let _ = writeln!(out, "{name}::added_via_api::true");
         for endpoint in endpoints {
             let at = std::net::SocketAddr::new(endpoint.ip, endpoint.port);

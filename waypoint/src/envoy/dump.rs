@@ -117,7 +117,9 @@ mod tests {
             labels: [("version".to_string(), "v1".to_string())].into_iter().collect(),
             ..Default::default()
         };
-        out.backends.insert(WEB.into(), Arc::new(ir::Backend { subsets: vec![subset], ..Default::default() }));
+        let origin = "DestinationRule ns/d".to_string();
+        let backend = ir::Backend { subsets: vec![subset], origin, ..Default::default() };
+        out.backends.insert(WEB.into(), Arc::new(backend));
         out
     }
     fn dump(snapshot: &Snapshot, role: &str) -> Value {
@@ -144,6 +146,9 @@ mod tests {
             "inbound-vip|80|http/v1|web.ns.svc.cluster.local".to_string(),
         );
         assert_eq!(names(clusters, "/cluster/name"), [all.clone(), v1.clone()]);
+        // The column DESTINATION RULE.
+        let rule = "/apis/networking.istio.io/v1/namespaces/ns/destination-rule/d";
+        assert_eq!(names(clusters, "/cluster/metadata/filter_metadata/istio/config"), [rule, rule]);
         let routes = &section(&dump, "RoutesConfigDump")["dynamic_route_configs"];
         assert_eq!(names(routes, "/route_config/name"), std::slice::from_ref(&all));
         assert_eq!(

@@ -155,13 +155,14 @@ fn header(name: &str, value: &StringMatcher, invert: bool) -> Value {
     out
 }
 
-/// The path of the object that a rule comes from (`Kind namespace/name rest`), as istioctl reads it for its column VIRTUAL SERVICE:
-/// it shows paths of Istio's group only, so that routes of Gateway API have that, too.
-fn config_path(origin: &str) -> Option<String> {
+/// The path of the object that a rule comes from (`Kind namespace/name rest`), as istioctl reads it for its columns VIRTUAL SERVICE
+/// and DESTINATION RULE: it shows paths of Istio's group only, so that routes of Gateway API have that, too.
+pub(super) fn config_path(origin: &str) -> Option<String> {
     let mut words = origin.split(' ');
     let (kind, (namespace, name)) = (words.next()?, words.next()?.split_once('/')?);
     let kind = match kind {
         "VirtualService" => "virtual-service",
+        "DestinationRule" => "destination-rule",
         "HTTPRoute" => "http-route",
         "GRPCRoute" => "grpc-route",
         _ => return None,

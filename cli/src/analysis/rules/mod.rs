@@ -1,9 +1,10 @@
 //! What can be said of objects beside the webhook's rule book: messages of Istio's analyzers that have a meaning without
-//! sidecars, with Istio's codes and levels. Nothing here refuses anything.
+//! sidecars, with Istio's codes and levels, and a few of ours. Nothing here refuses anything.
 
 mod gateways;
 mod objects;
 mod policies;
+mod revisions;
 mod routes;
 mod services;
 mod statuses;
@@ -12,6 +13,7 @@ use super::Message;
 use std::collections::BTreeSet;
 
 pub use objects::{Item, Objects};
+pub use revisions::{selects, unjudged_tag};
 
 /// Codes of these rules, and what each says.
 pub const CODES: &[(&str, &str)] = &[
@@ -27,6 +29,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("IST0171", "a status has a condition that is not met"),
     ("IST0173", "a subset selects no pods"),
     ("IST0177", "ServiceEntries have the same host and port with several protocols"),
+    ("KARST-0721", "no webhook judges objects without the label istio.io/rev"),
+    ("KARST-0722", "no webhook judges objects with a tag as the label istio.io/rev"),
 ];
 
 type Rule = fn(&Objects) -> Vec<Message>;
@@ -34,11 +38,12 @@ type Rule = fn(&Objects) -> Vec<Message>;
 impl Objects {
     /// Everything that these rules say.
     pub fn judge(&self) -> Vec<Message> {
-        let rules: [Rule; 8] = [
+        let rules: [Rule; 9] = [
             gateways::certificates,
             gateways::service_entries,
             policies::selectors,
             policies::telemetries,
+            revisions::unjudged,
             routes::hosts,
             routes::unreachable,
             routes::subsets,

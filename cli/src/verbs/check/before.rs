@@ -2,13 +2,14 @@
 
 use super::{
     after::is_ours,
-    looked::{CRD, DAEMON_SET, Looked, Status},
+    looked::{DAEMON_SET, Looked, Status},
 };
 use crate::{
     cluster::{Cluster, Resource, failed},
     problem::Problem,
 };
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use karst_install::cluster::{ClusterError, Target, Used, used};
 use kube::{Api, ResourceExt, api::DynamicObject, api::PostParams};
 use serde_json::Value;
 
@@ -82,11 +83,11 @@ pub async fn leftovers(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Pr
             out.push(Looked::new(title, Status::Error, message));
         }
     }
-    let crds = cluster.list(CRD, None, "").await?.unwrap_or_default();
-    let istio = crds.iter().filter(|crd| crd.name_any().ends_with(".istio.io")).count();
-    if istio > 0 {
-        out.push(Looked::new("CRDs of Istio", Status::Ok, format!("{istio} are there and will be used")));
-    }
+    let used = used(&Target::new(cluster.client())).await.map_err(|error| match &error {
+        ClusterError::Request { what, error } => failed(what.clone(), error),
+        other => Problem::new("cannot look at CRDs").because(other),
+    })?;
+    out.extend(crds(&used));
     for webhook in cluster.list(WEBHOOK, None, "").await?.unwrap_or_default() {
         let name = webhook.name_any();
         if name.starts_with("istio-") && name.contains("injector") {
@@ -110,9 +111,53 @@ pub async fn leftovers(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Pr
     Ok(out)
 }
 
+/// CRDs that are there and are not changed by an installation: it uses them, or refuses, as it is said here.
+fn crds(used: &[Used]) -> Vec<Looked> {
+    let what = "CRDs of others";
+    let refusals = used.iter().filter_map(Used::refusal);
+    let mut out: Vec<Looked> = refusals.map(|refusal| Looked::new(what, Status::Error, refusal.to_string())).collect();
+    let good: Vec<&Used> = used.iter().filter(|used| used.lacks.needed.is_empty()).collect();
+    if !good.is_empty() {
+        let dropped: Vec<String> = good
+            .iter()
+            .filter(|used| !used.lacks.dropped.is_empty())
+            .map(|used| format!("{} without {}", used.name, used.lacks.dropped.join(", ")))
+            .collect();
+        let without = match dropped.as_slice() {
+            [] => String::new(),
+            all => format!("; these fields of objects are dropped by the API server: {}", all.join("; ")),
+        };
+        let message = format!("{} are there and will be used as they are{without}", good.len());
+        out.push(Looked::new(what, Status::Ok, message));
+    }
+    out
+}
+
 fn has_sidecar(pod: &DynamicObject) -> bool {
     let names = |list: &str| pod.data.pointer(list).and_then(Value::as_array).cloned().unwrap_or_default();
     let all = [names("/spec/containers"), names("/spec/initContainers")].concat();
     all.iter().any(|container| container.get("name").and_then(Value::as_str) == Some("istio-proxy"))
         && pod.labels().get("gateway.networking.k8s.io/gateway-name").is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_install::cluster::Lacks;
+
+    #[test]
+    fn crds_of_others_are_used_unless_they_lack_what_is_needed() {
+        let used = |name: &str, needed: &[&str], dropped: &[&str]| {
+            let texts = |all: &[&str]| all.iter().map(ToString::to_string).collect();
+            let lacks = Lacks { needed: texts(needed), dropped: texts(dropped) };
+            Used { name: name.into(), whose: "was not installed by karst".into(), lacks }
+        };
+        let all = [used("a", &[], &[]), used("b", &[], &["spec.x[].y"]), used("c", &["spec.targetRefs"], &[])];
+        let told = crds(&all);
+        assert_eq!(told.iter().map(|one| one.status).collect::<Vec<_>>(), [Status::Error, Status::Ok]);
+        assert!(told[0].message.contains("CustomResourceDefinition c was not installed by karst"), "{told:?}");
+        assert!(told[0].message.contains("it lacks spec.targetRefs"), "{told:?}");
+        assert!(told[1].message.starts_with("2 are there and will be used") && told[1].message.contains("b without"));
+        assert!(crds(&[]).is_empty());
+    }
 }

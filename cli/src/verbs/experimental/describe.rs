@@ -133,17 +133,71 @@ fn of_service(text: &mut String, service: &DynamicObject, facts: &Facts, labels:
             host(rule)
         );
         subsets(text, rule, labels);
+        traffic_policy(text, rule);
     }
     for route in routes {
         let _ = writeln!(text, "VirtualService: {}.{}", route.name_any(), route.namespace().unwrap_or_default());
+        exposed(text, facts, route);
         for destination in destinations(route) {
             let _ = writeln!(text, "   {destination}");
         }
     }
     for route in http_routes {
         let _ = writeln!(text, "HTTPRoute: {}.{}", route.name_any(), route.namespace().unwrap_or_default());
+        exposed(text, facts, route);
     }
     policies(text, "Authorization policies at the waypoint", &facts.policies_for_service(service));
+}
+
+fn exposed(text: &mut String, facts: &Facts, route: &DynamicObject) {
+    for gateway in facts.exposing(route) {
+        let _ = writeln!(text, "   Exposed on Gateway {gateway}");
+    }
+}
+
+/// In istioctl's words.
+fn traffic_policy(text: &mut String, rule: &DynamicObject) {
+    let Some(policy) = rule.data.pointer("/spec/trafficPolicy").and_then(Value::as_object) else {
+        let _ = writeln!(text, "   No Traffic Policy");
+        return;
+    };
+    if let Some(tls) = policy.get("tls") {
+        let _ = writeln!(text, "   Traffic Policy TLS Mode: {}", tls["mode"].as_str().unwrap_or("DISABLE"));
+    }
+    let parts = [
+        ("loadBalancer", "load balancer"),
+        ("connectionPool", "connection pool"),
+        ("outlierDetection", "outlier detection"),
+        ("portLevelSettings", "port level settings"),
+    ];
+    let named: Vec<&str> = parts.iter().filter(|(key, _)| policy.contains_key(*key)).map(|(_, name)| *name).collect();
+    if !named.is_empty() {
+        let _ = writeln!(text, "   Traffic Policy: {}", named.join(", "));
+    }
+}
+
+/// Which requests a rule of a VirtualService is for: all that is looked at besides the path is only named.
+fn requests(rule: &Value) -> String {
+    let matches = list(rule.get("match"));
+    if matches.is_empty() {
+        return "all requests".into();
+    }
+    let one = |condition: &Value| {
+        let uri = |how: &str| condition.pointer(&format!("/uri/{how}")).and_then(Value::as_str);
+        let path = uri("exact")
+            .map(str::to_owned)
+            .or_else(|| uri("prefix").map(|path| format!("{path}*")))
+            .or_else(|| uri("regex").map(|pattern| format!("regex {pattern}")));
+        let fields = condition.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+        let others: Vec<&str> = fields.filter(|name| !["uri", "name", "ignoreUriCase"].contains(name)).collect();
+        match (path, others.is_empty()) {
+            (Some(path), true) => path,
+            (Some(path), false) => format!("{path} by {}", others.join(", ")),
+            (None, true) => "any".into(),
+            (None, false) => format!("by {}", others.join(", ")),
+        }
+    };
+    matches.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
 fn host(rule: &DynamicObject) -> &str {
@@ -187,7 +241,7 @@ fn destinations(route: &DynamicObject) -> Vec<String> {
     let mut out = vec![];
     for protocol in ["http", "tls", "tcp"] {
         for (index, rule) in list(route.data.pointer(&format!("/spec/{protocol}"))).iter().enumerate() {
-            let condition = if rule.get("match").is_some() { "some requests" } else { "all requests" };
+            let condition = requests(rule);
             for target in list(rule.get("route")) {
                 let text = |at: &str| target.pointer(at).and_then(Value::as_str).unwrap_or_default();
                 let weight = target.get("weight").and_then(Value::as_u64).map(|weight| format!(", weight {weight}"));
@@ -230,9 +284,15 @@ mod tests {
 
     fn facts() -> Facts {
         let rule = json!({ "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": { "name": "web", "namespace": "shop" },
-            "spec": { "host": "web", "subsets": [{ "name": "v1", "labels": { "version": "v1" } }, { "name": "v2", "labels": { "version": "v2" } }] } });
+            "spec": { "host": "web", "trafficPolicy": { "tls": { "mode": "SIMPLE" }, "loadBalancer": {} }, "subsets": [{ "name": "v1", "labels": { "version": "v1" } }, { "name": "v2", "labels": { "version": "v2" } }] } });
         let route = json!({ "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": { "name": "web", "namespace": "shop" },
-            "spec": { "hosts": ["web"], "http": [{ "route": [{ "destination": { "host": "web", "subset": "v1" }, "weight": 90 }] }] } });
+            "spec": { "hosts": ["web"], "gateways": ["mesh", "in"], "http": [
+                { "match": [{ "uri": { "prefix": "/login" } }, { "headers": {} }], "route": [{ "destination": { "host": "web" } }] },
+                { "route": [{ "destination": { "host": "web", "subset": "v1" }, "weight": 90 }] }] } });
+        let attached = json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": "web", "namespace": "shop" },
+            "spec": { "parentRefs": [{ "name": "gw", "namespace": "edge" }], "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] } });
+        let gateway = json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": { "name": "gw", "namespace": "edge" },
+            "status": { "addresses": [{ "value": "192.0.2.1" }] } });
         let policy = |name: &str, place: &str, spec: Value| {
             object(json!({ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
             "metadata": { "name": name, "namespace": place }, "spec": spec }))
@@ -252,6 +312,8 @@ mod tests {
             )],
             virtual_services: vec![object(route)],
             destination_rules: vec![object(rule)],
+            http_routes: vec![object(attached)],
+            gateways: vec![object(gateway)],
             authorization: vec![
                 policy("all", "istio-system", json!({ "action": "DENY", "rules": [{}] })),
                 policy("web", "shop", json!({ "selector": { "matchLabels": { "app": "web" } }, "rules": [{}, {}] })),
@@ -288,8 +350,14 @@ Service: web.shop
 DestinationRule: web.shop for \"web\"
    Matching subsets: v1
    Non-matching subsets: v2
+   Traffic Policy TLS Mode: SIMPLE
+   Traffic Policy: load balancer
 VirtualService: web.shop
-   http[0] all requests: web subset v1, weight 90
+   Exposed on Gateway shop/in
+   http[0] /login* or by headers: web
+   http[1] all requests: web subset v1, weight 90
+HTTPRoute: web.shop
+   Exposed on Gateway edge/gw (192.0.2.1)
 Authorization policies at the waypoint:
    ALLOW at-waypoint.shop (0 rules)
 --------------------

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 const VIRTUAL_SERVICE: Resource = Resource::new("networking.istio.io", "v1", "VirtualService", "virtualservices");
 const DESTINATION_RULE: Resource = Resource::new("networking.istio.io", "v1", "DestinationRule", "destinationrules");
 const HTTP_ROUTE: Resource = Resource::new("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
+const GATEWAY: Resource = Resource::new("gateway.networking.k8s.io", "v1", "Gateway", "gateways");
 const AUTHORIZATION: Resource =
     Resource::new("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies");
 const PEER: Resource = Resource::new("security.istio.io", "v1", "PeerAuthentication", "peerauthentications");
@@ -27,6 +28,8 @@ pub struct Facts {
     pub virtual_services: Vec<DynamicObject>,
     pub destination_rules: Vec<DynamicObject>,
     pub http_routes: Vec<DynamicObject>,
+    /// Of Gateway API.
+    pub gateways: Vec<DynamicObject>,
     pub authorization: Vec<DynamicObject>,
     pub peers: Vec<DynamicObject>,
 }
@@ -44,6 +47,7 @@ impl Facts {
             virtual_services: list(VIRTUAL_SERVICE, None).await?,
             destination_rules: list(DESTINATION_RULE, None).await?,
             http_routes: list(HTTP_ROUTE, None).await?,
+            gateways: list(GATEWAY, None).await?,
             authorization: list(AUTHORIZATION, None).await?,
             peers: list(PEER, None).await?,
         })
@@ -97,6 +101,28 @@ impl Facts {
                 || backends.any(|one| refers(route, &one, "Service"))
         };
         self.http_routes.iter().filter(fits).collect()
+    }
+
+    /// The gateways by which a route lets in what comes from outside, each with its addresses.
+    pub fn exposing(&self, route: &DynamicObject) -> Vec<String> {
+        let own = route.namespace().unwrap_or_default();
+        let of_istio = list(route.data.pointer("/spec/gateways"));
+        let of_istio = of_istio.iter().filter_map(Value::as_str).filter(|name| *name != "mesh").map(|name| {
+            let (place, name) = name.split_once('/').unwrap_or((own.as_str(), name));
+            format!("{place}/{name}")
+        });
+        let parents = list(route.data.pointer("/spec/parentRefs"));
+        let of_api = parents.iter().filter_map(|parent| {
+            let field = |key: &str| parent.get(key).and_then(Value::as_str);
+            let is_gateway = field("kind").unwrap_or("Gateway") == "Gateway";
+            let (place, name) = (field("namespace").unwrap_or(&own), field("name").filter(|_| is_gateway)?);
+            let is_it = |one: &&DynamicObject| one.name_any() == name && one.namespace().as_deref() == Some(place);
+            let addresses = list(self.gateways.iter().find(is_it)?.data.pointer("/status/addresses"));
+            let addresses: Vec<&str> = addresses.iter().filter_map(|one| one.get("value")?.as_str()).collect();
+            let at = if addresses.is_empty() { "it has no address yet".into() } else { addresses.join(", ") };
+            Some(format!("{place}/{name} ({at})"))
+        });
+        of_istio.chain(of_api).collect()
     }
 
     /// The destination rules for a service.

@@ -90,7 +90,8 @@ Ends with 0 if the call gets through (to some endpoints at least), with 1 if it 
 said. Pods without a cluster are those of the files; what the mesh would enroll counts as enrolled. On a cluster the
 proxies on the way are asked what they know, and it is told where that is not what the objects say.")]
 pub struct Explain {
-    /// Who calls: [KIND/]NAME[.NAMESPACE] (pod, deploy, sa), a SPIFFE identity, an address, or outside
+    /// Who calls: [KIND/]NAME[.NAMESPACE] (pod, deploy, sa), a SPIFFE identity, an address, or outside; NAMESPACE is -n's if
+    /// it is not written, as it is for what is called
     from: String,
     /// What is called: a service as NAME[.NAMESPACE] or by its host, a gateway's host, pod/NAME[.NAMESPACE], or an address
     to: String,
@@ -155,8 +156,12 @@ impl Explain {
     /// # Errors
     /// If it is refused, or it cannot be said what becomes of it.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
-        let call = self.call()?;
+        let mut call = self.call()?;
         let (mut world, cluster) = self.world(session).await?;
+        call.namespace = match &cluster {
+            Some(cluster) => cluster.namespace.clone(),
+            None => session.global.namespace.clone().unwrap_or_default(),
+        };
         let unknown = |what: String| Problem::new(what).exit(Exit::Unknown);
         let asked = |world: &World| explain(world, &call).map_err(|e| unknown(e.to_string()));
         let mut answer = asked(&world)?;
@@ -238,6 +243,7 @@ impl Explain {
         Ok(Call {
             from: self.from.clone(),
             to: self.to.clone(),
+            namespace: String::new(),
             port: self.port,
             request: (!self.tcp).then_some(request),
             server_name: self.server_name.clone(),
@@ -250,7 +256,6 @@ impl Explain {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::options::Global;
     use std::{fs, process};
 
     const OBJECTS: &str = "
@@ -286,7 +291,7 @@ spec: {}
         let words: Vec<_> = line.map(Into::into).collect();
         let cli = crate::parse(&words, "karst").unwrap();
         let crate::verbs::Verb::Explain(verb) = cli.verb else { unreachable!() };
-        let (global, mut out) = (Global::default(), vec![]);
+        let (global, mut out) = (cli.global, vec![]);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let ended = {
             let mut session = Session::to(&global, "karst", &mut out);
@@ -309,6 +314,17 @@ spec: {}
         assert!(out.contains("By the objects alone it is refused"), "{out}");
         assert!(out.contains("it has not yet taken policy shop/nobody"), "{out}");
         fs::remove_file(&page).unwrap();
+    }
+
+    #[test]
+    fn names_without_a_namespace_are_of_the_one_that_is_named() {
+        let answer = |words: &[&str]| run(words).0.lines().next().unwrap_or_default().to_string();
+        let whole = answer(&["pod/web-1.shop", "web.shop"]);
+        assert!(whole.starts_with("refused"), "{whole}");
+        assert_eq!(answer(&["pod/web-1", "web", "-n", "shop"]), whole);
+        let outside = answer(&["outside", "web.shop"]);
+        assert_eq!(answer(&["outside", "web", "-n", "shop"]), outside);
+        assert_eq!(run(&["pod/web-1", "web"]).1, Some(Exit::Unknown), "there is none in namespace default");
     }
 
     #[test]

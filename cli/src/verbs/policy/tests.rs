@@ -201,6 +201,41 @@ fn what_is_suggested_is_valid_and_refuses_nothing() {
     assert_eq!(dir.run(&format!("karst policy suggest -n nowhere {OFFLINE}")).1, Some(Exit::Unknown));
 }
 
+/// A ServiceEntry with a waypoint gets one as a service does; of a gateway it is said why it gets none.
+#[test]
+fn policies_are_suggested_for_service_entries_and_gateways_are_left_to_the_user() {
+    let dir = Dir::new("entries");
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: maps, namespace: shop, labels: \
+                 {istio.io/use-waypoint: waypoint}}\nspec: {hosts: [maps.example.com], addresses: [240.240.0.9], resolution: \
+                 STATIC, location: MESH_EXTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: \
+                 192.0.2.9}]}\n";
+    dir.write("objects.yaml", &format!("{OBJECTS}---\n{entry}"));
+    let mut book = book();
+    let mut flow = book["flows"][2].clone();
+    flow["destination"]["service"] = "shop/maps.example.com".into();
+    flow["port"] = 80.into();
+    flow["example"]["host"] = "maps.example.com".into();
+    let gateway = json!({
+        "reporter": "gateway", "destination": { "namespace": "shop", "workload": "web-1" }, "port": 80,
+        "source": { "addresses": "203.0.113.0/24" }, "verdict": "allowed", "count": 1, "first": 1, "last": 2,
+        "method": "GET", "path": "/", "example": { "from": "203.0.113.9", "to": "10.0.1.1:80", "path": "/" },
+    });
+    book["flows"] = json!([flow, gateway]);
+    dir.write("book.json", &book.to_string());
+    let (out, exit) = dir.run(&format!("karst policy suggest -n shop {OFFLINE}"));
+    assert_eq!(exit, None, "{out}");
+    assert!(out.contains("# Replayed: 1 flows (10 calls), 0 refused."), "{out}");
+    assert!(out.contains("left out: 1 flows are of callers of gateways"), "{out}");
+    let documents: Vec<Value> = out.split("---\n").skip(1).map(|text| serde_yaml_ng::from_str(text).unwrap()).collect();
+    assert_eq!(documents.len(), 1, "{out}");
+    let target = json!([{ "group": "networking.istio.io", "kind": "ServiceEntry", "name": "maps" }]);
+    assert_eq!(documents[0]["spec"]["targetRefs"], target, "{out}");
+    let deny = out.replace("action: ALLOW", "action: DENY");
+    dir.write("deny.yaml", &deny);
+    let (tested, _) = dir.run(&format!("karst policy test DIR/deny.yaml {OFFLINE}"));
+    assert!(tested.contains("newly refused 1 (10 calls)"), "it is attached to what was called: {tested}");
+}
+
 #[test]
 fn an_empty_book_says_nothing() {
     let dir = Dir::new("empty");

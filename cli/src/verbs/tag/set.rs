@@ -1,7 +1,7 @@
 //! `tag set` and `tag generate`.
 
 use super::objects::{self, DEFAULT, DEFAULT_VALIDATOR, Known, Made, VALIDATING, Wanted};
-use crate::{problem::Problem, session::Session};
+use crate::{analysis::rules, problem::Problem, session::Session};
 use clap::Args;
 use serde_json::Value;
 
@@ -112,6 +112,10 @@ impl Set {
                     cluster.delete(VALIDATING, None, DEFAULT_VALIDATOR).await?;
                 }
             }
+        }
+        let configurations = cluster.list(VALIDATING, None, "app=istiod").await?.unwrap_or_default();
+        if tag != DEFAULT && !configurations.iter().any(|one| rules::selects(&one.data, Some(tag))) {
+            session.note(format!("note: {}", rules::unjudged_tag(tag, revision)));
         }
         session.line(format!(
             "Revision tag {tag:?} created, referencing control plane revision {revision:?}. To have the Gateways of a \

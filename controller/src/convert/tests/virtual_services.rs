@@ -161,6 +161,12 @@ fn destination_rules_are_found_as_in_istio() {
     let (own, root) = (|n: &str| rule("a", n, "s", ""), |n: &str| rule("istio-system", n, FULL, ""));
     let client = |n: &str| rule("b", n, FULL, "");
     assert_eq!(of(&[own("1")]), ["a-1"]);
+    let origin = |parts: &[String]| {
+        let (m, _) = run(&(SHOP.to_string() + &parts.concat()));
+        m.backends["a/s.a.svc.cluster.local"].origin.clone()
+    };
+    assert_eq!(origin(&[own("1"), own("2")]), "DestinationRule a/1", "the one that decides first");
+    assert_eq!(origin(&[client("3")]), "", "it is for some clients only");
     assert_eq!(of(&[root("1")]), ["istio-system-1"]);
     assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the service's own stand alone");
     assert_eq!(of(&[own("1"), own("2")]), ["a-1 a-2"], "of one host: the oldest, and what others add");

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) enum Target {
     /// A service with a waypoint, by its name.
     Service(String),
+    /// A ServiceEntry with a waypoint, by its name.
+    Entry(String),
     /// Pods, by their labels.
     Workload(Labels),
 }
@@ -20,7 +22,7 @@ impl Target {
     /// A name for its policy.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Service(name) => format!("callers-of-{name}"),
+            Self::Service(name) | Self::Entry(name) => format!("callers-of-{name}"),
             Self::Workload(labels) => {
                 let by = ["app.kubernetes.io/name", "app", "k8s-app"].iter().find_map(|key| labels.get(*key));
                 let name = by.or_else(|| labels.values().next()).map_or("", String::as_str);

@@ -1,5 +1,5 @@
-//! The least policies that allow what was seen: for each service with a waypoint by callers, methods and paths, for each workload by
-//! callers and ports. They are compiled and judged as any others, and all that was seen is replayed against them.
+//! The least policies that allow what was seen: for each service or ServiceEntry with a waypoint by callers, methods and paths, for
+//! each workload by callers and ports. They are compiled and judged as any others, and all that was seen is replayed against them.
 
 use super::{
     judge::{Judge, Judgement},
@@ -8,7 +8,8 @@ use super::{
 };
 use crate::world::{Enrolment, World, WorldError};
 use karst_flows::{Flow, Reporter, Verdict};
-use karst_manifest::{Problem, State, parse};
+use karst_manifest::{Object, Problem, State, parse};
+use karst_proxy::state::Service;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
@@ -112,13 +113,19 @@ pub fn suggest(
 /// What a policy for a flow is attached to.
 fn target(world: &World, judge: &Judge<'_>, flow: &Flow) -> Result<Target, String> {
     match flow.key.reporter {
-        Reporter::Gateway => Err("are of gateways, whose callers are outside of the mesh".into()),
+        // What a gateway sends on is in the policies of those whom it calls: there it is a caller as any other.
+        Reporter::Gateway => Err("are of callers of gateways: these have no identity by which they could be named, and \
+                                  who may call from outside is for you to say (ipBlocks, hosts, a RequestAuthentication)"
+            .into()),
         Reporter::Waypoint => {
             let service = world.mesh.services.get(flow.key.destination.service.as_str());
             let service = service.ok_or("are of a service that is not there any more")?;
             match world.objects.service(&service.namespace, &service.name) {
                 Some(_) => Ok(Target::Service(service.name.to_string())),
-                None => Err("are of a ServiceEntry".into()),
+                None => match entry(world, service) {
+                    Some(name) => Ok(Target::Entry(name)),
+                    None => Err("are of a ServiceEntry that is not there any more".into()),
+                },
             }
         }
         Reporter::Ztunnel => {
@@ -127,6 +134,20 @@ fn target(world: &World, judge: &Judge<'_>, flow: &Flow) -> Result<Target, Strin
             Ok(Target::Workload(labels))
         }
     }
+}
+
+/// The ServiceEntry that a host is of; the first by name.
+fn entry(world: &World, service: &Service) -> Option<String> {
+    let own = world.objects.all("ServiceEntry").filter_map(|one| match &one.object {
+        Object::ServiceEntry(entry)
+            if entry.metadata.namespace == *service.namespace
+                && entry.spec.hosts.iter().any(|host| *host == *service.hostname) =>
+        {
+            Some(entry.metadata.name.clone())
+        }
+        _ => None,
+    });
+    own.min()
 }
 
 /// The policies, and the world with them.
@@ -146,6 +167,9 @@ fn made(
         match target {
             Target::Service(service) => {
                 spec["targetRefs"] = json!([{ "group": "", "kind": "Service", "name": service }]);
+            }
+            Target::Entry(entry) => {
+                spec["targetRefs"] = json!([{ "group": "networking.istio.io", "kind": "ServiceEntry", "name": entry }]);
             }
             Target::Workload(labels) => spec["selector"] = json!({ "matchLabels": labels }),
         }

@@ -1,7 +1,12 @@
 //! What an installation would change: found by dry runs of the API server, so that its defaults are no differences.
 
-use super::{ClusterError, Target, access::display, remove::owner_of};
-use crate::manifest::Manifest;
+use super::{
+    ClusterError, Target,
+    access::display,
+    crds::Used,
+    standing::{Standing, standing},
+};
+use crate::manifest::{Manifest, Stage};
 use serde_json::Value;
 
 /// What happens to an object.
@@ -22,13 +27,16 @@ pub struct Changes {
     pub changes: Vec<Change>,
     /// Objects that stay as they are.
     pub same: usize,
+    /// CRDs that are somebody else's, and are used as they are: they are not to be applied ([`Manifest::leave`]).
+    pub used: Vec<Used>,
 }
 
 impl Changes {
     /// Compares a manifest with the cluster; `obsolete` are objects that are removed.
     ///
     /// # Errors
-    /// If the API server cannot be asked, or some of the objects are not this installation's and `force` is not given.
+    /// If the API server cannot be asked, or some of the objects are not this installation's and `force` is not given. A CRD
+    /// that is somebody else's is one only if it lacks what is needed.
     pub async fn find(
         target: &Target,
         manifest: &Manifest,
@@ -41,8 +49,16 @@ impl Changes {
                 found.changes.push(Change::Create(display(object)));
                 continue;
             };
-            if !force {
-                is_free(target, object, &there, &manifest.owner).await?;
+            if !force && let Standing::Other(whose) = standing(target, &there, &manifest.owner).await? {
+                if Stage::of(object) != Stage::Crd {
+                    return Err(whose.refusal(object));
+                }
+                let used = Used::of(object, &there, whose.to_string());
+                if let Some(refusal) = used.refusal() {
+                    return Err(refusal);
+                }
+                found.used.push(used);
+                continue;
             }
             let after = target.apply(&kept(object, Some(&there)), false).await?;
             let fields = differences(&there, &after);
@@ -77,28 +93,9 @@ impl Changes {
                 }
             })
             .collect();
+        lines.extend(self.used.iter().map(Used::line));
         lines.push(format!("{created} to create, {updated} to change, {removed} to remove, {} unchanged", self.same));
         lines
-    }
-}
-
-/// May an installation change an object that is there? It may if karst has made it as the same installation, or a release of
-/// helm's that is gone, as CRDs outlive theirs.
-///
-/// # Errors
-/// Whose it is; or the API server cannot be asked.
-async fn is_free(target: &Target, object: &Value, there: &Value, owner: &str) -> Result<(), ClusterError> {
-    let foreign = |whose: String| Err(ClusterError::Foreign { object: display(object), whose });
-    match owner_of(there) {
-        Some(same) if same == owner => return Ok(()),
-        Some(other) => return foreign(format!("is karst's, as {other}")),
-        None => {}
-    }
-    let Some((namespace, name)) = helm_release(there) else { return foreign("was not installed by karst".into()) };
-    let labels = format!("owner=helm,name={name}");
-    match target.list("v1", "Secret", Some(&namespace), &labels).await?.is_empty() {
-        true => Ok(()),
-        false => Err(ClusterError::Helm { objects: display(object), release: format!("{namespace}/{name}") }),
     }
 }
 
@@ -117,16 +114,6 @@ pub(super) fn kept(object: &Value, there: Option<&Value>) -> Value {
         }
     }
     object
-}
-
-/// The release that helm has noted on an object: namespace and name.
-fn helm_release(object: &Value) -> Option<(String, String)> {
-    let metadata = &object["metadata"];
-    if metadata["labels"]["app.kubernetes.io/managed-by"] != "Helm" {
-        return None;
-    }
-    let note = |key: &str| metadata["annotations"][format!("meta.helm.sh/release-{key}")].as_str();
-    Some((note("namespace").unwrap_or_default().into(), note("name")?.into()))
 }
 
 /// Paths that differ; at most five, the first of each list.
@@ -182,14 +169,6 @@ mod tests {
         assert!(differences(&before, &before).is_empty());
         let many = json!({"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1});
         assert_eq!(differences(&json!({}), &many).last().unwrap(), "2 more");
-    }
-
-    #[test]
-    fn helms_objects_are_known_by_their_annotations() {
-        let object = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": {
-            "meta.helm.sh/release-name": "istiod", "meta.helm.sh/release-namespace": "istio-system"}}});
-        assert_eq!(helm_release(&object), Some(("istio-system".into(), "istiod".into())));
-        assert_eq!(helm_release(&json!({"metadata": {}})), None);
     }
 
     #[test]

@@ -43,6 +43,18 @@ pub enum ClusterError {
         /// Whose it is, as a verb with its object.
         whose: String,
     },
+    /// Somebody else's CRD cannot be used as it is.
+    #[error(
+        "{object} {whose}, and cannot be used as it is: it lacks {needed}; upgrade it there, or take it over with --force"
+    )]
+    Lacking {
+        /// Which CRD.
+        object: String,
+        /// Whose it is, as a verb with its object.
+        whose: String,
+        /// Versions and fields.
+        needed: String,
+    },
     /// Helm has installed it.
     #[error(
         "{objects} belong to helm's release {release}: upgrade it by helm, or remove it (helm uninstall), or take them over with --force"

@@ -2,15 +2,18 @@
 
 mod access;
 mod change;
+mod crds;
 mod error;
 mod install;
 mod progress;
 mod ready;
 mod record;
 mod remove;
+mod standing;
 
 pub use access::Target;
 pub use change::{Change, Changes};
+pub use crds::{Lacks, Used, used};
 pub use error::ClusterError;
 pub use install::Install;
 pub use progress::Progress;

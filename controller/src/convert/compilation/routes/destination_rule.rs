@@ -158,7 +158,9 @@ fn of_service(found: &[&Rule<'_>], owner: &str, root: &str) -> Option<ir::Backen
             backend.clients.push(ir::ClientRules { namespace: client.into(), policy, ports, subsets });
         }
     }
-    (backend != ir::Backend::default()).then_some(backend)
+    // A rule that says nothing needs not be told of.
+    let origin = std::mem::take(&mut backend.origin);
+    (backend != ir::Backend::default()).then_some(ir::Backend { origin, ..backend })
 }
 
 /// The rules that decide for clients of a namespace (`""`: one that no rule names): those with the longest host in the first
@@ -185,6 +187,9 @@ fn chosen(
 /// Rules with the same host: the oldest decides, others add what it does not say.
 fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
     let mut out = ir::Backend::default();
+    if let Some(first) = all.first().and_then(|i| found.get(*i)) {
+        out.origin.clone_from(&first.backend.origin);
+    }
     for own in all.iter().filter_map(|i| found.get(*i)).map(|r| &r.backend) {
         out.policy = out.policy.take().or_else(|| own.policy.clone());
         for (port, policy) in &own.ports {
@@ -202,6 +207,7 @@ fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
 /// What a rule says by itself, and what is wrong with it.
 fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
     let ns = rule.metadata.namespace.as_str();
+    let origin = || format!("DestinationRule {ns}/{}", rule.metadata.name);
     if rule.spec.host.is_empty() {
         return (
             None,
@@ -214,9 +220,9 @@ fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, V
     }
     // Where TLS is wanted there must be no connection without it; nor where it may be.
     let broken = |why: &str| {
-        let broken = format!("DestinationRule {ns}/{}: {why}", rule.metadata.name);
+        let broken = format!("{}: {why}", origin());
         let tls = Some(ir::ClientTls { broken, ..Default::default() });
-        ir::Backend { policy: Some(ir::Policy { tls, ..Default::default() }), ..Default::default() }
+        ir::Backend { policy: Some(ir::Policy { tls, ..Default::default() }), origin: origin(), ..Default::default() }
     };
     // What cannot be read, the watch has told.
     if rule.spec.is_unread {
@@ -224,7 +230,7 @@ fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, V
     }
     let secret = |name: &str| objects.secrets.get(&(ns, name)).copied();
     match backend(&rule.spec, &secret) {
-        Ok(b) => (Some(b), vec![]),
+        Ok(b) => (Some(ir::Backend { origin: origin(), ..b }), vec![]),
         Err(problem) if wants_tls(rule) => (Some(broken(&format!("{}: {}", problem.0, problem.1))), vec![problem]),
         Err(b) => (None, vec![b]),
     }

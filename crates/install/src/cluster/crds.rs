@@ -1,0 +1,173 @@
+//! CRDs that somebody else has installed (`istioctl install`, another release of helm's): used as they are, unless they lack what
+//! this release needs. `karst check` and `karst install` ask the same function.
+
+use super::{
+    ClusterError, Target,
+    access::name,
+    standing::{Standing, standing},
+};
+use crate::{
+    chart::{ChartError, Charts, Release},
+    manifest::{Stage, owner},
+};
+use serde_json::{Map, Value};
+
+/// What one lacks of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Without these it cannot be used: versions that it does not serve, and fields of `spec` itself. The API server would drop
+    /// such a field, and a policy without its `targetRefs`, say, is one for all.
+    pub needed: Vec<String>,
+    /// It can be used without these: fields further down, which the API server drops.
+    pub dropped: Vec<String>,
+}
+
+impl Lacks {
+    /// Compares one with ours.
+    pub fn of(ours: &Value, theirs: &Value) -> Self {
+        let mut lacks = Self::default();
+        for version in served(ours) {
+            let same = served(theirs).find(|other| other["name"] == version["name"]);
+            match same {
+                Some(same) => {
+                    let schema = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
+                    lacks.compare(&schema(version), &schema(same), "");
+                }
+                None => lacks.needed.push(format!("version {}", version["name"].as_str().unwrap_or_default())),
+            }
+        }
+        // Versions mostly lack the same.
+        for paths in [&mut lacks.needed, &mut lacks.dropped] {
+            paths.sort();
+            paths.dedup();
+        }
+        lacks
+    }
+
+    fn compare(&mut self, ours: &Value, theirs: &Value, path: &str) {
+        if theirs["x-kubernetes-preserve-unknown-fields"] == true {
+            return;
+        }
+        for (name, field) in ours["properties"].as_object().into_iter().flatten() {
+            // What every object has need not be written.
+            if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&&**name) {
+                continue;
+            }
+            let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            match theirs["properties"].get(name) {
+                Some(same) => self.compare(field, same, &inner),
+                None if path.is_empty() || path == "spec" => self.needed.push(inner),
+                None => self.dropped.push(inner),
+            }
+        }
+        for (key, sign) in [("items", "[]"), ("additionalProperties", ".*")] {
+            if ours[key].is_object() && theirs[key].is_object() {
+                self.compare(&ours[key], &theirs[key], &format!("{path}{sign}"));
+            }
+        }
+    }
+}
+
+fn served(crd: &Value) -> impl Iterator<Item = &Value> {
+    crd["spec"]["versions"].as_array().into_iter().flatten().filter(|version| version["served"] == true)
+}
+
+/// A CRD of ours that is there, and is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    /// Its name.
+    pub name: String,
+    /// Whose it is, as a verb with its object.
+    pub whose: String,
+    /// What it lacks.
+    pub lacks: Lacks,
+}
+
+impl Used {
+    pub(super) fn of(object: &Value, there: &Value, whose: String) -> Self {
+        Self { name: name(object).into(), whose, lacks: Lacks::of(object, there) }
+    }
+
+    /// What an installation does with it.
+    pub fn line(&self) -> String {
+        let without = match self.lacks.dropped.as_slice() {
+            [] => String::new(),
+            dropped => format!(", without {}", dropped.join(", ")),
+        };
+        format!("= CustomResourceDefinition {} ({}; used as it is{without})", self.name, self.whose)
+    }
+
+    /// Why it cannot be used.
+    pub fn refusal(&self) -> Option<ClusterError> {
+        let needed = &self.lacks.needed;
+        (!needed.is_empty()).then(|| ClusterError::Lacking {
+            object: format!("CustomResourceDefinition {}", self.name),
+            whose: self.whose.clone(),
+            needed: needed.join(", "),
+        })
+    }
+}
+
+/// The CRDs of a cluster that an installation would find and not change.
+///
+/// # Errors
+/// If the API server cannot be asked.
+pub async fn used(target: &Target) -> Result<Vec<Used>, ClusterError> {
+    let mut found = vec![];
+    // They are in the program, and a test reads them.
+    for object in ours().unwrap_or_default() {
+        let Some(there) = target.get(&object).await? else { continue };
+        if let Standing::Other(whose) = standing(target, &there, &owner("")).await? {
+            found.push(Used::of(&object, &there, whose.to_string()));
+        }
+    }
+    Ok(found)
+}
+
+/// The CRDs of this release.
+fn ours() -> Result<Vec<Value>, ChartError> {
+    let release =
+        Release { name: "base".into(), namespace: "istio-system".into(), upgrade: false, kubernetes: "v1.34.0".into() };
+    let rendered = Charts::embedded().get("base")?.render(&release, Map::new())?;
+    Ok(rendered.objects.into_iter().filter(|object| Stage::of(object) == Stage::Crd).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn crd(schema: Value) -> Value {
+        json!({"spec": {"versions": [{"name": "v1", "served": true, "schema": {"openAPIV3Schema": schema}}]}})
+    }
+
+    #[test]
+    fn a_field_that_would_be_dropped_is_named_and_one_of_spec_is_needed() {
+        let ours = crd(json!({"properties": {"kind": {}, "spec": {"properties": {
+            "targetRefs": {}, "rules": {"items": {"properties": {"from": {}, "percent": {}}}}}}}}));
+        let theirs = crd(json!({"properties": {"spec": {"properties": {
+            "rules": {"items": {"properties": {"from": {}}}}, "more": {}}}}}));
+        let lacks = Lacks::of(&ours, &theirs);
+        assert_eq!(
+            (lacks.needed, lacks.dropped),
+            (vec!["spec.targetRefs".into()], vec!["spec.rules[].percent".into()])
+        );
+        assert_eq!(Lacks::of(&ours, &ours), Lacks::default());
+        let all = crd(json!({"x-kubernetes-preserve-unknown-fields": true}));
+        assert_eq!(Lacks::of(&ours, &all), Lacks::default());
+    }
+
+    #[test]
+    fn a_version_that_is_not_served_is_needed() {
+        let ours = crd(json!({}));
+        let mut theirs = ours.clone();
+        theirs["spec"]["versions"][0]["served"] = false.into();
+        assert_eq!(Lacks::of(&ours, &theirs).needed, ["version v1"]);
+    }
+
+    #[test]
+    fn all_of_ours_are_known() {
+        let all = ours().unwrap();
+        assert!(all.len() >= 15 && all.iter().all(|crd| served(crd).next().is_some()), "{}", all.len());
+    }
+}
