@@ -5,7 +5,7 @@
 //! - [`known`]: names and ports. [`options`]: the flags of every verb. [`session`]: what a verb is run with.
 //! - [`cluster`]: the API server, and through it the pages of proxies. [`output`]: tables, JSON, YAML.
 //! - [`syncz`]: what the control plane says of its proxies.
-//! - [`mod@reference`]: the page of all verbs.
+//! - [`page`]: the page of `karst dashboard`. [`mod@reference`]: the page of all verbs.
 //! - [`problem`]: errors, each with its next step. [`verbs`]: a file for each verb.
 
 pub mod analysis;
@@ -15,6 +15,7 @@ pub mod known;
 pub mod level;
 pub mod options;
 pub mod output;
+pub mod page;
 pub mod problem;
 pub mod reference;
 pub mod session;

@@ -12,6 +12,7 @@ mod kernels;
 mod lint;
 mod oci;
 mod promtool;
+mod page;
 mod release;
 mod report;
 mod sbom;
@@ -47,6 +48,8 @@ enum Task {
     Lint,
     /// Check the links and lists of names of the documentation, and build the book to target/book.
     Docs,
+    /// Check the bundle of the page of `karst dashboard`, and run the page in a browser.
+    Page(page::What),
     /// Run everything that CI runs.
     Test {
         /// Only tests whose name contains this.
@@ -124,6 +127,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Docs => docs::run(&Cli::command()),
+        Task::Page(what) => page::run(&what),
         Task::Test { filter } => test(&filter),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
@@ -237,6 +241,9 @@ fn test(filter: &str) -> Result<()> {
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
+    if filter.is_empty() {
+        s.run("page in a browser", || page::run(&page::What::for_tests()))?;
+    }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
     if filter.is_empty() {

@@ -34,6 +34,10 @@ const CLUSTER_PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a shell for the test cluster's pods"),
 ];
 
+/// What the page's bundle needs. Node.js from elsewhere is as good.
+const NODE_PACKAGES: &[(&str, &str)] =
+    &[("nodejs", "building the page of karst dashboard"), ("npm", "fetching the page's libraries, by its lock file")];
+
 /// What the old kernels need besides.
 const KERNEL_PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "a machine for each kernel"),
@@ -51,6 +55,22 @@ pub fn kernels() -> Result<()> {
 /// Installs the shell of the samples' image, if it is missing.
 pub fn shell() -> Result<()> {
     packages(&[("busybox-static", "a shell for the image of the samples")])
+}
+
+/// Installs Node.js and npm, if they are missing.
+pub fn node() -> Result<()> {
+    let is_there =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success());
+    if is_there("node") && is_there("npm") { Ok(()) } else { packages(NODE_PACKAGES) }
+}
+
+/// Chromium, for the test of the page.
+pub fn chromium() -> Result<PathBuf> {
+    let program = PathBuf::from("/usr/bin/chromium");
+    if !program.is_file() {
+        packages(&[("chromium", "the page of karst dashboard is tested in it"), ("fonts-dejavu-core", "its text")])?;
+    }
+    Ok(program)
 }
 
 /// Installs what is missing for the test cluster.

@@ -1,4 +1,9 @@
-//! `dashboard`: a port of a pod on this machine, and a browser on it.
+//! `dashboard`: the mesh's own page, or a port of a pod on this machine; and a browser on it.
+
+mod browser;
+mod explained;
+mod mesh;
+mod read;
 
 use crate::{
     cluster::{Cluster, PodName},
@@ -6,17 +11,29 @@ use crate::{
     problem::Problem,
     session::Session,
 };
+use browser::browse;
 use clap::{Args, Subcommand};
 use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr},
-    process::{Command, Stdio},
 };
 use tokio::net::{TcpListener, TcpStream};
 
+/// The page of the mesh, or another.
+#[derive(Debug, Args)]
+pub struct Dashboard {
+    #[command(subcommand)]
+    page: Option<Page>,
+    #[command(flatten)]
+    mesh: mesh::Mesh,
+}
+
 /// What there are dashboards of.
 #[derive(Debug, Subcommand)]
-pub enum Dashboard {
+enum Page {
+    /// The mesh: who talks to whom, how fast, how often it fails and why (as without a name)
+    #[command(after_help = mesh::EXAMPLES)]
+    Mesh(mesh::Mesh),
     /// Kiali: the graph of the mesh
     Kiali(AddOn),
     /// Grafana: Istio's dashboards
@@ -118,20 +135,25 @@ impl Dashboard {
     /// # Errors
     /// If there is no such pod, or the port cannot be listened on.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
-        match self {
-            Self::Kiali(asked) => add_on(session, &asked, &KIALI).await,
-            Self::Grafana(asked) => add_on(session, &asked, &GRAFANA).await,
-            Self::Prometheus(asked) => add_on(session, &asked, &PROMETHEUS).await,
-            Self::Jaeger(asked) => add_on(session, &asked, &JAEGER).await,
-            Self::Skywalking(asked) => add_on(session, &asked, &SKYWALKING).await,
-            Self::Zipkin(asked) => add_on(session, &asked, &ZIPKIN).await,
-            Self::Envoy(asked) => {
+        if self.page.is_some() && self.mesh.is_set() {
+            return Err(Problem::usage("dashboard: options of a page are before its name", "write them after it"));
+        }
+        let page = self.page.unwrap_or(Page::Mesh(self.mesh));
+        match page {
+            Page::Mesh(asked) => mesh::run(session, &asked).await,
+            Page::Kiali(asked) => add_on(session, &asked, &KIALI).await,
+            Page::Grafana(asked) => add_on(session, &asked, &GRAFANA).await,
+            Page::Prometheus(asked) => add_on(session, &asked, &PROMETHEUS).await,
+            Page::Jaeger(asked) => add_on(session, &asked, &JAEGER).await,
+            Page::Skywalking(asked) => add_on(session, &asked, &SKYWALKING).await,
+            Page::Zipkin(asked) => add_on(session, &asked, &ZIPKIN).await,
+            Page::Envoy(asked) => {
                 let cluster = session.cluster().await?;
                 let pod = PodName::from(&cluster.pod(&asked.pod).await?);
                 serve(session, &cluster, &pod, ADMIN, "", &asked.serve).await
             }
-            Self::Controlz(asked) => of_control_plane(session, &asked, CONTROLZ, "").await,
-            Self::IstiodDebug(asked) => of_control_plane(session, &asked, MONITORING, "/debug").await,
+            Page::Controlz(asked) => of_control_plane(session, &asked, CONTROLZ, "").await,
+            Page::IstiodDebug(asked) => of_control_plane(session, &asked, MONITORING, "/debug").await,
         }
     }
 }
@@ -222,14 +244,4 @@ async fn carry(cluster: Cluster, pod: PodName, port: u16, mut stream: TcpStream)
         }
         Err(problem) => drop(writeln!(std::io::stderr(), "{problem}")),
     }
-}
-
-fn browse(address: &str) -> bool {
-    let programs: &[&str] = if cfg!(target_os = "macos") { &["open"] } else { &["xdg-open", "wslview"] };
-    let start = |program: &&str| {
-        let mut command = Command::new(program);
-        command.arg(address).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().is_ok()
-    };
-    programs.iter().any(start)
 }

@@ -39,8 +39,8 @@ pub enum Verb {
     Check(check::Check),
     /// Print the completion script of a shell
     Completion(local::Completion),
-    /// Open Kiali, Grafana and other pages through a port-forward
-    #[command(subcommand, visible_aliases = ["dash", "d"])]
+    /// Open the page of the mesh; or Kiali, Grafana and others through a port-forward
+    #[command(visible_aliases = ["dash", "d"])]
     Dashboard(dashboard::Dashboard),
     /// Verbs that istioctl has as experimental
     #[command(subcommand, visible_aliases = ["x", "exp"])]

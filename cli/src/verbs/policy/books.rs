@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Cluster, PodName},
     input,
-    known::ADMIN,
+    known::{ADMIN, GATEWAYS},
     problem::{Exit, Problem},
     session::Session,
 };
@@ -11,9 +11,6 @@ use clap::Args;
 use karst_flows::{Flow, Page, merge};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-
-/// Label of waypoints' and gateways' pods.
-const GATEWAYS: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Which books are read.
 #[derive(Debug, Args)]

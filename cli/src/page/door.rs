@@ -1,0 +1,142 @@
+//! Who may read the page: whoever has the secret that this process has made, from a page of this very origin.
+//!
+//! - Another user of this machine can reach the port, and has no secret. It is in the part of the URL that is never sent (`#`), and
+//!   then in a header of the page's own requests. A cookie would be sent to every port of this address, also to another user's.
+//! - The URL that a browser is started with is in the list of processes. It has a code in place of the secret, good for one use.
+//! - A web site that the user visits can send requests here, but has another origin, cannot set the header, and may not read the
+//!   answer. One whose name it has turned to 127.0.0.1 (DNS rebinding) is told by the Host header.
+
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{HOST, HeaderName, ORIGIN},
+};
+use std::cell::RefCell;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-karst-token");
+const CODE: HeaderName = HeaderName::from_static("x-karst-code");
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// What is asked of each request.
+pub struct Door {
+    hosts: [String; 2],
+    secret: String,
+    code: RefCell<Option<String>>,
+}
+
+/// 256 bits by the system's generator.
+fn random() -> String {
+    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// In a time that does not tell where they differ.
+fn same(one: &str, other: &str) -> bool {
+    one.len() == other.len() && one.bytes().zip(other.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    // Twice the same header is nobody's browser.
+    let mut all = headers.get_all(name).iter();
+    let first = all.next()?;
+    Some(if all.next().is_some() { "" } else { first.to_str().unwrap_or_default() })
+}
+
+impl Door {
+    /// Of the server on this port, with a new secret.
+    pub fn new(port: u16) -> Self {
+        let hosts = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
+        Self { hosts, secret: random(), code: RefCell::new(Some(random())) }
+    }
+
+    /// The address for the user, with the secret.
+    pub fn address(&self) -> String {
+        format!("http://{}/#token={}", self.hosts[0], self.secret)
+    }
+
+    /// The address that a browser is started with: good once.
+    pub fn address_once(&self) -> String {
+        format!("http://{}/#code={}", self.hosts[0], self.code.borrow().as_deref().unwrap_or_default())
+    }
+
+    /// Is the request meant for this server, and not sent by another origin?
+    ///
+    /// # Errors
+    /// The status to answer with, and why.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+        let host = text(headers, HOST).unwrap_or_default();
+        let own = |name: &str| self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name));
+        if !own(host) {
+            return Err((StatusCode::MISDIRECTED_REQUEST, "not the name of this server"));
+        }
+        if let Some(origin) = text(headers, ORIGIN)
+            && !origin.strip_prefix("http://").is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+        {
+            return Err((StatusCode::FORBIDDEN, "from another origin"));
+        }
+        // `none`: typed by the user.
+        if text(headers, SITE).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+            return Err((StatusCode::FORBIDDEN, "from another site"));
+        }
+        Ok(())
+    }
+
+    /// Has it the secret?
+    pub fn admits(&self, headers: &HeaderMap) -> bool {
+        text(headers, TOKEN).is_some_and(|token| same(token, &self.secret))
+    }
+
+    /// The secret, for the code that is good once.
+    pub fn exchange(&self, headers: &HeaderMap) -> Option<&str> {
+        let given = text(headers, CODE)?;
+        let mut code = self.code.borrow_mut();
+        code.take_if(|code| same(code, given)).map(|_| self.secret.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+        all.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn only_the_own_name_and_origin_come_in() {
+        let door = Door::new(8080);
+        let status = |all: &[(&'static str, &str)]| door.check(&headers(all)).err().map(|(status, _)| status.as_u16());
+        for host in ["127.0.0.1:8080", "localhost:8080", "LocalHost:8080"] {
+            assert_eq!(status(&[("host", host)]), None, "{host}");
+        }
+        for host in ["", "evil.example:8080", "127.0.0.1", "127.0.0.1:80", "127.0.0.1:8080.evil.example"] {
+            assert_eq!(status(&[("host", host)]), Some(421), "{host}");
+        }
+        assert_eq!(status(&[]), Some(421), "no Host");
+        let own = ("host", "127.0.0.1:8080");
+        assert_eq!(status(&[own, ("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")]), None);
+        for origin in ["null", "", "https://127.0.0.1:8080", "http://127.0.0.1:9090", "http://evil.example"] {
+            assert_eq!(status(&[own, ("origin", origin)]), Some(403), "{origin}");
+        }
+        assert_eq!(status(&[own, ("sec-fetch-site", "none")]), None);
+        assert_eq!(status(&[own, ("sec-fetch-site", "same-site")]), Some(403), "another port of this machine");
+        assert_eq!(status(&[own, ("sec-fetch-site", "cross-site")]), Some(403));
+        let mut twice = headers(&[own]);
+        twice.append(HOST, "127.0.0.1:8080".parse().unwrap());
+        assert!(door.check(&twice).is_err());
+    }
+
+    #[test]
+    fn the_secret_admits_and_the_code_is_good_once() {
+        let (door, other) = (Door::new(1), Door::new(1));
+        let token = door.address().split_once("#token=").unwrap().1.to_owned();
+        assert_eq!(token.len(), 64);
+        assert!(door.admits(&headers(&[("x-karst-token", &token)])));
+        assert!(!other.admits(&headers(&[("x-karst-token", &token)])), "each process has its own");
+        assert!(!door.admits(&headers(&[])) && !door.admits(&headers(&[("x-karst-token", &token[1..])])));
+        let code = door.address_once().split_once("#code=").unwrap().1.to_owned();
+        assert_eq!(door.exchange(&headers(&[("x-karst-code", &token)])), None, "another text does not use it up");
+        assert_eq!(door.exchange(&headers(&[("x-karst-code", &code)])), Some(token.as_str()));
+        assert_eq!(door.exchange(&headers(&[("x-karst-code", &code)])), None);
+        assert!(!door.admits(&headers(&[("x-karst-token", &code)])));
+    }
+}

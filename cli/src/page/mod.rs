@@ -1,0 +1,52 @@
+//! The page of `karst dashboard`: a server on loopback, for one user of this machine, and what it serves.
+//!
+//! - [`Door`]: who may read. [`serve`]: the server. `files`: what is embedded (cli/page has the sources).
+//! - [`State`]: what it shows. Whoever fills it ([`crate::verbs::dashboard`], or a test with recorded pages) is not known here.
+
+mod door;
+mod files;
+mod server;
+
+pub use door::Door;
+pub use server::{Explainer, Question, serve};
+
+use karst_topology::Topology;
+use serde::Serialize;
+use std::{cell::RefCell, rc::Rc};
+
+/// A proxy that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unread {
+    /// Its pod, or what was asked for.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+/// How reading goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reading {
+    /// Proxies that the last round has read.
+    pub read: usize,
+    /// Those that it has not.
+    pub unread: Vec<Unread>,
+    /// How long the last round took, in milliseconds.
+    pub took: u64,
+}
+
+/// What the page shows.
+#[derive(Default)]
+pub struct State {
+    /// Who talks to whom.
+    pub topology: Topology,
+    /// How reading goes.
+    pub reading: Reading,
+    /// Namespace that the page begins with; none: all.
+    pub namespace: Option<String>,
+    /// What it is of: the API server's address.
+    pub cluster: String,
+}
+
+/// One thread fills it and serves it; nobody holds it while waiting.
+pub type Shared = Rc<RefCell<State>>;

@@ -1,0 +1,171 @@
+//! Reads the proxies, round after round, into what the page shows.
+
+use crate::{
+    cluster::{Cluster, PodName},
+    known::{ADMIN, GATEWAYS, METRICS},
+    page::{Reading, Shared, Unread},
+    problem::Problem,
+};
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use karst_flows::Page;
+use karst_rt::clock::{Instant, since_epoch};
+use karst_topology::Kind;
+use kube::ResourceExt;
+use std::{collections::BTreeSet, time::Duration};
+
+/// A round begins this long after the one before began, or when that has ended.
+const EVERY: Duration = Duration::from_secs(2);
+/// Pods are listed again after this many rounds, and books of flows are read in every such round.
+const LIST_EVERY: u64 = 10;
+/// See [`LIST_EVERY`].
+const FLOWS_EVERY: u64 = 2;
+/// Proxies that are read at a time: each is a port-forward through the API server.
+const AT_ONCE: usize = 8;
+/// A proxy that has not answered within this time is passed over in this round.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Label that says which controller has made a Gateway's pods, and its value for waypoints.
+const MANAGED: &str = "gateway.istio.io/managed";
+const OF_WAYPOINTS: &str = "istio.io-mesh-controller";
+
+/// A proxy to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Proxy {
+    pod: PodName,
+    /// Of a waypoint or gateway: the workload that its pods belong to, and which of both.
+    gateway: Option<((String, String), Kind)>,
+}
+
+/// All proxies that the user may list: of all namespaces, or only of one where the others are not to be seen.
+///
+/// # Errors
+/// If no ztunnel can be listed, and no gateway either.
+pub(super) async fn proxies(cluster: &Cluster, namespace: Option<&str>) -> Result<Vec<Proxy>, Problem> {
+    let ztunnels = cluster.ztunnels().await;
+    let gateways = match (cluster.pods_of(None, GATEWAYS).await, namespace) {
+        (Err(_), Some(namespace)) => cluster.pods(namespace, GATEWAYS).await,
+        (listed, _) => listed,
+    };
+    let (ztunnels, gateways) = match (ztunnels, gateways) {
+        (Err(problem), Err(_)) => return Err(problem),
+        (Err(problem), Ok(gateways)) if gateways.is_empty() => return Err(problem),
+        (ztunnels, gateways) => (ztunnels.unwrap_or_default(), gateways.unwrap_or_default()),
+    };
+    let all = ztunnels.iter().map(|pod| Proxy { pod: pod.into(), gateway: None });
+    Ok(all.chain(gateways.iter().map(|pod| Proxy { pod: pod.into(), gateway: Some(gateway(pod)) })).collect())
+}
+
+/// Its workload has the Gateway's name, or that with the class's; the pod's name tells, without its two random parts.
+fn gateway(pod: &Pod) -> ((String, String), Kind) {
+    let name = pod.name_any();
+    let workload = name.rsplitn(3, '-').nth(2).unwrap_or(&name).to_owned();
+    let managed = pod.labels().get(MANAGED).is_some_and(|by| by == OF_WAYPOINTS);
+    let kind = if managed { Kind::Waypoint } else { Kind::Gateway };
+    ((pod.namespace().unwrap_or_default(), workload), kind)
+}
+
+/// What a proxy has answered.
+struct Answer {
+    name: String,
+    metrics: Result<String, String>,
+    flows: Option<Result<Page, String>>,
+}
+
+async fn ask(cluster: &Cluster, proxy: &Proxy, with_flows: bool) -> Answer {
+    let first = |problem: &Problem| problem.to_string().lines().next().unwrap_or_default().to_owned();
+    let late = || format!("no answer within {} s", PATIENCE.as_secs());
+    let metrics = async {
+        let page = tokio::time::timeout(PATIENCE, cluster.get(&proxy.pod, METRICS, "/metrics")).await;
+        page.map_err(|_| late())?.map_err(|problem| first(&problem))
+    };
+    let flows = async {
+        if !with_flows {
+            return None;
+        }
+        let page = tokio::time::timeout(PATIENCE, cluster.page::<Page>(&proxy.pod, ADMIN, "/flows")).await;
+        Some(page.map_err(|_| late()).and_then(|page| page.map_err(|problem| first(&problem))))
+    };
+    let (metrics, flows) = tokio::join!(metrics, flows);
+    Answer { name: proxy.pod.to_string(), metrics, flows }
+}
+
+/// Reads until it is dropped.
+pub(super) async fn run(cluster: Cluster, namespace: Option<String>, mut all: Vec<Proxy>, shared: Shared) {
+    let mut rounds = tokio::time::interval(EVERY);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unlisted = None;
+    for round in 0u64.. {
+        rounds.tick().await;
+        if round > 0 && round.is_multiple_of(LIST_EVERY) {
+            match proxies(&cluster, namespace.as_deref()).await {
+                Ok(listed) => (all, unlisted) = (listed, None),
+                Err(problem) => unlisted = Some(Unread { name: "list of pods".into(), why: problem.to_string() }),
+            }
+        }
+        let began = Instant::now();
+        let with_flows = round.is_multiple_of(FLOWS_EVERY);
+        let answers: Vec<Answer> =
+            stream::iter(&all).map(|proxy| ask(&cluster, proxy, with_flows)).buffer_unordered(AT_ONCE).collect().await;
+        let took = began.elapsed();
+        take(&shared, &all, answers, unlisted.clone(), took);
+    }
+}
+
+/// Takes in a round.
+fn take(shared: &Shared, all: &[Proxy], answers: Vec<Answer>, unlisted: Option<Unread>, took: Duration) {
+    let now = since_epoch().as_millis() as u64;
+    let mut state = shared.borrow_mut();
+    let mut reading = Reading { took: took.as_millis() as u64, ..Reading::default() };
+    reading.unread.extend(unlisted);
+    state.topology.set_kinds(all.iter().filter_map(|proxy| proxy.gateway.clone()));
+    for Answer { name, metrics, flows } in answers {
+        let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(|e| e.to_string()));
+        match metrics {
+            Ok(()) => reading.read += 1,
+            Err(why) => reading.unread.push(Unread { name: name.clone(), why }),
+        }
+        match flows {
+            Some(Ok(page)) => state.topology.read_flows(&name, &page.flows, now),
+            Some(Err(why)) => reading.unread.push(Unread { name: format!("{name}, book of flows"), why }),
+            None => {}
+        }
+    }
+    let names: BTreeSet<String> = all.iter().map(|proxy| proxy.pod.to_string()).collect();
+    state.topology.keep_proxies(|name| names.contains(name));
+    state.topology.settle(now);
+    state.reading = reading;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn a_gateways_pod_tells_its_workload_and_whether_it_is_a_waypoint() {
+        let pod = |name: &str, managed: &str| {
+            let pod = serde_json::json!({ "metadata": { "name": name, "namespace": "shop", "labels": { MANAGED: managed } } });
+            gateway(&serde_json::from_value(pod).unwrap())
+        };
+        let is = |name: &str, kind| (("shop".to_owned(), name.to_owned()), kind);
+        assert_eq!(pod("waypoint-6d5f7c-x2b9k", OF_WAYPOINTS), is("waypoint", Kind::Waypoint));
+        assert_eq!(pod("web-istio-6d5f7c-x2b9k", "istio.io-gateway-controller"), is("web-istio", Kind::Gateway));
+        assert_eq!(pod("single", ""), is("single", Kind::Gateway));
+    }
+
+    #[test]
+    fn a_round_is_shown_with_who_could_not_be_read() {
+        let shared = Shared::default();
+        let name = |name: &str| PodName { namespace: "istio-system".into(), name: name.into() };
+        let all = ["a", "b"].map(|pod| Proxy { pod: name(pod), gateway: None });
+        let answers = vec![
+            Answer { name: all[0].pod.to_string(), metrics: Ok("up 1\n".into()), flows: Some(Ok(Page::default())) },
+            Answer { name: all[1].pod.to_string(), metrics: Ok("no metrics".into()), flows: Some(Err("404".into())) },
+        ];
+        take(&shared, &all, answers, None, Duration::from_millis(7));
+        let state = shared.borrow();
+        assert_eq!((state.reading.read, state.reading.took), (1, 7));
+        let why: Vec<&str> = state.reading.unread.iter().map(|one| one.why.as_str()).collect();
+        assert_eq!(why, ["line 1 of the metrics page: no number after the labels", "404"]);
+    }
+}
