@@ -7,10 +7,7 @@ use crate::{
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE};
 use karst_rt::ready::Blocker;
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 use tokio::sync::{mpsc, oneshot};
 
 /// Types that are subscribed, in the order in which they are answered. The ranges of pods before the addresses: what is not told
@@ -178,7 +175,7 @@ mod tests {
     use crate::{dns::Order, outbound::tests::worker};
     use karst_proxy::{testing::snapshot, workers::WorkerPool};
     use karst_rt::socket::NetnsConnector;
-    use std::{io, net};
+    use std::{collections::HashMap, io, net};
     use tokio::sync::mpsc::Receiver;
 
     fn manager() -> (PodManager, Vec<Receiver<Command>>, Receiver<Order>) {
