@@ -10,6 +10,7 @@
 pub mod certificate;
 pub mod client;
 pub mod copy;
+mod frames;
 pub mod pool;
 pub mod record;
 pub mod revocation;

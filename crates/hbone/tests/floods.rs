@@ -290,6 +290,7 @@ async fn t04_small_frames() {
     bounded(&o);
     let o = flood("T04 SETTINGS", 1_000_000, true, &[], |_| frame(SETTINGS, 0, 0, &[])).await;
     bounded(&o);
+    assert!(o.closed, "one costs us more than twice what it costs its sender");
     let o = flood("T04 PRIORITY", 1_000_000, true, &[], |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 9])).await;
     bounded(&o);
     assert!(o.sent > 0);
