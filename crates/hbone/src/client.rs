@@ -2,7 +2,7 @@
 
 use crate::{
     Settings,
-    frames::Counted,
+    frames::Limited,
     revocation::Role,
     stream,
     tls::{self, Credentials},
@@ -114,7 +114,7 @@ pub async fn handshake(
         .data_frame_budget(settings.connection_window as usize)
         .enable_push(false);
     let turn = stream.flush_turn();
-    let mut begin = Box::pin(builder.handshake::<_, Bytes>(Counted::new(stream, 0)));
+    let mut begin = Box::pin(builder.handshake::<_, Bytes>(Limited::new(stream, 0)));
     let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))))
         .await
         .map_err(|_| h2_error("preface took over 10 s".into()))?

@@ -18,7 +18,7 @@ const MOST_SETTINGS: u32 = 1_000;
 /// A peer may send one in each round trip to measure its windows, which within a host is some thousand times a second.
 const MOST_PINGS: u32 = 600_000;
 /// What a client sends before its first frame (RFC 9113 §3.4).
-pub(crate) const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+pub const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 /// Length of a frame's head.
 const HEAD: usize = 9;
@@ -98,19 +98,19 @@ impl Frames {
 }
 
 /// A stream of HTTP/2 whose reader is told of a flood as an error of it.
-pub(crate) struct Counted<S> {
+pub struct Limited<S> {
     stream: S,
     frames: Frames,
 }
 
-impl<S> Counted<S> {
+impl<S> Limited<S> {
     /// A stream that begins with so many bytes that are no frame: [`PREFACE`] of a client's, 0 of a server's.
-    pub(crate) fn new(stream: S, before: usize) -> Self {
+    pub fn new(stream: S, before: usize) -> Self {
         Self { stream, frames: Frames { skip: before, ..Frames::default() } }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
@@ -118,7 +118,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

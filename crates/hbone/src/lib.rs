@@ -5,12 +5,13 @@
 //! - [`record`], [`stream`]: the bytes of a tunnel, sealed and opened without needless copies.
 //! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
+//! - [`frames`]: floods of frames that only ask for an answer, on any HTTP/2 connection.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
 pub mod certificate;
 pub mod client;
 pub mod copy;
-mod frames;
+pub mod frames;
 pub mod pool;
 pub mod record;
 pub mod revocation;

@@ -2,7 +2,7 @@
 
 use crate::{
     Settings, client,
-    frames::{Counted, PREFACE},
+    frames::{Limited, PREFACE},
     revocation::{Refusal, Role},
     stream::{self, FlushTurn, TlsStream},
     tls::Credentials,
@@ -151,7 +151,7 @@ async fn serve_http2(
         .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS)
         .max_send_buffer_size(limits::SEND_BUFFER)
         .data_frame_budget(settings.connection_window as usize);
-    let mut begin = Box::pin(builder.handshake::<_, Bytes>(Counted::new(stream, PREFACE)));
+    let mut begin = Box::pin(builder.handshake::<_, Bytes>(Limited::new(stream, PREFACE)));
     let preface = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))));
     let mut conn = tokio::select! {
         r = preface => r.map_err(|_| ServerError::Preface)??,

@@ -12,6 +12,7 @@ use crate::{
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
+use karst_hbone::frames::{Limited, PREFACE};
 use karst_rt::{admission::Permit, on_wake::OnWake};
 use std::{pin::Pin, rc::Rc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -41,7 +42,7 @@ where
     };
     let mut drain = worker.drain.clone();
     if http2 {
-        let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(io), service));
+        let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(Limited::new(io, PREFACE)), service));
         let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
     } else {
         let http1 = codec::server1(patience);

@@ -17,7 +17,7 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use karst_hbone::pool::Lease;
+use karst_hbone::{frames::Limited, pool::Lease};
 use std::{cell::Cell, rc::Rc};
 use tokio::time::Instant;
 
@@ -158,8 +158,10 @@ pub async fn http2(
             Some(connection) => connection,
             None => {
                 let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
-                let (send, conn) =
-                    codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await.map_err(ConnectError::from)?;
+                let (send, conn) = codec::client2()
+                    .handshake::<_, Counted>(TokioIo::new(Limited::new(io, 0)))
+                    .await
+                    .map_err(ConnectError::from)?;
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);

@@ -1,6 +1,7 @@
 //! Circuit breaking and rate limits.
 
 use super::*;
+use tokio::io::AsyncWriteExt;
 
 fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
     move |s| policy(s, ir::Policy { limits: Some(limits), ..Default::default() })
@@ -60,5 +61,21 @@ fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(m.ask(get("/")).await.0, 200);
         assert_eq!(m.ask(get("/")).await.0, 429);
+    });
+}
+
+#[test]
+fn a_clients_flood_of_settings_ends_its_connection() {
+    run(async {
+        let m = Rc::new(Mesh::of(|_| {}, |_, _| Does::Answer(Response::new(payload("ok")))));
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let mut client = m.connect(true);
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut sent = 0;
+        // What answers is not read: the pipe holds those of the first thousand.
+        while sent < 5_000 && client.write_all(&settings).await.is_ok() {
+            sent += 1;
+        }
+        assert!((1_000..5_000).contains(&sent), "{sent} frames were taken");
     });
 }
