@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tools::{bin, build, cargo};
+use tools::{TESTED, bin, build, build_shipped, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -151,7 +151,7 @@ fn run(task: Task) -> Result<()> {
             fuzz::run(seconds, target.as_deref())
         }
         Task::Images => {
-            build()?;
+            build_shipped()?;
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Release(what) => release::run(&what),
@@ -168,7 +168,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
-            build()?;
+            build_shipped()?;
             bench::run(what)
         }
     }
@@ -196,6 +196,7 @@ const DEMO: &[&str] = &[
 fn build_only(programs: &[&str]) -> Result<()> {
     setup::run()?;
     let mut args = vec!["build", "--release", "--workspace", "--locked"];
+    args.extend(TESTED);
     programs.iter().for_each(|p| args.extend(["--bin", p]));
     cargo(&args, &[])
 }
@@ -218,10 +219,8 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
     })?;
     s.run("clippy: eBPF programs", lint::programs)?;
     s.run("documentation", || {
-        cargo(
-            &["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"],
-            &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
-        )
+        let doc = ["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"];
+        cargo(&[&doc[..], &TESTED].concat(), &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")])
     })
 }
 
@@ -235,7 +234,7 @@ fn test(filter: &str) -> Result<()> {
         // Before half an hour of building, not after it.
         text_stages(&mut s)?;
     }
-    s.run("build", || cargo(&["build", "--release", "--workspace", "--locked"], &[]))?;
+    s.run("build", build)?;
     if filter.is_empty() {
         lint_stages(&mut s)?;
     }

@@ -87,7 +87,8 @@ pub fn run() -> Result<()> {
         "bpf-linker",
         "0.13.0",
         "links the eBPF programs",
-        &["--no-default-features", "--features", "llvm-22"],
+        // Not optimized: what works in it is LLVM, which is.
+        &["--no-default-features", "--features", "llvm-22", "--debug"],
         "it needs llvm-22-dev and libzstd-dev (cargo xtask setup installs them on Debian)",
     )
 }
@@ -210,6 +211,8 @@ fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Res
         .arg(root)
         .env("LLVM_PREFIX", "/usr/lib/llvm-22")
         .env("CARGO_TARGET_DIR", root.join("build"))
+        // Nobody debugs them.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         // Away from this repository's configuration: tools are built as cargo builds by itself.
         .current_dir("/")
         .status()?;

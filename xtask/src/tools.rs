@@ -10,8 +10,19 @@ pub(crate) fn bin(name: &str) -> Result<PathBuf> {
     Ok(own.with_file_name(name))
 }
 
-/// Builds everything.
+/// What `cargo test` switches on by itself, as dependencies of tests. Whatever is built beside the tests is built with it too, or
+/// cargo would compile tokio, and all that stands on it, twice. What is released or measured is built without ([`build_shipped`]).
+pub(crate) const TESTED: [&str; 2] =
+    ["--features", "karst-proxy/testing,karst-ztunnel/fuzz,karst-waypoint/fuzz,karst-controller/fuzz"];
+
+/// Builds everything, as the tests want it.
 pub(crate) fn build() -> Result<()> {
+    setup::run()?;
+    cargo(&[&["build", "--release", "--workspace", "--locked"], &TESTED[..]].concat(), &[])
+}
+
+/// Builds everything, as it is released.
+pub(crate) fn build_shipped() -> Result<()> {
     setup::run()?;
     cargo(&["build", "--release", "--workspace", "--locked"], &[])
 }
