@@ -162,7 +162,12 @@ fn certificates(out: &mut String, facts: &Facts<'_>) {
 fn discovery(out: &mut String, facts: &Facts<'_>) {
     let pushes = &facts.counts.pushes;
     head(out, "pilot_xds", "gauge", "Proxies that are subscribed, by version.");
-    for (version, count) in versions(facts.subscribers) {
+    let by_version = versions(facts.subscribers);
+    // None is a number, too: to KarstControlPlaneAbsent a controller without proxies would be none.
+    if by_version.is_empty() {
+        line(out, "pilot_xds", "version=\"unknown\"", 0);
+    }
+    for (version, count) in by_version {
         line(out, "pilot_xds", &format!("version=\"{version}\""), count);
     }
     head(out, "pilot_xds_pushes", "counter", "Responses sent to proxies, by type.");
@@ -303,20 +308,25 @@ mod tests {
         counts.reviews.note(Reviewed::of("networking.istio.io", "v1", "Sidecar"), None);
         counts.reviews.note(Reviewed::of("networking.istio.io", "v1", "VirtualService"), Some(Why::Invalid));
         let gate = Gate::for_strangers();
-        let page = page(&Facts {
-            counts: &counts,
-            subscribers: &[subscriber("1.30")],
-            watched: Some(&WatchCounts::default()),
-            signer: &signer,
-            lists_stale: false,
-            workloads: 3,
-            services: 2,
-            virtual_services: 1,
-            problems: &BTreeMap::new(),
-            discovery_gate: &gate,
-            webhook_gate: &gate,
-            now: karst_rt::clock::since_epoch().as_secs_f64(),
-        });
+        let page_of = |subscribers: &[Subscriber]| {
+            page(&Facts {
+                counts: &counts,
+                subscribers,
+                watched: Some(&WatchCounts::default()),
+                signer: &signer,
+                lists_stale: false,
+                workloads: 3,
+                services: 2,
+                virtual_services: 1,
+                problems: &BTreeMap::new(),
+                discovery_gate: &gate,
+                webhook_gate: &gate,
+                now: karst_rt::clock::since_epoch().as_secs_f64(),
+            })
+        };
+        let none = page_of(&[]);
+        assert!(none.contains("pilot_xds{version=\"unknown\"} 0\n"), "{none}");
+        let page = page_of(&[subscriber("1.30")]);
         for line in [
             "istio_build{component=\"pilot\",tag=\"karst-",
             "pilot_info{version=\"karst-",

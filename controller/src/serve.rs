@@ -629,10 +629,10 @@ impl IstioCertificateService for Service {
             0 => shared.config.default_cert_ttl,
             n => u64::try_from(n).ok().filter(|n| *n <= shared.config.max_cert_ttl).ok_or_else(|| {
                 shared.counts.bad_lifetimes.fetch_add(1, Ordering::Relaxed);
-                Status::invalid_argument(
-                    Refusal::Lifetime(format!("{n} s is not between 1 and {} s", shared.config.max_cert_ttl))
-                        .to_string(),
-                )
+                let range = format!("{n} s is not between 1 and {} s", shared.config.max_cert_ttl);
+                let why = Refusal::Lifetime(range).to_string();
+                self.no_certificate(&caller, &why);
+                Status::invalid_argument(why)
             })?,
         };
         match shared.authority.sign(&message.csr, &id, Duration::from_secs(ttl)) {

@@ -52,7 +52,8 @@ impl Teller {
         let about = Ref { group: "", version: "v1", kind: "ConfigMap", namespace, name };
         tokio::spawn(async move {
             if tokio::time::timeout(ELECTION, leads.wait_for(|l| *l)).await.is_ok_and(|held| held.is_ok()) {
-                events.tell(Notice { about, uid, reason: "MeshConfig", action: "Read", text });
+                // However many others wait to be told.
+                events.tell_all(vec![Notice { about, uid, reason: "MeshConfig", action: "Read", text }]).await;
             }
         });
     }
@@ -61,8 +62,18 @@ impl Teller {
 async fn tell(events: Events, mut leads: watch::Receiver<bool>, mut all: watch::Receiver<Vec<Notice>>) {
     while leads.wait_for(|l| *l).await.is_ok() {
         let notices = all.borrow_and_update().clone();
-        events.tell_all(notices).await;
-        if let Ok(Err(_)) = tokio::time::timeout(AGAIN, all.changed()).await {
+        let told = async {
+            events.tell_all(notices).await;
+            tokio::time::sleep(AGAIN).await;
+        };
+        // Many take hours. Meanwhile some may be mended, or another replica may lead: the newest are told instead, and what has
+        // been written of them is not written again.
+        let is_over = tokio::select! {
+            () = told => false,
+            over = async { leads.wait_for(|l| !*l).await.is_err() } => over,
+            changed = all.changed() => changed.is_err(),
+        };
+        if is_over {
             return;
         }
     }

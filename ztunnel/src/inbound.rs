@@ -122,8 +122,9 @@ async fn handshake(
 ) -> Option<(TlsStream, Identity)> {
     let refused = |o: &Outcome| {
         let Some(left_out) = worker.conns.logs_refusal(o.reason()) else { return };
+        let (left_out, reason) = (some(left_out), o.reason());
         let why = o.text().unwrap_or_default();
-        tracing::warn!(target: "access", pod = served.pod.key, peer = %from, left_out, "tunnel refused: {why}");
+        tracing::warn!(target: "access", pod = served.pod.key, peer = %from, reason, left_out, "tunnel refused: {why}");
     };
     let Some((_, own)) = worker.workload(&served.pod).await else {
         refused(&Outcome::NoWorkload);
@@ -136,10 +137,15 @@ async fn handshake(
     };
     let done = server::handshake(tcp, &creds).await;
     let failed = |e: &server::ServerError| {
-        let Some(left_out) = worker.conns.logs_refusal("handshake") else { return };
+        let Some(left_out) = worker.conns.logs_refusal("handshake").map(some) else { return };
         tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, left_out, "tunnel failed");
     };
     done.inspect_err(failed).ok()
+}
+
+/// A number for the log, if there is something to count.
+fn some(count: u64) -> Option<u64> {
+    (count > 0).then_some(count)
 }
 
 async fn connect(
@@ -160,20 +166,22 @@ async fn connect(
     };
     // First the peer's share of the pod's connections, then a place among all.
     let Some(_in_use) = in_use else {
-        worker.refused();
+        worker.refused(Direction::Inbound);
         return refuse(&mut respond, &Outcome::Limit);
     };
     let Some(_place) = worker.shared.budget.place(&served.pod, Direction::Inbound) else {
-        worker.refused();
+        worker.refused(Direction::Inbound);
         return refuse(&mut respond, &Outcome::Limit);
     };
     let (target, service) = match target(&worker.snapshot(), &served.pod.own(), &request, to) {
         Ok(t) => t,
         Err(o) => {
-            if let Some(left_out) = worker.conns.logs_refusal(o.reason()) {
+            let reason = o.reason();
+            worker.shared.metrics.ends.note(Reporter::Destination, reason);
+            if let Some(left_out) = worker.conns.logs_refusal(reason).map(some) {
                 let (pod, error) = (&served.pod.key, o.text());
                 tracing::info!(
-                    target: "access", pod, peer = %from, identity = %peer, error, left_out, "CONNECT refused"
+                    target: "access", pod, peer = %from, identity = %peer, error, reason, left_out, "CONNECT refused"
                 );
             }
             return refuse(&mut respond, &o);

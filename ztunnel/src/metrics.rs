@@ -74,7 +74,7 @@ pub struct Metrics {
     pub pods: AtomicI64,
     /// Pods whose listeners could not be opened yet.
     pub pods_waiting: AtomicU64,
-    /// Of connections.
+    /// Of connections, those too that were refused before they had a series.
     pub ends: Ends,
     pub pods_started: AtomicU64,
     pub pods_stopped: AtomicU64,

@@ -240,18 +240,28 @@ mod tests {
         let by = Verdict::DeniedBy("ns/p".into());
         let all = [
             (Outcome::Done, "done", None),
+            (Outcome::Broken("x".into()), "broken", None),
             (Outcome::Denied(by.clone()), "policy_denied", Some("ns/p")),
             (Outcome::Denied(Verdict::NotAllowed), "no_allow_policy", None),
             (Outcome::ClosedByPolicy(by), "closed_by_policy", Some("ns/p")),
             (Outcome::PolicyMissing("ns/q".into()), "policy_missing", Some("ns/q")),
             (Outcome::Refused(Refusal::NotInRegistry), "not_in_registry", None),
+            (Outcome::Refused(Refusal::NoPort), "refused", None),
+            (Outcome::NoWorkload, "unknown_workload", None),
+            (Outcome::NoIdentity, "no_certificate", None),
             (Outcome::Connect("x".into()), "application", None),
+            (Outcome::Dial(DialError::NoAnswer(limits::FIRST_TRY)), "endpoint", None),
+            (Outcome::BadRequest("x"), "bad_request", None),
+            (Outcome::NotFound("x"), "not_found", None),
+            (Outcome::Limit, "limit", None),
+            (Outcome::GaveWay, "evicted", None),
             (Outcome::Drained, "drained", None),
         ];
-        for (outcome, reason, policy) in all {
-            assert_eq!((outcome.reason(), outcome.policy()), (reason, policy), "{outcome:?}");
-            assert!(Outcome::REASONS.contains(&reason));
+        for (outcome, reason, policy) in &all {
+            assert_eq!((outcome.reason(), outcome.policy()), (*reason, *policy), "{outcome:?}");
         }
+        // One that were not in the list would not be counted.
+        assert_eq!(all.map(|(_, reason, _)| reason), Outcome::REASONS);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::{
     inpod::{AddError, LocalPod, LocalPods},
     listeners::Listeners,
     mesh_config::Outbound,
-    metrics::Metrics,
+    metrics::{Metrics, Reporter},
+    outcome::Outcome,
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
@@ -301,16 +302,21 @@ impl Worker {
     ) -> Option<(std::net::SocketAddr, Place<'a>)> {
         let to = served.pod.redirection.destination(tcp).ok()?;
         let Some(place) = self.shared.budget.place(&served.pod, direction) else {
-            self.refused();
+            self.refused(direction);
             karst_rt::socket::reset_on_close(tcp);
             return None;
         };
         Some((to, place))
     }
 
-    /// A tunnel was refused at accept.
-    pub fn refused(&self) {
+    /// A connection was refused because there are too many.
+    pub fn refused(&self, direction: Direction) {
+        let reporter = match direction {
+            Direction::Inbound => Reporter::Destination,
+            Direction::Outbound => Reporter::Source,
+        };
         self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
+        self.shared.metrics.ends.note(reporter, Outcome::Limit.reason());
     }
 }
 

@@ -88,7 +88,13 @@ impl Agent {
                 error = e.to_string(),
                 "ztunnel cannot serve the pod yet; its connections will wait"
             );
-            let text = format!("ztunnel cannot serve the pod yet, and its connections wait: {e}");
+        }
+        let waits = match &served {
+            Ok(true) => None,
+            Ok(false) => Some("no ztunnel serves the node yet, and the pod's connections wait".into()),
+            Err(e) => Some(format!("ztunnel cannot serve the pod yet, and its connections wait: {e}")),
+        };
+        if let Some(text) = waits {
             self.report.warn((&desired.info.namespace, &desired.info.name, &desired.uid), "WaitsForZtunnel", text);
         }
         let watch = Watch::of(&netns).context("cannot follow the addresses of the pod's network namespace")?;

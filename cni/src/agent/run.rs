@@ -214,8 +214,11 @@ impl Agent {
                 Err(e) => {
                     failed = true;
                     tracing::warn!(pod = key, error = format!("{e:#}"), "pod cannot be redirected yet");
-                    let text = format!("the pod is not in the mesh yet, and this is tried again: {e:#}");
-                    self.report.warn((&pod.info.namespace, &pod.info.name, &pod.uid), "RedirectionFailed", text);
+                    // One that is redirected, and is only not shown as that, is in the mesh.
+                    if !self.active.borrow().contains_key(key) {
+                        let text = format!("the pod is not in the mesh yet, and this is tried again: {e:#}");
+                        self.report.warn((&pod.info.namespace, &pod.info.name, &pod.uid), "RedirectionFailed", text);
+                    }
                 }
             }
         }

@@ -27,8 +27,13 @@ pub fn notices(state: &State, mesh: &Mesh) -> Vec<Notice> {
     for located in &state.objects {
         let object = &located.object;
         let (kind, meta) = (object.kind(), object.meta());
-        let name = format!("{} {}/{}", api_kind(kind), meta.namespace, meta.name);
-        let wrong = unread.get(name.as_str()).filter(|_| closed::has_closed(kind)).map(|all| all.join("; "));
+        // Most objects are of other kinds, and mostly all can be read: no name is made for them.
+        let wrong = if !unread.is_empty() && closed::has_closed(kind) {
+            let name = format!("{} {}/{}", api_kind(kind), meta.namespace, meta.name);
+            unread.get(name.as_str()).map(|all| all.join("; "))
+        } else {
+            None
+        };
         let closed = match object {
             Object::AuthorizationPolicy(policy) => effect(&objects, policy).map(|effect| match &wrong {
                 Some(wrong) => format!("{effect}, because it cannot be read: {wrong}"),

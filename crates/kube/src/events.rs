@@ -22,7 +22,7 @@ const PACE: Duration = Duration::from_secs(2);
 const QUEUE: usize = 256;
 /// Objects and reasons that are remembered; beyond, nothing new is told before the oldest are forgotten.
 const MOST: usize = 4096;
-/// Characters of a text; the API server takes at most 1024 bytes.
+/// Bytes of a text; the API server takes at most 1024.
 const LONGEST: usize = 1000;
 
 /// Something to be said of an object: always a warning.
@@ -106,7 +106,7 @@ async fn publish(recorder: Recorder, notice: &Notice) -> anyhow::Result<()> {
     let event = Event {
         type_: EventType::Warning,
         reason: notice.reason.into(),
-        note: Some(notice.text.chars().take(LONGEST).collect()),
+        note: Some(notice.text[..notice.text.floor_char_boundary(LONGEST)].to_string()),
         action: notice.action.into(),
         secondary: None,
     };
@@ -253,8 +253,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_could_not_be_written_is_written_when_it_is_told_again() {
         let (events, mut written) = started(1);
-        events.tell_all(vec![notice("p", "x"), notice("p", "x"), notice("p", "x")]).await;
-        written.recv().await.unwrap();
+        let long = notice("p", &"€".repeat(500));
+        events.tell_all(vec![long.clone(), long.clone(), long]).await;
+        let note = written.recv().await.unwrap().1["note"].as_str().unwrap().len();
+        assert!((990..=1024).contains(&note), "the API server refuses more than 1024 bytes: {note}");
         tokio::time::sleep(CHANGE).await;
         assert!(written.try_recv().is_err(), "once");
     }

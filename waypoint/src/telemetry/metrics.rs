@@ -124,7 +124,9 @@ impl Table {
                 kept.since = now;
             }
             let stays = now.duration_since(kept.since) < SERIES_IDLE;
-            kept.series.retired.store(!stays, Relaxed);
+            if !stays {
+                kept.series.retired.store(true, Relaxed);
+            }
             stays
         });
     }
