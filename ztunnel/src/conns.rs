@@ -293,6 +293,9 @@ impl Guard {
             }
         }
         self.all.gauge(conn.reporter, -1);
+        if let Some(watch) = conn.counts.watch() {
+            watch.closed();
+        }
         self.open.flush();
         match &*self.open.traffic.borrow() {
             Some(t) => {

@@ -6,6 +6,7 @@ use crate::{
     metrics::Reporter,
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
+    signals,
     state::{OwnPod, Service, Snapshot, Workload},
     worker::{Direction, Served, Worker},
 };
@@ -58,6 +59,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
         }
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
         tokio::select! {
@@ -197,6 +199,7 @@ async fn connect(
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
         relay(&worker, &guard, bytes).await

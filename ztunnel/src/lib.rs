@@ -24,6 +24,7 @@ mod outcome;
 pub mod plan;
 mod queries;
 mod serve;
+mod signals;
 mod worker;
 
 use arc_swap::ArcSwap;

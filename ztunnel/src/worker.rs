@@ -21,6 +21,7 @@ use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
     nobody::Nobody,
+    requests::Table,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
@@ -71,6 +72,10 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Where requests are counted that are seen in passing, if they are.
+    pub fn requests(&self) -> Option<&Arc<Table>> {
+        self.config.http_signals.then_some(&self.metrics.requests)
+    }
     /// Waits for the first configuration.
     pub async fn configured(&self) {
         if self.configured.clone().wait_for(|c| *c).await.is_err() {

@@ -32,6 +32,7 @@ pub mod labels;
 pub mod nobody;
 pub mod options;
 pub mod remote;
+pub mod requests;
 pub mod resolve;
 pub mod revocation;
 pub mod secrets;
