@@ -18,6 +18,7 @@ use crate::{
         upgrade::Upgrade,
     },
     snapshot::Snapshot,
+    spans::queue::Queue,
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
@@ -73,6 +74,8 @@ pub struct Shared {
     pub ports: watch::Receiver<Ports>,
     /// What was seen lately.
     pub flows: Books,
+    /// Takes the spans of requests that are traced.
+    pub spans: Queue,
 }
 
 /// A CONNECT to be served.
@@ -151,7 +154,8 @@ impl Worker {
             }
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
+        let (state, spans) = (shared.state.clone(), shared.spans.clone());
+        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), spans));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {

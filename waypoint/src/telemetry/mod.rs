@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod carried;
+pub mod expression;
 pub mod flag;
 pub mod key;
 pub mod labels;

@@ -3,6 +3,11 @@
 use crate::{
     config::Config,
     snapshot::Snapshot,
+    spans::{
+        queue::{Finished, Queue},
+        request::RequestSpans,
+        tags::{self, Own},
+    },
     telemetry::{
         flag::ResponseFlag,
         key::{Key, KeyRef},
@@ -14,7 +19,7 @@ use crate::{
 };
 use hashbrown::HashMap;
 use karst_proxy::{state::Workload, traffic::Traffic};
-use std::{cell::RefCell, hash::RandomState, sync::Arc};
+use std::{cell::RefCell, hash::RandomState, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// A worker's way to the process's metrics.
@@ -23,12 +28,28 @@ pub struct Sink {
     state: watch::Receiver<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
     series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
+    spans: Queue,
+    identity: Own,
 }
 
 impl Sink {
-    /// Counts in these metrics.
-    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>) -> Self {
-        Self { config, state, metrics, series: RefCell::default() }
+    /// Counts in these metrics, and gives spans to this queue.
+    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>, spans: Queue) -> Self {
+        let identity = Own {
+            node_id: config.node().id.into(),
+            mesh_id: config.certificates.trust_domain.as_str().into(),
+            cluster_id: config.place.cluster_id.as_str().into(),
+            namespace: config.pod_namespace.as_str().into(),
+            hostname: config.pod_name.as_str().into(),
+        };
+        Self { config, state, metrics, series: RefCell::default(), spans, identity }
+    }
+
+    /// Hands over the spans of a request that has ended after this time. `sent`: bytes that the client was sent.
+    pub fn trace(&self, info: &StreamInfo, spans: &RequestSpans, sent: u64, took: Duration) {
+        let workload = self.config.own_pod(&self.state.borrow().mesh).cloned();
+        let all = tags::spans(info, spans, &self.identity, workload.as_deref(), sent, took);
+        self.spans.push(Finished { collector: spans.tracing.collector.clone(), spans: all });
     }
 
     /// Is there an access log?
