@@ -35,6 +35,7 @@ use karst_proxy::{
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
+    tap::Taps,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
@@ -73,6 +74,8 @@ pub struct Shared {
     pub ports: watch::Receiver<Ports>,
     /// What was seen lately.
     pub flows: Books,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 /// A CONNECT to be served.
@@ -151,7 +154,12 @@ impl Worker {
             }
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
+        let sink = Rc::new(Sink::new(
+            shared.config.clone(),
+            shared.state.clone(),
+            shared.metrics.clone(),
+            shared.taps.clone(),
+        ));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {

@@ -21,6 +21,7 @@ use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
     nobody::Nobody,
+    tap::Taps,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
@@ -68,6 +69,8 @@ pub struct Shared {
     pub workers: WorkerPool<Command>,
     /// What was seen lately.
     pub flows: Books,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 impl Shared {

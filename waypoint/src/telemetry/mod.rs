@@ -10,3 +10,4 @@ pub mod request_log;
 pub mod rules;
 pub mod sink;
 pub mod stream_info;
+pub mod tapped;

@@ -10,11 +10,12 @@ use crate::{
         metrics::{Metrics, Series},
         rules::Telemetry,
         stream_info::StreamInfo,
+        tapped,
     },
 };
 use hashbrown::HashMap;
-use karst_proxy::{state::Workload, traffic::Traffic};
-use std::{cell::RefCell, hash::RandomState, sync::Arc};
+use karst_proxy::{state::Workload, tap::Taps, traffic::Traffic};
+use std::{cell::RefCell, hash::RandomState, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// A worker's way to the process's metrics.
@@ -22,13 +23,30 @@ pub struct Sink {
     config: Config,
     state: watch::Receiver<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
+    taps: Arc<Taps>,
     series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
 }
 
 impl Sink {
     /// Counts in these metrics.
-    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>) -> Self {
-        Self { config, state, metrics, series: RefCell::default() }
+    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>, taps: Arc<Taps>) -> Self {
+        Self { config, state, metrics, taps, series: RefCell::default() }
+    }
+
+    /// Tells whoever looks on what has ended.
+    pub fn tap(&self, info: &StreamInfo, took: Duration, sent: u64) {
+        if self.taps.is_looked_at() {
+            let own = self.own(info);
+            self.taps.tell(|| tapped::ended(info, took, sent, own.as_deref()));
+        }
+    }
+
+    /// Tells whoever looks on of a connection that has come about.
+    pub fn tap_opened(&self, info: &StreamInfo) {
+        if self.taps.is_looked_at() {
+            let own = self.own(info);
+            self.taps.tell(|| tapped::opened(info, own.as_deref()));
+        }
     }
 
     /// Is there an access log?
