@@ -38,7 +38,9 @@ use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
     flows::Books,
     options::worker_count,
-    revocation, secrets, untold,
+    revocation, secrets,
+    tap::Taps,
+    untold,
     workers::WorkerPool,
     xds::StateWriter,
 };
@@ -89,6 +91,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
         flows: Books::new(receivers.len(), config.flows.flows),
+        taps: Taps::new(&*config.pod_name),
         workers,
         ports,
         spans,

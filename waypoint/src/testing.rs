@@ -110,6 +110,7 @@ impl Plane {
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
             flows: karst_proxy::flows::Books::new(1, true),
+            taps: karst_proxy::tap::Taps::new("own"),
         };
         let (drain, watch) = drain::new();
         let worker = Worker::new(Arc::new(shared), 0, watch, connector);

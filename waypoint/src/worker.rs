@@ -36,6 +36,7 @@ use karst_proxy::{
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
+    tap::Taps,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
@@ -76,6 +77,8 @@ pub struct Shared {
     pub flows: Books,
     /// Takes the spans of requests that are traced.
     pub spans: Queue,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 /// A CONNECT to be served.
@@ -154,8 +157,8 @@ impl Worker {
             }
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let (state, spans) = (shared.state.clone(), shared.spans.clone());
-        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), spans));
+        let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
+        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {

@@ -1,7 +1,8 @@
 //! Connections to the node's pods: by tunnel, and as captured plaintext.
 
 use crate::{
-    conns::{Conn, Guard},
+    conn::Conn,
+    conns::Guard,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,

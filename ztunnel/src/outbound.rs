@@ -4,8 +4,9 @@
 use crate::{
     choose::{choose, has_other},
     client::{Caller, Client},
+    conn::Conn,
     connect::{Ready, attempt},
-    conns::{Conn, Guard},
+    conns::Guard,
     dns::{self, Preamble},
     inbound,
     mesh_config::admit,
@@ -269,7 +270,7 @@ pub(crate) mod tests {
         let (secrets, metrics) = (Secrets::fixed([]), Arc::<crate::metrics::Metrics>::default());
         let worker = Worker {
             number: 0,
-            conns: Conns::new(metrics.clone(), config.access_log),
+            conns: Conns::new(metrics.clone(), karst_proxy::tap::Taps::new(""), config.access_log),
             dialer: Dialer::new(secrets.clone(), settings.clone(), keepalive, config.resolv_conf.clone()),
             unreachable: Unreachable::new(limits::AVOID),
             settings,
@@ -293,6 +294,7 @@ pub(crate) mod tests {
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
                 flows: karst_proxy::flows::Books::new(1, false),
+                taps: karst_proxy::tap::Taps::new(""),
             }),
         };
         (Rc::new(worker), decides)

@@ -22,6 +22,7 @@ use karst_proxy::{
     flows::{Books, Recorder},
     nobody::Nobody,
     requests::Table,
+    tap::Taps,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
@@ -69,6 +70,8 @@ pub struct Shared {
     pub workers: WorkerPool<Command>,
     /// What was seen lately.
     pub flows: Books,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 impl Shared {

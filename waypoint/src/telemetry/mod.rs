@@ -11,3 +11,4 @@ pub mod request_log;
 pub mod rules;
 pub mod sink;
 pub mod stream_info;
+pub mod tapped;

@@ -103,6 +103,7 @@ impl RequestLog {
                 self.sink.count(series, self, rules, |s| s.add(took, self.received.get(), sent));
             }
         }
+        self.sink.tap(self, took, sent);
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {
             access_log::write(access_log::line(self, took.as_millis(), sent));
         }
@@ -126,6 +127,7 @@ impl RequestLog {
         let series = self.sink.traffic(self, ResponseFlag::None);
         series.opened.fetch_add(1, Relaxed);
         let _ = carried.series.set(series);
+        self.sink.tap_opened(self);
         carried
     }
 
