@@ -195,27 +195,6 @@ impl Outcome {
             Outcome::Done | Outcome::Broken(_) | Outcome::ClosedByPolicy(_) | Outcome::GaveWay | Outcome::Drained
         )
     }
-    /// `namespace/name` of the policy that has refused or closed it, or that has not arrived; empty: none.
-    pub fn policy(&self) -> &str {
-        match self {
-            Outcome::Denied(Verdict::DeniedBy(policy)) | Outcome::ClosedByPolicy(Verdict::DeniedBy(policy)) => policy,
-            Outcome::PolicyMissing(policy) => policy,
-            Outcome::Denied(Verdict::NotAllowed | Verdict::Allow)
-            | Outcome::ClosedByPolicy(Verdict::NotAllowed | Verdict::Allow)
-            | Outcome::Done
-            | Outcome::Broken(_)
-            | Outcome::Refused(_)
-            | Outcome::NoWorkload
-            | Outcome::NoIdentity
-            | Outcome::Connect(_)
-            | Outcome::Dial(_)
-            | Outcome::BadRequest(_)
-            | Outcome::NotFound(_)
-            | Outcome::Limit
-            | Outcome::GaveWay
-            | Outcome::Drained => "",
-        }
-    }
     /// For the log; None when there is nothing to say.
     pub fn text(&self) -> Option<String> {
         let verdict = |v: &Verdict| match v {

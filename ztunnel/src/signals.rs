@@ -2,7 +2,8 @@
 //! connection is watched is decided once, before its first byte; where it is not, nothing is paid for it.
 
 use crate::{
-    conns::{Conn, Guard},
+    conn::Conn,
+    conns::Guard,
     metrics::Reporter,
     state::{Service, Snapshot, Workload},
 };

@@ -12,7 +12,7 @@ pub fn opened(conn: &Conn) -> Event<'_> {
 /// A connection that has ended, or has not come about.
 pub fn ended<'a>(conn: &'a Conn, outcome: &'a Outcome) -> Event<'a> {
     Event {
-        policy: outcome.policy(),
+        policy: outcome.policy().unwrap_or_default(),
         reason: outcome.text().map_or(Cow::Borrowed(""), Cow::Owned),
         flags: outcome.flag(),
         ..event(conn, Phase::Close, verdict(outcome))
