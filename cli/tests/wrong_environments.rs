@@ -192,6 +192,25 @@ fn refusals() -> Vec<Case> {
             "`kubectl auth can-i create pods/portforward -n istio-system`",
         ),
         case(
+            "no right to look at live traffic",
+            "tap -n shop",
+            server(may_forward_only_in("nowhere")),
+            1,
+            &[
+                "the live traffic of namespace shop may not be looked at",
+                "this user may not `create pods/portforward` in namespace istio-system, shop",
+            ],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
+            "the right to look at one namespace's live traffic",
+            "top -n shop --for 1s",
+            server(may_forward_only_in("shop")),
+            1,
+            &["note: ztunnels are not looked at", "cannot reach port 15000 of pod waypoint-1.shop"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
             "no right to install",
             "check",
             when("selfsubjectaccessreviews", |request| {
@@ -239,6 +258,27 @@ fn refusals() -> Vec<Case> {
             "kubectl get --raw /readyz?verbose",
         ),
     ]
+}
+
+/// A user who may forward ports in one namespace, as the review says, and a waypoint in each of two. Streams are not served.
+fn may_forward_only_in(namespace: &'static str) -> impl FnMut(&Request) -> Option<fake::Answer> + Send {
+    move |request| match (request.resource.as_str(), request.part.as_str()) {
+        ("selfsubjectaccessreviews", _) => {
+            let mut review = request.body.clone();
+            let asked = &review["spec"]["resourceAttributes"];
+            let what = [&asked["verb"], &asked["resource"], &asked["subresource"]];
+            let allowed = what == ["create", "pods", "portforward"] && asked["namespace"] == namespace;
+            review["status"] = json!({ "allowed": allowed });
+            Some((201, review))
+        }
+        ("pods", "portforward") if !request.path.contains("/namespaces/shop/") => panic!("{}", request.path),
+        ("pods", "portforward") => Some(status(403, NO_STREAMS)),
+        ("pods", _) if request.query.contains("gateway-name") => {
+            let waypoint = |namespace| pod(namespace, "waypoint-1", json!({}), true);
+            Some((200, list(&[waypoint("shop"), waypoint(SYSTEM)])))
+        }
+        _ => None,
+    }
 }
 
 fn controller(is_ready: bool) -> Value {

@@ -122,6 +122,9 @@ fn without_keys(mut gateway: ir::Gateway) -> ir::Gateway {
     let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
     pairs.for_each(|pair| pair.key.clear());
     gateway.access.iter_mut().for_each(without_secrets);
+    let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());
+    let headers = tracing.and_then(|tracing| tracing.collector.as_mut()).into_iter().flat_map(|c| &mut c.headers);
+    headers.for_each(|header| header.value.clear());
     gateway
 }
 
@@ -182,10 +185,17 @@ mod tests {
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
         let pair = || ir::KeyPair { chain: "chain".into(), key: "secret".into() };
+        let traced = |value: &str| {
+            let header =
+                ir::CollectorHeader { name: "authorization".into(), value: value.into(), ..Default::default() };
+            let collector = ir::Collector { headers: vec![header], ..Default::default() };
+            ir::Tracing { collector: Some(collector), ..Default::default() }
+        };
         let tls = ir::Tls { certificates: vec![pair()], ..Default::default() };
         let gateway = ir::Gateway {
             listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
             credentials: [("c".to_string(), pair())].into(),
+            telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();

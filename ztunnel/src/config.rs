@@ -126,6 +126,10 @@ pub struct Config {
     /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
+    /// Count the HTTP and gRPC requests of connections that no waypoint serves, by reading their heads in passing. If false, only
+    /// connections are counted.
+    #[arg(long, env = "KARST_HTTP_SIGNALS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub http_signals: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub istio: Istio,

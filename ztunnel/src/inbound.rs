@@ -1,11 +1,13 @@
 //! Connections to the node's pods: by tunnel, and as captured plaintext.
 
 use crate::{
-    conns::{Conn, Guard},
+    conn::Conn,
+    conns::Guard,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
+    signals,
     state::{OwnPod, Service, Snapshot, Workload},
     worker::{Direction, Served, Worker},
 };
@@ -58,6 +60,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
         }
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
         tokio::select! {
@@ -205,6 +208,7 @@ async fn connect(
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
         relay(&worker, &guard, bytes).await

@@ -5,6 +5,7 @@ mod affinity;
 mod choose;
 mod client;
 mod config;
+mod conn;
 mod connect;
 mod conns;
 mod control;
@@ -24,6 +25,8 @@ mod outcome;
 pub mod plan;
 mod queries;
 mod serve;
+mod signals;
+mod tapped;
 mod worker;
 
 use arc_swap::ArcSwap;
@@ -36,7 +39,9 @@ use karst_proxy::{
     flows::Books,
     options::worker_count,
     remote::NodeMetadata,
-    revocation, secrets, state, untold,
+    revocation, secrets, state,
+    tap::Taps,
+    untold,
     xds::StateWriter,
 };
 use karst_rt::{drain, ready::Ready};
@@ -97,6 +102,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
         flows: Books::new(receivers.len(), config.flows.flows),
+        taps: Taps::new(&*config.place.node),
         workers,
     });
     // Ports first: a process that cannot have them must not take connections.

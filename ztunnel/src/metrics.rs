@@ -5,7 +5,7 @@ use karst_proxy::{
     discovery,
     dry_run::DryRuns,
     labels::{put, side},
-    traffic,
+    requests, traffic,
 };
 use karst_rt::admission::Counts;
 use std::{
@@ -68,6 +68,8 @@ impl Ends {
 pub struct Metrics {
     /// Of connections.
     pub traffic: traffic::Table,
+    /// Of requests that were seen in passing.
+    pub requests: Arc<requests::Table>,
     pub open_source: AtomicI64,
     pub open_destination: AtomicI64,
     pub discovery: Arc<discovery::Counts>,
@@ -98,6 +100,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             traffic: traffic::Table::default(),
+            requests: Arc::default(),
             open_source: AtomicI64::new(0),
             open_destination: AtomicI64::new(0),
             discovery: Arc::default(),
@@ -137,6 +140,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut out = String::new();
         self.traffic.render(&mut out);
+        self.requests.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_tcp_sockets_open Open connections.\n# TYPE istio_tcp_sockets_open gauge\nistio_tcp_sockets_open{{reporter=\"source\"}} {}\nistio_tcp_sockets_open{{reporter=\"destination\"}} {}",

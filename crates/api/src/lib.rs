@@ -80,9 +80,26 @@ pub mod route {
     tonic::include_proto!("karst.route.v1");
 }
 
+/// OpenTelemetry's protocol for traces, as far as it is sent.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.trace.v1");
+}
+
 impl std::fmt::Debug for route::KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyPair")
+    }
+}
+
+impl std::fmt::Debug for route::CollectorHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CollectorHeader").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

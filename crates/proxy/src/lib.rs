@@ -16,6 +16,7 @@
 //! - [`followed`]: a file that is read again when it changes; [`revocation`]: the one with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
+//! - [`tap`]: who looks on live.
 //! - [`traffic`]: Istio's metrics of connections.
 //! - [`xds`]: the one writer of the state.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
@@ -32,11 +33,13 @@ pub mod labels;
 pub mod nobody;
 pub mod options;
 pub mod remote;
+pub mod requests;
 pub mod resolve;
 pub mod revocation;
 pub mod secrets;
 #[allow(missing_docs, reason = "most fields are those of the wire, one to one")]
 pub mod state;
+pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod traffic;

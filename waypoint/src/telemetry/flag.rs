@@ -38,6 +38,8 @@ pub enum ResponseFlag {
     ClientGone,
 }
 
+/// What the error of a request begins with that a DENY policy has refused; the policy's `namespace/name` follows.
+pub const DENIED_BY: &str = "denied by policy ";
 /// Response code details of what the endpoint has answered.
 pub const VIA_UPSTREAM: &str = "via_upstream";
 /// Of what a route answers itself.

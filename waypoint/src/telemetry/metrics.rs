@@ -2,6 +2,7 @@
 
 use crate::{
     downstream::gate::Gate,
+    spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
 use karst_api::route::Metric;
@@ -169,6 +170,8 @@ pub struct Metrics {
     pub discovery: Arc<discovery::Counts>,
     /// Byte streams that a policy has ended.
     pub closed_by_policy: AtomicU64,
+    /// Of traces.
+    pub spans: Arc<SpanCounts>,
 }
 
 impl Metrics {
@@ -223,6 +226,7 @@ impl Metrics {
         gate.render(&mut out);
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
+        self.spans.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

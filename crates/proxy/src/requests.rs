@@ -1,0 +1,371 @@
+//! Istio's metrics of requests that were seen in passing, at the side of the client (`reporter="source"`) and of the server
+//! (`destination`). A connection finds its series once and then only adds. As with [`crate::traffic`], those that have not changed
+//! for a while are dropped, and their number is bounded.
+
+use crate::{
+    labels::{put, side},
+    traffic::Between,
+};
+use arc_swap::ArcSwap;
+use karst_rt::clock::Instant;
+use karst_signals::{Exchange, Flag, Protocol, Surprise};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Most series; beyond, the ones unused for longest are dropped, and where all are in use new ones are not shown.
+const MAX_SERIES: usize = 20_000;
+/// Series without change for this long are dropped, in seconds.
+const SERIES_IDLE: u64 = 3600;
+/// Istio's buckets, in milliseconds; the first is half of one.
+const MILLISECONDS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+/// Istio's buckets, in bytes.
+const BYTES: [f64; 10] = [1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+
+/// What tells the series of one connection apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kind {
+    protocol: Protocol,
+    status: u16,
+    flag: Flag,
+    grpc_status: Option<u8>,
+}
+
+impl From<&Exchange> for Kind {
+    fn from(e: &Exchange) -> Self {
+        Self { protocol: e.protocol, status: e.status, flag: e.flag, grpc_status: e.grpc_status }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    reporter: &'static str,
+    source: Option<Arc<str>>,
+    destination: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    mtls: bool,
+    security: &'static str,
+    kind: Kind,
+}
+
+/// A histogram; the last bucket is without bound.
+#[derive(Debug)]
+struct Histogram<const N: usize> {
+    buckets: [AtomicU64; N],
+    more: AtomicU64,
+    /// In whole units of what is counted: bytes, or nanoseconds.
+    sum: AtomicU64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), more: AtomicU64::new(0), sum: AtomicU64::new(0) }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn add(&self, bounds: &[f64; N], value: f64, units: u64) {
+        self.sum.fetch_add(units, Relaxed);
+        self.buckets.get(bounds.partition_point(|b| *b < value)).unwrap_or(&self.more).fetch_add(1, Relaxed);
+    }
+    fn render(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N], unit: f64) {
+        let mut count = 0;
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            count += bucket.load(Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        count += self.more.load(Relaxed);
+        let sum = self.sum.load(Relaxed) as f64 / unit;
+        let _ = writeln!(
+            out,
+            "{name}_bucket{{{labels},le=\"+Inf\"}} {count}\n{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}"
+        );
+    }
+}
+
+/// The counters of one series.
+#[derive(Debug)]
+pub struct Series {
+    labels: String,
+    is_grpc: bool,
+    requests: AtomicU64,
+    duration: Histogram<19>,
+    request_bytes: Histogram<10>,
+    response_bytes: Histogram<10>,
+    request_messages: AtomicU64,
+    response_messages: AtomicU64,
+    /// Seconds after the table began.
+    used: AtomicU64,
+}
+
+impl Series {
+    /// One more request.
+    pub fn add(&self, e: &Exchange) {
+        self.requests.fetch_add(1, Relaxed);
+        self.duration.add(&MILLISECONDS, e.duration.as_secs_f64() * 1000.0, e.duration.as_nanos() as u64);
+        self.request_bytes.add(&BYTES, e.request_bytes as f64, e.request_bytes);
+        self.response_bytes.add(&BYTES, e.response_bytes as f64, e.response_bytes);
+        if self.is_grpc {
+            self.request_messages.fetch_add(e.request_messages, Relaxed);
+            self.response_messages.fetch_add(e.response_messages, Relaxed);
+        }
+    }
+}
+
+/// All series of a process.
+#[derive(Debug)]
+pub struct Table {
+    all: ArcSwap<imbl::HashMap<Key, Arc<Series>>>,
+    began: Instant,
+    /// Connections that were given up, by [`Surprise`].
+    given_up: [AtomicU64; Surprise::ALL.len()],
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { all: ArcSwap::default(), began: Instant::now(), given_up: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl Table {
+    /// The series of a connection's requests of one kind.
+    pub fn series(&self, between: &Between<'_>, kind: Kind) -> Arc<Series> {
+        let key = Key {
+            reporter: between.reporter,
+            source: between.source.map(|w| w.uid.clone()),
+            destination: between.destination.map(|w| w.uid.clone()),
+            service: between.service.map(|s| s.key.clone()),
+            mtls: between.mtls,
+            security: between.security,
+            kind,
+        };
+        let now = self.now();
+        if let Some(series) = self.all.load().get(&key) {
+            series.used.store(now, Relaxed);
+            return series.clone();
+        }
+        let new = Arc::new(Series {
+            labels: labels(between, kind),
+            is_grpc: kind.protocol == Protocol::Grpc,
+            requests: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
+            used: AtomicU64::new(now),
+        });
+        let mut found = new.clone();
+        self.all.rcu(|all| {
+            if let Some(series) = all.get(&key) {
+                found = series.clone();
+                return all.clone();
+            }
+            found = new.clone();
+            let mut all = (**all).clone();
+            if all.len() >= MAX_SERIES {
+                evict(&mut all);
+            }
+            if all.len() < MAX_SERIES {
+                all.insert(key.clone(), new.clone());
+            }
+            Arc::new(all)
+        });
+        found
+    }
+
+    /// Somebody has had this series until now.
+    pub fn touch(&self, series: &Series) {
+        series.used.store(self.now(), Relaxed);
+    }
+
+    /// A connection is not read any further.
+    pub fn gave_up(&self, surprise: Surprise) {
+        if let Some(n) = Surprise::ALL.iter().position(|s| *s == surprise).and_then(|i| self.given_up.get(i)) {
+            n.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Adds them to the metrics page.
+    pub fn render(&self, out: &mut String) {
+        let now = self.now();
+        let is_idle = |s: &Series| now.saturating_sub(s.used.load(Relaxed)) >= SERIES_IDLE;
+        let idle: Vec<Key> = unused(&self.all.load()).filter(|(_, s)| is_idle(s)).map(|(k, _)| k.clone()).collect();
+        if !idle.is_empty() {
+            self.all.rcu(|all| {
+                let mut all = (**all).clone();
+                idle.iter().for_each(|k| drop(all.remove(k)));
+                all
+            });
+        }
+        let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
+        for s in &series {
+            let _ = writeln!(out, "istio_requests_total{{{}}} {}", s.labels, s.requests.load(Relaxed));
+        }
+        let name = "istio_request_duration_milliseconds";
+        let _ = writeln!(out, "# HELP {name} Durations of requests.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.duration.render(out, name, &s.labels, &MILLISECONDS, 1e6));
+        let name = "istio_request_bytes";
+        let _ = writeln!(out, "# HELP {name} Sizes of requests.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.request_bytes.render(out, name, &s.labels, &BYTES, 1.0));
+        let name = "istio_response_bytes";
+        let _ = writeln!(out, "# HELP {name} Sizes of answers.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.response_bytes.render(out, name, &s.labels, &BYTES, 1.0));
+        for (name, help, get) in [
+            (
+                "istio_request_messages_total",
+                "Messages of gRPC to servers.",
+                (|s: &Series| &s.request_messages) as fn(&Series) -> &AtomicU64,
+            ),
+            ("istio_response_messages_total", "Messages of gRPC to clients.", |s| &s.response_messages),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            for s in series.iter().filter(|s| s.is_grpc) {
+                let _ = writeln!(out, "{name}{{{}}} {}", s.labels, get(s).load(Relaxed));
+            }
+        }
+        let name = "karst_http_signals_given_up_total";
+        let _ = writeln!(out, "# HELP {name} Connections whose requests are not counted.\n# TYPE {name} counter");
+        for (surprise, n) in Surprise::ALL.iter().zip(&self.given_up) {
+            let _ = writeln!(out, "{name}{{reason=\"{}\"}} {}", surprise.text(), n.load(Relaxed));
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_secs()
+    }
+}
+
+/// Those that no connection holds. (Copies of the map share them, so that they are held once.)
+fn unused(all: &imbl::HashMap<Key, Arc<Series>>) -> impl Iterator<Item = (&Key, &Arc<Series>)> {
+    all.iter().filter(|(_, s)| Arc::strong_count(s) == 1)
+}
+
+/// Drops a tenth, of those that nobody uses.
+fn evict(all: &mut imbl::HashMap<Key, Arc<Series>>) {
+    let mut idle: Vec<(u64, Key)> = unused(all).map(|(k, s)| (s.used.load(Relaxed), k.clone())).collect();
+    idle.sort_by_key(|(used, _)| *used);
+    for (_, key) in idle.iter().take(MAX_SERIES / 10) {
+        all.remove(key);
+    }
+}
+
+fn labels(between: &Between<'_>, kind: Kind) -> String {
+    let mut out = String::with_capacity(900);
+    let place = between.source.is_some() || between.destination.is_some();
+    put(&mut out, "reporter", between.reporter);
+    side(&mut out, "source", between.source, between.mtls, place);
+    side(&mut out, "destination", between.destination, between.mtls, place);
+    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
+    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
+    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
+    put(&mut out, "request_protocol", kind.protocol.text());
+    put(&mut out, "response_code", &kind.status.to_string());
+    if kind.protocol == Protocol::Grpc {
+        put(&mut out, "grpc_response_status", &kind.grpc_status.map(|c| c.to_string()).unwrap_or_default());
+    }
+    put(&mut out, "response_flags", kind.flag.text());
+    put(&mut out, "connection_security_policy", between.security);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn between() -> Between<'static> {
+        Between {
+            reporter: "source",
+            source: None,
+            destination: None,
+            service: None,
+            mtls: true,
+            security: "mutual_tls",
+        }
+    }
+
+    fn exchange() -> Exchange {
+        Exchange {
+            protocol: Protocol::Grpc,
+            status: 200,
+            flag: Flag::None,
+            grpc_status: Some(5),
+            request_bytes: 10,
+            response_bytes: 2_000_000_000,
+            request_messages: 3,
+            response_messages: 4,
+            duration: Duration::from_micros(1500),
+        }
+    }
+
+    #[test]
+    fn requests_have_istios_series_and_labels() {
+        let (all, e) = (Table::default(), exchange());
+        let series = all.series(&between(), Kind::from(&e));
+        series.add(&e);
+        series.add(&e);
+        assert!(Arc::ptr_eq(&series, &all.series(&between(), Kind::from(&e))));
+        all.gave_up(Surprise::Framing);
+        let mut page = String::new();
+        all.render(&mut page);
+        let line = |start: &str, end: &str| page.lines().any(|l| l.starts_with(start) && l.ends_with(end));
+        let labels = "request_protocol=\"grpc\",response_code=\"200\",grpc_response_status=\"5\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"";
+        assert!(line("istio_requests_total{reporter=\"source\"", &format!("{labels}}} 2")), "{page}");
+        assert!(line("istio_request_duration_milliseconds_bucket{", "le=\"1\"} 0"), "{page}");
+        assert!(line("istio_request_duration_milliseconds_bucket{", "le=\"5\"} 2"), "{page}");
+        assert!(line("istio_request_duration_milliseconds_sum{", "} 3"), "{page}");
+        assert!(line("istio_request_bytes_bucket{", "le=\"10\"} 2"), "{page}");
+        assert!(line("istio_response_bytes_bucket{", "le=\"1000000000\"} 0"), "{page}");
+        assert!(line("istio_response_bytes_bucket{", "le=\"+Inf\"} 2"), "{page}");
+        assert!(
+            line("istio_request_messages_total{", "} 6") && line("istio_response_messages_total{", "} 8"),
+            "{page}"
+        );
+        assert!(line("karst_http_signals_given_up_total{reason=\"framing\"}", " 1"), "{page}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn series_that_nobody_uses_go() {
+        let (all, e) = (Table::default(), exchange());
+        let kept = all.series(&between(), Kind::from(&e));
+        all.series(&between(), Kind { status: 404, ..Kind::from(&e) });
+        tokio::time::advance(Duration::from_secs(SERIES_IDLE + 1)).await;
+        let render = || {
+            let mut page = String::new();
+            all.render(&mut page);
+            page
+        };
+        let page = render();
+        assert!(page.contains("response_code=\"200\"") && !page.contains("response_code=\"404\""), "{page}");
+        all.touch(&kept);
+        drop(kept);
+        assert!(render().contains("response_code=\"200\""), "it was used just now");
+    }
+}
