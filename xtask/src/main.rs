@@ -244,7 +244,12 @@ fn test(filter: &str) -> Result<()> {
         lint_stages(&mut s)?;
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
-    s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
+    // Of the tests on the cluster, those that need none.
+    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels"];
+    s.run("unit tests", || {
+        cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
+        cargo(&[&table[..], &["--", filter]].concat(), &[])
+    })?;
     if filter.is_empty() {
         s.run("page in a browser", || page::run(&page::What::for_tests()))?;
     }
