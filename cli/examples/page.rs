@@ -173,7 +173,9 @@ impl World {
             self.requests(&denied, 4);
         }
         let mut page = String::new();
-        self.counters.iter().for_each(|(series, value)| drop(writeln!(page, "{series} {value}")));
+        for (series, value) in &self.counters {
+            let _ = writeln!(page, "{series} {value}");
+        }
         let mut state = shared.borrow_mut();
         let at = START + self.now;
         state.topology.set_kinds([

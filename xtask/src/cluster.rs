@@ -102,7 +102,7 @@ pub fn run(what: What) -> Result<()> {
             c.load(&[image])
         }
         What::Prometheus => {
-            let image = build::prometheus(&c.bin)?;
+            let image = c.prometheus()?;
             c.load(&[image])
         }
         What::Helm { args } => c.tool("helm", &args),
@@ -127,8 +127,6 @@ pub fn for_tests() -> Result<()> {
     p.say("istioctl is built");
     build::registry(&c.bin)?;
     p.say("the registry of the tests is built");
-    build::prometheus(&c.bin)?;
-    p.say("Prometheus and promtool are built");
     Ok(())
 }
 
@@ -157,6 +155,11 @@ impl Cluster {
         println!("try: cargo xtask cluster kubectl get pods -A -o wide");
         println!("or:  {}", self.shell_line());
         Ok(())
+    }
+
+    /// Builds Prometheus and promtool; gives the file of Prometheus' image.
+    pub fn prometheus(&self) -> Result<PathBuf> {
+        build::prometheus(&self.bin)
     }
 
     /// Loads images into every node, if a cluster runs.

@@ -4,6 +4,7 @@ mod archive;
 mod bench;
 mod cluster;
 mod conformance;
+mod dashboards;
 mod deny;
 mod docs;
 mod fuzz;
@@ -91,6 +92,9 @@ enum Task {
     Kernels(kernels::What),
     /// From an older release to this one and back, under load, on a fresh local cluster: no request may fail.
     Upgrade(upgrade::What),
+    /// Istio's dashboards, ours and Kiali's graph on a fresh local cluster with a Prometheus: their queries must have data. And the
+    /// alerts, by promtool.
+    Dashboards(dashboards::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
     /// Write what follows from the table of the charts' values: their schemas, notes and refusals, and docs/values.md.
@@ -162,6 +166,7 @@ fn run(task: Task) -> Result<()> {
             kernels::run(&what)
         }
         Task::Upgrade(what) => upgrade::run(&what),
+        Task::Dashboards(what) => dashboards::run(&what),
         Task::Conformance(what) => {
             build()?;
             conformance::run(&what)
@@ -239,7 +244,12 @@ fn test(filter: &str) -> Result<()> {
         lint_stages(&mut s)?;
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
-    s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
+    // Of the tests on the cluster, those that need none.
+    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels"];
+    s.run("unit tests", || {
+        cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
+        cargo(&[&table[..], &["--", filter]].concat(), &[])
+    })?;
     if filter.is_empty() {
         s.run("page in a browser", || page::run(&page::What::for_tests()))?;
     }
@@ -253,7 +263,6 @@ fn test(filter: &str) -> Result<()> {
             let all = ["test", "--release", "--workspace", "--locked", "--test", "helm", "--test", "book"];
             cargo(&[&all[..], &["--", "--ignored"]].concat(), &[])
         })?;
-        s.run("alerts: promtool", promtool::run)?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {
             cluster::Cluster::new()?.show_logs();

@@ -45,7 +45,8 @@ pub(crate) fn run(what: &What) -> Result<()> {
         return Ok(());
     }
     let chromium = setup::chromium()?;
-    crate::cargo(&["build", "--release", "--workspace", "--locked", "--example", "page"], &[])?;
+    let example = ["build", "--release", "--workspace", "--locked", "--example", "page"];
+    crate::cargo(&[&example[..], &crate::TESTED].concat(), &[])?;
     let pictures = std::path::absolute(if what.pictures { Path::new(IMAGES) } else { Path::new("target") })?;
     let program = crate::bin("examples/page")?;
     let status = Command::new("node")

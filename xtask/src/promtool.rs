@@ -1,5 +1,5 @@
-//! The alerts of the chart istiod, by promtool (`cargo xtask cluster prometheus` builds it): it reads the rules, and each alert fires
-//! when it should, and only then.
+//! The alerts of the chart istiod, by promtool (built beside Prometheus): it reads the rules, and each alert fires when it should, and
+//! only then. Run by `cargo xtask dashboards`.
 
 use crate::{cluster::Cluster, docs::ALERTS};
 use anyhow::{Context, Result, ensure};
@@ -9,8 +9,8 @@ use std::process::Command;
 const TESTS: &str = "xtask/prometheus/alerts.test.yaml";
 
 /// Runs both.
-pub(crate) fn run() -> Result<()> {
-    let promtool = Cluster::new()?.bin.join("promtool");
+pub(crate) fn run(cluster: &Cluster) -> Result<()> {
+    let promtool = cluster.bin.join("promtool");
     for args in [&["check", "rules", "--lint=all", "--lint-fatal", ALERTS][..], &["test", "rules", TESTS]] {
         let out = Command::new(&promtool).args(args).output().with_context(|| promtool.display().to_string())?;
         let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);

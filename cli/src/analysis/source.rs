@@ -21,13 +21,6 @@ use std::{
 /// Code of a list in a file (KARST-0003): the mesh's own directories have none, and a command line reads them.
 const LIST: u16 = 3;
 
-const VALIDATING: Resource = Resource::new(
-    "admissionregistration.k8s.io",
-    "v1",
-    "ValidatingWebhookConfiguration",
-    "validatingwebhookconfigurations",
-);
-
 /// What was read of files.
 #[derive(Debug, Default)]
 pub struct Input {
@@ -170,14 +163,23 @@ pub struct Stored {
 /// # Errors
 /// If the API server cannot be reached.
 pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<String>), Problem> {
-    all_stored(cluster).await.map(|stored| (stored.objects, stored.notes))
+    of_the_mesh(cluster).await.map(|stored| (stored.objects, stored.notes))
 }
 
-/// The same, and as they are stored.
+/// The same, and as they are stored; with what says which objects are judged when they are applied.
 ///
 /// # Errors
 /// If the API server cannot be reached.
 pub async fn all_stored(cluster: &Cluster) -> Result<Stored, Problem> {
+    let mut all = of_the_mesh(cluster).await?;
+    match cluster.list(Resource::VALIDATING_WEBHOOK, None, "app=istiod").await {
+        Ok(found) => all.values.extend(found.into_iter().flatten().filter_map(|one| serde_json::to_value(one).ok())),
+        Err(problem) => all.notes.push(format!("note: {problem}")),
+    }
+    Ok(all)
+}
+
+async fn of_the_mesh(cluster: &Cluster) -> Result<Stored, Problem> {
     let Stored { mut objects, mut values, mut notes } = Stored::default();
     for (kind, group, _) in KINDS {
         let listed = match stored(cluster, kind, group).await {
@@ -199,11 +201,6 @@ pub async fn all_stored(cluster: &Cluster) -> Result<Stored, Problem> {
                 Err(problem) => notes.push(format!("note: {problem}")),
             }
         }
-    }
-    // No kind of the mesh's: which objects are judged when they are applied.
-    match cluster.list(VALIDATING, None, "app=istiod").await {
-        Ok(found) => values.extend(found.into_iter().flatten().filter_map(|one| serde_json::to_value(one).ok())),
-        Err(problem) => notes.push(format!("note: {problem}")),
     }
     Ok(Stored { objects, values, notes })
 }

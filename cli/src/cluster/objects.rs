@@ -35,6 +35,13 @@ impl Resource {
     pub const POD: Self = Self::new("", "v1", "Pod", "pods");
     /// Services.
     pub const SERVICE: Self = Self::new("", "v1", "Service", "services");
+    /// What judges objects when they are applied.
+    pub const VALIDATING_WEBHOOK: Self = Self::new(
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+    );
 
     /// A kind.
     pub const fn new(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Self {

@@ -43,7 +43,9 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 impl Door {
     /// Of the server on this port, with a new secret.
     pub fn new(port: u16) -> Self {
-        let hosts = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
+        // Browsers leave HTTP's own port out.
+        let port = if port == 80 { String::new() } else { format!(":{port}") };
+        let hosts = [format!("127.0.0.1{port}"), format!("localhost{port}")];
         Self { hosts, secret: random(), code: RefCell::new(Some(random())) }
     }
 
@@ -120,6 +122,9 @@ mod tests {
         assert_eq!(status(&[own, ("sec-fetch-site", "none")]), None);
         assert_eq!(status(&[own, ("sec-fetch-site", "same-site")]), Some(403), "another port of this machine");
         assert_eq!(status(&[own, ("sec-fetch-site", "cross-site")]), Some(403));
+        let http = Door::new(80);
+        assert!(http.check(&headers(&[("host", "localhost"), ("origin", "http://localhost")])).is_ok());
+        assert!(http.address().starts_with("http://127.0.0.1/#token="));
         let mut twice = headers(&[own]);
         twice.append(HOST, "127.0.0.1:8080".parse().unwrap());
         assert!(door.check(&twice).is_err());

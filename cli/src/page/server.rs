@@ -1,4 +1,5 @@
-//! HTTP/1.1 on loopback: the page's files, and what it shows as JSON. What is answered is decided by [`answer`], without I/O.
+//! HTTP/1.1 on loopback: the page's files, and what it shows as JSON. What is answered is decided by [`Server::answer`], without I/O
+//! but for explanations.
 
 use super::{Door, Reading, Shared, files};
 use http_body_util::Full;
@@ -68,9 +69,10 @@ pub async fn serve(listener: TcpListener, door: Door, shared: Shared, explain: O
         let (stream, _) = karst_rt::accept::accept(&listener).await;
         let server = server.clone();
         tokio::task::spawn_local(async move {
-            let service = service_fn(move |request| {
-                let server = server.clone();
-                async move { Ok::<_, Infallible>(server.answer(request).await) }
+            let service = service_fn(move |request: Request<Incoming>| {
+                // Nothing that is asked has a body.
+                let (server, (head, _)) = (server.clone(), request.into_parts());
+                async move { Ok::<_, Infallible>(server.answer(&head).await) }
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
@@ -124,8 +126,7 @@ fn parameter(head: &Parts, name: &str) -> Option<String> {
 }
 
 impl Server {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let (head, _) = request.into_parts();
+    async fn answer(&self, head: &Parts) -> Answer {
         if let Err((status, why)) = self.door.check(&head.headers) {
             return told(status, why);
         }
@@ -147,8 +148,8 @@ impl Server {
             _ if !self.door.admits(&head.headers) => {
                 told(StatusCode::UNAUTHORIZED, "open the address that karst dashboard has printed")
             }
-            (&Method::GET, "/api/explain") => self.explained(&head).await,
-            (&Method::GET, path) => self.page(path, &head),
+            (&Method::GET, "/api/explain") => self.explained(head).await,
+            (&Method::GET, path) => self.page(path, head),
             _ => told(StatusCode::METHOD_NOT_ALLOWED, "GET only"),
         }
     }
@@ -221,4 +222,85 @@ fn question(edge: &Edge) -> Result<Question, &'static str> {
             None => None,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use http_body_util::BodyExt;
+
+    const PORT: u16 = 8080;
+
+    fn server() -> Server {
+        let shared = Shared::default();
+        shared.borrow_mut().cluster = "https://api:6443".into();
+        Server { door: Door::new(PORT), shared, explain: None, explains: Semaphore::new(1) }
+    }
+
+    /// The secret or the code, as it is in an address.
+    fn secret(address: &str) -> String {
+        address.split_once('=').unwrap().1.to_owned()
+    }
+
+    async fn ask(server: &Server, method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::builder().method(method).uri(path).header("host", format!("127.0.0.1:{PORT}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let answer = server.answer(&head).await;
+        for (name, value) in HEADERS {
+            assert_eq!(answer.headers()[name], value, "{path}");
+        }
+        assert_eq!(answer.headers()[CACHE_CONTROL], "no-store", "{path}");
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn what_is_of_the_mesh_is_for_whoever_has_the_secret() {
+        let server = server();
+        let token = secret(&server.door.address());
+        for path in ["/api/graph", "/api/history", "/api/edge?id=1", "/api/explain?edge=1", "/api/other"] {
+            let (status, text) = ask(&server, "GET", path, &[]).await;
+            assert!(status == 401 && !text.contains("api:6443"), "{path}: {status} {text}");
+            let (status, _) = ask(&server, "GET", path, &[("x-karst-token", &"0".repeat(64))]).await;
+            assert_eq!(status, 401, "{path}");
+        }
+        let own = [("x-karst-token", token.as_str())];
+        let (status, text) = ask(&server, "GET", "/api/graph", &own).await;
+        assert!(status == 200 && text.contains("api:6443"), "{status} {text}");
+        for (path, wanted) in [("/api/history", 200), ("/api/edge?id=1", 404), ("/api/explain?edge=1", 404)] {
+            assert_eq!(ask(&server, "GET", path, &own).await.0, wanted, "{path}");
+        }
+        assert_eq!(ask(&server, "POST", "/api/graph", &own).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn the_page_itself_is_for_its_own_name_and_site() {
+        let server = server();
+        for path in ["/", "/app.js", "/app.css", "/icon.svg"] {
+            assert_eq!(ask(&server, "GET", path, &[]).await.0, 200, "{path}");
+            assert_eq!(ask(&server, "POST", path, &[]).await.0, 405, "{path}");
+            assert_eq!(ask(&server, "GET", path, &[("origin", "http://evil.example")]).await.0, 403, "{path}");
+        }
+        let own = secret(&server.door.address());
+        let foreign = [("sec-fetch-site", "cross-site"), ("x-karst-token", own.as_str())];
+        assert_eq!(ask(&server, "GET", "/api/graph", &foreign).await.0, 403);
+        assert_eq!(ask(&server, "GET", "/etc/passwd", &[]).await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn the_code_gives_the_secret_once_and_to_no_other_origin() {
+        let server = server();
+        let code = secret(&server.door.address_once());
+        let given = ("x-karst-code", code.as_str());
+        assert_eq!(ask(&server, "POST", "/api/session", &[given, ("origin", "http://evil.example")]).await.0, 403);
+        assert_eq!(ask(&server, "GET", "/api/session", &[given]).await.0, 401, "not without the secret");
+        let (status, text) = ask(&server, "POST", "/api/session", &[given]).await;
+        assert!(status == 200 && text.contains(&secret(&server.door.address())), "{status} {text}");
+        assert_eq!(ask(&server, "POST", "/api/session", &[given]).await.0, 401);
+    }
 }

@@ -18,13 +18,6 @@ use std::{
     time::Duration,
 };
 
-const VALIDATING: Resource = Resource::new(
-    "admissionregistration.k8s.io",
-    "v1",
-    "ValidatingWebhookConfiguration",
-    "validatingwebhookconfigurations",
-);
-
 /// What is to be installed, as several verbs take it.
 #[derive(Debug, Default, clap::Args)]
 pub struct Chosen {
@@ -172,8 +165,9 @@ impl Install {
 
 /// Says what is missing while a revision with a name is the only one.
 async fn default_revision(session: &mut Session<'_>, revision: &str) -> Result<(), Problem> {
-    let found = session.cluster().await?.list(VALIDATING, None, "app=istiod").await?.unwrap_or_default();
-    if found.iter().any(|one| rules::selects(&one.data, None)) {
+    let validating = Resource::VALIDATING_WEBHOOK;
+    let found = session.cluster().await?.list(validating, None, "app=istiod").await?.unwrap_or_default();
+    if !rules::is_unjudged(found.iter().map(|one| &one.data), None) {
         return Ok(());
     }
     session.line(format!(

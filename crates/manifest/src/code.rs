@@ -121,6 +121,8 @@ pub const CODES: &[(u16, &str)] = &[
     (709, "parameters of a Gateway grant a privilege"),
     (710, "the mesh configuration cannot be used"),
     (711, "the object is for another revision of the control plane"),
+    (721, "no webhook judges objects without the label istio.io/rev"),
+    (722, "no webhook judges objects with a tag as the label istio.io/rev"),
     (900, "the object is always rejected: a probe of the webhook"),
 ];
 

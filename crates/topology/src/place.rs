@@ -90,6 +90,17 @@ fn known(value: &str) -> Option<&str> {
     (!matches!(cut, "" | "unknown" | "-")).then_some(cut)
 }
 
+/// Has it only what names, hosts and identities have? The page shows commands with them, to be pasted into a shell, and a proxy may
+/// be somebody else's by now.
+pub(crate) fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:/*@".contains(&byte))
+}
+
+/// What is known, and goes into commands.
+fn plain(value: &str) -> Option<&str> {
+    known(value).filter(|value| is_plain(value))
+}
+
 /// Namespace and service account of `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.
 pub(crate) fn account(principal: &str) -> Option<(&str, &str)> {
     let (_, rest) = principal.strip_prefix("spiffe://")?.split_once("/ns/")?;
@@ -141,7 +152,7 @@ impl Labels {
             _ => return None,
         };
         let source = raw.source.end().unwrap_or_else(End::outside);
-        let service = known(&raw.service);
+        let service = plain(&raw.service);
         let of_service = || service.map(|host| End::service(host, known(&raw.service_namespace).unwrap_or_default()));
         let destination = raw.destination.end().or_else(of_service).unwrap_or_else(End::outside);
         let grpc = raw.grpc.parse::<u16>().ok();
@@ -153,8 +164,8 @@ impl Labels {
         Some(Self {
             reporter,
             between: Between { source, destination, service: service.unwrap_or_default().into() },
-            source_principal: known(&raw.source.principal).unwrap_or_default().into(),
-            destination_principal: known(&raw.destination.principal).unwrap_or_default().into(),
+            source_principal: plain(&raw.source.principal).unwrap_or_default().into(),
+            destination_principal: plain(&raw.destination.principal).unwrap_or_default().into(),
             protocol,
             code: raw.code.parse::<u16>().ok().filter(|code| *code < 1000).unwrap_or_default(),
             grpc,

@@ -1,6 +1,6 @@
 //! What policies have refused, from the books of flows (`/flows`), and which edge it belongs to.
 
-use crate::place::{Between, End, account};
+use crate::place::{Between, End, account, is_plain};
 use karst_flows::{Flow, Reporter, Source, Verdict};
 use serde::Serialize;
 
@@ -32,9 +32,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// None: it was let in.
+    /// None: it was let in, or the policy has no name that one can have.
     pub(crate) fn of(flow: &Flow) -> Option<Self> {
         let key = &flow.key;
+        if !is_plain(&key.policy) {
+            return None;
+        }
         match key.verdict {
             Verdict::Allowed => return None,
             Verdict::Denied | Verdict::NotAllowed => {}
@@ -73,6 +76,7 @@ pub(crate) fn between(flow: &Flow) -> Between {
         Source::Addresses(_) => End::outside(),
     };
     let host = key.destination.service.split_once('/').map_or("", |(_, host)| host);
+    let host = if is_plain(host) { host } else { "" };
     let namespace = &key.destination.namespace;
     let destination = match (key.destination.workload.as_str(), host) {
         ("", "") => End::outside(),
@@ -82,10 +86,10 @@ pub(crate) fn between(flow: &Flow) -> Between {
     Between { source, destination, service: host.into() }
 }
 
-/// The identity of a caller; empty: plaintext.
+/// The identity of a caller; empty: plaintext, or none that a caller can have.
 pub(crate) fn identity(flow: &Flow) -> &str {
     match &flow.key.source {
-        Source::Identity(identity) => identity,
-        Source::Addresses(_) => "",
+        Source::Identity(identity) if is_plain(identity) => identity,
+        Source::Identity(_) | Source::Addresses(_) => "",
     }
 }

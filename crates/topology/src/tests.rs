@@ -233,6 +233,24 @@ fn a_refusal_is_at_its_edge_with_its_policy_and_without_metrics_it_makes_one() {
 }
 
 #[test]
+fn what_no_name_can_have_is_in_no_command() {
+    let mut topology = run(6, |round| {
+        let page = call("waypoint", "shop/web", "shop/reviews-v1").requests(round * 20);
+        vec![("w", page.replace("/sa/web", "/sa/web;reboot").replace(REVIEWS, "reviews$(reboot)"))]
+    });
+    let edge = only(&topology);
+    assert_eq!((edge.source.as_str(), &*edge.source_principal, &*edge.service), ("shop/web", "", ""));
+    let book = BOOK.replace("COUNT", "9").replace("shop/no-web", "shop/$(reboot)").replace("/sa/batch", "/sa/`reboot`");
+    let book: Page = serde_json::from_str(&book).unwrap();
+    topology.read_flows("w", &book.flows, START + 20 * SECOND);
+    topology.settle(START + 20 * SECOND);
+    let graph = topology.graph(None);
+    let all: Vec<_> = graph.edges.iter().flat_map(|edge| &edge.refusals).map(|refusal| &*refusal.policy).collect();
+    assert_eq!(all, [""], "the one of a policy with such a name is left out");
+    assert!(graph.edges.iter().all(|edge| !edge.source_principal.contains("reboot")), "{:?}", graph.edges);
+}
+
+#[test]
 fn a_namespace_has_the_edges_that_touch_it() {
     let topology = run(6, |round| {
         let of = |from, to| call("destination", from, to).requests(round * 20);

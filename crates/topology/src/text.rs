@@ -193,7 +193,10 @@ fn unescaped(value: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    fn one(line: &str) -> Result<(String, Vec<(String, String)>, f64), &'static str> {
+    /// Series, labels, value.
+    type Line = (String, Vec<(String, String)>, f64);
+
+    fn one(line: &str) -> Result<Line, &'static str> {
         let all = read(line, |_| true).map_err(|e| e.what)?;
         let labels = all[0].labels().map(|(name, value)| (name.to_owned(), value.into_owned())).collect();
         Ok((all[0].series.to_owned(), labels, all[0].value))

@@ -1,6 +1,6 @@
 //! Prometheus in the cluster, as samples/addons/prometheus.yaml installs it; its image is built from Go modules.
 
-use crate::{Pod, apply, kubectl, panels, root, xtask};
+use crate::{Pod, apply, kubectl, panels, root};
 use serde_json::Value;
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 };
 
 const NAMESPACE: &str = "istio-system";
-/// The image that `cargo xtask cluster prometheus` loads into the nodes.
+/// The image that `cargo xtask dashboards` loads into the nodes (`cargo xtask cluster prometheus`, too).
 const IMAGE: &str = "registry.local/prometheus:1";
 
 /// It runs.
@@ -48,9 +48,8 @@ fn word(value: &Value) -> String {
 }
 
 impl Prometheus {
-    /// Builds and installs it, and waits until it answers.
+    /// Installs it, and waits until it answers.
     pub fn install() -> Self {
-        xtask(&["cluster", "prometheus"]);
         let text = fs::read_to_string(manifest()).unwrap();
         let line = text.lines().find(|line| line.trim_start().starts_with("image: ")).expect("an image");
         let indent = &line[..line.len() - line.trim_start().len()];

@@ -93,7 +93,7 @@ pub fn registry(out: &Path) -> Result<()> {
 /// people (Prometheus builds those with npm); gives the file of the image `registry.local/prometheus:1`. Quick when nothing has changed.
 pub fn prometheus(bin: &Path) -> Result<PathBuf> {
     if !bin.join("prometheus").is_file() {
-        println!("building Prometheus from Go modules; about 5 minutes");
+        println!("building Prometheus from Go modules; 11 to 19 minutes");
     }
     fs::create_dir_all(bin)?;
     let module = "github.com/prometheus/prometheus";

@@ -13,9 +13,9 @@ use super::Message;
 use std::collections::BTreeSet;
 
 pub use objects::{Item, Objects};
-pub use revisions::{selects, unjudged_tag};
+pub use revisions::{is_unjudged, unjudged_tag};
 
-/// Codes of these rules, and what each says.
+/// Istio's codes of these rules, and what each says. (Ours are among those of `karst_manifest::code`.)
 pub const CODES: &[(&str, &str)] = &[
     ("IST0109", "two VirtualServices of the mesh are for the same host"),
     ("IST0118", "a port of a Service does not say its protocol"),
@@ -29,8 +29,6 @@ pub const CODES: &[(&str, &str)] = &[
     ("IST0171", "a status has a condition that is not met"),
     ("IST0173", "a subset selects no pods"),
     ("IST0177", "ServiceEntries have the same host and port with several protocols"),
-    ("KARST-0721", "no webhook judges objects without the label istio.io/rev"),
-    ("KARST-0722", "no webhook judges objects with a tag as the label istio.io/rev"),
 ];
 
 type Rule = fn(&Objects) -> Vec<Message>;

@@ -11,25 +11,23 @@ const GROUP: &str = "admissionregistration.k8s.io";
 const REVISION: &str = "/metadata/labels/istio.io~1rev";
 const TAG: &str = "/metadata/labels/istio.io~1tag";
 
-/// Labels `istio.io/rev` whose objects are not judged (KARST-0721, KARST-0722). Without any configuration there is no webhook at all,
-/// which is asked for by `global.configValidation: false`; nothing is said then.
+/// Labels `istio.io/rev` whose objects are not judged (KARST-0721, KARST-0722).
 pub(super) fn unjudged(objects: &Objects) -> Vec<Message> {
-    let configurations: Vec<&Item> =
-        objects.of("ValidatingWebhookConfiguration", GROUP).filter(|one| judges(&one.value).next().is_some()).collect();
-    let Some(first) = configurations.first() else { return vec![] };
-    let is_judged = |label: Option<&str>| configurations.iter().any(|one| selects(&one.value, label));
+    let configurations = objects.of("ValidatingWebhookConfiguration", GROUP);
+    let Some(first) = configurations.clone().find(|one| judges(&one.value).next().is_some()) else { return vec![] };
+    let nobody_judges = |label: Option<&str>| is_unjudged(configurations.clone().map(|one| &one.value), label);
     let mut out = vec![];
-    if !is_judged(None) {
+    if nobody_judges(None) {
         let message = format!(
             "objects without the label istio.io/rev are not judged when they are applied, since no revision is the default \
-             one: `karst tag set default --revision {}`, or defaultRevision of the chart base",
+             one: `karst tag set default --revision {}`, or defaultRevision of the chart base [KARST-0721]",
             first.text(REVISION)
         );
         out.push(first.say("KARST-0721", Level::Warning, message));
     }
     for (tag, (revision, item)) in tags(objects) {
         // Where the tag `default` leads, its own configuration does, which is for objects without a label; nobody writes it on one.
-        if tag != "default" && !is_judged(Some(tag)) {
+        if tag != "default" && nobody_judges(Some(tag)) {
             out.push(item.say("KARST-0722", Level::Warning, unjudged_tag(tag, revision)));
         }
     }
@@ -41,16 +39,26 @@ pub fn unjudged_tag(tag: &str, revision: &str) -> String {
     format!(
         "objects with the label istio.io/rev={tag} are not judged when they are applied, and invalid ones are only reported: add \
          {tag} to revisionTags of the chart istiod of revision {revision} (`karst upgrade --revision {revision} --set \
-         'values.revisionTags[0]={tag}'`, or helm)"
+         'values.revisionTags[0]={tag}'`, or helm) [KARST-0722]"
     )
 }
 
-/// Does a ValidatingWebhookConfiguration of ours judge objects with this label `istio.io/rev` (None: without one)?
-pub fn selects(configuration: &Value, label: Option<&str>) -> bool {
-    judges(configuration).any(|webhook| {
-        let expressions = webhook.pointer("/objectSelector/matchExpressions").and_then(Value::as_array);
-        expressions.is_none_or(|all| all.iter().all(|one| fits(one, label)))
-    })
+/// Does none of these ValidatingWebhookConfigurations judge objects with this label `istio.io/rev` (None: without one)? If none
+/// of them judges anything, no webhook is wanted (`global.configValidation: false`), and that is not to be told.
+pub fn is_unjudged<'a>(configurations: impl Iterator<Item = &'a Value>, label: Option<&str>) -> bool {
+    let mut webhooks = configurations.flat_map(judges).peekable();
+    webhooks.peek().is_some() && !webhooks.any(|webhook| selects(webhook, label))
+}
+
+/// Does a webhook judge all objects with this label?
+fn selects(webhook: &Value, label: Option<&str>) -> bool {
+    // By namespaces, or by other labels: some of the objects only.
+    let has = |at: &str| webhook.pointer(at).and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+    if has("/namespaceSelector") || has("/objectSelector/matchLabels") {
+        return false;
+    }
+    let expressions = webhook.pointer("/objectSelector/matchExpressions").and_then(Value::as_array);
+    expressions.is_none_or(|all| all.iter().all(|one| fits(one, label)))
 }
 
 fn fits(expression: &Value, label: Option<&str>) -> bool {
@@ -109,6 +117,8 @@ mod tests {
         let default = own("DoesNotExist").replace("-canary-istio-system", "-default");
         assert_eq!(codes(&format!("{}---\n{default}", own("In, values: [canary]"))), []);
         assert_eq!(codes(&own("DoesNotExist")), []);
+        let of_some = own("DoesNotExist").replace("{matchExp", "{matchLabels: {team: a}, matchExp");
+        assert_eq!(codes(&of_some).len(), 1, "objects of one team are not all");
         let of_istio = own("In, values: [canary]").replace(", karst.io", "");
         assert_eq!(codes(&of_istio), [], "another control plane's");
     }

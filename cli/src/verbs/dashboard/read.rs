@@ -104,35 +104,45 @@ pub(super) async fn run(cluster: Cluster, namespace: Option<String>, mut all: Ve
         }
         let began = Instant::now();
         let with_flows = round.is_multiple_of(FLOWS_EVERY);
-        let answers: Vec<Answer> =
-            stream::iter(&all).map(|proxy| ask(&cluster, proxy, with_flows)).buffer_unordered(AT_ONCE).collect().await;
-        let took = began.elapsed();
-        take(&shared, &all, answers, unlisted.clone(), took);
+        let mut reading = Reading::default();
+        reading.unread.extend(unlisted.clone());
+        let asked = stream::iter(&all).map(|proxy| ask(&cluster, proxy, with_flows));
+        let mut answers = asked.buffer_unordered(AT_ONCE);
+        // One after the other: the pages of a large mesh together would be gigabytes.
+        while let Some(answer) = answers.next().await {
+            take(&shared, answer, &mut reading);
+        }
+        reading.took = began.elapsed().as_millis() as u64;
+        end(&shared, &all, reading);
     }
 }
 
-/// Takes in a round.
-fn take(shared: &Shared, all: &[Proxy], answers: Vec<Answer>, unlisted: Option<Unread>, took: Duration) {
-    let now = since_epoch().as_millis() as u64;
-    let mut state = shared.borrow_mut();
-    let mut reading = Reading { took: took.as_millis() as u64, ..Reading::default() };
-    reading.unread.extend(unlisted);
-    state.topology.set_kinds(all.iter().filter_map(|proxy| proxy.gateway.clone()));
-    for Answer { name, metrics, flows } in answers {
-        let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(|e| e.to_string()));
-        match metrics {
-            Ok(()) => reading.read += 1,
-            Err(why) => reading.unread.push(Unread { name: name.clone(), why }),
-        }
-        match flows {
-            Some(Ok(page)) => state.topology.read_flows(&name, &page.flows, now),
-            Some(Err(why)) => reading.unread.push(Unread { name: format!("{name}, book of flows"), why }),
-            None => {}
-        }
+fn now() -> u64 {
+    since_epoch().as_millis() as u64
+}
+
+/// Takes in what a proxy has answered.
+fn take(shared: &Shared, Answer { name, metrics, flows }: Answer, reading: &mut Reading) {
+    let (mut state, now) = (shared.borrow_mut(), now());
+    let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(|e| e.to_string()));
+    match metrics {
+        Ok(()) => reading.read += 1,
+        Err(why) => reading.unread.push(Unread { name: name.clone(), why }),
     }
+    match flows {
+        Some(Ok(page)) => state.topology.read_flows(&name, &page.flows, now),
+        Some(Err(why)) => reading.unread.push(Unread { name: format!("{name}, book of flows"), why }),
+        None => {}
+    }
+}
+
+/// Ends a round: what was taken in is counted, and shown.
+fn end(shared: &Shared, all: &[Proxy], reading: Reading) {
+    let mut state = shared.borrow_mut();
+    state.topology.set_kinds(all.iter().filter_map(|proxy| proxy.gateway.clone()));
     let names: BTreeSet<String> = all.iter().map(|proxy| proxy.pod.to_string()).collect();
     state.topology.keep_proxies(|name| names.contains(name));
-    state.topology.settle(now);
+    state.topology.settle(now());
     state.reading = reading;
 }
 
@@ -158,11 +168,13 @@ mod tests {
         let shared = Shared::default();
         let name = |name: &str| PodName { namespace: "istio-system".into(), name: name.into() };
         let all = ["a", "b"].map(|pod| Proxy { pod: name(pod), gateway: None });
-        let answers = vec![
+        let answers = [
             Answer { name: all[0].pod.to_string(), metrics: Ok("up 1\n".into()), flows: Some(Ok(Page::default())) },
             Answer { name: all[1].pod.to_string(), metrics: Ok("no metrics".into()), flows: Some(Err("404".into())) },
         ];
-        take(&shared, &all, answers, None, Duration::from_millis(7));
+        let mut reading = Reading { took: 7, ..Reading::default() };
+        answers.into_iter().for_each(|answer| take(&shared, answer, &mut reading));
+        end(&shared, &all, reading);
         let state = shared.borrow();
         assert_eq!((state.reading.read, state.reading.took), (1, 7));
         let why: Vec<&str> = state.reading.unread.iter().map(|one| one.why.as_str()).collect();

@@ -209,12 +209,15 @@ fn policies_are_suggested_for_service_entries_and_gateways_are_left_to_the_user(
                  {istio.io/use-waypoint: waypoint}}\nspec: {hosts: [maps.example.com], addresses: [240.240.0.9], resolution: \
                  STATIC, location: MESH_EXTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: \
                  192.0.2.9}]}\n";
-    dir.write("objects.yaml", &format!("{OBJECTS}---\n{entry}"));
+    let same_name = "apiVersion: v1\nkind: Service\nmetadata: {name: maps, namespace: shop}\nspec: {clusterIP: 10.96.0.9, \
+                     selector: {app: maps}, ports: [{name: http, port: 80}]}\n";
+    dir.write("objects.yaml", &format!("{OBJECTS}---\n{entry}---\n{same_name}"));
     let mut book = book();
     let mut flow = book["flows"][2].clone();
     flow["destination"]["service"] = "shop/maps.example.com".into();
     flow["port"] = 80.into();
     flow["example"]["host"] = "maps.example.com".into();
+    flow["example"]["to"] = "240.240.0.9:80".into();
     let gateway = json!({
         "reporter": "gateway", "destination": { "namespace": "shop", "workload": "web-1" }, "port": 80,
         "source": { "addresses": "203.0.113.0/24" }, "verdict": "allowed", "count": 1, "first": 1, "last": 2,

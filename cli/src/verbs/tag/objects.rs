@@ -28,12 +28,7 @@ pub(super) const MUTATING: Resource = Resource::new(
     "MutatingWebhookConfiguration",
     "mutatingwebhookconfigurations",
 );
-pub(super) const VALIDATING: Resource = Resource::new(
-    "admissionregistration.k8s.io",
-    "v1",
-    "ValidatingWebhookConfiguration",
-    "validatingwebhookconfigurations",
-);
+pub(super) const VALIDATING: Resource = Resource::VALIDATING_WEBHOOK;
 
 /// The revisions and tags of a cluster.
 #[derive(Debug, Default)]

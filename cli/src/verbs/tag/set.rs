@@ -114,7 +114,7 @@ impl Set {
             }
         }
         let configurations = cluster.list(VALIDATING, None, "app=istiod").await?.unwrap_or_default();
-        if tag != DEFAULT && !configurations.iter().any(|one| rules::selects(&one.data, Some(tag))) {
+        if tag != DEFAULT && rules::is_unjudged(configurations.iter().map(|one| &one.data), Some(tag)) {
             session.note(format!("note: {}", rules::unjudged_tag(tag, revision)));
         }
         session.line(format!(

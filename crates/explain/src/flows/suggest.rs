@@ -120,9 +120,11 @@ fn target(world: &World, judge: &Judge<'_>, flow: &Flow) -> Result<Target, Strin
         Reporter::Waypoint => {
             let service = world.mesh.services.get(flow.key.destination.service.as_str());
             let service = service.ok_or("are of a service that is not there any more")?;
+            // A ServiceEntry may have the name of a Service: the host tells.
+            let host = format!("{}.{}.svc.{}", service.name, service.namespace, world.compiled.cluster_domain);
             match world.objects.service(&service.namespace, &service.name) {
-                Some(_) => Ok(Target::Service(service.name.to_string())),
-                None => match entry(world, service) {
+                Some(_) if *service.hostname == *host => Ok(Target::Service(service.name.to_string())),
+                Some(_) | None => match entry(world, service) {
                     Some(name) => Ok(Target::Entry(name)),
                     None => Err("are of a ServiceEntry that is not there any more".into()),
                 },

@@ -12,13 +12,16 @@ use crate::{
 };
 use serde_json::{Map, Value};
 
+/// The group of policies: a field that is dropped, at any depth, is a condition that does not count.
+const SECURITY: &str = "security.istio.io";
+
 /// What one lacks of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lacks {
-    /// Without these it cannot be used: versions that it does not serve, and fields of `spec` itself. The API server would drop
-    /// such a field, and a policy without its `targetRefs`, say, is one for all.
+    /// Without these it cannot be used: versions that it does not serve, and fields of `spec` itself; of policies all fields of
+    /// `spec`. The API server would drop such a field, and a policy without its `targetRefs`, say, is one for all.
     pub needed: Vec<String>,
-    /// It can be used without these: fields further down, which the API server drops.
+    /// It can be used without these: fields further down of what is no policy, which the API server drops.
     pub dropped: Vec<String>,
 }
 
@@ -26,12 +29,13 @@ impl Lacks {
     /// Compares one with ours.
     pub fn of(ours: &Value, theirs: &Value) -> Self {
         let mut lacks = Self::default();
+        let is_policy = ours["spec"]["group"] == SECURITY;
         for version in served(ours) {
             let same = served(theirs).find(|other| other["name"] == version["name"]);
             match same {
                 Some(same) => {
                     let schema = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
-                    lacks.compare(&schema(version), &schema(same), "");
+                    lacks.compare(&schema(version), &schema(same), "", is_policy);
                 }
                 None => lacks.needed.push(format!("version {}", version["name"].as_str().unwrap_or_default())),
             }
@@ -44,10 +48,9 @@ impl Lacks {
         lacks
     }
 
-    fn compare(&mut self, ours: &Value, theirs: &Value, path: &str) {
-        if theirs["x-kubernetes-preserve-unknown-fields"] == true {
-            return;
-        }
+    fn compare(&mut self, ours: &Value, theirs: &Value, path: &str, is_policy: bool) {
+        // What it does not know here is kept; what it knows may drop fields of its own.
+        let keeps = theirs["x-kubernetes-preserve-unknown-fields"] == true;
         for (name, field) in ours["properties"].as_object().into_iter().flatten() {
             // What every object has need not be written.
             if path.is_empty() && ["apiVersion", "kind", "metadata"].contains(&&**name) {
@@ -55,14 +58,17 @@ impl Lacks {
             }
             let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             match theirs["properties"].get(name) {
-                Some(same) => self.compare(field, same, &inner),
-                None if path.is_empty() || path == "spec" => self.needed.push(inner),
+                Some(same) => self.compare(field, same, &inner, is_policy),
+                None if keeps => {}
+                None if path.is_empty() || path == "spec" || (is_policy && path.starts_with("spec.")) => {
+                    self.needed.push(inner);
+                }
                 None => self.dropped.push(inner),
             }
         }
         for (key, sign) in [("items", "[]"), ("additionalProperties", ".*")] {
             if ours[key].is_object() && theirs[key].is_object() {
-                self.compare(&ours[key], &theirs[key], &format!("{path}{sign}"));
+                self.compare(&ours[key], &theirs[key], &format!("{path}{sign}"), is_policy);
             }
         }
     }
@@ -155,6 +161,22 @@ mod tests {
         assert_eq!(Lacks::of(&ours, &ours), Lacks::default());
         let all = crd(json!({"x-kubernetes-preserve-unknown-fields": true}));
         assert_eq!(Lacks::of(&ours, &all), Lacks::default());
+        let some = crd(json!({"x-kubernetes-preserve-unknown-fields": true, "properties": {"spec": {}}}));
+        assert_eq!(Lacks::of(&ours, &some).needed, ["spec.rules", "spec.targetRefs"]);
+    }
+
+    /// A rule without one of its conditions is for more than was meant.
+    #[test]
+    fn policies_need_every_field() {
+        let of = |source: Value| {
+            let mut all = crd(json!({"properties": {"spec": {"properties": {"rules": {"items": {"properties": {
+                "from": {"items": {"properties": {"source": {"properties": source}}}}}}}}}}}));
+            all["spec"]["group"] = SECURITY.into();
+            all
+        };
+        let lacks = Lacks::of(&of(json!({"namespaces": {}, "notIpBlocks": {}})), &of(json!({"namespaces": {}})));
+        assert_eq!(lacks.needed, ["spec.rules[].from[].source.notIpBlocks"]);
+        assert!(lacks.dropped.is_empty());
     }
 
     #[test]
