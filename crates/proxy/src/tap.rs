@@ -177,6 +177,10 @@ impl Looking {
                 Err(_) => break End::Time,
             }
         };
+        if end == End::Time {
+            // They have been taken for it, and are not sent any more.
+            self.own.lost.fetch_add(self.records.len() as u64, Relaxed);
+        }
         // A client that does not read is not waited for.
         let last = [self.lost(), Some(Line::End { reason: end })];
         for line in last.into_iter().flatten() {
@@ -334,6 +338,25 @@ mod tests {
                 }
             }
             assert_eq!((flows, lost), (limits::TAP_QUEUE, 17));
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_when_the_time_is_over_is_lost_and_counted() {
+        let run = async {
+            let taps = Taps::new("n");
+            let parts = look(&taps, "seconds=1&limit=100000");
+            // Fewer than wait at most, and more than are sent in this second.
+            (0..limits::TAP_RATE + 7).for_each(|_| taps.tell(|| event("a", Verdict::Forwarded)));
+            let lines = all(parts).await;
+            let last = [Line::LostEvents { num_events_lost: 7 }, Line::End { reason: End::Time }];
+            assert_eq!(
+                (lines.len(), lines.ends_with(&last)),
+                (limits::TAP_RATE as usize + 2, true),
+                "{:?}",
+                lines.last()
+            );
         };
         LocalSet::new().run_until(run).await;
     }
