@@ -152,7 +152,10 @@ impl Looking {
         let until = Instant::now() + self.own.filter.time;
         let mut left = self.own.filter.limit;
         let (mut beat, mut second) = (interval(limits::TAP_BEAT), interval(SECOND));
-        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // After a client that has not read for a while, none of them is made up for.
+        for every in [&mut beat, &mut second] {
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         let mut may = limits::TAP_RATE;
         let end = loop {
             let line = tokio::select! {
