@@ -211,6 +211,22 @@ fn refusals() -> Vec<Case> {
             "`kubectl auth can-i create pods/portforward -n istio-system`",
         ),
         case(
+            "a namespace on one of two nodes: what it calls on the other is told of by that one's ztunnel",
+            "tap -n shop --for 1s",
+            server(two_ztunnels),
+            1,
+            &["port 15000 of pod ztunnel-n1.istio-system", "port 15000 of pod ztunnel-n2.istio-system"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
+            "live traffic of a namespace without pods",
+            "tap -n shpo --for 1s",
+            server(two_ztunnels),
+            1,
+            &["note: no pod is running in namespace shpo: check its name (-n)"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
             "no right to install",
             "check",
             when("selfsubjectaccessreviews", |request| {
@@ -276,6 +292,27 @@ fn may_forward_only_in(namespace: &'static str) -> impl FnMut(&Request) -> Optio
         ("pods", _) if request.query.contains("gateway-name") => {
             let waypoint = |namespace| pod(namespace, "waypoint-1", json!({}), true);
             Some((200, list(&[waypoint("shop"), waypoint(SYSTEM)])))
+        }
+        _ => None,
+    }
+}
+
+/// Two nodes with a ztunnel each, and a pod of namespace shop on one. All is allowed, but streams are not served.
+fn two_ztunnels(request: &Request) -> Option<fake::Answer> {
+    match (request.resource.as_str(), request.part.as_str()) {
+        ("selfsubjectaccessreviews", _) => {
+            let mut review = request.body.clone();
+            review["status"] = json!({ "allowed": true });
+            Some((201, review))
+        }
+        ("pods", "portforward") => Some(status(403, NO_STREAMS)),
+        ("pods", _) if request.query.contains("ztunnel") => {
+            let mut far = pod(SYSTEM, "ztunnel-n2", json!({}), true);
+            far["spec"]["nodeName"] = "n2".into();
+            Some((200, list(&[pod(SYSTEM, "ztunnel-n1", json!({}), true), far])))
+        }
+        ("pods", _) if request.path.contains("/namespaces/shop/") => {
+            Some((200, list(&[pod("shop", "web", json!({}), true)])))
         }
         _ => None,
     }

@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// The page must begin within this time.
+/// The page must begin within this time, and go on: a proxy says every few seconds that it is there.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest line, in bytes.
 const LINE: usize = 256 << 10;
@@ -69,7 +69,8 @@ impl Cluster {
 
 async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> Result<(), String> {
     let (mut body, mut kept) = (answer.into_body(), Vec::new());
-    while let Some(frame) = body.frame().await {
+    let silent = |_| format!("nothing was heard for {} s", PATIENCE.as_secs());
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(silent)? {
         let Ok(part) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
         kept.extend_from_slice(&part);
         while let Some(end) = kept.iter().position(|byte| *byte == b'\n') {

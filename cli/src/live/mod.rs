@@ -1,6 +1,6 @@
 //! Live traffic: what `tap` and `top` look at, of the cluster's proxies or of a file.
 //!
-//! - [`Wanted`]: what of it, as it is typed. [`Live`]: the stream. [`line`]: one of it for people.
+//! - [`Wanted`]: what of it, as it is typed. [`Live`]: the stream. [`line()`]: one of it for people.
 
 mod failures;
 mod proxies;

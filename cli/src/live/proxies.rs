@@ -1,14 +1,14 @@
-//! Which proxies are looked at: those that carry traffic of a namespace, as far as this user may.
+//! Which proxies are looked at, as far as this user may: all, since a connection is told of by the ztunnel of its destination's node,
+//! which need not have a pod of the caller's namespace. Where there are too many, those that carry most of a namespace's traffic.
 
 use crate::{
     cluster::{Cluster, PodName, node_of},
+    known::GATEWAYS,
     problem::Problem,
 };
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Label of waypoints' and gateways' pods.
-const GATEWAYS: &str = "gateway.networking.k8s.io/gateway-name";
 /// Proxies that are looked at by one command.
 const MOST: usize = 64;
 
@@ -18,14 +18,16 @@ pub(super) struct Proxies {
     pub(super) notes: Vec<String>,
 }
 
-/// The ztunnels of the nodes that have pods of the namespace, and the waypoints and gateways; all of them where none is named. Only
-/// of namespaces in which this user may forward ports.
+/// The ztunnels of the nodes that have pods of the namespace, the waypoints and gateways, then the other ztunnels. Only of namespaces
+/// in which this user may forward ports.
 pub(super) async fn find(cluster: &Cluster, scope: Option<&str>) -> Result<Proxies, Problem> {
-    let (mut pods, mut notes, mut refused) = (vec![], vec![], BTreeSet::new());
+    let (mut pods, mut far, mut notes, mut refused) = (vec![], vec![], vec![], BTreeSet::new());
     if cluster.may_forward(&cluster.istio_namespace).await? {
-        let nodes = nodes(cluster, scope).await?;
-        let here = |pod: &&Pod| nodes.as_ref().is_none_or(|nodes| nodes.contains(node_of(pod)));
-        pods.extend(cluster.ztunnels().await?.iter().filter(here).map(PodName::from));
+        let nodes = nodes(cluster, scope, &mut notes).await;
+        for pod in cluster.ztunnels().await? {
+            let tier = if nodes.contains(node_of(&pod)) { &mut pods } else { &mut far };
+            tier.push(PodName::from(&pod));
+        }
     } else {
         refused.insert(cluster.istio_namespace.clone());
         notes.push(
@@ -49,6 +51,7 @@ pub(super) async fn find(cluster: &Cluster, scope: Option<&str>) -> Result<Proxi
             refused.insert(name.namespace);
         }
     }
+    pods.append(&mut far);
     if pods.is_empty() {
         return Err(none(&refused, scope));
     }
@@ -57,7 +60,7 @@ pub(super) async fn find(cluster: &Cluster, scope: Option<&str>) -> Result<Proxi
     }
     if pods.len() > MOST {
         notes.push(format!(
-            "{MOST} of {} proxies are looked at; name a namespace or a pod to see all of its",
+            "{MOST} of {} proxies are looked at, first those of the namespace's nodes; what the others carry is not seen",
             pods.len()
         ));
         pods.truncate(MOST);
@@ -69,13 +72,9 @@ fn list(names: &BTreeSet<String>) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
+/// There is a ztunnel ([`Cluster::ztunnels`]): it may not be looked at, nor may any other proxy.
 fn none(refused: &BTreeSet<String>, scope: Option<&str>) -> Problem {
     let place = scope.map_or("the mesh".into(), |namespace| format!("namespace {namespace}"));
-    if refused.is_empty() {
-        return Problem::new(format!("no proxy carries traffic of {place}"))
-            .because("there are no waypoints or gateways, and no ztunnel on a node with its pods")
-            .next("check the namespace's name (-n); `karst x describe pod NAME` says whether a pod is in the mesh");
-    }
     let (namespaces, some) = (list(refused), refused.iter().next().cloned().unwrap_or_default());
     Problem::new(format!("the live traffic of {place} may not be looked at"))
         .because(format!("this user may not `create pods/portforward` in namespace {namespaces}"))
@@ -85,12 +84,14 @@ fn none(refused: &BTreeSet<String>, scope: Option<&str>) -> Problem {
         ))
 }
 
-/// The nodes with pods of a namespace; None: all nodes, or they cannot be told.
-async fn nodes(cluster: &Cluster, scope: Option<&str>) -> Result<Option<BTreeSet<String>>, Problem> {
-    let Some(namespace) = scope else { return Ok(None) };
-    let pods = cluster.pods(namespace, "").await.unwrap_or_default();
-    let nodes: BTreeSet<String> = pods.iter().map(|pod| node_of(pod).to_owned()).collect();
-    Ok((!nodes.is_empty()).then_some(nodes))
+/// The nodes with pods of a namespace; none: they cannot be told.
+async fn nodes(cluster: &Cluster, scope: Option<&str>, notes: &mut Vec<String>) -> BTreeSet<String> {
+    let Some(namespace) = scope else { return BTreeSet::new() };
+    let Ok(pods) = cluster.pods(namespace, "").await else { return BTreeSet::new() };
+    if pods.is_empty() {
+        notes.push(format!("no pod is running in namespace {namespace}: check its name (-n)"));
+    }
+    pods.iter().map(|pod| node_of(pod).to_owned()).collect()
 }
 
 /// Waypoints and gateways of all namespaces; of one, where this user may not list them all.

@@ -152,7 +152,10 @@ impl Looking {
         let until = Instant::now() + self.own.filter.time;
         let mut left = self.own.filter.limit;
         let (mut beat, mut second) = (interval(limits::TAP_BEAT), interval(SECOND));
-        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // After a client that has not read for a while, none of them is made up for.
+        for every in [&mut beat, &mut second] {
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         let mut may = limits::TAP_RATE;
         let end = loop {
             let line = tokio::select! {
@@ -177,6 +180,10 @@ impl Looking {
                 Err(_) => break End::Time,
             }
         };
+        if end == End::Time {
+            // They have been taken for it, and are not sent any more.
+            self.own.lost.fetch_add(self.records.len() as u64, Relaxed);
+        }
         // A client that does not read is not waited for.
         let last = [self.lost(), Some(Line::End { reason: end })];
         for line in last.into_iter().flatten() {
@@ -334,6 +341,25 @@ mod tests {
                 }
             }
             assert_eq!((flows, lost), (limits::TAP_QUEUE, 17));
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_when_the_time_is_over_is_lost_and_counted() {
+        let run = async {
+            let taps = Taps::new("n");
+            let parts = look(&taps, "seconds=1&limit=100000");
+            // Fewer than wait at most, and more than are sent in this second.
+            (0..limits::TAP_RATE + 7).for_each(|_| taps.tell(|| event("a", Verdict::Forwarded)));
+            let lines = all(parts).await;
+            let last = [Line::LostEvents { num_events_lost: 7 }, Line::End { reason: End::Time }];
+            assert_eq!(
+                (lines.len(), lines.ends_with(&last)),
+                (limits::TAP_RATE as usize + 2, true),
+                "{:?}",
+                lines.last()
+            );
         };
         LocalSet::new().run_until(run).await;
     }

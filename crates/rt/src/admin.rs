@@ -283,10 +283,13 @@ mod tests {
                     assert!(read > 0, "it goes on: {heard}");
                     heard.push_str(std::str::from_utf8(&some[..read]).unwrap());
                 }
+                tokio::time::pause();
+                tokio::time::advance(2 * PATIENCE).await;
+                tokio::time::resume();
             }
             drop(reader);
             sender.closed().await;
         };
-        tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(ask)).await.unwrap();
+        tokio::time::timeout(6 * PATIENCE, LocalSet::new().run_until(ask)).await.unwrap();
     }
 }

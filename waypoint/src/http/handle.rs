@@ -23,7 +23,10 @@ use crate::{
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
     spans::{self, request::Origin},
-    telemetry::{flag::ResponseFlag, request_log::RequestLog},
+    telemetry::{
+        flag::{CORS_RESPONSE, ResponseFlag},
+        request_log::RequestLog,
+    },
     worker::{SampleKind, Worker},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
@@ -169,7 +172,7 @@ async fn by_rule(
     if let Some(cors) = &rule.cors
         && let Some(response) = preflight(cors, &parts)
     {
-        record.details = "cors_response".into();
+        record.details = CORS_RESPONSE.into();
         return log_reply(record, response, ResponseFlag::None);
     }
     if let Some(to) = &rule.redirect {

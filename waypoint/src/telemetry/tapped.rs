@@ -1,7 +1,7 @@
 //! A request, or a connection that is carried as it is, as it is told to who looks on ([`karst_proxy::tap`]).
 
 use crate::telemetry::{
-    flag::{DENIED_BY, ResponseFlag},
+    flag::{CORS_RESPONSE, DENIED_BY, DIRECT_RESPONSE, ResponseFlag, VIA_UPSTREAM},
     stream_info::StreamInfo,
 };
 use http::HeaderValue;
@@ -11,6 +11,10 @@ use karst_flows::{
 };
 use karst_proxy::state::Workload;
 use std::{borrow::Cow, time::Duration};
+
+/// Response code details of what an endpoint or a route has answered. With others, and without a flag, a request was not fit to be
+/// passed on.
+const ANSWERED: [&str; 4] = ["", VIA_UPSTREAM, DIRECT_RESPONSE, CORS_RESPONSE];
 
 /// What has ended. `sent`: bytes that the client was sent. `own`: a gateway's own pod.
 pub fn ended<'a>(info: &'a StreamInfo, took: Duration, sent: u64, own: Option<&'a Workload>) -> Event<'a> {
@@ -94,7 +98,7 @@ fn verdict(info: &StreamInfo) -> Verdict {
     match info.flag {
         _ if refused => Verdict::Dropped,
         ResponseFlag::RateLimited | ResponseFlag::Overflow => Verdict::Dropped,
-        ResponseFlag::None if info.error.is_empty() => Verdict::Forwarded,
+        ResponseFlag::None if info.error.is_empty() && ANSWERED.contains(&&*info.details) => Verdict::Forwarded,
         ResponseFlag::FaultDelay => Verdict::Forwarded,
         ResponseFlag::None
         | ResponseFlag::NoRoute

@@ -89,7 +89,7 @@ pub struct Event<'a> {
     pub service: &'a str,
     /// What became of it.
     pub verdict: Verdict,
-    /// `namespace/name` of the DENY policy that refused it; empty: none did.
+    /// `namespace/name` of the policy that refused it: a DENY policy, or one that has not arrived; empty: none did.
     pub policy: &'a str,
     /// Why it was refused or has failed, in words; empty: it has not.
     pub reason: Cow<'a, str>,

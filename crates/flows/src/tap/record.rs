@@ -303,7 +303,8 @@ fn l7(request: &Request<'_>, took: Duration, with_query: bool) -> L7 {
             code: request.status,
             method: cut(request.method),
             url: cut(if with_query { request.path } else { path }),
-            authority: cut(request.authority),
+            // One that is not fit may have a user's password before its host.
+            authority: cut(request.authority.rsplit('@').next().unwrap_or_default()),
             protocol: request.protocol.into(),
             grpc_status: request.grpc,
         },
@@ -361,7 +362,11 @@ mod tests {
 
     #[test]
     fn fields_are_hubbles_and_queries_stay_away() {
-        let record = Record::new(&event("/a?token=secret"), "waypoint-1", "t".into(), false);
+        let mut sent = event("/a?token=secret");
+        if let Some(request) = &mut sent.request {
+            request.authority = "me:secret@reviews";
+        }
+        let record = Record::new(&sent, "waypoint-1", "t".into(), false);
         let value = serde_json::to_value(Line::Flow(Box::new(record))).unwrap();
         let flow = &value["flow"];
         assert_eq!(

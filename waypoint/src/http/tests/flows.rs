@@ -21,10 +21,12 @@ fn a_denied_request_is_told_to_who_looks_on_with_its_policy() {
     run(async {
         let m = Mesh::of(deny, |_, _| Does::Answer(Response::new(payload("ok"))));
         assert_eq!(m.ask(get("/before")).await.0.as_u16(), 200, "nobody looks on yet");
-        let mut page = m.worker.shared.taps.page("limit=2&namespace=ns").into_body();
+        let mut page = m.worker.shared.taps.page("limit=3&namespace=ns").into_body();
         for (path, wanted) in [("/orders/17?secret=1", 200), ("/admin", 403)] {
             assert_eq!(m.ask(get(path)).await.0.as_u16(), wanted, "{path}");
         }
+        let without_host = Request::get("/").body(payload("")).unwrap();
+        assert_eq!(m.ask(without_host).await.0.as_u16(), 400);
         let mut told = vec![];
         while let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut page).await {
             let line: tap::Line = serde_json::from_slice(&frame.into_data().unwrap()).unwrap();
@@ -38,7 +40,9 @@ fn a_denied_request_is_told_to_who_looks_on_with_its_policy() {
         assert_eq!((denied.policy, &*denied.reason), ("ns/deny", "denied by policy ns/deny"));
         assert_eq!((denied.service, denied.request.unwrap().status), (KEY, 403));
         assert_eq!(denied.source.identity, "spiffe://cluster.local/ns/app/sa/web");
-        assert_eq!((told.len(), &*told[1].node_name), (2, "own"));
+        let unfit = told[2].event();
+        assert_eq!((unfit.verdict, &*unfit.reason), (tap::Verdict::Error, "missing_host_header"), "it went nowhere");
+        assert_eq!((told.len(), &*told[1].node_name), (3, "own"));
     });
 }
 
