@@ -5,7 +5,10 @@
 use crate::{
     clock,
     cluster::{endpoint_set::EndpointSet, key::ClusterKeyRef},
-    http::body::{Body, Counted},
+    http::{
+        body::{Body, Counted},
+        names,
+    },
     snapshot::Snapshot,
     spans::{
         attribute::Span,
@@ -49,6 +52,10 @@ const TAKEN: usize = 256;
 const BATCH: usize = 512;
 /// Spans wait at most this long for others.
 const FLUSH: Duration = Duration::from_secs(1);
+/// While a collector cannot be reached it is tried once in this time: meanwhile the queue fills, and spans cost nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
+const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
 /// A stopping process waits this long for its last exports.
 const LAST: Duration = Duration::from_secs(2);
 /// Bytes of an answer that are read.
@@ -90,6 +97,21 @@ impl ExportError {
             ExportError::Status(status) => [502, 503, 504].contains(status),
             ExportError::Grpc(status) => *status == UNAVAILABLE,
             ExportError::NoService | ExportError::NoEndpoint | ExportError::Late(_) | ExportError::Host => false,
+        }
+    }
+
+    /// Is the collector not there at all?
+    fn is_unreachable(&self) -> bool {
+        match self {
+            ExportError::NoService
+            | ExportError::NoEndpoint
+            | ExportError::Host
+            | ExportError::Send(Error::Connect(_)) => true,
+            ExportError::Send(Error::StreamRefused(_) | Error::Reset(_) | Error::Protocol(_))
+            | ExportError::Late(_)
+            | ExportError::Read(_)
+            | ExportError::Status(_)
+            | ExportError::Grpc(_) => false,
         }
     }
 }
@@ -145,15 +167,22 @@ pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Finished>, mut st
                 _ = &mut stop, if !queue.is_closed() => queue.close(),
             }
         }
+        let mut is_reached = true;
         for (collector, spans) in by_collector(taken.drain(..)) {
             for batch in spans.chunks(BATCH) {
-                export(&worker, &collector, batch, &counts, &mut trouble).await;
+                is_reached &= export(&worker, &collector, batch, &counts, &mut trouble).await;
             }
         }
         // Tunnels to collectors that have gone are not kept.
         worker.dialer.retire(&worker.snapshot().mesh);
         for over in trouble.end_round() {
             tracing::info!("export of spans: {over}");
+        }
+        if !is_reached && !queue.is_closed() {
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                _ = &mut stop => queue.close(),
+            }
         }
     }
 }
@@ -169,22 +198,29 @@ fn by_collector(all: impl Iterator<Item = Finished>) -> Vec<(Arc<Collector>, Vec
     out
 }
 
-/// Sends a batch; what is not taken is counted, and told in the log.
-async fn export(worker: &Rc<Worker>, collector: &Collector, batch: &[Span], counts: &Counts, trouble: &mut Repeated) {
+/// Sends a batch; what is not taken is counted, and told in the log. False: the collector is not there.
+async fn export(
+    worker: &Rc<Worker>,
+    collector: &Collector,
+    batch: &[Span],
+    counts: &Counts,
+    trouble: &mut Repeated,
+) -> bool {
     let sent = tokio::time::timeout(collector.timeout, send(worker, collector, batch)).await;
     let all = batch.len() as u64;
-    let rejected = match sent.unwrap_or(Err(ExportError::Late(collector.timeout))) {
-        Ok(rejected) => rejected.min(all),
+    let (rejected, is_reached) = match sent.unwrap_or(Err(ExportError::Late(collector.timeout))) {
+        Ok(rejected) => (rejected.min(all), true),
         Err(error) => {
             let text = format!("{}:{}: {error}", collector.service, collector.port);
             if let Some(line) = trouble.note(&text) {
                 tracing::warn!("spans could not be exported and are dropped: {line}");
             }
-            all
+            (all, !error.is_unreachable())
         }
     };
     counts.dropped_failed.fetch_add(rejected, Relaxed);
     counts.exported.fetch_add(all - rejected, Relaxed);
+    is_reached
 }
 
 /// Sends a batch, to another endpoint if the first is not there. Returns how many spans the collector has rejected.
@@ -293,7 +329,8 @@ fn request(collector: &Collector, service: &Service, body: Bytes) -> Option<Requ
         return Some(request);
     }
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    headers.insert("grpc-timeout", HeaderValue::from_str(&format!("{}m", collector.timeout.as_millis())).ok()?);
+    let timeout = format!("{}m", collector.timeout.as_millis().min(MAX_GRPC_TIMEOUT));
+    headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
     *request.version_mut() = Version::HTTP_2;
     let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(GRPC_PATH);
     *request.uri_mut() = uri.build().ok()?;

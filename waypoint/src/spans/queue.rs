@@ -45,11 +45,13 @@ impl Queue {
         (Self { sender, counts }, receiver)
     }
 
-    /// Hands spans over, or drops them.
-    pub fn push(&self, finished: Finished) {
-        if let Err(e) = self.sender.try_send(finished) {
-            let (mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) = e;
-            self.counts.dropped_full.fetch_add(back.spans.len() as u64, Relaxed);
+    /// Hands over the spans of a request, so many, or drops them: then they are not even made.
+    pub fn push(&self, count: usize, make: impl FnOnce() -> Finished) {
+        match self.sender.try_reserve() {
+            Ok(place) => place.send(make()),
+            Err(_) => {
+                self.counts.dropped_full.fetch_add(count as u64, Relaxed);
+            }
         }
     }
 }
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
     use crate::spans::{attribute::Kind, context::SpanContext, rules::Tracing};
     use karst_api::route as ir;
-    use std::time::SystemTime;
+    use std::{cell::Cell, time::SystemTime};
 
     #[test]
     fn what_finds_no_place_is_dropped_and_counted() {
@@ -97,12 +99,19 @@ mod tests {
             is_error: false,
         };
         let (queue, receiver) = Queue::new(Arc::default());
-        let push = || queue.push(Finished { collector: collector.clone(), spans: vec![span(), span()] });
+        let made = Cell::new(0);
+        let push = || {
+            queue.push(2, || {
+                made.set(made.get() + 1);
+                Finished { collector: collector.clone(), spans: vec![span(), span()] }
+            });
+        };
         (0..CAPACITY).for_each(|_| push());
         assert_eq!(queue.counts.dropped_full.load(Relaxed), 0);
         push();
         drop(receiver);
         push();
+        assert_eq!(made.get(), CAPACITY, "what is dropped is not made");
         let mut page = String::new();
         queue.counts.render(&mut page);
         assert!(page.contains("karst_trace_spans_dropped_total{reason=\"queue_full\"} 4"), "{page}");

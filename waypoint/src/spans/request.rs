@@ -11,6 +11,7 @@ use crate::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route::CollectorProtocol;
 use karst_proxy::state::Workload;
+use karst_rt::clock::wall;
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 /// Asks for a trace; only within the mesh.
@@ -21,6 +22,8 @@ pub const CLIENT: HeaderName = HeaderName::from_static("x-client-trace-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// More attempts than these have no span.
 const MAX_ATTEMPTS: usize = 16;
+/// Longest `tracestate` of a span, in bytes: what everybody must be able to pass on (W3C).
+const MAX_TRACE_STATE: usize = 512;
 
 /// A request that is traced.
 pub struct RequestSpans {
@@ -33,7 +36,8 @@ pub struct RequestSpans {
     pub scheme: &'static str,
     /// What the client has sent as `x-client-trace-id`.
     pub client: Option<HeaderValue>,
-    pub trace_state: Option<HeaderValue>,
+    /// The caller's `tracestate`, in one line.
+    pub trace_state: String,
     pub attempts: Vec<AttemptSpan>,
 }
 
@@ -77,6 +81,11 @@ pub fn begin(
         Incoming::Absent => (None, None),
         Incoming::Known { caller, sampled } => (caller, sampled),
     };
+    let is_otlp = collector.protocol != CollectorProtocol::Zipkin;
+    if is_otlp && caller.is_none() && tracing.propagates {
+        // Of a trace that nobody has named: it does not go with the one that begins here.
+        headers.remove(TRACESTATE);
+    }
     let is_decided = sampled.is_some();
     let sampled = sampled.unwrap_or_else(|| decide(tracing, from, headers, &random));
     let id = |bound: u64| random(bound - 1) + 1;
@@ -95,13 +104,20 @@ pub fn begin(
         parent: caller.map(|caller| caller.span),
         scheme: from.scheme,
         client: headers.get(CLIENT).cloned(),
-        trace_state: headers.get(TRACESTATE).cloned(),
+        trace_state: if is_otlp && caller.is_some() { trace_state(headers) } else { String::new() },
         attempts: vec![],
     };
     if tracing.propagates {
         tell(collector, context, spans.parent, headers);
     }
     Some(Box::new(spans))
+}
+
+/// What vendors say of a trace, in one line. None of it, if that is long.
+fn trace_state(headers: &HeaderMap) -> String {
+    let lines: Vec<&str> = headers.get_all(TRACESTATE).iter().filter_map(|line| line.to_str().ok()).collect();
+    let all = lines.join(",");
+    if all.len() <= MAX_TRACE_STATE { all } else { String::new() }
 }
 
 fn new_trace(collector: &Collector, id: impl Fn(u64) -> u64) -> u128 {
@@ -151,16 +167,18 @@ fn tell_unsampled(
     headers: &mut HeaderMap,
     id: impl Fn(u64) -> u64,
 ) {
-    if collector.protocol == CollectorProtocol::Zipkin {
+    let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
+    if is_zipkin {
         match caller {
             // Its trace may be told in one header, where a decision has its place.
             Some(caller) if headers.contains_key(context::B3) => caller.write_b3(None, false, headers),
             _ => drop(headers.insert(context::B3_SAMPLED, HeaderValue::from_static("0"))),
         }
-        return;
     }
-    let context = SpanContext { trace: new_trace(collector, &id), span: id(u64::MAX) };
-    headers.insert(TRACEPARENT, context.to_traceparent(false));
+    if !is_zipkin || collector.w3c {
+        let new = || SpanContext { trace: new_trace(collector, &id), span: id(u64::MAX) };
+        headers.insert(TRACEPARENT, caller.unwrap_or_else(new).to_traceparent(false));
+    }
 }
 
 /// Tells upstreams of a span that is theirs to go on from.
@@ -187,7 +205,7 @@ impl RequestSpans {
         }
         self.attempts.push(AttemptSpan {
             span,
-            began: SystemTime::now(),
+            began: wall(),
             ended: None,
             workload,
             address,
@@ -202,7 +220,7 @@ impl RequestSpans {
     pub fn answered(&mut self, status: u16, grpc: Option<u16>, again: bool) {
         if let Some(last) = self.last() {
             (last.status, last.grpc) = (Some(status), grpc);
-            last.ended = again.then(SystemTime::now);
+            last.ended = again.then(wall);
         }
     }
 
@@ -210,7 +228,7 @@ impl RequestSpans {
     pub fn failed(&mut self, flag: ResponseFlag) {
         if let Some(last) = self.last() {
             last.flag = flag;
-            last.ended = Some(SystemTime::now());
+            last.ended = Some(wall());
         }
     }
 
@@ -324,6 +342,9 @@ mod tests {
         });
         assert!(begin(&both, INSIDE, &mut h, lowest).is_some());
         assert!(h.contains_key(B3_TRACE) && h[TRACEPARENT] != PARENT);
+        let mut h = HeaderMap::new();
+        assert!(begin(&both, INSIDE, &mut h, lowest).is_none());
+        assert!(h[B3_SAMPLED] == "0" && h[TRACEPARENT].as_bytes().ends_with(b"-00"), "both are told: {h:?}");
         let short = tracing(WHOLE, |c| {
             zipkin(c);
             c.short_ids = true;
@@ -331,6 +352,23 @@ mod tests {
         let mut h = HeaderMap::new();
         assert_eq!(begin(&short, INSIDE, &mut h, lowest).unwrap().context.trace, 1);
         assert_eq!(h[B3_TRACE], "0000000000000001");
+    }
+
+    #[test]
+    fn what_vendors_say_goes_with_its_trace() {
+        let mut h = headers(&[("traceparent", PARENT), ("tracestate", "a=b")]);
+        h.append(TRACESTATE, HeaderValue::from_static("c=d"));
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("a=b,c=d", 2));
+        h.append(TRACESTATE, HeaderValue::from_bytes(&[b'e'; MAX_TRACE_STATE]).unwrap());
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("", 3), "it passes all the same");
+        for rate in [0, WHOLE] {
+            let mut h = headers(&[("tracestate", "a=b")]);
+            let spans = begin(&tracing(rate, |_| {}), INSIDE, &mut h, lowest);
+            assert!(spans.is_none_or(|spans| spans.trace_state.is_empty()), "{rate}");
+            assert!(h.contains_key(TRACEPARENT) && !h.contains_key(TRACESTATE), "of no trace that is known: {rate}");
+        }
     }
 
     #[test]

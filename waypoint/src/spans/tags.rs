@@ -20,6 +20,8 @@ use std::{
 const GRPC_SERVER_ERRORS: [u16; 6] = [2, 4, 12, 13, 14, 15];
 /// Those that Envoy marks by the tag `error`.
 const GRPC_ERRORS: [u16; 7] = [2, 4, 8, 12, 13, 14, 15];
+/// Longest text of a client's in a tag, in bytes (paths have a limit of their own): spans are small, whatever it sends.
+const MAX_TEXT: usize = 512;
 
 /// This proxy.
 #[derive(Debug)]
@@ -80,7 +82,13 @@ impl Tags {
 }
 
 fn text(value: Option<&HeaderValue>) -> String {
-    value.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
+    let cut = |v: &HeaderValue| String::from_utf8_lossy(&v.as_bytes()[..v.len().min(MAX_TEXT)]).into_owned();
+    value.map(cut).unwrap_or_default()
+}
+
+fn method(info: &StreamInfo) -> String {
+    let method = info.method.as_str();
+    method[..method.floor_char_boundary(MAX_TEXT)].to_string()
 }
 
 fn or_dash(text: String) -> Value {
@@ -113,7 +121,7 @@ impl Ended<'_> {
         let path = info.path();
         let shown = &path[..path.floor_char_boundary(spans.tracing.collector.max_path)];
         tags.put("http.url", format!("{}://{host}{shown}", spans.scheme));
-        tags.put("http.method", info.method.to_string());
+        tags.put("http.method", method(info));
         tags.put("http.protocol", info.protocol);
         tags.put("downstream_cluster", "-");
         tags.put("user_agent", or_dash(text(info.user_agent.as_ref())));
@@ -135,7 +143,7 @@ impl Ended<'_> {
             Some(service) => {
                 format!("{}:{}/*", service.hostname, info.destination.as_ref().map_or(info.to.port(), |d| d.port))
             }
-            None => info.method.to_string(),
+            None => method(info),
         };
         self.span(
             spans.context,
@@ -164,7 +172,7 @@ impl Ended<'_> {
         let flag = if attempt.ended.is_none() { info.flag } else { attempt.flag };
         self.outcome(&mut tags, Kind::Client, status, grpc, flag);
         self.mesh(&mut tags, Some(&attempt.workload));
-        tags.put("http.request.method", info.method.to_string());
+        tags.put("http.request.method", method(info));
         if let Some(chosen) = &info.destination {
             tags.put("server.address", chosen.service.hostname.clone());
             tags.put("server.port", i64::from(chosen.port));
@@ -195,9 +203,12 @@ impl Ended<'_> {
         mut tags: Tags,
         (status, grpc): (u16, Option<u16>),
     ) -> Span {
-        let own = |(name, value): &(Arc<str>, Arc<str>)| (Key::Own(name.clone()), Value::Shared(value.clone()));
-        tags.0.extend(self.custom.iter().map(own));
-        let trace_state = text(self.spans.trace_state.as_ref());
+        for (name, value) in &self.custom {
+            // A name stands once, with the value that a user has given it.
+            tags.0.retain(|(key, _)| key.as_str() != &**name);
+            tags.0.push((Key::Own(name.clone()), Value::Shared(value.clone())));
+        }
+        let trace_state = self.spans.trace_state.clone();
         let is_error = is_error(kind, status, grpc);
         Span { context, parent, trace_state, name, kind, start, end, attributes: tags.0, is_error }
     }
@@ -263,7 +274,7 @@ impl Ended<'_> {
     /// OpenTelemetry's attributes of the request.
     fn server_semantics(&self, tags: &mut Tags) {
         let info = self.info;
-        tags.put("http.request.method", info.method.to_string());
+        tags.put("http.request.method", method(info));
         tags.put("url.scheme", self.spans.scheme);
         let (path, query) = info.path().split_once('?').unwrap_or((info.path(), ""));
         let most = self.spans.tracing.collector.max_path;
@@ -289,6 +300,13 @@ impl Ended<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_clients_send_is_cut() {
+        let long = HeaderValue::from_bytes(&[b'a'; 10 * MAX_TEXT]);
+        assert_eq!(text(long.ok().as_ref()).len(), MAX_TEXT);
+        assert_eq!((&*text(Some(&HeaderValue::from_static("curl"))), &*text(None)), ("curl", ""));
+    }
 
     #[test]
     fn errors_are_marked_by_both_rules() {

@@ -54,9 +54,11 @@ impl Sink {
 
     /// Hands over the spans of a request that has ended after this time. `sent`: bytes that the client was sent.
     pub fn trace(&self, info: &StreamInfo, spans: &RequestSpans, sent: u64, took: Duration) {
-        let workload = self.config.own_pod(&self.state.borrow().mesh).cloned();
-        let all = tags::spans(info, spans, &self.identity, workload.as_deref(), sent, took);
-        self.spans.push(Finished { collector: spans.tracing.collector.clone(), spans: all });
+        self.spans.push(1 + spans.attempts.len(), || {
+            let workload = self.config.own_pod(&self.state.borrow().mesh).cloned();
+            let all = tags::spans(info, spans, &self.identity, workload.as_deref(), sent, took);
+            Finished { collector: spans.tracing.collector.clone(), spans: all }
+        });
     }
 
     /// Tells whoever looks on what has ended.

@@ -14,7 +14,7 @@ use crate::convert::{
     objects::{FieldError, Objects, age, problem},
 };
 use karst_api::route as ir;
-use karst_manifest::{Problem, kinds::*, telemetry::*};
+use karst_manifest::{MeshConfig, Problem, kinds::*, telemetry::*};
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
@@ -42,10 +42,11 @@ const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 /// each pod.
 pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
     let mut out = vec![];
+    // At admission, and where objects are read from files, there is none to judge providers by.
+    let is_configured = *objects.mesh_config != MeshConfig::default();
     for (at, telemetry) in &objects.telemetry {
         let bad = problems(objects, telemetry);
-        // An object that is looked at by itself, at admission, is not beside the mesh configuration.
-        for (i, t) in telemetry.spec.tracing.iter().enumerate().filter(|_| !objects.pods.is_empty()) {
+        for (i, t) in telemetry.spec.tracing.iter().enumerate().filter(|_| is_configured) {
             let found = traces::provider_problem(objects.mesh_config, &format!("spec.tracing[{i}]"), t);
             reported.extend(found.map(|(field, text)| problem(at, field, text)));
         }

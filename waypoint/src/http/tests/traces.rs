@@ -6,7 +6,7 @@ use karst_api::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, Span, SpanKind, StatusCode, any_value::Value,
 };
 use prost::Message;
-use std::{cell::Cell, sync::atomic::Ordering::Relaxed};
+use std::{cell::Cell, collections::BTreeSet, sync::atomic::Ordering::Relaxed};
 
 const COLLECTOR: &str = "ns/collector.ns.svc.cluster.local";
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -120,6 +120,7 @@ fn a_collector_gets_both_spans_in_order() {
             t.tags = vec![
                 ir::CustomTag { name: "user".into(), value: Some(ir::custom_tag::Value::Header(header)) },
                 ir::CustomTag { name: "end".into(), value: Some(ir::custom_tag::Value::Format(format)) },
+                ir::CustomTag { name: "user_agent".into(), value: Some(ir::custom_tag::Value::Literal("own".into())) },
             ];
             c.headers = vec![ir::CollectorHeader { name: "x-token".into(), value: "t".into(), ..Default::default() }];
         };
@@ -156,9 +157,12 @@ fn a_collector_gets_both_spans_in_order() {
                 ("http.response.status_code", "503"),
                 ("user", "nobody"),
                 ("end", "503 by inbound-vip|80|http|s.ns.svc.cluster.local"),
+                ("user_agent", "own"),
             ] {
                 assert_eq!(tag(span, key), value, "{key} of {}", span.name);
             }
+            let keys: BTreeSet<&str> = span.attributes.iter().map(|kv| &*kv.key).collect();
+            assert_eq!(keys.len(), span.attributes.len(), "each key stands once");
         }
         assert_eq!(server.name, "s.ns.svc.cluster.local:80/*");
         assert_eq!(
@@ -249,6 +253,23 @@ fn a_dead_collector_fails_no_request() {
         exported().await;
         assert_eq!(dropped(&m), (0, 40));
         assert_eq!(m.worker.shared.metrics.spans.exported.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn a_dead_collector_is_not_tried_at_once_again() {
+    run(async {
+        let m = Mesh::of(traced(10_000, |_, _| {}), |_, _| status(200));
+        m.ask(get("/")).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(dropped(&m), (0, 2), "tried after the second for others");
+        let exports = collect(&m, true);
+        m.ask(get("/")).await;
+        // Without a pause this one would be sent 2100 ms after the beginning; with it, it is taken at 2000 ms and sent at 3000.
+        tokio::time::sleep(Duration::from_millis(1400)).await;
+        assert_eq!(exports.borrow().len(), 0);
+        exported().await;
+        assert_eq!((grpc_spans(&exports).len(), dropped(&m)), (2, (0, 2)), "it is there again");
     });
 }
 

@@ -119,10 +119,14 @@ fn a_provider_that_cannot_be_used_is_reported() {
         let text = format!("{problems:?}");
         assert!(text.contains("spec.tracing[0].providers[0].name") && text.contains(says), "{name}: {text}");
     }
-    // At admission the mesh configuration is not looked at.
-    let one = object("app", "t", "{tracing: [{providers: [{name: none}]}]}");
-    let one = parse::file("t.yaml".as_ref(), &one).unwrap().remove(0);
+    // At admission, and of files, the mesh configuration is not known.
+    let text = object("app", "t", "{tracing: [{providers: [{name: none}]}]}");
+    let one = parse::file("t.yaml".as_ref(), &text).unwrap().remove(0);
     assert!(check::problems(one.object, &mesh()).is_empty());
+    let text = POD.replace("CLASS", "istio-waypoint") + &text;
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+    let (_, problems) = compile(&State { objects, ..State::default() }, &mesh());
+    assert!(problems.is_empty(), "{problems:?}");
 }
 
 #[test]
