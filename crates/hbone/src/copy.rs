@@ -495,26 +495,44 @@ mod tests {
         s.read_to_end(&mut all).await.map(|_| all).map_err(|e| e.kind())
     }
 
-    /// Keeps what it is shown.
+    /// What was shown.
     #[derive(Debug, Default)]
-    struct Seen(Rc<RefCell<(Vec<u8>, Vec<u8>, Vec<&'static str>)>>);
+    struct Shown {
+        client: Vec<u8>,
+        server: Vec<u8>,
+        ended: Vec<&'static str>,
+    }
+
+    /// Keeps what it is shown.
+    #[derive(Debug)]
+    struct Seen {
+        shown: Rc<RefCell<Shown>>,
+        reading: bool,
+    }
     impl Watch for Seen {
         fn is_reading(&self) -> bool {
-            true
+            self.reading
         }
         fn client_sent(&self, bytes: &[u8]) {
-            self.0.borrow_mut().0.extend_from_slice(bytes);
+            self.shown.borrow_mut().client.extend_from_slice(bytes);
         }
         fn server_sent(&self, bytes: &[u8]) {
-            self.0.borrow_mut().1.extend_from_slice(bytes);
+            self.shown.borrow_mut().server.extend_from_slice(bytes);
         }
         fn client_ended(&self) {
-            self.0.borrow_mut().2.push("client");
+            self.shown.borrow_mut().ended.push("client");
         }
         fn server_ended(&self) {
-            self.0.borrow_mut().2.push("server");
+            self.shown.borrow_mut().ended.push("server");
         }
         fn closed(&self) {}
+    }
+
+    /// Somebody watches; `reading`: wants more than it has been shown.
+    fn watched(reading: bool) -> (Counts, Rc<RefCell<Shown>>) {
+        let (counts, shown) = (Counts::default(), Rc::<RefCell<Shown>>::default());
+        counts.show_to(Rc::new(Seen { shown: shown.clone(), reading }));
+        (counts, shown)
     }
 
     /// Says `said` and ends; what it hears.
@@ -535,15 +553,32 @@ mod tests {
     async fn who_watches_is_shown_every_byte_of_a_plain_connection() {
         let (said, answered) = (vec![1; 3 << 20], vec![2; 2 << 20]);
         let ((client, a), (app, b)) = (pair().await, pair().await);
-        let (counts, seen) = (Counts::default(), Seen::default());
-        let shown = seen.0.clone();
-        counts.show_to(Rc::new(seen));
-        let (carried, _, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
+        let (counts, shown) = watched(true);
+        let (carried, asked, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
         carried.unwrap();
         let shown = shown.borrow();
-        assert!(shown.0 == said && shown.1 == answered && heard == answered);
-        assert_eq!(shown.2.len(), 2);
+        assert!(shown.client == said && asked == said && shown.server == answered && heard == answered);
+        assert_eq!(shown.ended.len(), 2);
         assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// A pipe that was used is kept by the worker: none was where all was copied.
+    #[tokio::test]
+    async fn what_nobody_reads_is_spliced() {
+        let said = vec![1; 3 << 20];
+        for (name, counts, spliced) in [
+            ("nobody watches", Counts::default(), true),
+            ("given up", watched(false).0, true),
+            ("watched", watched(true).0, false),
+        ] {
+            SPARE.with_borrow_mut(Vec::clear);
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
+            carried.unwrap();
+            assert!(asked == said, "{name}");
+            assert_eq!(counts.from_client.get(), said.len() as u64, "{name}");
+            assert_eq!(SPARE.with_borrow(|pipes| !pipes.is_empty()), spliced, "{name}");
+        }
     }
 
     #[tokio::test]
@@ -555,9 +590,7 @@ mod tests {
             let (request, mut respond) = connection.accept().await.unwrap().unwrap();
             let send = respond.send_response(http::Response::new(()), false).unwrap();
             let (app, b) = pair().await;
-            let (counts, seen) = (Counts::default(), Seen::default());
-            let shown = seen.0.clone();
-            counts.show_to(Rc::new(seen));
+            let (counts, shown) = watched(true);
             let body = request.into_body();
             let mut carried = pin!(tunnel(b, send, body, &counts, false));
             let mut done = false;
@@ -567,7 +600,7 @@ mod tests {
             });
             let (carried, heard) = tokio::join!(carried, talk(app, &answered));
             carried.unwrap();
-            assert!(heard == said && shown.borrow().0 == said && shown.borrow().1 == answered);
+            assert!(heard == said && shown.borrow().client == said && shown.borrow().server == answered);
             // What is left is sent.
             if !done {
                 let _ = poll_fn(|cx| connection.poll_closed(cx)).await;
@@ -581,12 +614,10 @@ mod tests {
                 let (response, send) = send.send_request(request, false).unwrap();
                 let body = response.await.unwrap().into_body();
                 let (app, b) = pair().await;
-                let (counts, seen) = (Counts::default(), Seen::default());
-                let shown = seen.0.clone();
-                counts.show_to(Rc::new(seen));
+                let (counts, shown) = watched(true);
                 let (carried, heard) = tokio::join!(tunnel(b, send, body, &counts, true), talk(app, &said));
                 carried.unwrap();
-                assert!(heard == answered && shown.borrow().0 == said && shown.borrow().1 == answered);
+                assert!(heard == answered && shown.borrow().client == said && shown.borrow().server == answered);
             };
             let _ = tokio::join!(run, connection);
         };
