@@ -61,7 +61,7 @@ pub trait Watch: std::fmt::Debug {
     fn client_sent(&self, bytes: &[u8]);
     /// Bytes of the other side.
     fn server_sent(&self, bytes: &[u8]);
-    /// The side that opened the connection sends no more.
+    /// The side that opened the connection sends no more, or has gone.
     fn client_ended(&self);
     /// The other side sends no more.
     fn server_ended(&self);
@@ -104,6 +104,18 @@ impl Way {
             None => {}
             Some(watch) if self.from_client => watch.client_ended(),
             Some(watch) => watch.server_ended(),
+        }
+    }
+    /// Who sends these bytes has gone. Of a server that is no end: what it has said may lack its rest.
+    fn sender_gone(&self) {
+        if self.from_client {
+            self.ended();
+        }
+    }
+    /// Who is sent these bytes has gone.
+    fn receiver_gone(&self) {
+        if let Some(watch) = self.watch.get().filter(|_| !self.from_client) {
+            watch.client_ended();
         }
     }
     fn is_watched(&self) -> bool {
@@ -222,15 +234,19 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.receiver_gone())?;
         send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await.ok_or(io::ErrorKind::ConnectionReset)?.map_err(broken)?;
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
+        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
+        let room = room.inspect_err(|_| way.receiver_gone())?;
         let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
             // Readiness was stale: give the window back while we wait again.
             Poll::Pending => Poll::Ready(Ok(None)),
             Poll::Ready(r) => Poll::Ready(r.map(Some)),
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.sender_gone())?;
         match data {
             None => send.reserve_capacity(0),
             Some(d) if d.is_empty() => {
@@ -252,7 +268,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
 }
 
 async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await? {
+    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
         while total < GATHER && more.len() + 1 < PIECES && !ended {
@@ -268,7 +284,7 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
         }
         way.show(&first);
         more.iter().for_each(|d| way.show(d));
-        write_all(wr, first, more).await?;
+        write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
         way.add(total);
         recv.flow_control().release_capacity(total).map_err(broken)?;
         if ended {
@@ -378,14 +394,17 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
                 buf.resize(64 << 10, 0);
             }
             let mut read_buf = ReadBuf::new(buf);
-            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf))?;
+            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
             let mut done = 0;
             way.show(&buf[..length]);
             while done < length {
                 match poll_write(wr, cx, &buf[done..length]) {
                     Poll::Ready(Ok(w)) => done += w,
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Ready(Err(e)) => {
+                        way.receiver_gone();
+                        return Poll::Ready(Err(e));
+                    }
                     Poll::Pending => break,
                 }
             }
@@ -395,7 +414,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
     .await?;
     let mut at = 0;
     while at < rest.len() {
-        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await?;
+        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await.inspect_err(|_| way.receiver_gone())?;
     }
     way.add(length);
     Ok(length)
@@ -560,6 +579,21 @@ mod tests {
         assert!(shown.client == said && asked == said && shown.server == answered && heard == answered);
         assert_eq!(shown.ended.len(), 2);
         assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// Whose fault it is that an answer is not whole: a client that resets has ended; what a server has said has not.
+    #[tokio::test]
+    async fn who_has_gone_is_told() {
+        for of_client in [true, false] {
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (counts, shown) = watched(true);
+            let (gone, _stays) = if of_client { (client, app) } else { (app, client) };
+            reset_on_close(&gone);
+            drop(gone);
+            plain(a, b, &counts).await.unwrap_err();
+            let want: &[&str] = if of_client { &["client"] } else { &[] };
+            assert_eq!(shown.borrow().ended, want);
+        }
     }
 
     /// A pipe that was used is kept by the worker: none was where all was copied.
