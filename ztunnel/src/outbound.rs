@@ -263,7 +263,7 @@ pub(crate) mod tests {
 
     /// The same, with these options.
     pub(crate) fn worker_with(snapshot: Snapshot, options: &[&str]) -> (Rc<Worker>, Drain) {
-        let config = Config::parse_from([&["ztunnel", "--access-log", "false"], options].concat());
+        let config = Config::parse_from([&["ztunnel", "--access-log", "false"][..], options].concat());
         let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
         let (decides, drain) = drain::new();
         let yes = || watch::channel(true).1;

@@ -21,8 +21,8 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 /// Most kinds of answers whose series a connection keeps at hand; others are looked up each time.
 const KINDS: usize = 8;
 
-/// A connection of a pod of ours. `table`: none where requests are not counted. `inner`: the record of the other side, where that is a pod of ours, too. `port`: the one that
-/// was called.
+/// A connection of a pod of ours. `table`: none where requests are not counted. `inner`: the record of the other side, where that
+/// is a pod of ours, too. `port`: the one that was called.
 pub fn outbound(table: Option<&Arc<Table>>, guard: &Guard, inner: Option<&Guard>, port: u16) {
     let (Some(table), conn) = (table, guard.conn()) else { return };
     // A proxy tells of its own requests.

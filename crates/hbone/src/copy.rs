@@ -61,7 +61,7 @@ pub trait Watch: std::fmt::Debug {
     fn client_sent(&self, bytes: &[u8]);
     /// Bytes of the other side.
     fn server_sent(&self, bytes: &[u8]);
-    /// The side that opened the connection sends no more.
+    /// The side that opened the connection sends no more, or has gone.
     fn client_ended(&self);
     /// The other side sends no more.
     fn server_ended(&self);
@@ -104,6 +104,18 @@ impl Way {
             None => {}
             Some(watch) if self.from_client => watch.client_ended(),
             Some(watch) => watch.server_ended(),
+        }
+    }
+    /// Who sends these bytes has gone. Of a server that is no end: what it has said may lack its rest.
+    fn sender_gone(&self) {
+        if self.from_client {
+            self.ended();
+        }
+    }
+    /// Who is sent these bytes has gone.
+    fn receiver_gone(&self) {
+        if let Some(watch) = self.watch.get().filter(|_| !self.from_client) {
+            watch.client_ended();
         }
     }
     fn is_watched(&self) -> bool {
@@ -222,15 +234,19 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.receiver_gone())?;
         send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await.ok_or(io::ErrorKind::ConnectionReset)?.map_err(broken)?;
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
+        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
+        let room = room.inspect_err(|_| way.receiver_gone())?;
         let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
             // Readiness was stale: give the window back while we wait again.
             Poll::Pending => Poll::Ready(Ok(None)),
             Poll::Ready(r) => Poll::Ready(r.map(Some)),
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.sender_gone())?;
         match data {
             None => send.reserve_capacity(0),
             Some(d) if d.is_empty() => {
@@ -252,7 +268,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
 }
 
 async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await? {
+    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
         while total < GATHER && more.len() + 1 < PIECES && !ended {
@@ -268,7 +284,7 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
         }
         way.show(&first);
         more.iter().for_each(|d| way.show(d));
-        write_all(wr, first, more).await?;
+        write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
         way.add(total);
         recv.flow_control().release_capacity(total).map_err(broken)?;
         if ended {
@@ -378,14 +394,17 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
                 buf.resize(64 << 10, 0);
             }
             let mut read_buf = ReadBuf::new(buf);
-            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf))?;
+            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
             let mut done = 0;
             way.show(&buf[..length]);
             while done < length {
                 match poll_write(wr, cx, &buf[done..length]) {
                     Poll::Ready(Ok(w)) => done += w,
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Ready(Err(e)) => {
+                        way.receiver_gone();
+                        return Poll::Ready(Err(e));
+                    }
                     Poll::Pending => break,
                 }
             }
@@ -395,7 +414,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
     .await?;
     let mut at = 0;
     while at < rest.len() {
-        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await?;
+        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await.inspect_err(|_| way.receiver_gone())?;
     }
     way.add(length);
     Ok(length)
@@ -495,26 +514,44 @@ mod tests {
         s.read_to_end(&mut all).await.map(|_| all).map_err(|e| e.kind())
     }
 
-    /// Keeps what it is shown.
+    /// What was shown.
     #[derive(Debug, Default)]
-    struct Seen(Rc<RefCell<(Vec<u8>, Vec<u8>, Vec<&'static str>)>>);
+    struct Shown {
+        client: Vec<u8>,
+        server: Vec<u8>,
+        ended: Vec<&'static str>,
+    }
+
+    /// Keeps what it is shown.
+    #[derive(Debug)]
+    struct Seen {
+        shown: Rc<RefCell<Shown>>,
+        reading: bool,
+    }
     impl Watch for Seen {
         fn is_reading(&self) -> bool {
-            true
+            self.reading
         }
         fn client_sent(&self, bytes: &[u8]) {
-            self.0.borrow_mut().0.extend_from_slice(bytes);
+            self.shown.borrow_mut().client.extend_from_slice(bytes);
         }
         fn server_sent(&self, bytes: &[u8]) {
-            self.0.borrow_mut().1.extend_from_slice(bytes);
+            self.shown.borrow_mut().server.extend_from_slice(bytes);
         }
         fn client_ended(&self) {
-            self.0.borrow_mut().2.push("client");
+            self.shown.borrow_mut().ended.push("client");
         }
         fn server_ended(&self) {
-            self.0.borrow_mut().2.push("server");
+            self.shown.borrow_mut().ended.push("server");
         }
         fn closed(&self) {}
+    }
+
+    /// Somebody watches; `reading`: wants more than it has been shown.
+    fn watched(reading: bool) -> (Counts, Rc<RefCell<Shown>>) {
+        let (counts, shown) = (Counts::default(), Rc::<RefCell<Shown>>::default());
+        counts.show_to(Rc::new(Seen { shown: shown.clone(), reading }));
+        (counts, shown)
     }
 
     /// Says `said` and ends; what it hears.
@@ -535,15 +572,47 @@ mod tests {
     async fn who_watches_is_shown_every_byte_of_a_plain_connection() {
         let (said, answered) = (vec![1; 3 << 20], vec![2; 2 << 20]);
         let ((client, a), (app, b)) = (pair().await, pair().await);
-        let (counts, seen) = (Counts::default(), Seen::default());
-        let shown = seen.0.clone();
-        counts.show_to(Rc::new(seen));
-        let (carried, _, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
+        let (counts, shown) = watched(true);
+        let (carried, asked, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
         carried.unwrap();
         let shown = shown.borrow();
-        assert!(shown.0 == said && shown.1 == answered && heard == answered);
-        assert_eq!(shown.2.len(), 2);
+        assert!(shown.client == said && asked == said && shown.server == answered && heard == answered);
+        assert_eq!(shown.ended.len(), 2);
         assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// Whose fault it is that an answer is not whole: a client that resets has ended; what a server has said has not.
+    #[tokio::test]
+    async fn who_has_gone_is_told() {
+        for of_client in [true, false] {
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (counts, shown) = watched(true);
+            let (gone, _stays) = if of_client { (client, app) } else { (app, client) };
+            reset_on_close(&gone);
+            drop(gone);
+            plain(a, b, &counts).await.unwrap_err();
+            let want: &[&str] = if of_client { &["client"] } else { &[] };
+            assert_eq!(shown.borrow().ended, want);
+        }
+    }
+
+    /// A pipe that was used is kept by the worker: none was where all was copied.
+    #[tokio::test]
+    async fn what_nobody_reads_is_spliced() {
+        let said = vec![1; 3 << 20];
+        for (name, counts, spliced) in [
+            ("nobody watches", Counts::default(), true),
+            ("given up", watched(false).0, true),
+            ("watched", watched(true).0, false),
+        ] {
+            SPARE.with_borrow_mut(Vec::clear);
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
+            carried.unwrap();
+            assert!(asked == said, "{name}");
+            assert_eq!(counts.from_client.get(), said.len() as u64, "{name}");
+            assert_eq!(SPARE.with_borrow(|pipes| !pipes.is_empty()), spliced, "{name}");
+        }
     }
 
     #[tokio::test]
@@ -555,9 +624,7 @@ mod tests {
             let (request, mut respond) = connection.accept().await.unwrap().unwrap();
             let send = respond.send_response(http::Response::new(()), false).unwrap();
             let (app, b) = pair().await;
-            let (counts, seen) = (Counts::default(), Seen::default());
-            let shown = seen.0.clone();
-            counts.show_to(Rc::new(seen));
+            let (counts, shown) = watched(true);
             let body = request.into_body();
             let mut carried = pin!(tunnel(b, send, body, &counts, false));
             let mut done = false;
@@ -567,7 +634,7 @@ mod tests {
             });
             let (carried, heard) = tokio::join!(carried, talk(app, &answered));
             carried.unwrap();
-            assert!(heard == said && shown.borrow().0 == said && shown.borrow().1 == answered);
+            assert!(heard == said && shown.borrow().client == said && shown.borrow().server == answered);
             // What is left is sent.
             if !done {
                 let _ = poll_fn(|cx| connection.poll_closed(cx)).await;
@@ -581,12 +648,10 @@ mod tests {
                 let (response, send) = send.send_request(request, false).unwrap();
                 let body = response.await.unwrap().into_body();
                 let (app, b) = pair().await;
-                let (counts, seen) = (Counts::default(), Seen::default());
-                let shown = seen.0.clone();
-                counts.show_to(Rc::new(seen));
+                let (counts, shown) = watched(true);
                 let (carried, heard) = tokio::join!(tunnel(b, send, body, &counts, true), talk(app, &said));
                 carried.unwrap();
-                assert!(heard == answered && shown.borrow().0 == said && shown.borrow().1 == answered);
+                assert!(heard == answered && shown.borrow().client == said && shown.borrow().server == answered);
             };
             let _ = tokio::join!(run, connection);
         };

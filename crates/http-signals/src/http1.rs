@@ -369,6 +369,10 @@ impl Http1 {
             done.push(exchange(request, Some(*answer), Flag::None, now));
             self.answer = None;
             self.open.pop_front();
+            // Also what asked for another protocol is answered: it stays this one.
+            if self.open.is_empty() && self.client.at == At::Held {
+                self.client.at = At::Start;
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 //! What is seen is what hyper's and h2's own clients and servers have said.
+#![allow(missing_docs, clippy::unwrap_used, clippy::type_complexity, reason = "a test's failure is a panic")]
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};

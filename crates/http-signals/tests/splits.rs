@@ -65,7 +65,9 @@ fn read(said: &[Said]) -> Seen {
 }
 
 /// Status, flag, bytes of both bodies.
-fn short((all, over): Seen) -> (Vec<(u16, &'static str, u64, u64)>, Option<Over>) {
+type Short = (u16, &'static str, u64, u64);
+
+fn short((all, over): Seen) -> (Vec<Short>, Option<Over>) {
     (all.iter().map(|e| (e.status, e.flag.text(), e.request_bytes, e.response_bytes)).collect(), over)
 }
 
@@ -127,6 +129,16 @@ fn what_becomes_something_else_is_one_request() {
         server("HTTP/1.1 204 No\r\n\r\n"),
     ];
     assert_eq!(short(read(&refused)), (vec![(200, "-", 0, 2), (204, "-", 0, 0)], None));
+    // The answer begins before the request has ended, and ends after it.
+    let early = [
+        client("POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\na"),
+        server("HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nn"),
+        client("b"),
+        server("o"),
+        client("GET / HTTP/1.1\r\n\r\n"),
+        server("HTTP/1.1 204 No\r\n\r\n"),
+    ];
+    assert_eq!(short(read(&early)), (vec![(413, "-", 2, 2), (204, "-", 0, 0)], None));
     let tunnel = [client("CONNECT a:1 HTTP/1.1\r\n\r\n"), server("HTTP/1.1 200 OK\r\n\r\n"), client("anything")];
     assert_eq!(short(read(&tunnel)), (vec![(200, "-", 0, 0)], Some(Over::Upgraded)));
 }

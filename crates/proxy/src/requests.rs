@@ -368,4 +368,26 @@ mod tests {
         drop(kept);
         assert!(render().contains("response_code=\"200\""), "it was used just now");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_series_is_bounded() {
+        let (all, e) = (Table::default(), exchange());
+        let mesh = crate::testing::snapshot(vec![], vec![crate::testing::service("s", "10.96.0.1", &[(80, 80)])]);
+        let one = mesh.services.values().next().unwrap();
+        let of = |name: &str| {
+            let service = crate::state::Service { key: name.into(), ..(**one).clone() };
+            all.series(&Between { service: Some(&service), ..between() }, Kind::from(&e))
+        };
+        let open = of("open");
+        for n in 0..MAX_SERIES + 10 {
+            of(&format!("s{n}"));
+            if n == 0 {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+        }
+        let table = all.all.load();
+        assert!(table.len() <= MAX_SERIES, "{}", table.len());
+        assert!(table.values().any(|series| Arc::ptr_eq(series, &open)), "an open connection counts on");
+        assert!(!table.keys().any(|key| key.service.as_deref() == Some("s0")), "the oldest");
+    }
 }
