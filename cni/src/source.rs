@@ -16,7 +16,7 @@ pub async fn of_node(kube: &Kube, node: &str) -> Source {
     let pods = Watch { fields: format!("spec.nodeName={node}"), ..Watch::all("Pod") };
     let mut watched = Watched::start(kube, vec![Watch::all("Namespace"), pods]);
     watched.synced().await;
-    Source::Kubernetes(watched)
+    Source::Kubernetes(Box::new(watched))
 }
 
 /// Where it says what is in force.

@@ -75,7 +75,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));
     let mut s = Watched::start(kube, watches);
     s.synced().await;
-    Source::Kubernetes(s)
+    Source::Kubernetes(Box::new(s))
 }
 
 const PLUGGED_IN: &str = "cacerts";

@@ -29,7 +29,7 @@ pub enum Source {
     /// A directory of manifests.
     Dir(Dir),
     /// The API server.
-    Kubernetes(Watched),
+    Kubernetes(Box<Watched>),
 }
 
 impl Source {

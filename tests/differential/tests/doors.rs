@@ -1,6 +1,7 @@
 //! The doors of the fuzz targets (`tests/fuzz`), by chance: each target's seeds, and thousands of inputs made of them. Without
 //! guidance by coverage, which `cargo xtask fuzz` has and which needs a build of its own; it is here to notice a fault in each
 //! run of the tests, not to look for hours. A panic, or what a door asserts, fails; so does an input that has no end.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use std::{fs, panic, path::Path};

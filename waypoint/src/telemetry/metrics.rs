@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -24,6 +24,8 @@ const MAX_SERIES: usize = 20_000;
 const SERIES_IDLE: Duration = Duration::from_secs(3600);
 /// Between two searches for series to drop when there is no place: new keys must not cost a walk through all of them.
 const SWEEP_PAUSE: Duration = Duration::from_secs(10);
+/// Most keys whose series is remembered; beyond, all are found anew.
+const MAX_KEYS: usize = 4 * MAX_SERIES;
 /// Istio's buckets: milliseconds, and bytes.
 const MILLISECONDS: [u64; 19] = [
     1,
@@ -109,7 +111,11 @@ struct Kept {
 #[derive(Default)]
 struct Table {
     telemetry_generation: u64,
-    all: HashMap<Key, Kept>,
+    /// By their labels, and not by their keys: pods of one workload have the same, and a count that falls when a pod has been
+    /// replaced looks like a restart.
+    all: HashMap<AllLabels, Kept>,
+    /// Where they are, without writing the labels.
+    by_key: HashMap<Key, Weak<Series>>,
     /// Of all that there is no place for.
     beyond: Option<Arc<Series>>,
     /// When there was no place last.
@@ -130,12 +136,24 @@ impl Table {
             }
             stays
         });
+        self.by_key.retain(|_, series| series.strong_count() > 0);
+    }
+
+    /// The series of a key that has been asked for before.
+    fn known(&self, key: &Key) -> Option<Arc<Series>> {
+        self.by_key.get(key)?.upgrade().filter(|series| !series.is_retired())
     }
 
     /// The series of a key that has none yet. `is_listed`: it is on the page.
     fn add(&mut self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels, is_listed: bool, now: Instant) -> Arc<Series> {
         if !is_listed {
             return Arc::new(Series::new(labels(key)));
+        }
+        let labels = labels(key);
+        if let Some(kept) = self.all.get(&labels) {
+            let series = kept.series.clone();
+            self.remember(key, &series);
+            return series;
         }
         let may_sweep = self.full.is_none_or(|at| now.duration_since(at) >= SWEEP_PAUSE);
         if self.all.len() >= MAX_SERIES && may_sweep {
@@ -147,9 +165,17 @@ impl Table {
             let none = || Arc::new(Series::new(std::array::from_fn(|_| Some("".into()))));
             return self.beyond.get_or_insert_with(none).clone();
         }
-        let series = Arc::new(Series::new(labels(key)));
-        self.all.insert(key.clone(), Kept { series: series.clone(), requests: 0, since: now });
+        let series = Arc::new(Series::new(labels.clone()));
+        self.all.insert(labels, Kept { series: series.clone(), requests: 0, since: now });
+        self.remember(key, &series);
         series
+    }
+
+    fn remember(&mut self, key: &Key, series: &Arc<Series>) {
+        if self.by_key.len() >= MAX_KEYS {
+            self.by_key.clear();
+        }
+        self.by_key.insert(key.clone(), Arc::downgrade(series));
     }
 
     /// Those of the page.
@@ -178,8 +204,8 @@ impl Metrics {
     /// The series of a key.
     pub fn series(&self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels) -> Arc<Series> {
         let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = table.all.get(key) {
-            return kept.series.clone();
+        if let Some(series) = table.known(key) {
+            return series;
         }
         // Another Telemetry: the metrics begin anew, as Envoy's do. A request of the era before that ends now is told no more.
         let late = key.telemetry_generation < table.telemetry_generation;
@@ -295,13 +321,30 @@ mod tests {
         std::array::from_fn(|_| Some(format!("v=\"{}\"", key.values.join(",")).into()))
     }
 
+    /// Replicas, and a pod in place of one that is gone, count on in one series.
+    #[test]
+    fn keys_with_the_same_labels_have_one_series() {
+        let mut table = Table::default();
+        let now = Instant::now();
+        let [one, other] = [200, 404].map(|status| key(status, &[]));
+        let first = table.add(&one, labels, true, now);
+        first.add(Duration::ZERO, 0, 0);
+        let second = table.add(&other, labels, true, now);
+        assert!(Arc::ptr_eq(&first, &second));
+        assert!([&one, &other].iter().all(|key| table.known(key).is_some_and(|known| Arc::ptr_eq(&known, &first))));
+        table.sweep(now);
+        drop((first, second));
+        assert_eq!(table.listed().iter().map(|series| series.requests.load(Relaxed)).collect::<Vec<_>>(), [1]);
+    }
+
     /// Pods come and go: what has counted nothing for an hour goes from the page, and counts anew under a series of its own.
     #[test]
     fn series_without_requests_are_dropped_and_begin_anew() {
         let mut table = Table::default();
         let start = Instant::now();
-        let [busy, idle] =
-            [200, 404].map(|status| (key(status, &[]), table.add(&key(status, &[]), labels, true, start)));
+        let [busy, idle] = ["200", "404"]
+            .map(|n| key(200, &[n.into()]))
+            .map(|key| (key.clone(), table.add(&key, labels, true, start)));
         let count = |series: &Series| series.add(Duration::from_millis(1), 1, 1);
         count(&idle.1);
         table.sweep(start);
@@ -310,7 +353,8 @@ mod tests {
         table.sweep(later - Duration::from_secs(1));
         assert_eq!(table.listed().len(), 2, "not yet");
         table.sweep(later);
-        assert!(table.all.contains_key(&busy.0) && !table.all.contains_key(&idle.0));
+        assert!(table.known(&busy.0).is_some() && table.known(&idle.0).is_none());
+        assert_eq!(table.listed().len(), 1);
         assert!(idle.1.is_retired() && !busy.1.is_retired(), "workers are told to look for another");
         let anew = table.add(&idle.0, labels, true, later);
         assert!(!anew.is_retired() && anew.requests.load(Relaxed) == 0);

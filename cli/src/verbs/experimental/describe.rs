@@ -324,7 +324,6 @@ mod tests {
                 peer("default", "istio-system", json!({ "mtls": { "mode": "STRICT" } })),
                 peer("unset", "shop", json!({})),
             ],
-            ..Facts::default()
         }
     }
 
