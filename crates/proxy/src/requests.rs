@@ -12,13 +12,16 @@ use karst_signals::{Exchange, Flag, Protocol, Surprise};
 use std::{
     fmt::Write,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-/// Most series; beyond, the ones unused for longest are dropped, and where all are in use new ones are not shown.
-const MAX_SERIES: usize = 20_000;
+/// Most series; beyond, the ones unused for longest are dropped, and where all are in use the rest is counted together, by
+/// reporter. A series is 44 lines of some 900 bytes, so that the page has at most 80 MB of them.
+const MAX_SERIES: usize = 2_000;
+/// Most keys whose series is remembered; beyond, all are found anew.
+const MAX_KEYS: usize = 4 * MAX_SERIES;
 /// Series without change for this long are dropped, in seconds.
 const SERIES_IDLE: u64 = 3600;
 /// Istio's buckets, in milliseconds; the first is half of one.
@@ -61,6 +64,7 @@ impl From<&Exchange> for Kind {
     }
 }
 
+/// What the labels follow from. Several have the same: labels name workloads, not their pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     reporter: &'static str,
@@ -110,7 +114,7 @@ impl<const N: usize> Histogram<N> {
 /// The counters of one series.
 #[derive(Debug)]
 pub struct Series {
-    labels: String,
+    labels: Arc<str>,
     is_grpc: bool,
     requests: AtomicU64,
     duration: Histogram<19>,
@@ -123,6 +127,20 @@ pub struct Series {
 }
 
 impl Series {
+    fn new(labels: Arc<str>, is_grpc: bool, now: u64) -> Self {
+        Self {
+            labels,
+            is_grpc,
+            requests: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
+            used: AtomicU64::new(now),
+        }
+    }
+
     /// One more request.
     pub fn add(&self, e: &Exchange) {
         self.requests.fetch_add(1, Relaxed);
@@ -136,10 +154,67 @@ impl Series {
     }
 }
 
+/// The series, which their labels tell apart and nothing else, and where they are without writing the labels.
+#[derive(Clone, Debug, Default)]
+struct All {
+    by_labels: imbl::HashMap<Arc<str>, Arc<Series>>,
+    by_key: imbl::HashMap<Key, Weak<Series>>,
+}
+
+impl All {
+    /// The series with these labels, for this key, too.
+    fn add(&mut self, key: &Key, labels: &Arc<str>, now: u64) -> Arc<Series> {
+        let mut is_grpc = key.kind.protocol == Protocol::Grpc;
+        let mut labels = labels.clone();
+        if !self.by_labels.contains_key(&labels) && self.by_labels.len() >= MAX_SERIES {
+            self.evict();
+            if self.by_labels.len() >= MAX_SERIES {
+                labels = format!("reporter=\"{}\"", key.reporter).into();
+                is_grpc = true;
+            }
+        }
+        let series = match self.by_labels.get(&labels) {
+            Some(series) => series.clone(),
+            None => {
+                let series = Arc::new(Series::new(labels.clone(), is_grpc, now));
+                self.by_labels.insert(labels, series.clone());
+                series
+            }
+        };
+        if self.by_key.len() >= MAX_KEYS {
+            self.by_key.clear();
+        }
+        self.by_key.insert(key.clone(), Arc::downgrade(&series));
+        series
+    }
+
+    /// Those that no connection holds. (Copies of the map share them, so that they are held once.)
+    fn unused(&self) -> impl Iterator<Item = &Arc<Series>> {
+        self.by_labels.values().filter(|series| Arc::strong_count(series) == 1)
+    }
+
+    fn remove(&mut self, all: &[Arc<str>]) {
+        if all.is_empty() {
+            return;
+        }
+        all.iter().for_each(|labels| drop(self.by_labels.remove(labels)));
+        self.by_key.retain(|_, series| series.strong_count() > 0);
+    }
+
+    /// Drops a tenth, of those that nobody uses.
+    fn evict(&mut self) {
+        let mut unused: Vec<(u64, Arc<str>)> =
+            self.unused().map(|series| (series.used.load(Relaxed), series.labels.clone())).collect();
+        unused.sort_by_key(|(used, _)| *used);
+        unused.truncate(MAX_SERIES / 10);
+        self.remove(&unused.into_iter().map(|(_, labels)| labels).collect::<Vec<_>>());
+    }
+}
+
 /// All series of a process.
 #[derive(Debug)]
 pub struct Table {
-    all: ArcSwap<imbl::HashMap<Key, Arc<Series>>>,
+    all: ArcSwap<All>,
     began: Instant,
     /// Connections that were given up, by [`Surprise`].
     given_up: [AtomicU64; Surprise::ALL.len()],
@@ -164,38 +239,20 @@ impl Table {
             kind,
         };
         let now = self.now();
-        if let Some(series) = self.all.load().get(&key) {
+        if let Some(series) = self.all.load().by_key.get(&key).and_then(Weak::upgrade) {
             series.used.store(now, Relaxed);
-            return series.clone();
+            return series;
         }
-        let new = Arc::new(Series {
-            labels: labels(between, kind),
-            is_grpc: kind.protocol == Protocol::Grpc,
-            requests: AtomicU64::new(0),
-            duration: Histogram::default(),
-            request_bytes: Histogram::default(),
-            response_bytes: Histogram::default(),
-            request_messages: AtomicU64::new(0),
-            response_messages: AtomicU64::new(0),
-            used: AtomicU64::new(now),
-        });
-        let mut found = new.clone();
-        self.all.rcu(|all| {
-            if let Some(series) = all.get(&key) {
-                found = series.clone();
-                return all.clone();
+        let labels: Arc<str> = labels(between, kind).into();
+        loop {
+            let before = self.all.load_full();
+            let mut all = (*before).clone();
+            let series = all.add(&key, &labels, now);
+            let seen = self.all.compare_and_swap(&before, Arc::new(all));
+            if Arc::ptr_eq(&seen, &before) {
+                return series;
             }
-            found = new.clone();
-            let mut all = (**all).clone();
-            if all.len() >= MAX_SERIES {
-                evict(&mut all);
-            }
-            if all.len() < MAX_SERIES {
-                all.insert(key.clone(), new.clone());
-            }
-            Arc::new(all)
-        });
-        found
+        }
     }
 
     /// Somebody has had this series until now.
@@ -214,15 +271,16 @@ impl Table {
     pub fn render(&self, out: &mut String) {
         let now = self.now();
         let is_idle = |s: &Series| now.saturating_sub(s.used.load(Relaxed)) >= SERIES_IDLE;
-        let idle: Vec<Key> = unused(&self.all.load()).filter(|(_, s)| is_idle(s)).map(|(k, _)| k.clone()).collect();
+        let idle: Vec<Arc<str>> =
+            self.all.load().unused().filter(|series| is_idle(series)).map(|series| series.labels.clone()).collect();
         if !idle.is_empty() {
             self.all.rcu(|all| {
-                let mut all = (**all).clone();
-                idle.iter().for_each(|k| drop(all.remove(k)));
+                let mut all = All::clone(all);
+                all.remove(&idle);
                 all
             });
         }
-        let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
+        let mut series: Vec<Arc<Series>> = self.all.load().by_labels.values().cloned().collect();
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
         for s in &series {
@@ -259,20 +317,6 @@ impl Table {
 
     fn now(&self) -> u64 {
         self.began.elapsed().as_secs()
-    }
-}
-
-/// Those that no connection holds. (Copies of the map share them, so that they are held once.)
-fn unused(all: &imbl::HashMap<Key, Arc<Series>>) -> impl Iterator<Item = (&Key, &Arc<Series>)> {
-    all.iter().filter(|(_, s)| Arc::strong_count(s) == 1)
-}
-
-/// Drops a tenth, of those that nobody uses.
-fn evict(all: &mut imbl::HashMap<Key, Arc<Series>>) {
-    let mut idle: Vec<(u64, Key)> = unused(all).map(|(k, s)| (s.used.load(Relaxed), k.clone())).collect();
-    idle.sort_by_key(|(used, _)| *used);
-    for (_, key) in idle.iter().take(MAX_SERIES / 10) {
-        all.remove(key);
     }
 }
 
@@ -375,19 +419,47 @@ mod tests {
         let mesh = crate::testing::snapshot(vec![], vec![crate::testing::service("s", "10.96.0.1", &[(80, 80)])]);
         let one = mesh.services.values().next().unwrap();
         let of = |name: &str| {
-            let service = crate::state::Service { key: name.into(), ..(**one).clone() };
+            let service = crate::state::Service { key: name.into(), name: name.into(), ..(**one).clone() };
             all.series(&Between { service: Some(&service), ..between() }, Kind::from(&e))
         };
-        let open = of("open");
-        for n in 0..MAX_SERIES + 10 {
+        let open: Vec<_> = (0..MAX_SERIES / 2).map(|n| of(&format!("open{n}"))).collect();
+        for n in 0..MAX_SERIES {
             of(&format!("s{n}"));
             if n == 0 {
                 tokio::time::advance(Duration::from_secs(1)).await;
             }
         }
-        let table = all.all.load();
-        assert!(table.len() <= MAX_SERIES, "{}", table.len());
-        assert!(table.values().any(|series| Arc::ptr_eq(series, &open)), "an open connection counts on");
-        assert!(!table.keys().any(|key| key.service.as_deref() == Some("s0")), "the oldest");
+        let listed = || all.all.load().by_labels.clone();
+        assert!(listed().len() <= MAX_SERIES, "{}", listed().len());
+        let is_listed = |one: &Arc<Series>| listed().values().any(|series| Arc::ptr_eq(series, one));
+        assert!(open.iter().all(is_listed), "open connections count on");
+        assert!(!listed().keys().any(|labels| labels.contains("\"s0\"")), "the oldest");
+        // All are in use: what comes is counted together.
+        let _more: Vec<_> = (0..MAX_SERIES).map(|n| of(&format!("more{n}"))).collect();
+        let rest = of("rest");
+        rest.add(&e);
+        let mut page = String::new();
+        all.render(&mut page);
+        assert!(is_listed(&rest) && listed().len() == MAX_SERIES + 1, "{}", listed().len());
+        assert!(page.contains("istio_requests_total{reporter=\"source\"} 1\n"), "one for all");
+    }
+
+    /// Replicas count in one line.
+    #[test]
+    fn pods_of_one_workload_have_one_series() {
+        let (all, e) = (Table::default(), exchange());
+        let pod = |name: &str, ip: &str| {
+            let pod = crate::testing::pod(name, ip, &[]);
+            karst_api::workload::Workload { workload_name: "shop".into(), service_account: "shop".into(), ..pod }
+        };
+        let mesh = crate::testing::snapshot(vec![pod("a", "10.0.0.1"), pod("b", "10.0.0.2")], vec![]);
+        for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.1"] {
+            let destination = mesh.workload(ip.parse().unwrap()).map(|pod| &**pod);
+            all.series(&Between { destination, ..between() }, Kind::from(&e)).add(&e);
+        }
+        let mut page = String::new();
+        all.render(&mut page);
+        let lines: Vec<_> = page.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+        assert!(lines.len() == 1 && lines[0].ends_with("} 3"), "{lines:?}");
     }
 }
