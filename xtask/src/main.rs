@@ -269,7 +269,6 @@ fn test(filter: &str) -> Result<()> {
         }
         s.run("cluster: removal", || cluster::Cluster::new()?.down())?;
         result?;
-        s.run("conformance: mesh", || conformance::run(&conformance::What::for_tests()))?;
     }
     s.print();
     Ok(())
