@@ -53,13 +53,6 @@ const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,TLSRoute,TLSRo
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
 
-impl What {
-    /// What `cargo xtask test` runs.
-    pub fn for_tests() -> Self {
-        Self { part: Part::Mesh, keep: false, report: None, only: None }
-    }
-}
-
 /// Runs it.
 pub fn run(what: &What) -> Result<()> {
     let c = Cluster::new()?;

@@ -51,11 +51,14 @@ enum Task {
     Docs,
     /// Check the bundle of the page of `karst dashboard`, and run the page in a browser.
     Page(page::What),
-    /// Run everything that CI runs.
+    /// Run everything that CI runs, and the lints.
     Test {
         /// Only tests whose name contains this.
         #[arg(default_value = "")]
         filter: String,
+        /// Without clippy and rustdoc, which check all crates once more: seven minutes on two cores.
+        #[arg(long)]
+        skip_lints: bool,
     },
     /// Show the mesh at work on two nodes: a table of claims, expected and measured.
     Demo {
@@ -126,13 +129,14 @@ fn run(task: Task) -> Result<()> {
             setup::run()?;
             let mut s = Stages::new();
             text_stages(&mut s)?;
+            page_stages(&mut s)?;
             lint_stages(&mut s)?;
             s.print();
             Ok(())
         }
         Task::Docs => docs::run(&Cli::command()),
         Task::Page(what) => page::run(&what),
-        Task::Test { filter } => test(&filter),
+        Task::Test { filter, skip_lints } => test(&filter, skip_lints),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
             let mut args = vec![];
@@ -212,24 +216,28 @@ fn text_stages(s: &mut Stages) -> Result<()> {
     s.run("arrows between crates", lint::arrows)
 }
 
-fn lint_stages(s: &mut Stages) -> Result<()> {
+fn page_stages(s: &mut Stages) -> Result<()> {
     s.run("docs", || docs::run(&Cli::command()))?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
         deny::run()
     })?;
     s.run("advisories", deny::advisories)?;
+    s.run("clippy: eBPF programs", lint::programs)
+}
+
+/// What checks all crates once more, those of others too.
+fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("clippy", || {
         cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
     })?;
-    s.run("clippy: eBPF programs", lint::programs)?;
     s.run("documentation", || {
         let doc = ["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"];
         cargo(&[&doc[..], &TESTED].concat(), &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")])
     })
 }
 
-fn test(filter: &str) -> Result<()> {
+fn test(filter: &str, skip_lints: bool) -> Result<()> {
     let mut s = Stages::new();
     s.run("setup", || {
         setup::run()?;
@@ -241,6 +249,9 @@ fn test(filter: &str) -> Result<()> {
     }
     s.run("build", build)?;
     if filter.is_empty() {
+        page_stages(&mut s)?;
+    }
+    if filter.is_empty() && !skip_lints {
         lint_stages(&mut s)?;
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
@@ -269,7 +280,6 @@ fn test(filter: &str) -> Result<()> {
         }
         s.run("cluster: removal", || cluster::Cluster::new()?.down())?;
         result?;
-        s.run("conformance: mesh", || conformance::run(&conformance::What::for_tests()))?;
     }
     s.print();
     Ok(())

@@ -46,7 +46,8 @@ pub(crate) struct What {
     /// Where releases are published: the default mirror of install.sh. Below it is a folder for each version.
     #[arg(long, default_value = "")]
     mirror: String,
-    /// No release: uncommitted changes and a version that CHANGELOG.md does not have are let through, and said.
+    /// No release: uncommitted changes and a version that CHANGELOG.md does not have are let through, and said. The programs are
+    /// built as the tests want them, and so mostly there.
     #[arg(long)]
     snapshot: bool,
 }
@@ -62,7 +63,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
     Page::may_replace(&out)?;
     let progress = Progress::new();
     for architecture in &what.architectures {
-        architecture.build()?;
+        architecture.build(what.snapshot)?;
         progress.say(&format!("the programs for {} are built", architecture.name()));
     }
     let built = programs(&root, &what.architectures)?;

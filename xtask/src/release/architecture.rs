@@ -78,11 +78,15 @@ impl Architecture {
         Ok(folder.join(self.triple()).join("release"))
     }
 
-    /// Builds the programs. Under `--workspace`, as all else, or cargo would choose other features for the cryptography.
-    pub(crate) fn build(self) -> Result<()> {
+    /// Builds the programs. Under `--workspace`, as all else, or cargo would choose other features for the cryptography; a snapshot's
+    /// with what the tests switch on ([`tools::TESTED`]).
+    pub(crate) fn build(self, snapshot: bool) -> Result<()> {
         setup::run()?;
         let mut args = vec!["build", "--release", "--workspace", "--locked"];
         PROGRAMS.iter().for_each(|program| args.extend(["--bin", program]));
+        if snapshot {
+            args.extend(tools::TESTED);
+        }
         if self.is_host() {
             return tools::cargo(&args, &[]);
         }
