@@ -272,7 +272,7 @@ impl Http2 {
     /// A block of headers of a stream: a request, an answer, or trailers.
     fn headers(&mut self, from: By, block: Block, fields: Fields) -> Result<(), Surprise> {
         if from == By::Client && block.stream > self.last {
-            if block.stream % 2 == 0 {
+            if block.stream.is_multiple_of(2) {
                 return Err(Surprise::Frame);
             }
             if self.streams.len() >= MAX_STREAMS {

@@ -96,7 +96,7 @@ pub fn begin(
         }
         return None;
     }
-    let trace = caller.map_or_else(|| new_trace(collector, &id), |caller| caller.trace);
+    let trace = caller.map_or_else(|| new_trace(collector, id), |caller| caller.trace);
     let context = SpanContext { trace, span: id(u64::MAX) };
     let spans = RequestSpans {
         tracing: tracing.clone(),
