@@ -2,7 +2,7 @@
 //! emulation, each with a root file system of our static programs: `karst-cni check` and the loader's tests run inside, and are
 //! read from the serial console. Prints a table; everything else stays under target/kernels. Not part of CI.
 
-use crate::{bin, cargo, setup, tools::TESTED};
+use crate::{bin, build_only, setup};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeMap,
@@ -75,7 +75,7 @@ pub fn run(what: &What) -> Result<()> {
 
 /// The agent, and the loader's tests.
 fn programs() -> Result<[(&'static str, PathBuf); 2]> {
-    cargo(&[&["build", "--release", "--workspace", "--locked", "--bin", "karst-cni"], &TESTED[..]].concat(), &[])?;
+    build_only(&["karst-cni"])?;
     let out = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["test", "--release", "--workspace", "--locked", "--test", "programs", "--no-run"])
         .arg("--message-format=json")

@@ -129,7 +129,7 @@ fn run(task: Task) -> Result<()> {
             setup::run()?;
             let mut s = Stages::new();
             text_stages(&mut s)?;
-            page_stages(&mut s)?;
+            check_stages(&mut s)?;
             lint_stages(&mut s)?;
             s.print();
             Ok(())
@@ -165,10 +165,7 @@ fn run(task: Task) -> Result<()> {
         Task::Release(what) => release::run(&what),
         Task::Version(what) => release::bump(&what),
         Task::Cluster { what } => cluster::run(what),
-        Task::Kernels(what) => {
-            setup::run()?;
-            kernels::run(&what)
-        }
+        Task::Kernels(what) => kernels::run(&what),
         Task::Upgrade(what) => upgrade::run(&what),
         Task::Dashboards(what) => dashboards::run(&what),
         Task::Conformance(what) => {
@@ -216,7 +213,8 @@ fn text_stages(s: &mut Stages) -> Result<()> {
     s.run("arrows between crates", lint::arrows)
 }
 
-fn page_stages(s: &mut Stages) -> Result<()> {
+/// Pages, licences, advisories, the eBPF programs: what checks no crate of the workspace.
+fn check_stages(s: &mut Stages) -> Result<()> {
     s.run("docs", || docs::run(&Cli::command()))?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
@@ -249,7 +247,7 @@ fn test(filter: &str, skip_lints: bool) -> Result<()> {
     }
     s.run("build", build)?;
     if filter.is_empty() {
-        page_stages(&mut s)?;
+        check_stages(&mut s)?;
     }
     if filter.is_empty() && !skip_lints {
         lint_stages(&mut s)?;

@@ -4,31 +4,31 @@ use anyhow::Result;
 use std::time::Instant;
 
 /// Stages that have run.
-pub struct Stages {
-    start: Instant,
-    done: Vec<(String, f64)>,
-}
+pub struct Stages(Vec<(String, f64)>);
 
 impl Stages {
     /// None yet.
     pub fn new() -> Self {
-        Self { start: Instant::now(), done: vec![] }
+        Self(vec![])
     }
-    /// Runs one, with a line before: its name, and the seconds since the first began.
+    /// Runs one, with a line before: its name, and the seconds that those before took.
     pub fn run(&mut self, name: &str, f: impl FnOnce() -> Result<()>) -> Result<()> {
         let t = Instant::now();
-        println!("==> {name} [{:.0} s]", self.start.elapsed().as_secs_f64());
+        println!("==> {name} [{:.0} s]", self.total());
         f()?;
-        self.done.push((name.into(), t.elapsed().as_secs_f64()));
+        self.0.push((name.into(), t.elapsed().as_secs_f64()));
         Ok(())
     }
     /// The table.
     pub fn print(&self) {
         println!("\n{:<28} {:>9}", "stage", "seconds");
-        for (n, t) in &self.done {
+        for (n, t) in &self.0 {
             println!("{n:<28} {t:>9.1}");
         }
-        println!("{:<28} {:>9.1}", "all", self.done.iter().map(|s| s.1).sum::<f64>());
+        println!("{:<28} {:>9.1}", "all", self.total());
+    }
+    fn total(&self) -> f64 {
+        self.0.iter().map(|s| s.1).sum()
     }
 }
 
