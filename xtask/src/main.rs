@@ -29,7 +29,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tools::{TESTED, bin, build, build_shipped, cargo};
+use tools::{TESTED, bin, build, build_only, build_shipped, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -197,15 +197,6 @@ const DEMO: &[&str] = &[
     "sample-http",
     "sample-tcp",
 ];
-
-/// Some programs, and no tests or benchmarks. Under `--workspace`, or cargo would choose other features for the cryptography.
-fn build_only(programs: &[&str]) -> Result<()> {
-    setup::run()?;
-    let mut args = vec!["build", "--release", "--workspace", "--locked"];
-    args.extend(TESTED);
-    programs.iter().for_each(|p| args.extend(["--bin", p]));
-    cargo(&args, &[])
-}
 
 /// What needs no build, in a few seconds.
 fn text_stages(s: &mut Stages) -> Result<()> {

@@ -28,7 +28,7 @@ impl Stages {
         println!("{:<28} {:>9.1}", "all", self.total());
     }
     fn total(&self) -> f64 {
-        self.0.iter().map(|s| s.1).sum()
+        self.0.iter().fold(0.0, |all, s| all + s.1)
     }
 }
 

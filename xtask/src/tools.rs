@@ -21,6 +21,15 @@ pub(crate) fn build() -> Result<()> {
     cargo(&[&["build", "--release", "--workspace", "--locked"], &TESTED[..]].concat(), &[])
 }
 
+/// Some programs, and no tests or benchmarks. Under `--workspace`, or cargo would choose other features for the cryptography.
+pub(crate) fn build_only(programs: &[&str]) -> Result<()> {
+    setup::run()?;
+    let mut args = vec!["build", "--release", "--workspace", "--locked"];
+    args.extend(TESTED);
+    programs.iter().for_each(|p| args.extend(["--bin", p]));
+    cargo(&args, &[])
+}
+
 /// Builds everything, as it is released.
 pub(crate) fn build_shipped() -> Result<()> {
     setup::run()?;
