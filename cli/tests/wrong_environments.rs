@@ -445,6 +445,14 @@ fn clusters() -> Vec<Case> {
             "take it over with --force",
         ),
         case(
+            "CRDs that are too old, and a further revision",
+            "install --revision canary -y",
+            old_crd(),
+            1,
+            &["CustomResourceDefinition sidecars.networking.istio.io was not installed by karst", "it lacks"],
+            "take it over with --force",
+        ),
+        case(
             "a revision that is not installed",
             "uninstall --revision old -y",
             server(|_| None),
@@ -718,4 +726,38 @@ fn each_has_one_error_and_the_next_step() {
     let _ = std::fs::remove_file(&file);
     assert!(faults.is_empty(), "{} of {count}:\n{}", faults.len(), faults.join("\n"));
     assert!(count >= 30, "{count}");
+}
+
+/// A further revision leaves CRDs to the one that has them; those of an older release it brings to its own, and no others.
+#[test]
+fn a_further_revision_brings_older_crds_of_karsts_to_its_release() {
+    let of_karst = |request: &Request| match (request.method.as_str(), request.name.as_str()) {
+        ("GET", name @ "sidecars.networking.istio.io") => Some((
+            200,
+            json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": name, "labels": { "karst.io/installation": "installed-state" } },
+                "spec": { "versions": [{ "name": "v1", "served": true, "schema": { "openAPIV3Schema": {} } }] },
+            }),
+        )),
+        ("PATCH", "sidecars.networking.istio.io") => {
+            assert!(request.query.contains("dryRun"), "{}", request.query);
+            assert_eq!(request.body["metadata"]["labels"]["karst.io/installation"], "installed-state");
+            Some((200, request.body.clone()))
+        }
+        _ => None,
+    };
+    let file = std::env::temp_dir().join(format!("karst-environment-crds-{}", std::process::id()));
+    for (line, is_shared) in [("install --revision canary --dry-run", true), ("install --dry-run", false)] {
+        let out = run(line, server(of_karst), &file);
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{said}");
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("CustomResourceDefinition")).collect();
+        assert!(
+            lines.iter().any(|line| line.starts_with("~ CustomResourceDefinition sidecars.networking.istio.io (")),
+            "{said}"
+        );
+        assert_eq!(lines.len() == 1, is_shared, "{said}");
+    }
+    let _ = std::fs::remove_file(&file);
 }
