@@ -18,7 +18,7 @@
 //! - [`resolve`]: endpoints that are known by name only.
 //! - [`tap`]: who looks on live.
 //! - [`traffic`]: Istio's metrics of connections.
-//! - [`xds`]: the one writer of the state.
+//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod bootstrap;
@@ -43,6 +43,7 @@ pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod traffic;
+mod trim;
 pub mod unreachable;
 pub mod untold;
 pub mod workers;
