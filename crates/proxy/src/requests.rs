@@ -3,9 +3,9 @@
 //! for a while are dropped, and their number is bounded.
 
 use crate::{
-    labels::{put, side},
+    labels::put,
     series::Index,
-    traffic::Between,
+    traffic::{Between, Key},
 };
 use arc_swap::ArcSwap;
 use karst_rt::clock::Instant;
@@ -61,18 +61,6 @@ impl From<&Exchange> for Kind {
     fn from(e: &Exchange) -> Self {
         Self { protocol: e.protocol, status: e.status, flag: e.flag, grpc_status: e.grpc_status }
     }
-}
-
-/// What the labels follow from. Several have the same: labels name workloads, not their pods.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    reporter: &'static str,
-    source: Option<Arc<str>>,
-    destination: Option<Arc<str>>,
-    service: Option<Arc<str>>,
-    mtls: bool,
-    security: &'static str,
-    kind: Kind,
 }
 
 /// A histogram; the last bucket is without bound.
@@ -153,16 +141,16 @@ impl Series {
     }
 }
 
-type All = Index<Arc<str>, Key, Series, MAX_SERIES>;
+type All = Index<Arc<str>, (Key, Kind), Series, MAX_SERIES>;
 
 /// The series with these labels, for this key, too.
-fn add(all: &mut All, key: &Key, labels: &Arc<str>, now: u64) -> Arc<Series> {
-    let mut is_grpc = key.kind.protocol == Protocol::Grpc;
+fn add(all: &mut All, key: &(Key, Kind), labels: &Arc<str>, now: u64) -> Arc<Series> {
+    let mut is_grpc = key.1.protocol == Protocol::Grpc;
     let mut labels = labels.clone();
     if !all.has_place(&labels) {
         all.evict(|series| series.used.load(Relaxed));
         if !all.has_place(&labels) {
-            labels = format!("reporter=\"{}\"", key.reporter).into();
+            labels = format!("reporter=\"{}\"", key.0.reporter).into();
             is_grpc = true;
         }
     }
@@ -187,15 +175,7 @@ impl Default for Table {
 impl Table {
     /// The series of a connection's requests of one kind.
     pub fn series(&self, between: &Between<'_>, kind: Kind) -> Arc<Series> {
-        let key = Key {
-            reporter: between.reporter,
-            source: between.source.map(|w| w.uid.clone()),
-            destination: between.destination.map(|w| w.uid.clone()),
-            service: between.service.map(|s| s.key.clone()),
-            mtls: between.mtls,
-            security: between.security,
-            kind,
-        };
+        let key = (between.key(), kind);
         let now = self.now();
         if let Some(series) = self.all.load().known(&key) {
             series.used.store(now, Relaxed);
@@ -277,13 +257,7 @@ impl Table {
 
 fn labels(between: &Between<'_>, kind: Kind) -> String {
     let mut out = String::with_capacity(900);
-    let place = between.source.is_some() || between.destination.is_some();
-    put(&mut out, "reporter", between.reporter);
-    side(&mut out, "source", between.source, between.mtls, place);
-    side(&mut out, "destination", between.destination, between.mtls, place);
-    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
+    between.put(&mut out);
     put(&mut out, "request_protocol", kind.protocol.text());
     put(&mut out, "response_code", &kind.status.to_string());
     if kind.protocol == Protocol::Grpc {

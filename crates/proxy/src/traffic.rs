@@ -39,16 +39,40 @@ pub struct Between<'a> {
     pub security: &'static str,
 }
 
-/// What the labels follow from. Several have the same: labels name workloads, not their pods.
+/// What the labels of a [`Between`] follow from. Several have the same: labels name workloads, not their pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    reporter: &'static str,
+pub(crate) struct Key {
+    pub(crate) reporter: &'static str,
     source: Option<Arc<str>>,
     destination: Option<Arc<str>>,
     service: Option<Arc<str>>,
-    flag: &'static str,
     mtls: bool,
     security: &'static str,
+}
+
+impl Between<'_> {
+    /// The key, without what tells the series of one connection apart.
+    pub(crate) fn key(&self) -> Key {
+        Key {
+            reporter: self.reporter,
+            source: self.source.map(|w| w.uid.clone()),
+            destination: self.destination.map(|w| w.uid.clone()),
+            service: self.service.map(|s| s.key.clone()),
+            mtls: self.mtls,
+            security: self.security,
+        }
+    }
+
+    /// The labels that come first: all but `connection_security_policy`.
+    pub(crate) fn put(&self, out: &mut String) {
+        let place = self.source.is_some() || self.destination.is_some();
+        put(out, "reporter", self.reporter);
+        side(out, "source", self.source, self.mtls, place);
+        side(out, "destination", self.destination, self.mtls, place);
+        put(out, "destination_service", self.service.map_or("", |s| &s.hostname));
+        put(out, "destination_service_namespace", self.service.map_or("", |s| &s.namespace));
+        put(out, "destination_service_name", self.service.map_or("", |s| &s.name));
+    }
 }
 
 /// The counters of one series.
@@ -68,22 +92,17 @@ pub struct Traffic {
     used: Mutex<Instant>,
 }
 
+/// By labels; the key has the flag, too.
+type All = Index<Arc<str>, (Key, &'static str), Traffic, MAX_SERIES>;
+
 /// All series of a process.
 #[derive(Debug, Default)]
-pub struct Table(Mutex<Index<Arc<str>, Key, Traffic, MAX_SERIES>>);
+pub struct Table(Mutex<All>);
 
 impl Table {
     /// The series of a connection. `flag`: Envoy's response flags, or ztunnel's.
     pub fn series(&self, between: &Between<'_>, flag: &'static str) -> Arc<Traffic> {
-        let key = Key {
-            reporter: between.reporter,
-            source: between.source.map(|w| w.uid.clone()),
-            destination: between.destination.map(|w| w.uid.clone()),
-            service: between.service.map(|s| s.key.clone()),
-            flag,
-            mtls: between.mtls,
-            security: between.security,
-        };
+        let key = (between.key(), flag);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(traffic) = all.known(&key) {
             return traffic;
@@ -150,13 +169,7 @@ impl Traffic {
 
 fn labels(between: &Between<'_>, flag: &str) -> String {
     let mut out = String::with_capacity(800);
-    let place = between.source.is_some() || between.destination.is_some();
-    put(&mut out, "reporter", between.reporter);
-    side(&mut out, "source", between.source, between.mtls, place);
-    side(&mut out, "destination", between.destination, between.mtls, place);
-    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
+    between.put(&mut out);
     put(&mut out, "request_protocol", "tcp");
     put(&mut out, "response_flags", flag);
     put(&mut out, "connection_security_policy", between.security);
