@@ -16,6 +16,7 @@
 //! - [`followed`]: a file that is read again when it changes; [`revocation`]: the one with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
+//! - [`series`]: those of a metric, by labels and by key.
 //! - [`tap`]: who looks on live.
 //! - [`traffic`]: Istio's metrics of connections.
 //! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
@@ -37,6 +38,7 @@ pub mod requests;
 pub mod resolve;
 pub mod revocation;
 pub mod secrets;
+pub mod series;
 #[allow(missing_docs, reason = "most fields are those of the wire, one to one")]
 pub mod state;
 pub mod tap;

@@ -3,8 +3,9 @@
 //! for a while are dropped, and their number is bounded.
 
 use crate::{
-    labels::{put, side},
-    traffic::Between,
+    labels::put,
+    series::Index,
+    traffic::{Between, Key},
 };
 use arc_swap::ArcSwap;
 use karst_rt::clock::Instant;
@@ -12,7 +13,7 @@ use karst_signals::{Exchange, Flag, Protocol, Surprise};
 use std::{
     fmt::Write,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -20,8 +21,6 @@ use std::{
 /// Most series; beyond, the ones unused for longest are dropped, and where all are in use the rest is counted together, by
 /// reporter. A series is 44 lines of some 900 bytes, so that the page has at most 80 MB of them.
 const MAX_SERIES: usize = 2_000;
-/// Most keys whose series is remembered; beyond, all are found anew.
-const MAX_KEYS: usize = 4 * MAX_SERIES;
 /// Series without change for this long are dropped, in seconds.
 const SERIES_IDLE: u64 = 3600;
 /// Istio's buckets, in milliseconds; the first is half of one.
@@ -62,18 +61,6 @@ impl From<&Exchange> for Kind {
     fn from(e: &Exchange) -> Self {
         Self { protocol: e.protocol, status: e.status, flag: e.flag, grpc_status: e.grpc_status }
     }
-}
-
-/// What the labels follow from. Several have the same: labels name workloads, not their pods.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    reporter: &'static str,
-    source: Option<Arc<str>>,
-    destination: Option<Arc<str>>,
-    service: Option<Arc<str>>,
-    mtls: bool,
-    security: &'static str,
-    kind: Kind,
 }
 
 /// A histogram; the last bucket is without bound.
@@ -154,61 +141,20 @@ impl Series {
     }
 }
 
-/// The series, which their labels tell apart and nothing else, and where they are without writing the labels.
-#[derive(Clone, Debug, Default)]
-struct All {
-    by_labels: imbl::HashMap<Arc<str>, Arc<Series>>,
-    by_key: imbl::HashMap<Key, Weak<Series>>,
-}
+type All = Index<Arc<str>, (Key, Kind), Series, MAX_SERIES>;
 
-impl All {
-    /// The series with these labels, for this key, too.
-    fn add(&mut self, key: &Key, labels: &Arc<str>, now: u64) -> Arc<Series> {
-        let mut is_grpc = key.kind.protocol == Protocol::Grpc;
-        let mut labels = labels.clone();
-        if !self.by_labels.contains_key(&labels) && self.by_labels.len() >= MAX_SERIES {
-            self.evict();
-            if self.by_labels.len() >= MAX_SERIES {
-                labels = format!("reporter=\"{}\"", key.reporter).into();
-                is_grpc = true;
-            }
+/// The series with these labels, for this key, too.
+fn add(all: &mut All, key: &(Key, Kind), labels: &Arc<str>, now: u64) -> Arc<Series> {
+    let mut is_grpc = key.1.protocol == Protocol::Grpc;
+    let mut labels = labels.clone();
+    if !all.has_place(&labels) {
+        all.evict(|series| series.used.load(Relaxed));
+        if !all.has_place(&labels) {
+            labels = format!("reporter=\"{}\"", key.0.reporter).into();
+            is_grpc = true;
         }
-        let series = match self.by_labels.get(&labels) {
-            Some(series) => series.clone(),
-            None => {
-                let series = Arc::new(Series::new(labels.clone(), is_grpc, now));
-                self.by_labels.insert(labels, series.clone());
-                series
-            }
-        };
-        if self.by_key.len() >= MAX_KEYS {
-            self.by_key.clear();
-        }
-        self.by_key.insert(key.clone(), Arc::downgrade(&series));
-        series
     }
-
-    /// Those that no connection holds. (Copies of the map share them, so that they are held once.)
-    fn unused(&self) -> impl Iterator<Item = &Arc<Series>> {
-        self.by_labels.values().filter(|series| Arc::strong_count(series) == 1)
-    }
-
-    fn remove(&mut self, all: &[Arc<str>]) {
-        if all.is_empty() {
-            return;
-        }
-        all.iter().for_each(|labels| drop(self.by_labels.remove(labels)));
-        self.by_key.retain(|_, series| series.strong_count() > 0);
-    }
-
-    /// Drops a tenth, of those that nobody uses.
-    fn evict(&mut self) {
-        let mut unused: Vec<(u64, Arc<str>)> =
-            self.unused().map(|series| (series.used.load(Relaxed), series.labels.clone())).collect();
-        unused.sort_by_key(|(used, _)| *used);
-        unused.truncate(MAX_SERIES / 10);
-        self.remove(&unused.into_iter().map(|(_, labels)| labels).collect::<Vec<_>>());
-    }
+    all.add(key.clone(), labels, |labels| Series::new(labels, is_grpc, now))
 }
 
 /// All series of a process.
@@ -229,17 +175,9 @@ impl Default for Table {
 impl Table {
     /// The series of a connection's requests of one kind.
     pub fn series(&self, between: &Between<'_>, kind: Kind) -> Arc<Series> {
-        let key = Key {
-            reporter: between.reporter,
-            source: between.source.map(|w| w.uid.clone()),
-            destination: between.destination.map(|w| w.uid.clone()),
-            service: between.service.map(|s| s.key.clone()),
-            mtls: between.mtls,
-            security: between.security,
-            kind,
-        };
+        let key = (between.key(), kind);
         let now = self.now();
-        if let Some(series) = self.all.load().by_key.get(&key).and_then(Weak::upgrade) {
+        if let Some(series) = self.all.load().known(&key) {
             series.used.store(now, Relaxed);
             return series;
         }
@@ -247,7 +185,7 @@ impl Table {
         loop {
             let before = self.all.load_full();
             let mut all = (*before).clone();
-            let series = all.add(&key, &labels, now);
+            let series = add(&mut all, &key, &labels, now);
             let seen = self.all.compare_and_swap(&before, Arc::new(all));
             if Arc::ptr_eq(&seen, &before) {
                 return series;
@@ -271,16 +209,13 @@ impl Table {
     pub fn render(&self, out: &mut String) {
         let now = self.now();
         let is_idle = |s: &Series| now.saturating_sub(s.used.load(Relaxed)) >= SERIES_IDLE;
-        let idle: Vec<Arc<str>> =
-            self.all.load().unused().filter(|series| is_idle(series)).map(|series| series.labels.clone()).collect();
-        if !idle.is_empty() {
-            self.all.rcu(|all| {
-                let mut all = All::clone(all);
-                all.remove(&idle);
-                all
-            });
-        }
-        let mut series: Vec<Arc<Series>> = self.all.load().by_labels.values().cloned().collect();
+        // A copy shares them, so that who nobody uses is still held once.
+        self.all.rcu(|all| {
+            let mut all = All::clone(all);
+            all.sweep(|series| Arc::strong_count(series) == 1 && is_idle(series));
+            all
+        });
+        let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
         for s in &series {
@@ -322,13 +257,7 @@ impl Table {
 
 fn labels(between: &Between<'_>, kind: Kind) -> String {
     let mut out = String::with_capacity(900);
-    let place = between.source.is_some() || between.destination.is_some();
-    put(&mut out, "reporter", between.reporter);
-    side(&mut out, "source", between.source, between.mtls, place);
-    side(&mut out, "destination", between.destination, between.mtls, place);
-    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
+    between.put(&mut out);
     put(&mut out, "request_protocol", kind.protocol.text());
     put(&mut out, "response_code", &kind.status.to_string());
     if kind.protocol == Protocol::Grpc {
@@ -429,11 +358,11 @@ mod tests {
                 tokio::time::advance(Duration::from_secs(1)).await;
             }
         }
-        let listed = || all.all.load().by_labels.clone();
+        let listed = || all.all.load().values().cloned().collect::<Vec<_>>();
         assert!(listed().len() <= MAX_SERIES, "{}", listed().len());
-        let is_listed = |one: &Arc<Series>| listed().values().any(|series| Arc::ptr_eq(series, one));
+        let is_listed = |one: &Arc<Series>| listed().iter().any(|series| Arc::ptr_eq(series, one));
         assert!(open.iter().all(is_listed), "open connections count on");
-        assert!(!listed().keys().any(|labels| labels.contains("\"s0\"")), "the oldest");
+        assert!(!listed().iter().any(|series| series.labels.contains("\"s0\"")), "the oldest");
         // All are in use: what comes is counted together.
         let _more: Vec<_> = (0..MAX_SERIES).map(|n| of(&format!("more{n}"))).collect();
         let rest = of("rest");
