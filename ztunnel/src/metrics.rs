@@ -90,6 +90,8 @@ pub struct Metrics {
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// Processes that have crashed before this one took over.
+    pub crashes: AtomicU64,
     /// By policy; rendered with the state at hand, which says which policies there are.
     pub dry_runs: DryRuns,
     /// By labels.
@@ -117,6 +119,7 @@ impl Default for Metrics {
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            crashes: AtomicU64::new(0),
             dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
         }
@@ -183,6 +186,12 @@ impl Metrics {
                 "counter",
                 "Open connections closed by a policy change.",
                 self.closed_by_policy.load(Relaxed),
+            ),
+            (
+                "karst_ztunnel_crashes_total",
+                "counter",
+                "Processes of this ztunnel that have crashed or were killed, and were replaced.",
+                self.crashes.load(Relaxed),
             ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
