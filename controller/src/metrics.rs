@@ -5,7 +5,11 @@ pub mod histogram;
 pub mod pushes;
 pub mod reviews;
 
-use crate::{ca::Signer, debug::subscribers::Subscriber, gate::Gate};
+use crate::{
+    ca::Signer,
+    debug::subscribers::{Subscriber, serving},
+    gate::Gate,
+};
 use karst_kube::WatchCounts;
 use karst_rt::process_metrics;
 use pushes::Pushes;
@@ -208,7 +212,7 @@ fn versions(subscribers: &[Subscriber]) -> BTreeMap<&str, usize> {
         (1..=VERSION).contains(&text.len()) && text.bytes().all(plain)
     };
     let mut all = BTreeMap::new();
-    for one in subscribers {
+    for one in serving(subscribers) {
         let version = match one.version.as_str() {
             "" => "unknown",
             text => {
