@@ -88,7 +88,7 @@ impl Processes {
                 }
             },
             Action::Activate { id, crashes } => {
-                let Some(process) = self.find(id) else { return None };
+                let process = self.find(id)?;
                 // If it has ended too, we will hear of that.
                 let told = process.child.stdin.as_mut().map(|orders| orders.write_all(&crashes.to_le_bytes()));
                 tracing::info!(pid = process.child.id(), crashes, ?told, "the spare takes over");
