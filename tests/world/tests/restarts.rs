@@ -153,9 +153,10 @@ fn kill_workers(rounds: usize) {
     // Whoever stops the container stops all of it, in order.
     let all = w.ztunnel_children(0);
     w.stop_ztunnel(0, libc::SIGTERM);
-    wait_for("all have ended", Duration::from_secs(5), || {
-        all.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
-    });
+    // One that nobody waits for any more may still be in the list, as a zombie.
+    let has_ended =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    wait_for("all have ended", Duration::from_secs(5), || all.iter().all(has_ended).then_some(()));
     assert!(w.log_text("ztunnel0.log").contains("ztunnel stops"), "after its drain");
 }
 
