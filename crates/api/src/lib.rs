@@ -1,11 +1,12 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with four exceptions that both ends need: [`convert`] turns a wire policy into the model that is
+//! Only shapes live here, with five exceptions that both ends need: [`convert`] turns a wire policy into the model that is
 //! evaluated, closed where it is not understood; [`route::Attribute::known`] does so for an attribute; [`route::Retry::istio`] is
-//! the default for retries; and [`route::Backend::rules`] finds a client's rules.
+//! the default for retries; [`route::Backend::rules`] finds a client's rules; and [`secrets`] takes keys out of resources.
 
 mod attribute;
 pub mod convert;
+pub mod secrets;
 
 /// `istio.workload`: what ztunnel knows of workloads and services.
 #[allow(
