@@ -2,6 +2,7 @@
 //! connections from, and the link between the nodes to listen on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod addon;
 mod files;
 mod held;
 pub mod panels;
