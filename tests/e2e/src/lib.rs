@@ -5,13 +5,16 @@
 mod addon;
 mod files;
 mod held;
+mod jaeger;
 pub mod panels;
 mod prometheus;
 mod shell;
+pub mod traces;
 pub mod visits;
 
 pub use files::Files;
 pub use held::Held;
+pub use jaeger::Jaeger;
 pub use karst_world::Load;
 pub use prometheus::{Prometheus, Rule, Target};
 pub use shell::{Istioctl, Said, Shell};
