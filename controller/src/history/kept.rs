@@ -432,7 +432,7 @@ mod tests {
             gone.iter().for_each(|gone| drop(set.remove(gone)));
             set.insert(uid, entry);
             newest.version += 1;
-            history = history.record(Arc::new(newest.clone()), moment(step as u64));
+            history = history.record(Arc::new(newest.clone()), moment(step as u64 + 1));
         }
         assert_eq!(history.versions(), CHANGES + 1);
         let each = history.pack_bytes / history.packed;
