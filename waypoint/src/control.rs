@@ -8,7 +8,9 @@ use crate::{
     telemetry::rules::Telemetry,
 };
 use karst_api::{
-    ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,
+    ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
+    route as ir,
+    secrets::{without_keys, without_secrets},
 };
 use karst_proxy::{state::ResourceError, xds::ApplyResource};
 use prost::{DecodeError, Message};
@@ -116,32 +118,6 @@ impl Snapshot {
 
 /// Types whose resources are kept as they were told: those that a snapshot has only compiled.
 const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
-
-fn without_keys(mut gateway: ir::Gateway) -> ir::Gateway {
-    let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
-    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
-    pairs.for_each(|pair| pair.key.clear());
-    gateway.access.iter_mut().for_each(without_secrets);
-    let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());
-    let headers = tracing.and_then(|tracing| tracing.collector.as_mut()).into_iter().flat_map(|c| &mut c.headers);
-    headers.for_each(|header| header.value.clear());
-    gateway
-}
-
-/// Members of a JSON Web Key that only its owner may have (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
-const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
-
-/// Keys that verify tokens, without what a user may have left in them by mistake; none, if they cannot be read.
-fn without_secrets(access: &mut ir::Access) {
-    for token in access.tokens.iter_mut().filter(|token| !token.jwks.is_empty()) {
-        let mut set: serde_json::Value = serde_json::from_str(&token.jwks).unwrap_or_default();
-        let keys = set.get_mut("keys").and_then(|keys| keys.as_array_mut());
-        for key in keys.into_iter().flatten().filter_map(|key| key.as_object_mut()) {
-            key.retain(|member, _| !SECRET_MEMBERS.contains(&member.as_str()));
-        }
-        token.jwks = set.to_string();
-    }
-}
 
 impl ApplyResource for Snapshot {
     type Error = PutError;

@@ -95,8 +95,8 @@ enum Task {
     Kernels(kernels::What),
     /// From an older release to this one and back, under load, on a fresh local cluster: no request may fail.
     Upgrade(upgrade::What),
-    /// Istio's dashboards, ours and Kiali's graph on a fresh local cluster with a Prometheus: their queries must have data. And the
-    /// alerts, by promtool.
+    /// Istio's dashboards, ours and Kiali's graph on a fresh local cluster with a Prometheus: their queries must have data. The alerts,
+    /// by promtool. And traces, with a Jaeger: it must have every hop.
     Dashboards(dashboards::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
@@ -245,7 +245,7 @@ fn test(filter: &str, skip_lints: bool) -> Result<()> {
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     // Of the tests on the cluster, those that need none.
-    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels"];
+    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces"];
     s.run("unit tests", || {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])

@@ -123,6 +123,9 @@ pub const CODES: &[(u16, &str)] = &[
     (711, "the object is for another revision of the control plane"),
     (721, "no webhook judges objects without the label istio.io/rev"),
     (722, "no webhook judges objects with a tag as the label istio.io/rev"),
+    (801, "the time of karst explain --at is neither a time nor an age"),
+    (802, "the time of karst explain --at is in the future"),
+    (803, "the configuration of a time is not kept any more, or not yet"),
     (900, "the object is always rejected: a probe of the webhook"),
 ];
 

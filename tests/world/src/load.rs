@@ -5,7 +5,7 @@ use karst_rt::netns::Netns;
 use std::{
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -20,6 +20,8 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     ok: Arc<AtomicU64>,
     slowest_ms: Arc<AtomicU64>,
+    /// Read while a connection is open.
+    open: Arc<RwLock<()>>,
     threads: Vec<JoinHandle<Vec<String>>>,
 }
 
@@ -55,8 +57,10 @@ impl Load {
     ) -> Self {
         let (stop, ok, slowest_ms) =
             (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let open = Arc::new(RwLock::new(()));
         let work = |i: u64| {
             let (stop, ok, slowest, from) = (stop.clone(), ok.clone(), slowest_ms.clone(), from.clone());
+            let open = open.clone();
             std::thread::spawn(move || {
                 let mut failed = vec![];
                 let gap = Duration::from_micros(1_000_000 * threads / per_second);
@@ -64,6 +68,7 @@ impl Load {
                 while !stop.load(Relaxed) {
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     next += gap;
+                    let _open = open.read().unwrap();
                     let t = Instant::now();
                     let connect = limit.unwrap_or(CONNECT);
                     match from.run(|| TcpStream::connect_timeout(&to, connect)).and_then(|s| s) {
@@ -82,7 +87,14 @@ impl Load {
                 failed
             })
         };
-        Self { threads: (0..threads).map(work).collect(), stop, ok, slowest_ms }
+        Self { threads: (0..threads).map(work).collect(), stop, ok, slowest_ms, open }
+    }
+
+    /// Does this while none of its connections is open. A node that is lost takes along what it was about to answer, and no mesh
+    /// can tell whether that had been done: such a connection says nothing about those that come after.
+    pub fn between<T>(&self, what: impl FnOnce() -> T) -> T {
+        let _none = self.open.write().unwrap();
+        what()
     }
 
     /// Ends it.

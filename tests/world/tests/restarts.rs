@@ -751,7 +751,7 @@ fn a_lost_node_is_not_waited_for() {
         let each: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
         each.iter().all(|n| *n > 3).then_some(each)
     });
-    w.lose(1, 0, true);
+    load.between(|| w.lose(1, 0, true));
     // Longer than a client waits (10 s), and not so long that TCP, which waits twice as long each time, tries again much later.
     std::thread::sleep(Duration::from_secs(11));
     w.lose(1, 0, false);
