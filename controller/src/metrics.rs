@@ -7,14 +7,9 @@ pub mod reviews;
 
 use crate::{
     ca::Signer,
-<<<<<<< HEAD
     debug::subscribers::{Subscriber, serving},
     gate::Gate,
-=======
-    debug::subscribers::Subscriber,
-    gate::Gate,
     history::{History, Moment},
->>>>>>> next
 };
 use karst_kube::WatchCounts;
 use karst_rt::process_metrics;

@@ -2,11 +2,8 @@
 //!
 //! Only shapes live here, with five exceptions that both ends need: [`convert`] turns a wire policy into the model that is
 //! evaluated, closed where it is not understood; [`route::Attribute::known`] does so for an attribute; [`route::Retry::istio`] is
-<<<<<<< HEAD
-//! the default for retries; [`route::Backend::rules`] finds a client's rules; and [`zds_standby`] is where ztunnels stand by.
-=======
-//! the default for retries; [`route::Backend::rules`] finds a client's rules; and [`secrets`] takes keys out of resources.
->>>>>>> next
+//! the default for retries; [`route::Backend::rules`] finds a client's rules; [`zds_standby`] is where ztunnels stand by; and
+//! [`secrets`] takes keys out of resources.
 
 mod attribute;
 pub mod convert;
