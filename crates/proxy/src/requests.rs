@@ -3,7 +3,7 @@
 //! for a while are dropped, and their number is bounded.
 
 use crate::{
-    labels::put,
+    labels::{grpc_status, put},
     series::Index,
     traffic::{Between, Key},
 };
@@ -261,7 +261,7 @@ fn labels(between: &Between<'_>, kind: Kind) -> String {
     put(&mut out, "request_protocol", kind.protocol.text());
     put(&mut out, "response_code", &kind.status.to_string());
     if kind.protocol == Protocol::Grpc {
-        put(&mut out, "grpc_response_status", &kind.grpc_status.map(|c| c.to_string()).unwrap_or_default());
+        grpc_status(&mut out, kind.grpc_status.map(u16::from), kind.status);
     }
     put(&mut out, "response_flags", kind.flag.text());
     put(&mut out, "connection_security_policy", between.security);
@@ -322,6 +322,15 @@ mod tests {
             "{page}"
         );
         assert!(line("karst_http_signals_given_up_total{reason=\"framing\"}", " 1"), "{page}");
+    }
+
+    #[test]
+    fn a_call_without_a_grpc_status_has_that_of_its_http_status() {
+        for (status, label) in [(0, ""), (200, "2"), (401, "16"), (404, "12"), (500, "2"), (503, "14")] {
+            let kind = Kind { status, grpc_status: None, ..Kind::from(&exchange()) };
+            let text = labels(&between(), kind);
+            assert!(text.contains(&format!("grpc_response_status=\"{label}\"")), "{status}: {text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -183,7 +183,7 @@ async fn answer(
         "bare" => {
             body.end().await?;
             respond.send_response(head(503)?, true)?;
-            (503, None, "-", 0)
+            (503, Some(14), "-", 0)
         }
         "refuse" => {
             body.end().await?;
@@ -197,14 +197,14 @@ async fn answer(
             send.send_data(message(10), false)?;
             body.end().await?;
             send.send_reset(Reason::INTERNAL_ERROR);
-            (200, None, "UR", 1)
+            (200, Some(2), "UR", 1)
         }
         "leave" => {
             body.until(1).await?;
             let mut send = respond.send_response(head(200)?, false)?;
             send.send_data(message(10), false)?;
             ensure!(body.end().await.is_err(), "the client stays");
-            (200, None, "DC", 1)
+            (200, Some(2), "DC", 1)
         }
         "hang" => {
             ensure!(body.end().await.is_err(), "the client stays");
@@ -217,6 +217,8 @@ async fn answer(
         }
         other => anyhow::bail!("{other}"),
     };
+    // An answer without a status of gRPC has the one that its HTTP status stands for.
+    let grpc_status = grpc_status.filter(|_| order.kind.is_grpc);
     tally.served(Kind { code, grpc_status, flag, ..order.kind }, body.messages(), messages);
     Ok(())
 }
@@ -233,8 +235,10 @@ async fn run(stream: TcpStream, tally: &Tally) -> Result<()> {
     let (quit, mut requests) = (Rc::new(Notify::new()), JoinSet::new());
     loop {
         let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
+            // Before the connection could say that the open stream is reset.
+            biased;
             () = quit.notified() => None,
+            accepted = connection.accept() => accepted,
         };
         let Some(Ok((request, respond))) = accepted else { break };
         requests.spawn_local(answer(request, respond, tally.clone(), quit.clone()));
