@@ -24,6 +24,13 @@ pub(crate) struct What {
     only: Option<Part>,
 }
 
+impl What {
+    /// Both parts.
+    pub(crate) fn for_tests() -> Self {
+        Self { keep: false, only: None }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Prometheus: alerts, and queries of dashboards.
