@@ -275,8 +275,10 @@ mod tests {
                     assert!(lines[0].contains(part), "{part}: {lines:?}");
                 }
             }
-            let bytes = page(&[], AppProtocol::Unknown, TWO, ANSWERS, "istio_response_bytes_sum").await;
-            assert!(bytes.len() == 1 && bytes[0].ends_with(" 16"), "{bytes:?}");
+            for (name, all) in [("istio_request_bytes_sum", TWO), ("istio_response_bytes_sum", ANSWERS)] {
+                let bytes = page(&[], AppProtocol::Unknown, TWO, ANSWERS, name).await;
+                assert!(bytes.len() == 1 && bytes[0].ends_with(&format!(" {}", all.len())), "{bytes:?}");
+            }
             assert!(page(&[], AppProtocol::Tcp, TWO, ANSWERS, name).await.is_empty(), "declared to be none");
             assert!(
                 page(&["--http-signals", "false"], AppProtocol::Http11, TWO, ANSWERS, name).await.is_empty(),

@@ -13,9 +13,10 @@ pub struct Exchange {
     pub flag: Flag,
     /// The code of `grpc-status`, 0 to 16; other numbers are 2 (UNKNOWN), as gRPC's clients read them. None: not said.
     pub grpc_status: Option<u8>,
-    /// Bytes of the request's body, without heads and framing.
+    /// Bytes of the request on the wire: its head, and its body with all framing and trailers. Of HTTP/2 whole frames (HEADERS,
+    /// CONTINUATION, DATA); those of a block of headers count when that is whole.
     pub request_bytes: u64,
-    /// Bytes of the answer's body, without heads and framing.
+    /// The same of the answer, with the interim ones (1xx) before it.
     pub response_bytes: u64,
     /// Messages of gRPC in the request.
     pub request_messages: u64,

@@ -1,4 +1,5 @@
-//! HTTP/1.x (RFC 9112): where each message ends is all that is read, besides method and status.
+//! HTTP/1.x (RFC 9112): where each message ends is all that is read, besides method and status. Every byte is counted for the
+//! message that it belongs to.
 
 use crate::{
     exchange::{Ends, Exchange, Flag, Over, Protocol, Surprise},
@@ -19,6 +20,8 @@ pub(crate) struct Http1 {
     client: Side,
     server: Side,
     answer: Option<Answer>,
+    /// What the server has sent for the first of the open requests, interim answers too.
+    answer_bytes: u64,
     /// The first line was a request's.
     is_http: bool,
     /// When the request that is read began.
@@ -29,6 +32,7 @@ pub(crate) struct Http1 {
 struct Request {
     method: Method,
     started: Duration,
+    /// Read so far, its head too.
     bytes: u64,
     /// Its head has ended.
     headed: bool,
@@ -46,7 +50,6 @@ enum Method {
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     status: u16,
-    bytes: u64,
     ended: bool,
 }
 
@@ -171,13 +174,21 @@ impl Head {
 }
 
 impl Side {
+    /// Reads a line of a head, behind its first one. True: the head has ended.
+    fn field(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
+        let Some(line) = self.lines.next(bytes)? else { return Ok(false) };
+        if !line.is_empty() {
+            self.head.line(line)?;
+        }
+        Ok(line.is_empty())
+    }
+
     /// Reads what belongs to a body. True: it has ended.
-    fn body(&mut self, bytes: &mut &[u8], count: &mut u64) -> Result<bool, Surprise> {
+    fn body(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
         match self.at {
             At::Body(left) | At::Chunk(left) => {
                 let taken = left.min(bytes.len() as u64);
                 *bytes = bytes.get(taken as usize..).unwrap_or_default();
-                *count += taken;
                 let is_chunk = matches!(self.at, At::Chunk(_));
                 self.at = match left - taken {
                     0 if is_chunk => At::ChunkEnd,
@@ -186,7 +197,7 @@ impl Side {
                     left => At::Body(left),
                 };
             }
-            At::UntilEnd => *count += std::mem::take(bytes).len() as u64,
+            At::UntilEnd => *bytes = &[],
             At::ChunkSize => {
                 let Some(line) = self.lines.next(bytes)? else { return Ok(false) };
                 self.at = match hexadecimal(line).ok_or(Surprise::Framing)? {
@@ -212,36 +223,26 @@ impl Http1 {
     /// More of the client's.
     pub fn client_sent(&mut self, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
         while !bytes.is_empty() {
-            match self.client.at {
-                At::Start => self.request_line(&mut bytes, now)?,
-                At::Fields => {
-                    let Some(line) = self.client.lines.next(&mut bytes)? else { return Ok(()) };
-                    if !line.is_empty() {
-                        self.client.head.line(line)?;
-                        continue;
-                    }
-                    let body = self.client.head.body()?;
-                    if let Some(request) = self.open.back_mut() {
-                        request.headed = true;
-                    }
-                    match body {
-                        Body::None => self.request_ended(now, done),
-                        Body::Length(length) => self.client.at = At::Body(length),
-                        Body::Chunked => self.client.at = At::ChunkSize,
-                        Body::Unknown => return Err(Surprise::Framing.into()),
-                    }
+            let before = bytes.len();
+            let ended = match self.client.at {
+                At::Start => {
+                    self.request_line(&mut bytes, now)?;
+                    false
                 }
+                At::Fields => self.client.field(&mut bytes)? && self.request_headed()?,
                 At::Held => return Err(Surprise::Upgrade.into()),
                 At::Body(_) | At::ChunkSize | At::Chunk(_) | At::ChunkEnd | At::Trailers | At::UntilEnd => {
-                    let mut count = 0;
-                    let ended = self.client.body(&mut bytes, &mut count)?;
-                    if let Some(request) = self.open.back_mut() {
-                        request.bytes += count;
-                    }
-                    if ended {
-                        self.request_ended(now, done);
-                    }
+                    self.client.body(&mut bytes)?
                 }
+            };
+            // At the start there is no request yet: what is held of its first line counts when that is whole.
+            if self.client.at != At::Start
+                && let Some(request) = self.open.back_mut()
+            {
+                request.bytes += (before - bytes.len()) as u64;
+            }
+            if ended {
+                self.request_ended(now, done);
             }
         }
         Ok(())
@@ -250,6 +251,7 @@ impl Http1 {
     fn request_line(&mut self, bytes: &mut &[u8], now: Duration) -> Result<(), Over> {
         let began = *self.began.get_or_insert(now);
         let bad = if self.is_http { Surprise::Head.into() } else { Over::NotHttp };
+        let held = self.client.lines.held().len() as u64;
         let line = match self.client.lines.next(bytes) {
             Ok(Some(line)) => line,
             Ok(None) => return if may_be_request(self.client.lines.held()) { Ok(()) } else { Err(bad) },
@@ -272,10 +274,25 @@ impl Http1 {
             Some(b"CONNECT") => Method::Connect,
             _ => Method::Other,
         };
-        self.open.push_back(Request { method, started: began, bytes: 0, headed: false, ended: false });
+        self.open.push_back(Request { method, started: began, bytes: held, headed: false, ended: false });
         (self.client.at, self.is_http, self.began) = (At::Fields, true, None);
         self.client.head = Head { value: std::mem::take(&mut self.client.head.value), ..Head::default() };
         Ok(())
+    }
+
+    /// The head of a request has ended. True: so has the request.
+    fn request_headed(&mut self) -> Result<bool, Surprise> {
+        let body = self.client.head.body()?;
+        if let Some(request) = self.open.back_mut() {
+            request.headed = true;
+        }
+        self.client.at = match body {
+            Body::None => return Ok(true),
+            Body::Length(length) => At::Body(length),
+            Body::Chunked => At::ChunkSize,
+            Body::Unknown => return Err(Surprise::Framing),
+        };
+        Ok(false)
     }
 
     fn request_ended(&mut self, now: Duration, done: &mut Vec<Exchange>) {
@@ -292,39 +309,36 @@ impl Http1 {
     /// More of the server's.
     pub fn server_sent(&mut self, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
         while !bytes.is_empty() {
-            match self.server.at {
+            let (before, at) = (bytes.len(), self.server.at);
+            let ended = match at {
                 At::Start => {
-                    let Some(line) = self.server.lines.next(&mut bytes)? else { return Ok(()) };
-                    let status = line.get(9..12).and_then(status).filter(|_| line.starts_with(b"HTTP/1."));
-                    let status = status.ok_or(Surprise::Head)?;
-                    let is_asked = self.open.front().is_some_and(|r| r.headed) && self.answer.is_none();
-                    if !is_asked {
-                        return Err(Surprise::Unasked.into());
-                    }
-                    self.answer = Some(Answer { status, bytes: 0, ended: false });
-                    self.server.at = At::Fields;
-                    self.server.head = Head { value: std::mem::take(&mut self.server.head.value), ..Head::default() };
+                    self.status_line(&mut bytes)?;
+                    false
                 }
-                At::Fields => {
-                    let Some(line) = self.server.lines.next(&mut bytes)? else { return Ok(()) };
-                    if !line.is_empty() {
-                        self.server.head.line(line)?;
-                        continue;
-                    }
-                    self.answer_headed(now, done)?;
-                }
-                _ => {
-                    let mut count = 0;
-                    let ended = self.server.body(&mut bytes, &mut count)?;
-                    if let Some(answer) = &mut self.answer {
-                        answer.bytes += count;
-                    }
-                    if ended {
-                        self.answered(now, done);
-                    }
-                }
+                At::Fields => self.server.field(&mut bytes)?,
+                _ => self.server.body(&mut bytes)?,
+            };
+            self.answer_bytes += (before - bytes.len()) as u64;
+            if ended && at == At::Fields {
+                self.answer_headed(now, done)?;
+            } else if ended {
+                self.answered(now, done);
             }
         }
+        Ok(())
+    }
+
+    fn status_line(&mut self, bytes: &mut &[u8]) -> Result<(), Surprise> {
+        let Some(line) = self.server.lines.next(bytes)? else { return Ok(()) };
+        let status = line.get(9..12).and_then(status).filter(|_| line.starts_with(b"HTTP/1."));
+        let status = status.ok_or(Surprise::Head)?;
+        let is_asked = self.open.front().is_some_and(|r| r.headed) && self.answer.is_none();
+        if !is_asked {
+            return Err(Surprise::Unasked);
+        }
+        self.answer = Some(Answer { status, ended: false });
+        self.server.at = At::Fields;
+        self.server.head = Head { value: std::mem::take(&mut self.server.head.value), ..Head::default() };
         Ok(())
     }
 
@@ -366,7 +380,8 @@ impl Http1 {
         let (Some(answer), Some(request)) = (&mut self.answer, self.open.front()) else { return };
         answer.ended = true;
         if request.ended {
-            done.push(exchange(request, Some(*answer), Flag::None, now));
+            let bytes = std::mem::take(&mut self.answer_bytes);
+            done.push(exchange(request, Some(*answer), bytes, Flag::None, now));
             self.answer = None;
             self.open.pop_front();
             // Also what asked for another protocol is answered: it stays this one.
@@ -388,19 +403,20 @@ impl Http1 {
         for request in std::mem::take(&mut self.open).iter().filter(|r| r.headed) {
             let answer = self.answer.take();
             let flag = if answer.is_some_and(|a| a.ended) { Flag::None } else { ends.flag() };
-            done.push(exchange(request, answer, flag, now));
+            let bytes = std::mem::take(&mut self.answer_bytes);
+            done.push(exchange(request, answer, bytes, flag, now));
         }
     }
 }
 
-fn exchange(request: &Request, answer: Option<Answer>, flag: Flag, now: Duration) -> Exchange {
+fn exchange(request: &Request, answer: Option<Answer>, answer_bytes: u64, flag: Flag, now: Duration) -> Exchange {
     Exchange {
         protocol: Protocol::Http,
         status: answer.map_or(0, |a| a.status),
         flag,
         grpc_status: None,
         request_bytes: request.bytes,
-        response_bytes: answer.map_or(0, |a| a.bytes),
+        response_bytes: answer_bytes,
         request_messages: 0,
         response_messages: 0,
         duration: now.saturating_sub(request.started),

@@ -50,6 +50,7 @@ struct Stream {
 /// One direction of a stream.
 #[derive(Clone, Copy, Debug, Default)]
 struct Way {
+    /// Of its frames, with their headers.
     bytes: u64,
     messages: Messages,
     ended: bool,
@@ -80,6 +81,8 @@ struct Side {
 #[derive(Clone, Copy, Debug)]
 struct Block {
     stream: u32,
+    /// Of its frames so far, with their headers: a request's stream is there when the block is whole.
+    bytes: u64,
     ends_stream: bool,
     is_promise: bool,
     started: Duration,
@@ -140,6 +143,7 @@ impl Side {
         if matches!(frame.kind, HEADERS | PUSH_PROMISE) {
             self.open_block = Some(Block {
                 stream: frame.stream,
+                bytes: 0,
                 ends_stream: frame.flags & END_STREAM != 0 && frame.kind == HEADERS,
                 is_promise: frame.kind == PUSH_PROMISE,
                 started: frame.started,
@@ -178,14 +182,16 @@ impl Http2 {
     fn read(&mut self, from: By, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Surprise> {
         while !bytes.is_empty() {
             let side = self.side(from);
-            let mut frame = match side.frame.take() {
-                Some(frame) => frame,
+            let (mut frame, header) = match side.frame.take() {
+                Some(frame) => (frame, 0),
                 None => match side.header(&mut bytes, now)? {
-                    Some(frame) => frame,
+                    Some(frame) => (frame, HEADER),
                     None => return Ok(()),
                 },
             };
+            let before = bytes.len();
             self.content(from, &mut frame, &mut bytes)?;
+            self.count(from, frame, header + before - bytes.len());
             if frame.left > 0 {
                 self.side(from).frame = Some(frame);
             } else {
@@ -209,13 +215,8 @@ impl Http2 {
         (frame.left, *bytes) = (frame.left - piece.len(), rest);
         match frame.kind {
             DATA => {
-                if let Some(stream) = self.stream(frame.stream) {
-                    let is_grpc = stream.is_grpc;
-                    let way = stream.way(from);
-                    way.bytes += piece.len() as u64;
-                    if is_grpc {
-                        way.messages.read(piece);
-                    }
+                if let Some(stream) = self.stream(frame.stream).filter(|s| s.is_grpc) {
+                    stream.way(from).messages.read(piece);
                 }
             }
             HEADERS | CONTINUATION | PUSH_PROMISE => {
@@ -234,6 +235,18 @@ impl Http2 {
             (frame.left, frame.padding) = (frame.left - padding, frame.padding - padding);
         }
         Ok(())
+    }
+
+    /// So many bytes of a frame have come, with its header if that was read now.
+    fn count(&mut self, from: By, frame: Frame, bytes: usize) {
+        let counter = match frame.kind {
+            DATA => self.stream(frame.stream).map(|stream| &mut stream.way(from).bytes),
+            HEADERS | CONTINUATION => self.side(from).open_block.as_mut().map(|block| &mut block.bytes),
+            _ => None,
+        };
+        if let Some(counter) = counter {
+            *counter += bytes as u64;
+        }
     }
 
     /// A frame is whole.
@@ -285,12 +298,16 @@ impl Http2 {
                 is_grpc: fields.is_grpc,
                 status: 0,
                 grpc_status: None,
-                request: Way::default(),
+                request: Way { bytes: block.bytes, ..Way::default() },
                 answer: Way::default(),
             });
             return Ok(());
         }
-        let Some(stream) = self.stream(block.stream).filter(|_| from == By::Server) else { return Ok(()) };
+        let Some(stream) = self.stream(block.stream) else { return Ok(()) };
+        stream.way(from).bytes += block.bytes;
+        if from == By::Client {
+            return Ok(());
+        }
         match fields.status {
             Some(0) => return Err(Surprise::Head),
             Some(100..200) => {}

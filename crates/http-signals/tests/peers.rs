@@ -8,14 +8,17 @@ use hyper::{body::Frame, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_signals::{Connection, Exchange, Flag, Over, Protocol};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{cell::RefCell, convert::Infallible, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split},
     task::{LocalSet, spawn_local},
 };
 
+/// What was seen of a connection, and all that the client and the server have sent.
+type Seen = (Vec<Exchange>, Option<Over>, [Vec<u8>; 2]);
+
 /// Two ends that are relayed, in pieces of random size; what was seen of them, when both have ended.
-fn relayed(seed: u64) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<(Vec<Exchange>, Option<Over>)>) {
+fn relayed(seed: u64) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Seen>) {
     let ((client, near), (far, server)) = (duplex(4096), duplex(4096));
     let watched = Rc::new(RefCell::new((Connection::new(true), vec![])));
     async fn one(
@@ -48,30 +51,37 @@ fn relayed(seed: u64) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<(V
             all.extend(connection.take());
         };
         let up = async {
-            one(a, d, StdRng::seed_from_u64(seed), |x| note(&up, &|c| c.client_sent(x, Duration::ZERO))).await;
+            let mut wire = vec![];
+            let seen = |x: &[u8]| {
+                wire.extend_from_slice(x);
+                note(&up, &|c| c.client_sent(x, Duration::ZERO));
+            };
+            one(a, d, StdRng::seed_from_u64(seed), seen).await;
             note(&up, &|c| c.client_ended());
+            wire
         };
         let down = async {
-            one(c, b, StdRng::seed_from_u64(seed + 1), |x| note(&down, &|c| c.server_sent(x, Duration::ZERO))).await;
+            let mut wire = vec![];
+            let seen = |x: &[u8]| {
+                wire.extend_from_slice(x);
+                note(&down, &|c| c.server_sent(x, Duration::ZERO));
+            };
+            one(c, b, StdRng::seed_from_u64(seed + 1), seen).await;
             note(&down, &|c| c.server_ended(Duration::ZERO));
+            wire
         };
-        tokio::join!(up, down);
+        let (up, down) = tokio::join!(up, down);
         let (connection, all) = &mut *watched.borrow_mut();
         let over = connection.over();
         connection.close(Duration::ZERO);
         all.extend(connection.take());
-        (std::mem::take(all), over)
+        (std::mem::take(all), over, [up, down])
     });
     (client, server, task)
 }
 
-/// What an application has counted: status, bytes of the request's and of the answer's body.
-type Counted = (u16, u64, u64);
-
-fn counted(all: &[Exchange]) -> Vec<Counted> {
-    assert!(all.iter().all(|e| e.flag == Flag::None), "{all:?}");
-    all.iter().map(|e| (e.status, e.request_bytes, e.response_bytes)).collect()
-}
+/// What an application has counted: status, bytes of the answer's body.
+type Counted = (u16, u64);
 
 /// Answers at random, and counts.
 async fn answer(
@@ -80,12 +90,12 @@ async fn answer(
     log: Rc<RefCell<Vec<Counted>>>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let is_head = request.method() == Method::HEAD;
-    let received = request.into_body().collect().await.unwrap().to_bytes().len() as u64;
+    request.into_body().collect().await.unwrap();
     let mut random = random.borrow_mut();
     let status = [200, 201, 204, 304, 404, 500][random.random_range(0..6)];
     let body = vec![b'x'; random.random_range(0..9000)];
     let is_empty = is_head || matches!(status, 204 | 304);
-    log.borrow_mut().push((status, received, if is_empty { 0 } else { body.len() as u64 }));
+    log.borrow_mut().push((status, if is_empty { 0 } else { body.len() as u64 }));
     let body = if is_empty && !is_head {
         Full::<Bytes>::default().boxed()
     } else if random.random() {
@@ -130,6 +140,7 @@ async fn pipelines_are_counted_as_hyper_does() {
                     });
                 }
                 let (mut read, mut write) = split(client);
+                let sizes: Vec<u64> = all.iter().map(|request| request.len() as u64).collect();
                 let write = async move {
                     write.write_all(all.concat().as_bytes()).await.unwrap();
                     write
@@ -138,9 +149,15 @@ async fn pipelines_are_counted_as_hyper_does() {
                 let (write, got) = tokio::join!(write, read.read_to_end(&mut heard));
                 got.unwrap();
                 drop((read, write));
-                let (exchanges, over) = seen.await.unwrap();
-                assert_eq!((counted(&exchanges), over), (log.borrow().clone(), None), "seed {seed}");
-                assert_eq!(exchanges.len(), requests);
+                let (exchanges, over, _) = seen.await.unwrap();
+                assert!(over.is_none() && exchanges.iter().all(|e| e.flag == Flag::None), "seed {seed}: {exchanges:?}");
+                assert_eq!(exchanges.iter().map(|e| e.request_bytes).collect::<Vec<_>>(), sizes, "seed {seed}");
+                let (log, heard) = (log.borrow(), heard.len() as u64);
+                assert_eq!((exchanges.len(), log.len()), (requests, requests));
+                for (exchange, (status, body)) in exchanges.iter().zip(log.iter()) {
+                    assert!(exchange.status == *status && exchange.response_bytes > *body, "seed {seed}: {exchange:?}");
+                }
+                assert_eq!(exchanges.iter().map(|e| e.response_bytes).sum::<u64>(), heard, "seed {seed}");
             }
         })
         .await;
@@ -149,6 +166,19 @@ async fn pipelines_are_counted_as_hyper_does() {
 /// A message of gRPC of so many bytes.
 fn message(size: usize) -> Bytes {
     [&[0][..], &(size as u32).to_be_bytes(), &vec![7; size]].concat().into()
+}
+
+/// Bytes of each stream in one direction: of its frames DATA, HEADERS and CONTINUATION.
+fn sizes(mut wire: &[u8]) -> BTreeMap<u32, u64> {
+    let mut sizes: BTreeMap<u32, u64> = BTreeMap::new();
+    while let [a, b, c, kind, _, d, e, f, g, rest @ ..] = wire {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        if matches!(*kind, 0 | 1 | 9) {
+            *sizes.entry(u32::from_be_bytes([*d, *e, *f, *g])).or_default() += 9 + length as u64;
+        }
+        wire = rest.get(length..).unwrap_or_default();
+    }
+    sizes
 }
 
 /// Serves h2 streams: as many messages as came, and a code in the trailers.
@@ -207,7 +237,6 @@ async fn streams_are_counted_as_h2_does() {
                     let (response, mut body) = send.send_request(request.body(()).unwrap(), false).unwrap();
                     let messages: Vec<Bytes> =
                         (0..random.random_range(0..4)).map(|_| message(random.random_range(0..900))).collect();
-                    let bytes: usize = messages.iter().map(Bytes::len).sum();
                     for one in &messages {
                         body.send_data(one.clone(), false).unwrap();
                     }
@@ -220,7 +249,6 @@ async fn streams_are_counted_as_h2_does() {
                         }
                         let _ = body.trailers().await;
                     }));
-                    let answered = (bytes % 500 + 5) as u64;
                     want.push(Exchange {
                         protocol: if grpc { Protocol::Grpc } else { Protocol::Http },
                         status: match (reset, grpc) {
@@ -230,8 +258,8 @@ async fn streams_are_counted_as_h2_does() {
                         },
                         flag: if reset { Flag::UpstreamReset } else { Flag::None },
                         grpc_status: (grpc && !reset).then_some(code),
-                        request_bytes: bytes as u64,
-                        response_bytes: if reset { 0 } else { answered },
+                        request_bytes: 0,
+                        response_bytes: 0,
                         request_messages: if grpc { messages.len() as u64 } else { 0 },
                         response_messages: u64::from(grpc && !reset),
                         duration: Duration::ZERO,
@@ -242,8 +270,14 @@ async fn streams_are_counted_as_h2_does() {
                 }
                 drop(send);
                 let _ = connection.await;
-                let (mut got, over) = seen.await.unwrap();
+                let (mut got, over, [sent, heard]) = seen.await.unwrap();
                 assert_eq!(over, None);
+                // Behind the preface.
+                let (sent, heard) = (sizes(&sent[24..]), sizes(&heard));
+                for (one, stream) in want.iter_mut().zip((1u32..).step_by(2)) {
+                    one.request_bytes = sent[&stream];
+                    one.response_bytes = heard.get(&stream).copied().unwrap_or(0);
+                }
                 let key = |e: &Exchange| format!("{e:?}");
                 got.sort_by_key(key);
                 want.sort_by_key(key);

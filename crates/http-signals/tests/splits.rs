@@ -64,7 +64,7 @@ fn read(said: &[Said]) -> Seen {
     whole
 }
 
-/// Status, flag, bytes of both bodies.
+/// Status, flag, bytes of both messages on the wire.
 type Short = (u16, &'static str, u64, u64);
 
 fn short((all, over): Seen) -> (Vec<Short>, Option<Over>) {
@@ -73,25 +73,38 @@ fn short((all, over): Seen) -> (Vec<Short>, Option<Over>) {
 
 #[test]
 fn pipelines_of_every_framing() {
+    let requests = [
+        "GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "HEAD /b HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /c HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello",
+        "POST /d HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n4;x=y\r\nwiki\r\n0\r\nTrailer: 1\r\n\r\n",
+        "GET /e HTTP/1.1\nHost: a\n\n",
+        "GET /f HTTP/1.1\r\nX: \r\n folded\r\n\r\n",
+    ];
+    let answers = [
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+        "HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\n",
+        "HTTP/1.1 204 No\r\n\r\n",
+        "HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n",
+        "HTTP/1.1 304 Not\r\nContent-Length: 9\r\n\r\n",
+        "HTTP/1.1 500 No\r\nContent-Length:\r\n 2\r\n\r\nno",
+    ];
     let said = [
-        client("GET /a HTTP/1.1\r\nHost: a\r\n\r\nHEAD /b HTTP/1.1\r\nHost: a\r\n\r\n"),
-        client("POST /c HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello"),
-        client("POST /d HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n4;x=y\r\nwiki\r\n0\r\nTrailer: 1\r\n\r\n"),
-        client("\r\nGET /e HTTP/1.1\nHost: a\n\nGET /f HTTP/1.1\r\nX: \r\n folded\r\n\r\n"),
-        server("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"),
-        server("HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\nHTTP/1.1 204 No\r\n\r\n"),
-        server("HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\nA\r\n0123456789\r\n0\r\n\r\n"),
-        server("HTTP/1.1 304 Not\r\nContent-Length: 9\r\n\r\n"),
-        server("HTTP/1.1 500 No\r\nContent-Length:\r\n 2\r\n\r\nno"),
+        client(requests[..2].concat()),
+        client(requests[2]),
+        client(requests[3]),
+        // The line's end before the fifth one is nobody's.
+        client(["\r\n", requests[4], requests[5]].concat()),
+        server(answers[0]),
+        server(answers[1..3].concat()),
+        server(answers[3]),
+        server(answers[4]),
+        server(answers[5]),
     ];
-    let want = vec![
-        (200, "-", 0, 3),
-        (200, "-", 0, 0),
-        (204, "-", 5, 0),
-        (404, "-", 4, 10),
-        (304, "-", 0, 0),
-        (500, "-", 0, 2),
-    ];
+    let sizes = requests.iter().zip(answers).map(|(request, answer)| (request.len() as u64, answer.len() as u64));
+    let statuses = [200, 200, 204, 404, 304, 500];
+    let want = statuses.into_iter().zip(sizes).map(|(status, (request, answer))| (status, "-", request, answer));
+    let want: Vec<Short> = want.collect();
     assert_eq!(short(read(&said)), (want, None));
 }
 
@@ -99,10 +112,11 @@ fn pipelines_of_every_framing() {
 fn an_answer_without_length_ends_with_the_connection() {
     let asked = client("GET / HTTP/1.0\r\n\r\n");
     let said = [asked.clone(), server("HTTP/1.0 200 OK\r\n\r\nall of it"), ServerEnds];
-    assert_eq!(short(read(&said)).0, [(200, "-", 0, 9)]);
-    assert_eq!(short(read(&said[..2])).0, [(200, "UC", 0, 9)], "it broke");
-    assert_eq!(short(read(&[asked.clone(), ServerEnds])).0, [(0, "UC", 0, 0)]);
-    assert_eq!(short(read(&[asked, ClientEnds])).0, [(0, "DC", 0, 0)]);
+    assert_eq!(short(read(&said)).0, [(200, "-", 18, 28)]);
+    assert_eq!(short(read(&said[..2])).0, [(200, "UC", 18, 28)], "it broke");
+    assert_eq!(short(read(&[asked.clone(), server("HTTP/1.0 20"), ServerEnds])).0, [(0, "UC", 18, 11)]);
+    assert_eq!(short(read(&[asked.clone(), ServerEnds])).0, [(0, "UC", 18, 0)]);
+    assert_eq!(short(read(&[asked, ClientEnds])).0, [(0, "DC", 18, 0)]);
     assert!(read(&[client("GET / HTTP/1.0\r\nHost")]).0.is_empty(), "no request yet");
 }
 
@@ -112,23 +126,23 @@ fn an_answer_may_come_before_the_request_has_ended() {
         client("POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n01234"),
         server("HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n"),
     ];
-    assert_eq!(short(read(&early)).0, [(413, "-", 5, 0)]);
+    assert_eq!(short(read(&early)).0, [(413, "-", 44, 38)]);
     let goes_on = [&early[..], &[client("56789GET / HTTP/1.1\r\n\r\n"), server("HTTP/1.1 204 No\r\n\r\n")]].concat();
-    assert_eq!(short(read(&goes_on)), (vec![(413, "-", 10, 0), (204, "-", 0, 0)], None));
+    assert_eq!(short(read(&goes_on)), (vec![(413, "-", 49, 38), (204, "-", 18, 19)], None));
 }
 
 #[test]
 fn what_becomes_something_else_is_one_request() {
     let upgrade = client("GET /chat HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
     let became = [upgrade.clone(), server(b"HTTP/1.1 101 Switching\r\n\r\n\x81\x01a"), client(b"\x81\x01b")];
-    assert_eq!(short(read(&became)), (vec![(101, "-", 0, 0)], Some(Over::Upgraded)));
+    assert_eq!(short(read(&became)), (vec![(101, "-", 63, 26)], Some(Over::Upgraded)));
     let refused = [
         upgrade,
         server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
         client("GET / HTTP/1.1\r\n\r\n"),
         server("HTTP/1.1 204 No\r\n\r\n"),
     ];
-    assert_eq!(short(read(&refused)), (vec![(200, "-", 0, 2), (204, "-", 0, 0)], None));
+    assert_eq!(short(read(&refused)), (vec![(200, "-", 63, 40), (204, "-", 18, 19)], None));
     // The answer begins before the request has ended, and ends after it.
     let early = [
         client("POST / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\na"),
@@ -138,9 +152,9 @@ fn what_becomes_something_else_is_one_request() {
         client("GET / HTTP/1.1\r\n\r\n"),
         server("HTTP/1.1 204 No\r\n\r\n"),
     ];
-    assert_eq!(short(read(&early)), (vec![(413, "-", 2, 2), (204, "-", 0, 0)], None));
+    assert_eq!(short(read(&early)), (vec![(413, "-", 54, 40), (204, "-", 18, 19)], None));
     let tunnel = [client("CONNECT a:1 HTTP/1.1\r\n\r\n"), server("HTTP/1.1 200 OK\r\n\r\n"), client("anything")];
-    assert_eq!(short(read(&tunnel)), (vec![(200, "-", 0, 0)], Some(Over::Upgraded)));
+    assert_eq!(short(read(&tunnel)), (vec![(200, "-", 24, 19)], Some(Over::Upgraded)));
 }
 
 #[test]
@@ -220,30 +234,29 @@ fn streams_with_padding_priority_continuations_and_resets() {
     ];
     let (all, over) = read(&said);
     assert_eq!(over, None);
-    let exchange = |protocol, status, flag, grpc_status| Exchange {
+    // Frames of HEADERS, CONTINUATION and DATA, with 9 bytes of header each; not those that promise or reset.
+    let exchange = |protocol, status, flag, grpc_status, (request_bytes, response_bytes)| Exchange {
         protocol,
         status,
         flag,
         grpc_status,
-        request_bytes: 0,
-        response_bytes: 0,
+        request_bytes,
+        response_bytes,
         request_messages: 0,
         response_messages: 0,
         duration: Duration::ZERO,
     };
     let first = Exchange {
-        request_bytes: 13,
-        response_bytes: 6,
         request_messages: 2,
         response_messages: 1,
-        ..exchange(Protocol::Grpc, 200, Flag::None, Some(5))
+        ..exchange(Protocol::Grpc, 200, Flag::None, Some(5), (25 + 21 + 19 + 15, 10 + 15 + 10))
     };
     let want = [
         first,
-        exchange(Protocol::Grpc, 200, Flag::None, Some(2)),
-        exchange(Protocol::Http, 404, Flag::UpstreamReset, None),
-        exchange(Protocol::Http, 0, Flag::ClientGone, None),
-        exchange(Protocol::Http, 0, Flag::UpstreamReset, None),
+        exchange(Protocol::Grpc, 200, Flag::None, Some(2), (11, 15)),
+        exchange(Protocol::Http, 404, Flag::UpstreamReset, None, (10, 14 + 10)),
+        exchange(Protocol::Http, 0, Flag::ClientGone, None, (10, 0)),
+        exchange(Protocol::Http, 0, Flag::UpstreamReset, None, (10, 0)),
     ];
     assert_eq!(all, want);
 }

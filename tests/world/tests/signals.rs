@@ -61,8 +61,12 @@ fn both_sides_count_the_requests_of_a_connection_without_a_waypoint() {
         let all = (seen(1, "destination", "200"), seen(1, "destination", "500"));
         assert_eq!(all, (before * 0.9 + 90.0, before * 0.1 + 10.0));
     }
-    assert_eq!(w.metric(0, "istio_request_bytes_sum", &["reporter=\"source\""]), 500.0);
-    assert_eq!(w.metric(0, "istio_response_bytes_sum", &["reporter=\"source\""]), 10_000.0);
+    // Whole messages, as they were on the wire: heads, and bodies of 5 and of 100 bytes.
+    let request = |i: usize| format!("POST /{i} HTTP/1.1\r\nhost: shop\r\ncontent-length: 5\r\n\r\n").len() + 5;
+    let answer = "HTTP/1.1 200 x\r\ncontent-length: 100\r\n\r\n".len() + 100;
+    let bytes = |name: &str| w.metric(0, name, &["reporter=\"source\""]);
+    assert_eq!(bytes("istio_request_bytes_sum"), (0..100).map(request).sum::<usize>() as f64);
+    assert_eq!(bytes("istio_response_bytes_sum"), (100 * answer) as f64);
     // What is not HTTP is carried, and is no surprise at a port that is not declared.
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
     assert_eq!(app::exchange(&mut client.connect("10.96.1.1:81".parse().unwrap()).unwrap(), &data).unwrap(), data);

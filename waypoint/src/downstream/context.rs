@@ -208,6 +208,8 @@ impl Downstream {
             error: String::new(),
             upstream_ms: None,
             received: Rc::default(),
+            request_head: 0,
+            response_head: 0,
             headers: None,
             carried: None,
         };

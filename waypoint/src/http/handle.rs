@@ -26,6 +26,7 @@ use crate::{
     telemetry::{
         flag::{CORS_RESPONSE, ResponseFlag},
         request_log::RequestLog,
+        wire,
     },
     worker::{SampleKind, Worker},
 };
@@ -41,9 +42,11 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
+    let request_head = wire::request_head(&parts);
     let entered = entry::canonical(&mut parts);
     let snapshot = worker.latest();
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
+    record.request_head = request_head;
     let entry = match entered {
         Ok(entry) => entry,
         Err(why) => return unfit(why, &parts, record),

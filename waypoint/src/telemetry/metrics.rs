@@ -104,7 +104,7 @@ impl Series {
         self.retired.load(Relaxed)
     }
 
-    /// One more request.
+    /// One more request. `received`, `sent`: bytes of both messages, with their heads.
     pub fn add(&self, took: Duration, received: u64, sent: u64) {
         self.requests.fetch_add(1, Relaxed);
         self.duration.fetch_add(took.as_nanos() as u64, Relaxed);

@@ -12,3 +12,4 @@ pub mod rules;
 pub mod sink;
 pub mod stream_info;
 pub mod tapped;
+pub mod wire;

@@ -100,7 +100,8 @@ impl RequestLog {
                     is_grpc: self.is_grpc,
                     values: &values,
                 };
-                self.sink.count(series, self, rules, |s| s.add(took, self.received.get(), sent));
+                let (received, sent) = (self.request_head + self.received.get(), self.response_head + sent);
+                self.sink.count(series, self, rules, |s| s.add(took, received, sent));
             }
         }
         self.sink.tap(self, took, sent);

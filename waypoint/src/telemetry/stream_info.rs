@@ -59,7 +59,11 @@ pub struct StreamInfo {
     pub error: String,
     /// Milliseconds until the endpoint's answer began.
     pub upstream_ms: Option<u64>,
+    /// Bytes of the request's body so far; of a connection, all that has come.
     pub received: Rc<Cell<u64>>,
+    /// Sizes of both heads ([`crate::telemetry::wire`]), for metrics only: logs, traces and taps have bodies. 0: there is none.
+    pub request_head: u64,
+    pub response_head: u64,
     /// Of the request, where telemetry asks for them.
     pub headers: Option<HeaderMap>,
     /// Of a connection that is carried as it is.
