@@ -20,7 +20,7 @@ use crate::{
     worker::{Shared, Worker},
 };
 use clap::Parser;
-use http::Response;
+use http::{HeaderMap, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::Identity;
@@ -155,6 +155,12 @@ fn kept(Plane { worker, spans, _drain, .. }: Plane) -> Rc<Worker> {
 
 /// A member that takes tunnels at its address, and answers every request by its name. Counts them.
 pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
+    member_told(ca, w, |_| {}).await
+}
+
+/// The same, which gives the headers of each CONNECT away.
+pub(crate) async fn member_told(ca: &Ca, w: &Workload, told: impl Fn(&HeaderMap) + 'static) -> Rc<Cell<usize>> {
+    let told = Rc::new(told);
     let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
     let (creds, requests) = (Rc::new(ca.credentials(&w.identity)), Rc::new(Cell::new(0)));
     let (name, count) = (w.name.clone(), requests.clone());
@@ -163,10 +169,12 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
         spawn_local(stream::linger(ended));
         while let Ok((s, _)) = l.accept().await {
             let (creds, lingering, name, count) = (creds.clone(), lingering.clone(), name.clone(), count.clone());
+            let told = told.clone();
             spawn_local(async move {
                 let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
                 let ((_drain, watch), settings) = (drain::new(), Settings::default());
                 let on_stream = |mut c: server::Connect| {
+                    told(c.request.headers());
                     let Ok(send) = c.respond.send_response(Response::new(()), false) else { return };
                     let io = TokioIo::new(Io::tunnel(send, c.request.into_body(), lingering.clone()));
                     let (name, count) = (name.clone(), count.clone());

@@ -7,8 +7,11 @@ use crate::{
 };
 use karst_hbone::copy::Counts;
 use karst_policy::Connection;
-use karst_proxy::traffic::{Between, Traffic};
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use karst_proxy::{
+    trace::SpanContext,
+    traffic::{Between, Traffic},
+};
+use std::{cell::OnceCell, net::SocketAddr, sync::Arc, time::Instant};
 
 /// What is known of a connection. The state of a connection is all here and in its copy loop.
 pub struct Conn {
@@ -30,6 +33,8 @@ pub struct Conn {
     pub pod: Option<Arc<LocalPod>>,
     pub counts: Counts,
     pub started: Instant,
+    /// The trace that its CONNECT names, for the log only (inbound only).
+    pub trace: OnceCell<Box<SpanContext>>,
 }
 
 impl Conn {

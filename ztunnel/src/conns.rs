@@ -273,9 +273,13 @@ impl Guard {
         }
     }
 
-    /// One record of the access log, in Istio's order of fields.
+    /// Writes one record of the access log.
     fn line(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
-        let json = log::format() == Format::Json;
+        log::line(Self::text(conn, level, message, more, log::format() == Format::Json));
+    }
+
+    /// One record of the access log, in Istio's order of fields.
+    fn text(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)], json: bool) -> String {
         let mut out = String::with_capacity(640);
         let time = log::timestamp(SystemTime::now());
         let name = match level {
@@ -331,13 +335,17 @@ impl Guard {
         put("bytes_sent", &conn.counts.to_client.get(), false);
         put("bytes_recv", &conn.counts.from_client.get(), false);
         put("duration", &format_args!("{}ms", conn.started.elapsed().as_millis()), true);
+        if let Some(trace) = conn.trace.get() {
+            put("trace_id", &trace.trace_id(), true);
+            put("span_id", &trace.span_id(), true);
+        }
         for &(key, value) in more {
             put(key, &karst_core::untrusted::Untrusted(value), true);
         }
         if json {
             out.push('}');
         }
-        log::line(out);
+        out
     }
 }
 
@@ -353,8 +361,12 @@ mod tests {
     use crate::inpod::LocalPod;
     use karst_hbone::copy::Counts;
     use karst_policy::{Connection, Scope};
-    use karst_proxy::testing::{pod, snapshot};
+    use karst_proxy::{
+        testing::{pod, snapshot},
+        trace::SpanContext,
+    };
     use std::{
+        cell::OnceCell,
         net::SocketAddr,
         pin::pin,
         task::{Context, Waker},
@@ -395,6 +407,7 @@ mod tests {
                 pod: Some(LocalPod::test("a", account, "1")),
                 counts: Counts::default(),
                 started: Instant::now(),
+                trace: OnceCell::new(),
             })
         };
         let deny = |name: &str, scope: Scope| Policy {
@@ -464,6 +477,7 @@ mod tests {
             pod: Some(LocalPod::test("a", "a", "1")),
             counts: Counts::default(),
             started: Instant::now(),
+            trace: OnceCell::new(),
         });
         let policy = |dry_run: bool| Policy {
             name: "p".into(),
@@ -492,5 +506,38 @@ mod tests {
         s.put_policy("ns/p", policy(true));
         recheck(&conns, &s);
         assert!(counted()[0].ends_with(" 2"));
+    }
+
+    #[test]
+    fn the_trace_of_a_connect_is_in_the_line() {
+        let conn = |trace: OnceCell<Box<SpanContext>>| Conn {
+            reporter: Reporter::Destination,
+            source_addr: ([10, 0, 0, 9], 1).into(),
+            destination_addr: ([10, 0, 0, 1], 80).into(),
+            hbone_addr: None,
+            source: None,
+            destination: None,
+            service: None,
+            mtls: false,
+            source_identity: None,
+            check: None,
+            pod: None,
+            counts: Counts::default(),
+            started: Instant::now(),
+            trace,
+        };
+        let text =
+            |conn: &Conn, json| Guard::text(conn, tracing::Level::INFO, "connection complete", &[("error", "e")], json);
+        let (traced, plain) = (conn(OnceCell::new()), conn(OnceCell::new()));
+        traced.trace.set(Box::new(SpanContext { trace: 0xab, span: 0xcd })).unwrap();
+        let ids = ["000000000000000000000000000000ab", "00000000000000cd"];
+        let line = text(&traced, false);
+        let want = format!("ms\" trace_id=\"{}\" span_id=\"{}\" error=\"e\"", ids[0], ids[1]);
+        assert!(line.ends_with(&want), "{line}");
+        let fields: serde_json::Value = serde_json::from_str(&text(&traced, true)).unwrap();
+        assert_eq!(["trace_id", "span_id"].map(|k| fields[k].as_str().unwrap()), ids);
+        for json in [false, true] {
+            assert!(!text(&plain, json).contains("trace_id"), "there is none");
+        }
     }
 }

@@ -18,6 +18,7 @@ use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limit
 use karst_flows::{Decision, Seen};
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
+use karst_proxy::trace;
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
     drain,
@@ -192,6 +193,10 @@ async fn connect(
     };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     let (guard, ready) = open(&worker, &served.pod, ask).await;
+    // Read only now, and kept only where there is one: no connection's task is larger for it.
+    if let Some(trace) = trace::of_connect(request.headers()) {
+        let _ = guard.conn().trace.set(Box::new(trace));
+    }
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -339,6 +344,7 @@ pub async fn open(
         pod: Some(pod.clone()),
         counts: copy::Counts::default(),
         started: Instant::now(),
+        trace: Default::default(),
     });
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));

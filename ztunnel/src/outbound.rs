@@ -212,6 +212,7 @@ fn record(
         pod: None,
         counts: Counts::default(),
         started: Instant::now(),
+        trace: Default::default(),
     })
 }
 

@@ -320,6 +320,7 @@ mod tests {
             pod: None,
             counts: Counts::default(),
             started: Instant::now(),
+            trace: Default::default(),
         }
     }
 

@@ -119,6 +119,7 @@ mod tests {
             pod: None,
             counts: Counts::default(),
             started: Instant::now(),
+            trace: Default::default(),
         }
     }
 

@@ -18,6 +18,7 @@
 //! - [`resolve`]: endpoints that are known by name only.
 //! - [`series`]: those of a metric, by labels and by key.
 //! - [`tap`]: who looks on live.
+//! - [`trace`]: a span's place in its trace, on requests and CONNECTs.
 //! - [`traffic`]: Istio's metrics of connections.
 //! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
@@ -44,6 +45,7 @@ pub mod state;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trace;
 pub mod traffic;
 mod trim;
 pub mod unreachable;

@@ -141,7 +141,9 @@ impl Forwarding<'_> {
             let unconnected = Error::from(ConnectError::Timeout);
             let has_other =
                 || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(set, index, &tried);
-            let attempt = Attempt { set, member, from: downstream.from, has_other: &has_other, held: &held_back };
+            let trace = || record.spans.as_ref()?.current();
+            let from = downstream.from;
+            let attempt = Attempt { set, member, from, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());

@@ -2,9 +2,9 @@
 //! in several. Pure; what is not of its form is told apart from what is not there, since it is then passed on untouched (Envoy).
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+pub use karst_proxy::trace::{SpanContext, TRACEPARENT};
+use karst_proxy::trace::{digits, number};
 
-/// W3C's header.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// What vendors say of a W3C trace.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// All of B3 in one header.
@@ -19,20 +19,6 @@ pub const B3_PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 pub const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 /// B3's debug flag: 1 means sampled.
 pub const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
-
-/// Length of a `traceparent` of version 00.
-const TRACEPARENT_LENGTH: usize = 55;
-/// The bit of its flags that says that the trace is sampled.
-const SAMPLED: u8 = 1;
-
-/// A span and its trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpanContext {
-    /// Never 0.
-    pub trace: u128,
-    /// Never 0.
-    pub span: u64,
-}
 
 /// What a request's headers say of its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +42,8 @@ pub fn w3c(headers: &HeaderMap) -> Incoming {
 }
 
 fn traceparent(text: &[u8]) -> Option<Incoming> {
-    if text.len() != TRACEPARENT_LENGTH || [2, 35, 52].iter().any(|at| text.get(*at) != Some(&b'-')) {
-        return None;
-    }
-    let version = number(text.get(..2)?)?;
-    let caller = SpanContext { trace: number(text.get(3..35)?)?, span: number(text.get(36..52)?)? as u64 };
-    let flags = number(text.get(53..)?)? as u8;
-    let is_valid = version != 0xff && caller.trace != 0 && caller.span != 0;
-    is_valid.then_some(Incoming::Known { caller: Some(caller), sampled: Some(flags & SAMPLED != 0) })
+    let (caller, sampled) = SpanContext::parse(text)?;
+    Some(Incoming::Known { caller: Some(caller), sampled: Some(sampled) })
 }
 
 /// Reads B3, the one header before the several.
@@ -123,68 +103,40 @@ fn ids(trace: &[u8], span: &[u8]) -> Option<SpanContext> {
     (caller.trace != 0 && caller.span != 0).then_some(caller)
 }
 
-/// Hexadecimal digits, at most 32.
-fn number(digits: &[u8]) -> Option<u128> {
-    if digits.is_empty() || digits.len() > 32 {
-        return None;
-    }
-    digits.iter().try_fold(0, |n, d| Some(n << 4 | u128::from(char::from(*d).to_digit(16)?)))
-}
-
-/// Writes the hexadecimal digits of a number, with zeros before them.
-fn digits(mut number: u128, out: &mut [u8]) {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    for place in out.iter_mut().rev() {
-        *place = DIGITS[(number & 0xf) as usize];
-        number >>= 4;
-    }
-}
-
 fn value(text: &[u8]) -> HeaderValue {
     // All of it is ASCII that a header may have.
     HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static("-"))
 }
 
-impl SpanContext {
-    /// As W3C's header.
-    pub fn to_traceparent(self, sampled: bool) -> HeaderValue {
-        let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        digits(self.trace, &mut out[3..35]);
-        digits(self.span.into(), &mut out[36..52]);
-        out[54] = if sampled { b'1' } else { b'0' };
-        value(&out)
-    }
+/// A trace as B3 has it: of 64 bits where it is no longer than that.
+fn b3_trace(context: SpanContext) -> ([u8; 32], usize) {
+    let mut out = [0; 32];
+    digits(context.trace, &mut out);
+    (out, if context.trace >> 64 == 0 { 16 } else { 0 })
+}
 
-    /// The trace as B3 has it: of 64 bits where it is no longer than that.
-    fn b3_trace(self) -> ([u8; 32], usize) {
-        let mut out = [0; 32];
-        digits(self.trace, &mut out);
-        (out, if self.trace >> 64 == 0 { 16 } else { 0 })
+/// Writes B3's several headers, and the one header where there was one: who reads it looks there first.
+pub fn write_b3(context: SpanContext, parent: Option<u64>, sampled: bool, headers: &mut HeaderMap) {
+    let (trace, from) = b3_trace(context);
+    let (mut span, mut above) = ([0; 16], [0; 16]);
+    digits(context.span.into(), &mut span);
+    digits(parent.unwrap_or_default().into(), &mut above);
+    let decided = if sampled { "1" } else { "0" };
+    if headers.contains_key(B3) {
+        let mut one = Vec::with_capacity(68);
+        one.extend_from_slice(&trace[from..]);
+        for part in [&span[..], decided.as_bytes()].into_iter().chain(parent.map(|_| &above[..])) {
+            one.push(b'-');
+            one.extend_from_slice(part);
+        }
+        headers.insert(B3, value(&one));
     }
-
-    /// Writes B3's several headers, and the one header where there was one: who reads it looks there first.
-    pub fn write_b3(self, parent: Option<u64>, sampled: bool, headers: &mut HeaderMap) {
-        let (trace, from) = self.b3_trace();
-        let (mut span, mut above) = ([0; 16], [0; 16]);
-        digits(self.span.into(), &mut span);
-        digits(parent.unwrap_or_default().into(), &mut above);
-        let decided = if sampled { "1" } else { "0" };
-        if headers.contains_key(B3) {
-            let mut one = Vec::with_capacity(68);
-            one.extend_from_slice(&trace[from..]);
-            for part in [&span[..], decided.as_bytes()].into_iter().chain(parent.map(|_| &above[..])) {
-                one.push(b'-');
-                one.extend_from_slice(part);
-            }
-            headers.insert(B3, value(&one));
-        }
-        headers.insert(B3_TRACE, value(&trace[from..]));
-        headers.insert(B3_SPAN, value(&span));
-        headers.insert(B3_SAMPLED, HeaderValue::from_static(decided));
-        match parent {
-            Some(_) => drop(headers.insert(B3_PARENT, value(&above))),
-            None => drop(headers.remove(B3_PARENT)),
-        }
+    headers.insert(B3_TRACE, value(&trace[from..]));
+    headers.insert(B3_SPAN, value(&span));
+    headers.insert(B3_SAMPLED, HeaderValue::from_static(decided));
+    match parent {
+        Some(_) => drop(headers.insert(B3_PARENT, value(&above))),
+        None => drop(headers.remove(B3_PARENT)),
     }
 }
 
@@ -256,13 +208,13 @@ mod tests {
     #[test]
     fn b3_out() {
         let mut out = HeaderMap::new();
-        CALLER.write_b3(Some(0xab), true, &mut out);
+        write_b3(CALLER, Some(0xab), true, &mut out);
         assert_eq!(out.len(), 4, "no single header where there was none");
         assert_eq!((&out[B3_PARENT], &out[B3_SAMPLED]), (&"00000000000000ab".parse().unwrap(), &"1".parse().unwrap()));
         assert_eq!(b3(&out), Incoming::Known { caller: Some(CALLER), sampled: Some(true) });
         out.insert(B3, HeaderValue::from_static("0"));
         let short = SpanContext { trace: 0xa3ce_929d_0e0e_4736, span: SPAN };
-        short.write_b3(None, false, &mut out);
+        write_b3(short, None, false, &mut out);
         assert_eq!(
             (&out[B3], out.contains_key(B3_PARENT)),
             (&"a3ce929d0e0e4736-00f067aa0ba902b7-0".parse().unwrap(), false)

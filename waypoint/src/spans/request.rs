@@ -171,7 +171,7 @@ fn tell_unsampled(
     if is_zipkin {
         match caller {
             // Its trace may be told in one header, where a decision has its place.
-            Some(caller) if headers.contains_key(context::B3) => caller.write_b3(None, false, headers),
+            Some(caller) if headers.contains_key(context::B3) => context::write_b3(caller, None, false, headers),
             _ => drop(headers.insert(context::B3_SAMPLED, HeaderValue::from_static("0"))),
         }
     }
@@ -185,7 +185,7 @@ fn tell_unsampled(
 fn tell(collector: &Collector, context: SpanContext, parent: Option<u64>, headers: &mut HeaderMap) {
     let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
     if is_zipkin {
-        context.write_b3(parent, true, headers);
+        context::write_b3(context, parent, true, headers);
     }
     if !is_zipkin || collector.w3c {
         headers.insert(TRACEPARENT, context.to_traceparent(true));
@@ -216,6 +216,12 @@ impl RequestSpans {
         });
     }
 
+    /// The attempt that goes on, for the CONNECT that it may open. None: it has no span, or upstreams are not told.
+    pub fn current(&self) -> Option<SpanContext> {
+        let last = self.attempts.last().filter(|last| last.ended.is_none() && self.tracing.propagates)?;
+        Some(SpanContext { span: last.span, ..self.context })
+    }
+
     /// The last attempt that has begun was answered. `again`: there is another, and the answer is nobody's.
     pub fn answered(&mut self, status: u16, grpc: Option<u16>, again: bool) {
         if let Some(last) = self.last() {
@@ -244,6 +250,7 @@ mod tests {
     use super::*;
     use crate::spans::context::{B3, B3_SAMPLED, B3_TRACE};
     use karst_api::route as ir;
+    use karst_proxy::testing::{pod, snapshot};
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     const ID: &str = "00000000-5b6f-4d0f-8f5b-5cd6c1f3a7f4";
@@ -369,6 +376,34 @@ mod tests {
             assert!(spans.is_none_or(|spans| spans.trace_state.is_empty()), "{rate}");
             assert!(h.contains_key(TRACEPARENT) && !h.contains_key(TRACESTATE), "of no trace that is known: {rate}");
         }
+    }
+
+    #[test]
+    fn a_connect_is_told_of_the_attempt_that_opens_it() {
+        let mesh = snapshot(vec![pod("p", "10.0.0.1", &[])], vec![]);
+        let to = || (mesh.workload([10, 0, 0, 1].into()).unwrap().clone(), SocketAddr::from(([10, 0, 0, 1], 80)));
+        let mut h = headers(&[("traceparent", PARENT)]);
+        let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!(spans.current(), None, "nothing is sent yet");
+        spans.attempt(to(), false, 7, &mut h);
+        assert_eq!(spans.current(), Some(SpanContext { span: 7, ..spans.context }));
+        assert_eq!(h["traceparent"], spans.current().unwrap().to_traceparent(true), "as the request itself");
+        spans.failed(ResponseFlag::ConnectFailure);
+        assert_eq!(spans.current(), None);
+        for span in 0..MAX_ATTEMPTS as u64 {
+            spans.attempt(to(), false, 8 + span, &mut h);
+            spans.answered(503, None, true);
+        }
+        assert_eq!(spans.attempts.len(), MAX_ATTEMPTS);
+        spans.attempt(to(), false, 99, &mut h);
+        assert_eq!(spans.current(), None, "it has no span");
+        let said = ir::Collector { service: "c".into(), port: 1, ..Default::default() };
+        let quiet =
+            ir::Tracing { collector: Some(said), per_ten_thousand: WHOLE, no_propagation: true, ..Default::default() };
+        let mut h = HeaderMap::new();
+        let mut spans = begin(&Arc::new(Tracing::new(&quiet).unwrap()), INSIDE, &mut h, lowest).unwrap();
+        spans.attempt(to(), false, 7, &mut h);
+        assert!(spans.attempts.len() == 1 && spans.current().is_none(), "nobody is told");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use crate::telemetry::{carried::Carried, flag::ResponseFlag};
 use http::{HeaderMap, HeaderValue, uri::PathAndQuery};
-use karst_proxy::state::{Service, Workload};
+use karst_proxy::{
+    state::{Service, Workload},
+    trace::SpanContext,
+};
 use std::{
     borrow::Cow,
     cell::Cell,
@@ -68,6 +71,8 @@ pub struct StreamInfo {
     pub headers: Option<HeaderMap>,
     /// Of a connection that is carried as it is.
     pub carried: Option<Rc<Carried>>,
+    /// Of such a connection: the trace that its CONNECT names, for the log only.
+    pub trace: Option<Rc<SpanContext>>,
 }
 
 impl StreamInfo {

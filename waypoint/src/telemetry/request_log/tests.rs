@@ -5,7 +5,7 @@ use crate::{
     authz::access::Access,
     control,
     downstream::{
-        context::{Downstream, DownstreamTarget},
+        context::{Downstream, DownstreamTarget, Written},
         edge,
         gateway::Gateway,
         requests, sniff,
@@ -369,6 +369,32 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
         assert_eq!(value(&w, "istio_request_bytes_sum", &[]), head.len() as u64 + 5);
         let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
         assert_eq!(value(&w, "istio_response_bytes_sum", &[]), head.len() as u64 + 5);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn the_trace_of_a_connect_is_in_the_line_of_its_connection() {
+    let run = async {
+        let w = worker(mesh(1, 2), "router");
+        let line = |headers: &http::HeaderMap, is_request: bool| {
+            let mut downstream = call(DownstreamTarget::Gateway(None), 8080);
+            Rc::get_mut(&mut downstream).unwrap().written = Written::of_connect(headers);
+            LINES.take();
+            match is_request {
+                true => drop(downstream.record(&w.sink, &w.snapshot())),
+                false => drop(downstream.connection(&w.sink, &w.snapshot())),
+            }
+            LINES.take().pop().unwrap()
+        };
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let named = |text: &str| http::HeaderMap::from_iter([("traceparent".parse().unwrap(), text.parse().unwrap())]);
+        let told = line(&named(text), false);
+        assert!(told.ends_with(" trace_id=4bf92f3577b34da6a3ce929d0e0e4736 span_id=00f067aa0ba902b7"), "{told}");
+        for (headers, is_request) in [(http::HeaderMap::new(), false), (named("00-x"), false), (named(text), true)] {
+            let told = line(&headers, is_request);
+            assert!(!told.contains("trace_id"), "{told}");
+        }
     };
     LocalSet::new().run_until(run).await;
 }
