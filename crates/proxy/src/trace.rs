@@ -54,12 +54,13 @@ impl SpanContext {
     }
 }
 
-/// The trace that a CONNECT names, for the log only. What is not exactly of W3C's form, or is there twice, counts for nothing.
+/// The trace that a CONNECT names, for the log only. What is not exactly of W3C's form, or is there twice, counts for nothing; nor
+/// does what is not sampled, as Istio's ztunnel invents it for each CONNECT: no collector knows it.
 pub fn of_connect(headers: &HeaderMap) -> Option<SpanContext> {
     let mut all = headers.get_all(TRACEPARENT).iter();
     let text = all.next()?.as_bytes();
-    let (context, _) = SpanContext::parse(text)?;
-    (all.next().is_none() && !text.iter().any(u8::is_ascii_uppercase)).then_some(context)
+    let (context, is_sampled) = SpanContext::parse(text)?;
+    (is_sampled && all.next().is_none() && !text.iter().any(u8::is_ascii_uppercase)).then_some(context)
 }
 
 /// Hexadecimal digits, at most 32.
@@ -102,9 +103,10 @@ mod tests {
         assert_eq!(SpanContext::parse(TEXT.as_bytes()), Some((CONTEXT, true)));
         let off = CONTEXT.to_traceparent(false);
         assert_eq!(SpanContext::parse(off.as_bytes()), Some((CONTEXT, false)));
-        for named in [TEXT.as_bytes(), off.as_bytes(), TEXT.replace("00-4", "01-4").as_bytes()] {
+        for named in [TEXT.as_bytes(), TEXT.replace("00-4", "01-4").as_bytes()] {
             assert_eq!(of_connect(&connect(&[named])), Some(CONTEXT));
         }
+        assert_eq!(of_connect(&connect(&[off.as_bytes()])), None, "of no trace that somebody could look up");
         assert_eq!(CONTEXT.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(CONTEXT.span_id(), "00f067aa0ba902b7");
         let short = SpanContext { trace: 1, span: 2 };
