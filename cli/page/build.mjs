@@ -3,6 +3,7 @@ import { build } from 'esbuild';
 import { readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { licences } from './licences.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const result = await build({
@@ -16,6 +17,7 @@ const result = await build({
   legalComments: 'eof',
   charset: 'utf8',
   write: false,
+  metafile: true,
   logLevel: 'warning',
 });
 const of = (name) => result.outputFiles.find((file) => file.path.endsWith(name)).contents;
@@ -24,6 +26,7 @@ const files = {
   'app.css': Buffer.from(of('style.css')),
   'index.html': await readFile(join(here, 'src/index.html')),
   'icon.svg': await readFile(join(here, 'src/icon.svg')),
+  'licences.txt': Buffer.from(await licences(here, Object.keys(result.metafile.inputs))),
 };
 let stale = 0;
 for (const [name, content] of Object.entries(files)) {

@@ -4,6 +4,7 @@
 //! - [`analysis`]: messages of analyze and validate. [`input`]: files that a user names.
 //! - [`known`]: names and ports. [`options`]: the flags of every verb. [`session`]: what a verb is run with.
 //! - [`cluster`]: the API server, and through it the pages of proxies. [`output`]: tables, JSON, YAML.
+//! - [`live`]: live traffic.
 //! - [`syncz`]: what the control plane says of its proxies.
 //! - [`page`]: the page of `karst dashboard`. [`mod@reference`]: the page of all verbs.
 //! - [`problem`]: errors, each with its next step. [`verbs`]: a file for each verb.
@@ -13,6 +14,7 @@ pub mod cluster;
 pub mod input;
 pub mod known;
 pub mod level;
+pub mod live;
 pub mod options;
 pub mod output;
 pub mod page;

@@ -9,6 +9,9 @@ use crate::{
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
+/// Of a terminal that does not say how wide it is.
+const COLUMNS: usize = 80;
+
 /// The surroundings of a verb.
 pub struct Session<'a> {
     /// The flags of every verb.
@@ -17,21 +20,28 @@ pub struct Session<'a> {
     pub program: &'a str,
     out: Box<dyn Write + 'a>,
     colour: bool,
+    width: Option<usize>,
 }
 
 impl<'a> Session<'a> {
     /// Writes to standard output, in colours on a terminal (unless NO_COLOR is set).
     pub fn new(global: &'a Global, program: &'a str) -> Self {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { global, program, out: Box::new(io::stdout()), colour }
+        let width = io::stdout().is_terminal().then(|| terminal_size::terminal_size_of(io::stdout()));
+        let width = width.map(|size| size.map_or(COLUMNS, |(width, _)| usize::from(width.0)));
+        Self { global, program, out: Box::new(io::stdout()), colour, width }
     }
     /// Writes elsewhere, without colours (tests).
     pub fn to(global: &'a Global, program: &'a str, out: impl Write + 'a) -> Self {
-        Self { global, program, out: Box::new(out), colour: false }
+        Self { global, program, out: Box::new(out), colour: false, width: None }
     }
     /// Whether the answer may have colours.
     pub fn has_colour(&self) -> bool {
         self.colour
+    }
+    /// Columns of the terminal that the answer goes to; None: it goes to no terminal.
+    pub fn width(&self) -> Option<usize> {
+        self.width
     }
     /// Connects to the cluster.
     ///

@@ -192,6 +192,41 @@ fn refusals() -> Vec<Case> {
             "`kubectl auth can-i create pods/portforward -n istio-system`",
         ),
         case(
+            "no right to look at live traffic",
+            "tap -n shop",
+            server(may_forward_only_in("nowhere")),
+            1,
+            &[
+                "the live traffic of namespace shop may not be looked at",
+                "this user may not `create pods/portforward` in namespace istio-system, shop",
+            ],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
+            "the right to look at one namespace's live traffic",
+            "top -n shop --for 1s",
+            server(may_forward_only_in("shop")),
+            1,
+            &["note: ztunnels are not looked at", "cannot reach port 15000 of pod waypoint-1.shop"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
+            "a namespace on one of two nodes: what it calls on the other is told of by that one's ztunnel",
+            "tap -n shop --for 1s",
+            server(two_ztunnels),
+            1,
+            &["port 15000 of pod ztunnel-n1.istio-system", "port 15000 of pod ztunnel-n2.istio-system"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
+            "live traffic of a namespace without pods",
+            "tap -n shpo --for 1s",
+            server(two_ztunnels),
+            1,
+            &["note: no pod is running in namespace shpo: check its name (-n)"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
+        ),
+        case(
             "no right to install",
             "check",
             when("selfsubjectaccessreviews", |request| {
@@ -239,6 +274,48 @@ fn refusals() -> Vec<Case> {
             "kubectl get --raw /readyz?verbose",
         ),
     ]
+}
+
+/// A user who may forward ports in one namespace, as the review says, and a waypoint in each of two. Streams are not served.
+fn may_forward_only_in(namespace: &'static str) -> impl FnMut(&Request) -> Option<fake::Answer> + Send {
+    move |request| match (request.resource.as_str(), request.part.as_str()) {
+        ("selfsubjectaccessreviews", _) => {
+            let mut review = request.body.clone();
+            let asked = &review["spec"]["resourceAttributes"];
+            let what = [&asked["verb"], &asked["resource"], &asked["subresource"]];
+            let allowed = what == ["create", "pods", "portforward"] && asked["namespace"] == namespace;
+            review["status"] = json!({ "allowed": allowed });
+            Some((201, review))
+        }
+        ("pods", "portforward") if !request.path.contains("/namespaces/shop/") => panic!("{}", request.path),
+        ("pods", "portforward") => Some(status(403, NO_STREAMS)),
+        ("pods", _) if request.query.contains("gateway-name") => {
+            let waypoint = |namespace| pod(namespace, "waypoint-1", json!({}), true);
+            Some((200, list(&[waypoint("shop"), waypoint(SYSTEM)])))
+        }
+        _ => None,
+    }
+}
+
+/// Two nodes with a ztunnel each, and a pod of namespace shop on one. All is allowed, but streams are not served.
+fn two_ztunnels(request: &Request) -> Option<fake::Answer> {
+    match (request.resource.as_str(), request.part.as_str()) {
+        ("selfsubjectaccessreviews", _) => {
+            let mut review = request.body.clone();
+            review["status"] = json!({ "allowed": true });
+            Some((201, review))
+        }
+        ("pods", "portforward") => Some(status(403, NO_STREAMS)),
+        ("pods", _) if request.query.contains("ztunnel") => {
+            let mut far = pod(SYSTEM, "ztunnel-n2", json!({}), true);
+            far["spec"]["nodeName"] = "n2".into();
+            Some((200, list(&[pod(SYSTEM, "ztunnel-n1", json!({}), true), far])))
+        }
+        ("pods", _) if request.path.contains("/namespaces/shop/") => {
+            Some((200, list(&[pod("shop", "web", json!({}), true)])))
+        }
+        _ => None,
+    }
 }
 
 fn controller(is_ready: bool) -> Value {
@@ -362,6 +439,14 @@ fn clusters() -> Vec<Case> {
         case(
             "CRDs that are too old, and installed all the same",
             "install -y",
+            old_crd(),
+            1,
+            &["CustomResourceDefinition sidecars.networking.istio.io was not installed by karst", "it lacks"],
+            "take it over with --force",
+        ),
+        case(
+            "CRDs that are too old, and a further revision",
+            "install --revision canary -y",
             old_crd(),
             1,
             &["CustomResourceDefinition sidecars.networking.istio.io was not installed by karst", "it lacks"],
@@ -641,4 +726,38 @@ fn each_has_one_error_and_the_next_step() {
     let _ = std::fs::remove_file(&file);
     assert!(faults.is_empty(), "{} of {count}:\n{}", faults.len(), faults.join("\n"));
     assert!(count >= 30, "{count}");
+}
+
+/// A further revision leaves CRDs to the one that has them; those of an older release it brings to its own, and no others.
+#[test]
+fn a_further_revision_brings_older_crds_of_karsts_to_its_release() {
+    let of_karst = |request: &Request| match (request.method.as_str(), request.name.as_str()) {
+        ("GET", name @ "sidecars.networking.istio.io") => Some((
+            200,
+            json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": { "name": name, "labels": { "karst.io/installation": "installed-state" } },
+                "spec": { "versions": [{ "name": "v1", "served": true, "schema": { "openAPIV3Schema": {} } }] },
+            }),
+        )),
+        ("PATCH", "sidecars.networking.istio.io") => {
+            assert!(request.query.contains("dryRun"), "{}", request.query);
+            assert_eq!(request.body["metadata"]["labels"]["karst.io/installation"], "installed-state");
+            Some((200, request.body.clone()))
+        }
+        _ => None,
+    };
+    let file = std::env::temp_dir().join(format!("karst-environment-crds-{}", std::process::id()));
+    for (line, is_shared) in [("install --revision canary --dry-run", true), ("install --dry-run", false)] {
+        let out = run(line, server(of_karst), &file);
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{said}");
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("CustomResourceDefinition")).collect();
+        assert!(
+            lines.iter().any(|line| line.starts_with("~ CustomResourceDefinition sidecars.networking.istio.io (")),
+            "{said}"
+        );
+        assert_eq!(lines.len() == 1, is_shared, "{said}");
+    }
+    let _ = std::fs::remove_file(&file);
 }

@@ -120,6 +120,18 @@ const CASES: &[Case] = &[
         "next: check that the pod is a waypoint or gateway",
     ),
     case("proxy-status", 1, "no Kubernetes cluster is configured", KUBECONFIG),
+    case("tap", 1, "no Kubernetes cluster is configured", KUBECONFIG),
+    case("tap --limit 0", 64, "invalid value '0' for '--limit <N>'", HELP),
+    case("tap cow/web", 64, "cow is not a kind", HELP),
+    case("tap --status 9xx", 64, "a status such as 503", HELP),
+    case(
+        "tap --from svc/web --file DIR/empty.json",
+        64,
+        "a service calls nobody",
+        "next: name the workload that calls",
+    ),
+    case("tap --file /nowhere", 65, "/nowhere: cannot be read", "next: check the path"),
+    case("top --file DIR/empty.json", 65, "not a line of a tap", "a file is saved with `karst tap -o json`"),
     case("version --remote=false --kubeconfig", 64, "a value is required for '--kubeconfig <FILE>'", HELP),
     case("check --kubeconfig /nowhere", 1, "--kubeconfig /nowhere: cannot be read", KUBECONFIG),
     case(

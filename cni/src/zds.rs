@@ -1,8 +1,11 @@
 //! ZDS server. Each ztunnel that connects gets a snapshot of all pods, then changes. Additions go to the newest
 //! connection only, deletions to all, each acknowledged before the next is sent (reference: Istio's node agent).
+//!
+//! A second socket is for those that stand by (the spare process of a ztunnel). They get the same, additions too, so that they
+//! have the pods' listeners when the ztunnel that serves dies; but they are never the node's ztunnel, and nobody waits for them.
 
 use crate::sockets::PodSockets;
-use karst_api::{ZDS_MAX_PACKET, zds::*};
+use karst_api::{ZDS_MAX_PACKET, zds::*, zds_standby};
 use karst_rt::{
     netns::Netns,
     seqpacket::{self, Packets},
@@ -89,10 +92,19 @@ enum Command {
     Del(String),
 }
 
+/// A connection.
+struct Peer {
+    id: u64,
+    commands: mpsc::Sender<Command>,
+    /// It does not serve the node.
+    standby: bool,
+}
+
 /// All connections.
 pub struct Hub {
     pods: RefCell<Vec<Pod>>,
-    peers: RefCell<Vec<(u64, mpsc::Sender<Command>)>>,
+    /// The newest last.
+    peers: RefCell<Vec<Peer>>,
     next: Cell<u64>,
     /// A ztunnel has its snapshot.
     synced: Cell<bool>,
@@ -109,7 +121,8 @@ impl Hub {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        let listener = seqpacket::Listener::bind(path)?;
+        let serving = seqpacket::Listener::bind(path)?;
+        let standby = seqpacket::Listener::bind(&zds_standby(path))?;
         let hub = Rc::new(Self {
             pods: RefCell::default(),
             peers: RefCell::default(),
@@ -120,12 +133,17 @@ impl Hub {
             opened: Notify::new(),
             exempt,
         });
-        let serving = hub.clone();
+        hub.clone().listen(serving, false);
+        hub.clone().listen(standby, true);
+        Ok(hub)
+    }
+
+    fn listen(self: Rc<Self>, listener: seqpacket::Listener, standby: bool) {
         tokio::task::spawn_local(async move {
             loop {
                 match listener.accept().await {
                     Ok(connection) => {
-                        tokio::task::spawn_local(serving.clone().serve(connection));
+                        tokio::task::spawn_local(self.clone().serve(connection, standby));
                     }
                     Err(e) => {
                         tracing::warn!(error = %e, "ZDS accept failed");
@@ -134,12 +152,11 @@ impl Hub {
                 }
             }
         });
-        Ok(hub)
     }
 
     /// Is a ztunnel connected?
     pub fn has_peer(&self) -> bool {
-        !self.peers.borrow().is_empty()
+        self.peers.borrow().iter().any(|peer| !peer.standby)
     }
 
     /// Waits until a ztunnel is connected and has its snapshot, at most `limit`.
@@ -170,7 +187,9 @@ impl Hub {
             pods.retain(|p| p.uid != pod.uid);
             pods.push(pod.clone());
         }
-        let Some((_, tx)) = self.peers.borrow().last().cloned() else { return Ok(false) };
+        self.tell_standbys(&pod);
+        let newest = self.peers.borrow().iter().rfind(|peer| !peer.standby).map(|peer| peer.commands.clone());
+        let Some(tx) = newest else { return Ok(false) };
         let (ack, acked) = oneshot::channel();
         if tx.send(Command::Add(pod, ack)).await.is_err() {
             return Ok(false);
@@ -181,25 +200,37 @@ impl Hub {
         }
     }
 
+    /// Tells those that stand by of a pod. One that has not taken in what it was told is disconnected, and begins anew.
+    fn tell_standbys(&self, pod: &Pod) {
+        self.peers.borrow_mut().retain(|peer| {
+            if !peer.standby {
+                return true;
+            }
+            // Nobody waits for the answer.
+            let (ack, _) = oneshot::channel();
+            peer.commands.try_send(Command::Add(pod.clone(), ack)).is_ok()
+        });
+    }
+
     /// Tells all ztunnels that a pod is no longer theirs.
     pub fn del(&self, uid: &str) {
         self.pods.borrow_mut().retain(|pod| pod.uid != uid);
-        for (_, peer) in self.peers.borrow().iter() {
-            let _ = peer.try_send(Command::Del(uid.into()));
+        for peer in self.peers.borrow().iter() {
+            let _ = peer.commands.try_send(Command::Del(uid.into()));
         }
     }
 
-    async fn serve(self: Rc<Self>, connection: Packets) {
+    async fn serve(self: Rc<Self>, connection: Packets, standby: bool) {
         let id = self.next.get();
         self.next.set(id + 1);
-        match self.session(id, &connection).await {
-            Ok(()) => tracing::info!(connection = id, "ztunnel disconnected"),
-            Err(e) => tracing::warn!(connection = id, error = %e, "ztunnel connection ended"),
+        match self.session((id, standby), &connection).await {
+            Ok(()) => tracing::info!(connection = id, standby, "ztunnel disconnected"),
+            Err(e) => tracing::warn!(connection = id, standby, error = %e, "ztunnel connection ended"),
         }
-        self.peers.borrow_mut().retain(|(i, _)| *i != id);
+        self.peers.borrow_mut().retain(|peer| peer.id != id);
     }
 
-    async fn session(&self, id: u64, connection: &Packets) -> Result<(), SessionError> {
+    async fn session(&self, (id, standby): (u64, bool), connection: &Packets) -> Result<(), SessionError> {
         let hello = tokio::time::timeout(ANSWER, connection.recv(ZDS_MAX_PACKET)).await;
         let (bytes, _) = hello.map_err(|_| SessionError::NoHello)?.map_err(SessionError::Hello)?;
         let hello = ZdsHello::decode(&bytes[..]).map_err(SessionError::InvalidHello)?;
@@ -214,10 +245,10 @@ impl Hub {
             self.opened.notified().await;
         }
         let snapshot: Vec<Pod> = self.pods.borrow().clone();
-        tracing::info!(connection = id, pods = snapshot.len(), "ztunnel connected");
+        tracing::info!(connection = id, standby, pods = snapshot.len(), "ztunnel connected");
         let (tx, mut rx) = mpsc::channel(QUEUE);
         // From here on changes are queued behind the snapshot.
-        self.peers.borrow_mut().push((id, tx));
+        self.peers.borrow_mut().push(Peer { id, commands: tx, standby });
         for pod in &snapshot {
             if let Err(e) = self.send_add(connection, pod).await? {
                 tracing::warn!(pod = pod.uid, error = e.to_string(), "ztunnel cannot serve a pod yet");
@@ -226,8 +257,10 @@ impl Hub {
         exchange(connection, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])
             .await?
             .map_err(SessionError::Snapshot)?;
-        self.synced.set(true);
-        self.connected.notify_waiters();
+        if !standby {
+            self.synced.set(true);
+            self.connected.notify_waiters();
+        }
         loop {
             let command = tokio::select! {
                 command = rx.recv() => command,
@@ -310,27 +343,106 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{fs, path::PathBuf};
 
-    /// What a ztunnel with this hello gets first; none: the connection is closed.
-    async fn first(hello: ZdsHello) -> Option<workload_request::Payload> {
-        let path = std::env::temp_dir().join(format!("karst-zds-{}-{}", std::process::id(), hello.karst_listeners));
-        let exempt = std::fs::File::open("/dev/null").unwrap().into();
+    /// A hub that knows its pods, and where it is. Its sockets' files are removed at once: who connects does so before.
+    fn hub(name: &str) -> (Rc<Hub>, PathBuf) {
+        let path = std::env::temp_dir().join(format!("karst-zds-{}-{name}", std::process::id()));
+        let exempt = fs::File::open("/dev/null").unwrap().into();
         let hub = Hub::start(&path, exempt).unwrap();
         hub.open();
-        let ztunnel = Packets::connect(&path).unwrap();
+        (hub, path)
+    }
+
+    fn remove(path: &Path) {
+        fs::remove_file(zds_standby(path)).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    async fn connect(path: &Path, karst_listeners: bool) -> Packets {
+        let ztunnel = Packets::connect(path).unwrap();
+        let hello = ZdsHello { version: Version::V1 as i32, karst_listeners };
         ztunnel.send(&hello.encode_to_vec(), &[]).await.unwrap();
+        ztunnel
+    }
+
+    /// The next request; none: the connection is closed.
+    async fn next(ztunnel: &Packets) -> Option<workload_request::Payload> {
         let (bytes, _) = ztunnel.recv(ZDS_MAX_PACKET).await.unwrap();
-        std::fs::remove_file(path).unwrap();
         WorkloadRequest::decode(&bytes[..]).unwrap().payload
+    }
+
+    /// The next request, acknowledged: the pod's uid, or empty at the end of the snapshot.
+    async fn take(ztunnel: &Packets) -> String {
+        let uid = match next(ztunnel).await {
+            Some(workload_request::Payload::Add(add)) => format!("add {}", add.uid),
+            Some(workload_request::Payload::Del(del)) => format!("del {}", del.uid),
+            Some(workload_request::Payload::SnapshotSent(_)) => String::new(),
+            other => unreachable!("{other:?}"),
+        };
+        let ack = WorkloadResponse { payload: Some(workload_response::Payload::Ack(Ack::default())) };
+        ztunnel.send(&ack.encode_to_vec(), &[]).await.unwrap();
+        uid
+    }
+
+    fn pod(uid: &str) -> Pod {
+        let file = || OwnedFd::from(fs::File::open("/dev/null").unwrap());
+        let sockets = PodSockets { hbone: file(), plaintext: file(), outbound: file(), dns: file(), forward: file() };
+        Pod {
+            uid: uid.into(),
+            info: WorkloadInfo::default(),
+            ips: vec![],
+            netns: Netns::current().unwrap(),
+            sockets: Rc::new(sockets),
+            bypass_dns: false,
+        }
     }
 
     #[tokio::test]
     async fn a_ztunnel_that_takes_no_listeners_is_told_of_no_pods() {
         let run = async {
-            let hello = |karst_listeners| ZdsHello { version: Version::V1 as i32, karst_listeners };
+            let (_hub, path) = hub("listeners");
+            let (karsts, istios) = (connect(&path, true).await, connect(&path, false).await);
+            remove(&path);
             let snapshot = workload_request::Payload::SnapshotSent(SnapshotSent {});
-            assert_eq!(first(hello(true)).await, Some(snapshot));
-            assert_eq!(first(hello(false)).await, None, "Istio's");
+            assert_eq!(next(&karsts).await, Some(snapshot));
+            assert_eq!(next(&istios).await, None, "Istio's");
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn who_stands_by_has_all_pods_and_never_serves_the_node() {
+        let run = async {
+            let (hub, path) = hub("standby");
+            hub.register(pod("old"));
+            let spare = connect(&zds_standby(&path), true).await;
+            assert_eq!((take(&spare).await, take(&spare).await), ("add old".into(), String::new()));
+            assert!(!hub.has_peer() && !hub.wait_peer(Duration::from_millis(20)).await);
+            let (added, told) = tokio::join!(hub.add(pod("first")), take(&spare));
+            assert_eq!((added, told), (Ok(false), "add first".into()), "nobody serves it");
+
+            let ztunnel = connect(&path, true).await;
+            let known = [take(&ztunnel).await, take(&ztunnel).await, take(&ztunnel).await];
+            assert_eq!(known, ["add old", "add first", ""]);
+            assert!(hub.wait_peer(Duration::from_secs(5)).await && hub.has_peer());
+            // One that came later is still none that serves.
+            let later = connect(&zds_standby(&path), true).await;
+            remove(&path);
+            let known = [take(&later).await, take(&later).await, take(&later).await];
+            assert_eq!(known, ["add old", "add first", ""]);
+            let add = hub.add(pod("new"));
+            let (added, by_ztunnel, by_spare, by_later) = tokio::join!(add, take(&ztunnel), take(&spare), take(&later));
+            assert_eq!(added, Ok(true));
+            assert_eq!([by_ztunnel, by_spare, by_later], ["add new", "add new", "add new"]);
+            hub.del("old");
+            let (by_ztunnel, by_spare) = tokio::join!(take(&ztunnel), take(&spare));
+            assert_eq!([by_ztunnel, by_spare], ["del old", "del old"]);
+            // It dies, and nobody serves the node until the spare says that it does, at the other socket.
+            drop(ztunnel);
+            while hub.has_peer() {
+                tokio::task::yield_now().await;
+            }
         };
         tokio::task::LocalSet::new().run_until(run).await;
     }

@@ -11,6 +11,7 @@ mod finder;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
+pub mod history;
 mod intake;
 mod jwks;
 mod key_set;

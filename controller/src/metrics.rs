@@ -5,7 +5,12 @@ pub mod histogram;
 pub mod pushes;
 pub mod reviews;
 
-use crate::{ca::Signer, debug::subscribers::Subscriber, gate::Gate};
+use crate::{
+    ca::Signer,
+    debug::subscribers::{Subscriber, serving},
+    gate::Gate,
+    history::{History, Moment},
+};
 use karst_kube::WatchCounts;
 use karst_rt::process_metrics;
 use pushes::Pushes;
@@ -77,6 +82,8 @@ pub struct Facts<'a> {
     pub problems: &'a BTreeMap<(&'static str, &'static str), u64>,
     pub discovery_gate: &'a Gate,
     pub webhook_gate: &'a Gate,
+    /// The versions of the configuration.
+    pub history: &'a History,
     /// Seconds since 1970.
     pub now: f64,
 }
@@ -197,6 +204,11 @@ fn discovery(out: &mut String, facts: &Facts<'_>) {
     head(out, "pilot_push_triggers", "counter", "New versions of the configuration, by what has changed.");
     line(out, "pilot_push_triggers", "type=\"config\"", pushes.of_config.load(Relaxed));
     line(out, "pilot_push_triggers", "type=\"endpoint\"", pushes.of_endpoints.load(Relaxed));
+    let help = "Bytes that older versions of the configuration take (karst explain --at).";
+    single(out, "karst_history_bytes", "gauge", help, facts.history.bytes());
+    let help = "The earliest time whose configuration is kept, in seconds since 1970.";
+    let oldest = facts.history.oldest(Moment::now());
+    single(out, "karst_history_oldest_timestamp_seconds", "gauge", help, oldest.seconds());
     let help = "Streams that ended because they could not be served.";
     single(out, "pilot_total_xds_internal_errors", "counter", help, pushes.failed.load(Relaxed));
 }
@@ -208,7 +220,7 @@ fn versions(subscribers: &[Subscriber]) -> BTreeMap<&str, usize> {
         (1..=VERSION).contains(&text.len()) && text.bytes().all(plain)
     };
     let mut all = BTreeMap::new();
-    for one in subscribers {
+    for one in serving(subscribers) {
         let version = match one.version.as_str() {
             "" => "unknown",
             text => {
@@ -321,6 +333,7 @@ mod tests {
                 problems: &BTreeMap::new(),
                 discovery_gate: &gate,
                 webhook_gate: &gate,
+                history: &History::default(),
                 now: karst_rt::clock::since_epoch().as_secs_f64(),
             })
         };
@@ -338,6 +351,8 @@ mod tests {
             "pilot_total_xds_rejects{type=\"wads\"} 0\n",
             "pilot_total_xds_internal_errors 0\n",
             "pilot_push_triggers{type=\"config\"} 0\n",
+            "karst_history_bytes 0\n",
+            "# TYPE karst_history_oldest_timestamp_seconds gauge\n",
             "pilot_services 2\n",
             "pilot_virt_services 1\n",
             "# TYPE pilot_k8s_cfg_events counter\n",

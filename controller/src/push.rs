@@ -35,6 +35,48 @@ const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 const ALL_POLICIES: &str = "policies, those in dry run among them";
 const VARIANTS: &[Variant] =
     &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];
+/// Sets of which older versions are kept, each with the type that a subscriber knows it by. The policies that are enforced are
+/// among all policies, as they are told to those who know dry runs.
+pub const REMEMBERED: &[Remembered] = &[
+    Remembered::new(ADDRESS_TYPE, Secrets::None),
+    Remembered::new(POD_RANGES_TYPE, Secrets::None),
+    Remembered { set: ALL_POLICIES, type_url: AUTHORIZATION_TYPE, held: Secrets::None },
+    Remembered::new(ACCESS_TYPE, Secrets::Tokens),
+    Remembered::new(ROUTES_TYPE, Secrets::None),
+    Remembered::new(BACKEND_TYPE, Secrets::None),
+    Remembered::new(VIRTUAL_HOST_TYPE, Secrets::None),
+    Remembered::new(GATEWAY_TYPE, Secrets::Keys),
+];
+
+/// A set of which older versions are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Remembered {
+    /// Its key in [`Resources::types`].
+    pub set: &'static str,
+    /// The type of its resources.
+    pub type_url: &'static str,
+    /// What they hold that is not kept.
+    pub held: Secrets,
+}
+
+/// What resources hold that only their subscriber may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    /// Nothing.
+    None,
+    /// Private keys, of a gateway ([`karst_api::route::Gateway`]).
+    Keys,
+    /// Keys that verify tokens, whose private part a user may have left in ([`karst_api::route::Access`]).
+    Tokens,
+}
+
+impl Remembered {
+    /// The set whose key is its type.
+    const fn new(type_url: &'static str, held: Secrets) -> Self {
+        Self { set: type_url, type_url, held }
+    }
+}
+
 /// What is served.
 pub const TYPES: Types = Types { order: ORDER, private: PRIVATE, variants: VARIANTS };
 
@@ -140,6 +182,7 @@ fn workload_bytes(workload: &pb::Workload) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn an_update_equals_a_new_encoding() {
@@ -178,6 +221,20 @@ mod tests {
         );
         let bytes = &r.types[variant.set]["ns/dry"].bytes;
         assert!(karst_api::convert::policy(bytes).unwrap().dry_run, "and it is marked");
+    }
+
+    /// A type that is new is to be kept, too, and somebody decides what of it.
+    #[test]
+    fn older_versions_are_kept_of_every_type_that_is_served() {
+        let kept: BTreeSet<&str> = REMEMBERED.iter().map(|one| one.type_url).collect();
+        let served: BTreeSet<&str> = TYPES.order.iter().copied().collect();
+        assert_eq!(kept, served);
+        assert_eq!(kept.len(), REMEMBERED.len());
+        let sets = resources(&Model::default(), 1, None).types;
+        assert!(REMEMBERED.iter().all(|one| sets.contains_key(one.set)));
+        for private in TYPES.private {
+            assert!(REMEMBERED.iter().any(|one| one.type_url == *private && one.held != Secrets::None), "{private}");
+        }
     }
 
     #[test]

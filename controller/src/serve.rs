@@ -13,6 +13,7 @@ use crate::{
     },
     finder::Finder,
     gate::{Gate, Known, Link},
+    history::{self, History, Moment},
     intake::Intake,
     jwks::Fetcher,
     kubernetes,
@@ -51,7 +52,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -67,6 +68,10 @@ struct Shared {
     /// Objects with problems, by kind and reason.
     problems: ArcSwap<BTreeMap<(&'static str, &'static str), u64>>,
     snapshots: watch::Sender<Arc<Resources>>,
+    /// The versions of the snapshot.
+    history: ArcSwap<History>,
+    /// An older version is made anew for one who asks at a time: it takes memory and a thread.
+    rebuilds: Arc<Semaphore>,
     subscribers: Subscribers,
     /// Digest of the manifests that the current snapshot was made from.
     digest: AtomicU64,
@@ -90,6 +95,7 @@ impl Shared {
             pod: self.config.pod_name.clone(),
             version: self.snapshots.borrow().version,
             manifests: self.digest.load(Ordering::Relaxed),
+            history: self.history.load_full(),
             mesh: serde_json::json!({
                 "trustDomain": self.config.trust_domain,
                 "rootNamespace": self.config.root_namespace,
@@ -140,6 +146,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: ArcSwap::default(),
         problems: ArcSwap::default(),
         snapshots,
+        history: ArcSwap::default(),
+        rebuilds: Arc::new(Semaphore::new(1)),
         subscribers: Subscribers::default(),
         digest: AtomicU64::new(0),
         counts: Counts::default(),
@@ -452,7 +460,11 @@ fn update(
         };
         let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
         shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
-        shared.snapshots.send_replace(Arc::new(resources));
+        let resources = Arc::new(resources);
+        shared.snapshots.send_replace(resources.clone());
+        // After the proxies are told: they do not wait for it.
+        let history = shared.history.load().record(resources, Moment::now());
+        shared.history.store(Arc::new(history));
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
@@ -669,9 +681,26 @@ fn monitoring_pages(shared: Arc<Shared>) -> admin::RequestHandler {
                 tracing::warn!(target: "audit", peer = %asked.from, what = "debug page", reason = %why, "refused");
                 return access::refusal(&why);
             }
-            pages::answer(&asked.path, &asked.query, &shared.view())
+            match history::page::asked(&asked.query).filter(|_| asked.path == pages::HISTORY) {
+                Some(time) => past(&shared, time.into()).await,
+                None => pages::answer(&asked.path, &asked.query, &shared.view()),
+            }
         })
     })
+}
+
+/// The configuration of a time, made on a thread of its own.
+async fn past(shared: &Shared, time: String) -> admin::Answer {
+    let Ok(permit) = shared.rebuilds.clone().try_acquire_owned() else {
+        return admin::text(503, "an older version is being read by somebody else: try again in a few seconds\n");
+    };
+    let (history, pod) = (shared.history.load_full(), shared.config.pod_name.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let answer = history::page::answer(&history, &time, Moment::now(), &pod);
+        drop(permit);
+        answer
+    });
+    made.await.unwrap_or_else(|e| admin::text(500, format!("the older version cannot be read: {e}\n")))
 }
 
 fn metrics_page(shared: &Shared) -> String {
@@ -689,6 +718,7 @@ fn metrics_page(shared: &Shared) -> String {
         problems: &shared.problems.load(),
         discovery_gate: &shared.discovery_gate,
         webhook_gate: &shared.webhook_gate,
+        history: &shared.history.load(),
         now: clock::since_epoch().as_secs_f64(),
     })
 }

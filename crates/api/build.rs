@@ -1,7 +1,7 @@
 //! Compiles the protobuf files with protox, so that no protoc has to be installed.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["workload", "authorization", "citadel", "zds", "ads", "status", "route"].map(|f| format!("proto/{f}.proto"));
+    let files = ["workload", "authorization", "citadel", "zds", "ads", "status", "route", "otlp"]
+        .map(|f| format!("proto/{f}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let set = protox::compile(&files, ["proto"])?;
     tonic_prost_build::configure()
@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Written in the order of their keys: equal content has equal bytes.
         .btree_map(".karst.route.v1")
         // Keys are not printed.
-        .skip_debug([".karst.route.v1.KeyPair"])
+        .skip_debug([".karst.route.v1.KeyPair", ".karst.route.v1.CollectorHeader"])
         .compile_fds(set)?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use karst_rt::{
 use std::{collections::HashSet, rc::Rc, sync::Arc};
 
 /// Envoy's pages that Istio's tools read, and ours.
-const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst?resources /flows /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
+const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst?resources /flows /tap?FILTER /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
 
 /// All that the control plane has told, without keys: by it `karst explain` judges as this proxy does.
 fn told(config: &Config, snapshot: &Snapshot) -> serde_json::Value {
@@ -43,6 +43,9 @@ impl Pages {
     /// Loopback only.
     pub fn admin(self: Arc<Self>) -> Handler {
         Rc::new(move |method, path, query| {
+            if path == "/tap" {
+                return Box::pin(std::future::ready(self.shared.taps.page(query)));
+            }
             if path != "/flows" {
                 return Box::pin(std::future::ready(self.page(method, path, query)));
             }

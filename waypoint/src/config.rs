@@ -79,6 +79,13 @@ pub struct Config {
     pub log: Log,
 }
 
+/// A variable of the process's environment that a Telemetry names.
+pub fn environment(name: &str) -> Option<String> {
+    // What cannot be the name of one would end the process.
+    let is_name = !name.is_empty() && !name.contains(['=', '\0']);
+    is_name.then(|| std::env::var(name).ok()).flatten()
+}
+
 /// Options that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

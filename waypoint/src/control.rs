@@ -8,7 +8,9 @@ use crate::{
     telemetry::rules::Telemetry,
 };
 use karst_api::{
-    ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,
+    ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
+    route as ir,
+    secrets::{without_keys, without_secrets},
 };
 use karst_proxy::{state::ResourceError, xds::ApplyResource};
 use prost::{DecodeError, Message};
@@ -117,29 +119,6 @@ impl Snapshot {
 /// Types whose resources are kept as they were told: those that a snapshot has only compiled.
 const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
 
-fn without_keys(mut gateway: ir::Gateway) -> ir::Gateway {
-    let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
-    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
-    pairs.for_each(|pair| pair.key.clear());
-    gateway.access.iter_mut().for_each(without_secrets);
-    gateway
-}
-
-/// Members of a JSON Web Key that only its owner may have (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
-const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
-
-/// Keys that verify tokens, without what a user may have left in them by mistake; none, if they cannot be read.
-fn without_secrets(access: &mut ir::Access) {
-    for token in access.tokens.iter_mut().filter(|token| !token.jwks.is_empty()) {
-        let mut set: serde_json::Value = serde_json::from_str(&token.jwks).unwrap_or_default();
-        let keys = set.get_mut("keys").and_then(|keys| keys.as_array_mut());
-        for key in keys.into_iter().flatten().filter_map(|key| key.as_object_mut()) {
-            key.retain(|member, _| !SECRET_MEMBERS.contains(&member.as_str()));
-        }
-        token.jwks = set.to_string();
-    }
-}
-
 impl ApplyResource for Snapshot {
     type Error = PutError;
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
@@ -182,10 +161,17 @@ mod tests {
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
         let pair = || ir::KeyPair { chain: "chain".into(), key: "secret".into() };
+        let traced = |value: &str| {
+            let header =
+                ir::CollectorHeader { name: "authorization".into(), value: value.into(), ..Default::default() };
+            let collector = ir::Collector { headers: vec![header], ..Default::default() };
+            ir::Tracing { collector: Some(collector), ..Default::default() }
+        };
         let tls = ir::Tls { certificates: vec![pair()], ..Default::default() };
         let gateway = ir::Gateway {
             listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
             credentials: [("c".to_string(), pair())].into(),
+            telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();

@@ -4,7 +4,7 @@
 //! - [`mod@http`]: one request from its canonical form to its answer.
 //! - [`route`]: the compiled routes; [`authz`]: who may call.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
-//! - [`telemetry`]: what is told of requests and connections.
+//! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
 //! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
 mod admin;
@@ -23,6 +23,7 @@ mod http;
 pub mod live;
 mod route;
 mod snapshot;
+mod spans;
 mod telemetry;
 #[cfg(any(test, feature = "fuzz"))]
 mod testing;
@@ -37,7 +38,9 @@ use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
     flows::Books,
     options::worker_count,
-    revocation, secrets, untold,
+    revocation, secrets,
+    tap::Taps,
+    untold,
     workers::WorkerPool,
     xds::StateWriter,
 };
@@ -75,6 +78,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
+    let metrics = Arc::<telemetry::metrics::Metrics>::default();
+    let (spans, finished) = spans::queue::Queue::new(metrics.spans.clone());
     let shared = Arc::new(worker::Shared {
         identity,
         state,
@@ -82,12 +87,14 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         stream,
         questions,
         secrets: manager.secrets(),
-        metrics: Arc::default(),
+        metrics,
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
         flows: Books::new(receivers.len(), config.flows.flows),
+        taps: Taps::new(&*config.pod_name),
         workers,
         ports,
+        spans,
         config: config.clone(),
     });
     let (drain, watch) = drain::new();
@@ -99,6 +106,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     drop(listener);
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone() });
     addresses.serve(pages.clone().admin(), pages.clone().stats(), pages.readiness());
+    let exporter = spans::export::start(shared.clone(), finished);
     let certificate = ready.block("certificate");
     let (mut own, id) = (shared.secrets.clone(), shared.identity.clone());
     tokio::task::spawn_local(async move {
@@ -129,6 +137,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
     bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections")).await;
     threads.join().await;
+    exporter.finish().await;
     tracing::info!("waypoint stops");
     bootstrap::last_lines().await;
     Ok(())

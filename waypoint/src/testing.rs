@@ -11,11 +11,16 @@ use crate::{
         stream::{self, Io},
     },
     snapshot::Snapshot,
+    spans::{
+        export,
+        queue::{Finished, Queue},
+    },
+    telemetry::metrics::Metrics,
     upstream::connector::Connector,
     worker::{Shared, Worker},
 };
 use clap::Parser;
-use http::Response;
+use http::{HeaderMap, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::Identity;
@@ -51,6 +56,7 @@ pub(crate) struct Plane {
     pub(crate) worker: Rc<Worker>,
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
+    spans: mpsc::Receiver<Finished>,
     _drain: Drain,
     _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
@@ -87,6 +93,8 @@ impl Plane {
         let (configured, stream) = (watch::Sender::new(true), watch::Sender::new(true));
         let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
+        let metrics = Arc::<Metrics>::default();
+        let (queue, spans) = Queue::new(metrics.spans.clone());
         let shared = Shared {
             secrets: secrets(&identity),
             clusters: Clusters::new(config.is_gateway()),
@@ -96,15 +104,17 @@ impl Plane {
             configured: configured.subscribe(),
             stream: stream.subscribe(),
             questions,
-            metrics: Arc::default(),
+            metrics,
+            spans: queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
             flows: karst_proxy::flows::Books::new(1, true),
+            taps: karst_proxy::tap::Taps::new("own"),
         };
         let (drain, watch) = drain::new();
         let worker = Worker::new(Arc::new(shared), 0, watch, connector);
-        Self { worker, state, asker, _drain: drain, _other: (configured, stream, ports) }
+        Self { worker, state, asker, spans, _drain: drain, _other: (configured, stream, ports) }
     }
 
     /// Tells of another mesh.
@@ -134,7 +144,10 @@ pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: C
     kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))
 }
 
-fn kept(Plane { worker, _drain, .. }: Plane) -> Rc<Worker> {
+fn kept(Plane { worker, spans, _drain, .. }: Plane) -> Rc<Worker> {
+    let (never, stop) = tokio::sync::oneshot::channel();
+    spawn_local(export::run(worker.clone(), spans, stop));
+    std::mem::forget(never);
     // It never begins.
     std::mem::forget(_drain);
     worker
@@ -142,6 +155,12 @@ fn kept(Plane { worker, _drain, .. }: Plane) -> Rc<Worker> {
 
 /// A member that takes tunnels at its address, and answers every request by its name. Counts them.
 pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
+    member_told(ca, w, |_| {}).await
+}
+
+/// The same, which gives the headers of each CONNECT away.
+pub(crate) async fn member_told(ca: &Ca, w: &Workload, told: impl Fn(&HeaderMap) + 'static) -> Rc<Cell<usize>> {
+    let told = Rc::new(told);
     let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
     let (creds, requests) = (Rc::new(ca.credentials(&w.identity)), Rc::new(Cell::new(0)));
     let (name, count) = (w.name.clone(), requests.clone());
@@ -150,10 +169,12 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
         spawn_local(stream::linger(ended));
         while let Ok((s, _)) = l.accept().await {
             let (creds, lingering, name, count) = (creds.clone(), lingering.clone(), name.clone(), count.clone());
+            let told = told.clone();
             spawn_local(async move {
                 let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
                 let ((_drain, watch), settings) = (drain::new(), Settings::default());
                 let on_stream = |mut c: server::Connect| {
+                    told(c.request.headers());
                     let Ok(send) = c.respond.send_response(Response::new(()), false) else { return };
                     let io = TokioIo::new(Io::tunnel(send, c.request.into_body(), lingering.clone()));
                     let (name, count) = (name.clone(), count.clone());

@@ -18,6 +18,7 @@ use crate::{
         upgrade::Upgrade,
     },
     snapshot::Snapshot,
+    spans::queue::Queue,
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
@@ -35,6 +36,7 @@ use karst_proxy::{
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
+    tap::Taps,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
@@ -73,6 +75,10 @@ pub struct Shared {
     pub ports: watch::Receiver<Ports>,
     /// What was seen lately.
     pub flows: Books,
+    /// Takes the spans of requests that are traced.
+    pub spans: Queue,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 /// A CONNECT to be served.
@@ -151,7 +157,8 @@ impl Worker {
             }
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
+        let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
+        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {

@@ -64,6 +64,8 @@ pub enum What {
     IstioAgent,
     /// Build Prometheus and promtool (target/cluster/bin) and load the image registry.local/prometheus:1 into the nodes.
     Prometheus,
+    /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
+    Jaeger,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -103,6 +105,10 @@ pub fn run(what: What) -> Result<()> {
         }
         What::Prometheus => {
             let image = c.prometheus()?;
+            c.load(&[image])
+        }
+        What::Jaeger => {
+            let image = c.jaeger()?;
             c.load(&[image])
         }
         What::Helm { args } => c.tool("helm", &args),
@@ -160,6 +166,11 @@ impl Cluster {
     /// Builds Prometheus and promtool; gives the file of Prometheus' image.
     pub fn prometheus(&self) -> Result<PathBuf> {
         build::prometheus(&self.bin)
+    }
+
+    /// Builds Jaeger; gives the file of its image.
+    pub fn jaeger(&self) -> Result<PathBuf> {
+        build::jaeger(&self.bin)
     }
 
     /// Loads images into every node, if a cluster runs.

@@ -35,6 +35,13 @@ pub struct What {
     only: Option<String>,
 }
 
+impl What {
+    /// The mesh's part on a fresh cluster.
+    pub fn for_tests() -> Self {
+        Self { part: Part::Mesh, keep: false, report: None, only: None }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// MESH-HTTP and MESH-GRPC with all extended features, and the tests that no profile counts.

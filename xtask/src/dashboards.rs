@@ -1,7 +1,8 @@
-//! `cargo xtask dashboards`: the alerts by promtool, and the queries of dashboards (Istio's, ours, Kiali's) by a Prometheus on a fresh
-//! local cluster while a shop is visited. A command of its own: from cold, Prometheus builds for 11 to 19 minutes on two cores.
+//! `cargo xtask dashboards`: the alerts by promtool, the queries of dashboards (Istio's, ours, Kiali's) by a Prometheus, and traces by a
+//! Jaeger, on a fresh local cluster while a shop is visited. A command of its own: from cold, Prometheus alone builds for 11 to 19
+//! minutes on two cores.
 //!
-//! What is installed and what must be seen is tests/e2e/tests/stages/dashboards.rs.
+//! What is installed and what must be seen is tests/e2e/tests/stages/dashboards.rs and traces.rs.
 
 use crate::{
     cluster::{self, Cluster},
@@ -9,7 +10,8 @@ use crate::{
     tools::cargo,
 };
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
 
 /// What is done with the cluster.
 #[derive(Args)]
@@ -17,21 +19,61 @@ pub(crate) struct What {
     /// Leave the cluster running.
     #[arg(long)]
     keep: bool,
+    /// Only this part; the other's programs are not built.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
 }
 
-/// The test, of tests/e2e/tests/cluster.rs.
-const TEST: &str = "s4_with_prometheus_the_dashboards_have_data";
+impl What {
+    /// Both parts.
+    pub(crate) fn for_tests() -> Self {
+        Self { keep: false, only: None }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Prometheus: alerts, and queries of dashboards.
+    Metrics,
+    /// Jaeger: every hop of a visit, and visits without a collector.
+    Traces,
+}
+
+impl Part {
+    /// Its test, of tests/e2e/tests/cluster.rs.
+    fn test(self) -> &'static str {
+        match self {
+            Part::Metrics => "s4_with_prometheus_the_dashboards_have_data",
+            Part::Traces => "s4_with_jaeger_a_trace_has_every_hop",
+        }
+    }
+
+    /// Builds what its test installs; gives the file of the image.
+    fn image(self, cluster: &Cluster) -> Result<PathBuf> {
+        match self {
+            Part::Metrics => cluster.prometheus(),
+            Part::Traces => cluster.jaeger(),
+        }
+    }
+}
 
 /// Runs it.
 pub(crate) fn run(what: &What) -> Result<()> {
     let cluster = Cluster::new()?;
+    let parts: Vec<Part> = match what.only {
+        Some(part) => vec![part],
+        None => Part::value_variants().to_vec(),
+    };
     // Before anything runs beside it.
-    let image = cluster.prometheus()?;
-    promtool::run(&cluster)?;
+    let images = parts.iter().map(|part| part.image(&cluster)).collect::<Result<Vec<_>>>()?;
+    if parts.contains(&Part::Metrics) {
+        promtool::run(&cluster)?;
+    }
     cluster::for_tests()?;
-    cluster.load(&[image])?;
+    cluster.load(&images)?;
     let all = ["test", "--release", "--workspace", "--locked", "--test", "cluster", "--", "--ignored", "--nocapture"];
-    let result = cargo(&[&all[..], &["--exact", TEST]].concat(), &[]);
+    let tests: Vec<&str> = parts.iter().map(|part| part.test()).collect();
+    let result = cargo(&[&all[..], &["--test-threads=1", "--exact"], &tests[..]].concat(), &[]);
     if result.is_err() {
         cluster.show_logs();
     }
@@ -50,12 +92,15 @@ mod tests {
 
     /// cargo is content with a name that no test has.
     #[test]
-    fn the_test_is_there_and_runs_only_when_asked_for() -> Result<()> {
+    fn the_tests_are_there_and_run_only_when_asked_for() -> Result<()> {
         let tests = std::fs::read_to_string(crate::root().join("tests/e2e/tests/cluster.rs"))?;
         let lines: Vec<&str> = tests.lines().collect();
-        let at = lines.iter().position(|line| *line == format!("fn {TEST}() {{"));
-        let before = at.and_then(|at| lines.get(at.checked_sub(1)?)).copied().unwrap_or_default();
-        ensure!(before.starts_with("#[ignore"), "{TEST}: {before:?}");
+        for part in Part::value_variants() {
+            let test = part.test();
+            let at = lines.iter().position(|line| *line == format!("fn {test}() {{"));
+            let before = at.and_then(|at| lines.get(at.checked_sub(1)?)).copied().unwrap_or_default();
+            ensure!(before.starts_with("#[ignore"), "{test}: {before:?}");
+        }
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-policy", 1),
     ("karst-flows", 1),
     ("karst-topology", 2),
+    ("karst-signals", 1),
     ("karst-manifest", 1),
     ("karst-rt", 2),
     ("karst-api", 2),
@@ -43,7 +44,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("xtask", 4),
 ];
 /// The pure crates, and what they must never depend on.
-const PURE: &[&str] = &["karst-core", "karst-policy", "karst-flows", "karst-topology"];
+const PURE: &[&str] = &["karst-core", "karst-policy", "karst-flows", "karst-signals", "karst-topology"];
 const IMPURE: &[&str] = &["tokio", "tonic", "kube", "hyper", "aya"];
 
 /// The eBPF programs, which are no part of the workspace (another target): format and clippy, by the same rules. Built as

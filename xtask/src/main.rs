@@ -23,7 +23,7 @@ mod upgrade;
 mod values;
 
 use anyhow::{Context, Result, ensure};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use report::Stages;
 use std::{
     path::{Path, PathBuf},
@@ -51,14 +51,14 @@ enum Task {
     Docs,
     /// Check the bundle of the page of `karst dashboard`, and run the page in a browser.
     Page(page::What),
-    /// Run everything that CI runs, and the lints.
+    /// Run everything.
     Test {
         /// Only tests whose name contains this.
         #[arg(default_value = "")]
         filter: String,
-        /// Without clippy and rustdoc, which check all crates once more: seven minutes on two cores.
-        #[arg(long)]
-        skip_lints: bool,
+        /// Without these, with commas between: what is left out where time is short.
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+        skip: Vec<Part>,
     },
     /// Show the mesh at work on two nodes: a table of claims, expected and measured.
     Demo {
@@ -95,8 +95,8 @@ enum Task {
     Kernels(kernels::What),
     /// From an older release to this one and back, under load, on a fresh local cluster: no request may fail.
     Upgrade(upgrade::What),
-    /// Istio's dashboards, ours and Kiali's graph on a fresh local cluster with a Prometheus: their queries must have data. And the
-    /// alerts, by promtool.
+    /// Istio's dashboards, ours and Kiali's graph on a fresh local cluster with a Prometheus: their queries must have data. The alerts,
+    /// by promtool. And traces, with a Jaeger: it must have every hop.
     Dashboards(dashboards::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
@@ -107,6 +107,17 @@ enum Task {
         #[command(subcommand)]
         what: bench::What,
     },
+}
+
+/// What `cargo xtask test` can be told to leave out; each is a command of its own, too.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
+    Lints,
+    /// Gateway API's suite for meshes.
+    Conformance,
+    /// Queries of dashboards by a Prometheus, and traces by a Jaeger, which both are built first.
+    Dashboards,
 }
 
 fn main() -> std::process::ExitCode {
@@ -136,7 +147,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Docs => docs::run(&Cli::command()),
         Task::Page(what) => page::run(&what),
-        Task::Test { filter, skip_lints } => test(&filter, skip_lints),
+        Task::Test { filter, skip } => test(&filter, &skip),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
             let mut args = vec![];
@@ -226,7 +237,7 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
     })
 }
 
-fn test(filter: &str, skip_lints: bool) -> Result<()> {
+fn test(filter: &str, skip: &[Part]) -> Result<()> {
     let mut s = Stages::new();
     s.run("setup", || {
         setup::run()?;
@@ -240,12 +251,12 @@ fn test(filter: &str, skip_lints: bool) -> Result<()> {
     if filter.is_empty() {
         check_stages(&mut s)?;
     }
-    if filter.is_empty() && !skip_lints {
+    if filter.is_empty() && !skip.contains(&Part::Lints) {
         lint_stages(&mut s)?;
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     // Of the tests on the cluster, those that need none.
-    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels"];
+    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces"];
     s.run("unit tests", || {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])
@@ -269,6 +280,13 @@ fn test(filter: &str, skip_lints: bool) -> Result<()> {
         }
         s.run("cluster: removal", || cluster::Cluster::new()?.down())?;
         result?;
+        // Each on a fresh cluster.
+        if !skip.contains(&Part::Conformance) {
+            s.run("conformance", || conformance::run(&conformance::What::for_tests()))?;
+        }
+        if !skip.contains(&Part::Dashboards) {
+            s.run("dashboards and traces", || dashboards::run(&dashboards::What::for_tests()))?;
+        }
     }
     s.print();
     Ok(())

@@ -215,6 +215,7 @@ fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Res
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         // Away from this repository's configuration: tools are built as cargo builds by itself.
         .current_dir("/")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()?;
     let _ = std::fs::remove_dir_all(root.join("build"));
     ensure!(status.success(), "{name} does not build: {needs}");

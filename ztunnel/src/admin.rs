@@ -34,11 +34,12 @@ impl Pages {
         match (method, path) {
             ("GET", "/") => admin::text(
                 200,
-                "ztunnel\n  GET  /config_dump\n  GET  /connections\n  GET  /flows\n  POST /logging?level=SPEC\n  POST /logging?reset\n  POST /quitquitquit\n",
+                "ztunnel\n  GET  /config_dump\n  GET  /connections\n  GET  /flows\n  GET  /tap?FILTER\n  POST /logging?level=SPEC\n  POST /logging?reset\n  POST /quitquitquit\n",
             ),
             ("GET", "/config_dump") => admin::json(&self.config_dump(self.connections().await)),
             ("GET", "/connections") => admin::json(&Value::Array(self.connections().await)),
             ("GET", "/flows") => admin::json(&serde_json::to_value(self.shared.flows.page().await).unwrap_or_default()),
+            ("GET", "/tap") => self.shared.taps.page(query),
             ("POST", "/logging") => match log::level(query) {
                 Ok(now) => admin::text(200, format!("current log level is {now}\n")),
                 Err(e) => admin::text(400, format!("{e}\n")),

@@ -126,6 +126,22 @@ pub struct Config {
     /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
+    /// Count the HTTP and gRPC requests of connections that no waypoint serves, by reading their heads in passing. If false, only
+    /// connections are counted.
+    #[arg(long, env = "KARST_HTTP_SIGNALS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub http_signals: bool,
+    /// Keep a second process ready, with the mesh's state and certificates, that takes over at once if the serving one crashes or
+    /// is killed (the charts set it). It needs about as much memory as an idle ztunnel.
+    #[arg(long, env = "KARST_WARM_SPARE", default_value_t = false, action = clap::ArgAction::Set)]
+    pub warm_spare: bool,
+    /// Set by the supervisor: this process stands by until it is told to serve, on standard input.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub standby: bool,
+    /// Set by the supervisor: this process serves, and so many before it have crashed.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub crashes: Option<u32>,
     #[command(flatten)]
     #[serde(flatten)]
     pub istio: Istio,
@@ -149,6 +165,14 @@ impl Config {
         }
         self.dns &= self.istio.meta_dns_capture.unwrap_or(true);
         Ok(self)
+    }
+    /// Has the supervisor started this process?
+    pub fn is_supervised(&self) -> bool {
+        self.standby || self.crashes.is_some()
+    }
+    /// Is this process the supervisor?
+    pub fn supervises(&self) -> bool {
+        self.warm_spare && !self.is_supervised()
     }
     /// The namespace whose policies are for all namespaces.
     pub fn root_namespace(&self) -> &str {
@@ -241,6 +265,19 @@ mod tests {
             assert_eq!(with(&args).err(), Some(want));
         }
         assert!(Config::try_parse_from(["ztunnel", "proxy", "waypoint"]).is_err());
+    }
+
+    /// The supervisor starts its processes with its own environment and arguments, Istio's too, and one more.
+    #[test]
+    fn a_process_of_the_supervisor_is_not_a_supervisor() {
+        let with = |args: &[&str]| {
+            let config = Config::parse_from([&["ztunnel", "proxy", "ztunnel", "--warm-spare", "true"], args].concat());
+            (config.supervises(), config.standby, config.crashes)
+        };
+        assert_eq!(with(&[]), (true, false, None));
+        assert_eq!(with(&["--standby"]), (false, true, None));
+        assert_eq!(with(&["--crashes", "0"]), (false, false, Some(0)));
+        assert!(!Config::parse_from(["ztunnel"]).supervises(), "it must be asked for");
     }
 
     #[test]

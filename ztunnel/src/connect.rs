@@ -102,7 +102,8 @@ pub async fn attempt(
                 address: t.address,
                 expected: &t.expected,
                 authority: &t.target.to_string(),
-                headers: dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host),
+                // Of bytes that are carried as they are no trace is known.
+                headers: dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None),
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
             Ok(Ready::Tunnel(opened.lease, opened.send, opened.recv))

@@ -2,17 +2,14 @@
 //! later can close what it forbids. A connection is registered before it is authorized, so no change falls between.
 
 use crate::{
-    inpod::LocalPod,
+    conn::Conn,
     metrics::{Metrics, Reporter},
     outcome::Outcome,
-    state::{Service, Snapshot, Workload},
+    state::Snapshot,
+    tapped,
 };
-use karst_hbone::copy::Counts;
-use karst_policy::{Action, Connection, Policy, Verdict, Would, authorize, dry_run};
-use karst_proxy::{
-    dry_run::summary,
-    traffic::{Between, Traffic},
-};
+use karst_policy::{Action, Policy, Verdict, Would, authorize, dry_run};
+use karst_proxy::{dry_run::summary, tap::Taps, traffic::Traffic};
 use karst_rt::{
     limited::Limited,
     log::{self, Format},
@@ -21,60 +18,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fmt::Write,
-    net::SocketAddr,
     ops::Deref,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Instant, SystemTime},
 };
 use tokio::sync::Notify;
-
-/// What is known of a connection. The state of a connection is all here and in its copy loop.
-pub struct Conn {
-    pub reporter: Reporter,
-    pub source_addr: SocketAddr,
-    pub destination_addr: SocketAddr,
-    /// Where the tunnel goes or what its CONNECT asks for.
-    pub hbone_addr: Option<SocketAddr>,
-    pub source: Option<Arc<Workload>>,
-    pub destination: Option<Arc<Workload>>,
-    pub service: Option<Arc<Service>>,
-    /// Both sides have proven who they are.
-    pub mtls: bool,
-    /// The source's identity as proven, if it is.
-    pub source_identity: Option<karst_core::Identity>,
-    /// What policies may look at (inbound only).
-    pub check: Option<Connection>,
-    /// The pod of ours whose policies decide (inbound only).
-    pub pod: Option<Arc<LocalPod>>,
-    pub counts: Counts,
-    pub started: Instant,
-}
-
-impl Conn {
-    /// `namespace/name` of this node's pod that it belongs to: who has opened it, or who serves it.
-    fn local_pod(&self) -> Option<String> {
-        let named = |workload: &Arc<Workload>| format!("{}/{}", workload.namespace, workload.name);
-        match self.reporter {
-            Reporter::Source => self.source.as_ref().map(named),
-            Reporter::Destination => {
-                self.pod.as_ref().map(|pod| pod.key.clone()).or_else(|| self.destination.as_ref().map(named))
-            }
-        }
-    }
-    /// The series that it counts in.
-    fn series(&self, metrics: &Metrics, flag: &'static str) -> Arc<Traffic> {
-        let between = Between {
-            reporter: self.reporter.text(),
-            source: self.source.as_deref(),
-            destination: self.destination.as_deref(),
-            service: self.service.as_deref(),
-            mtls: self.mtls,
-            security: if self.mtls { "mutual_tls" } else { "unknown" },
-        };
-        metrics.traffic.series(&between, flag)
-    }
-}
 
 struct Open {
     conn: Rc<Conn>,
@@ -95,6 +44,7 @@ pub struct Conns {
     loads: RefCell<HashMap<Arc<str>, u64>>,
     next: Cell<u64>,
     metrics: Arc<Metrics>,
+    taps: Arc<Taps>,
     access_log: bool,
     refusals: RefCell<Limited>,
 }
@@ -109,15 +59,9 @@ pub struct Guard {
 
 impl Conns {
     /// An empty registry.
-    pub fn new(metrics: Arc<Metrics>, access_log: bool) -> Rc<Self> {
-        Rc::new(Self {
-            open: RefCell::default(),
-            loads: RefCell::default(),
-            next: Cell::new(0),
-            metrics,
-            access_log,
-            refusals: RefCell::default(),
-        })
+    pub fn new(metrics: Arc<Metrics>, taps: Arc<Taps>, access_log: bool) -> Rc<Self> {
+        let (open, loads, next, refusals) = (RefCell::default(), RefCell::default(), Cell::new(0), RefCell::default());
+        Rc::new(Self { open, loads, next, metrics, taps, access_log, refusals })
     }
     /// May a refusal be logged? Then: how many of the reason were left out before it. Whoever connects again and again must not fill
     /// the log.
@@ -255,6 +199,7 @@ impl Guard {
         let traffic = self.open.conn.series(&self.all.metrics, "-");
         traffic.opened.fetch_add(1, Relaxed);
         *self.open.traffic.borrow_mut() = Some(traffic);
+        self.all.taps.tell(|| tapped::opened(self.conn()));
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
             Self::line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
         }
@@ -293,6 +238,9 @@ impl Guard {
             }
         }
         self.all.gauge(conn.reporter, -1);
+        if let Some(watch) = conn.counts.watch() {
+            watch.closed();
+        }
         self.open.flush();
         match &*self.open.traffic.borrow() {
             Some(t) => {
@@ -306,6 +254,7 @@ impl Guard {
             }
         }
         self.all.metrics.ends.note(conn.reporter, outcome.reason());
+        self.all.taps.tell(|| tapped::ended(&conn, outcome));
         if self.all.access_log {
             let Some(error) = outcome.text() else {
                 return Self::line(&conn, tracing::Level::INFO, "connection complete", &[]);
@@ -324,9 +273,13 @@ impl Guard {
         }
     }
 
-    /// One record of the access log, in Istio's order of fields.
+    /// Writes one record of the access log.
     fn line(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
-        let json = log::format() == Format::Json;
+        log::line(Self::text(conn, level, message, more, log::format() == Format::Json));
+    }
+
+    /// One record of the access log, in Istio's order of fields.
+    fn text(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)], json: bool) -> String {
         let mut out = String::with_capacity(640);
         let time = log::timestamp(SystemTime::now());
         let name = match level {
@@ -382,13 +335,17 @@ impl Guard {
         put("bytes_sent", &conn.counts.to_client.get(), false);
         put("bytes_recv", &conn.counts.from_client.get(), false);
         put("duration", &format_args!("{}ms", conn.started.elapsed().as_millis()), true);
+        if let Some(trace) = conn.trace.get() {
+            put("trace_id", &trace.trace_id(), true);
+            put("span_id", &trace.span_id(), true);
+        }
         for &(key, value) in more {
             put(key, &karst_core::untrusted::Untrusted(value), true);
         }
         if json {
             out.push('}');
         }
-        log::line(out);
+        out
     }
 }
 
@@ -401,9 +358,16 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use karst_policy::Scope;
-    use karst_proxy::testing::{pod, snapshot};
+    use crate::inpod::LocalPod;
+    use karst_hbone::copy::Counts;
+    use karst_policy::{Connection, Scope};
+    use karst_proxy::{
+        testing::{pod, snapshot},
+        trace::SpanContext,
+    };
     use std::{
+        cell::OnceCell,
+        net::SocketAddr,
         pin::pin,
         task::{Context, Waker},
     };
@@ -416,7 +380,7 @@ mod tests {
     /// What is told of a pod decides nothing about connections of the one that has had its name before.
     #[test]
     fn connections_are_checked_by_their_own_pods_policies() {
-        let conns = Conns::new(Arc::new(Metrics::default()), false);
+        let conns = Conns::new(Arc::new(Metrics::default()), Taps::new(""), false);
         let check = Connection {
             source_identity: None,
             source_ip: [10, 0, 0, 9].into(),
@@ -443,6 +407,7 @@ mod tests {
                 pod: Some(LocalPod::test("a", account, "1")),
                 counts: Counts::default(),
                 started: Instant::now(),
+                trace: OnceCell::new(),
             })
         };
         let deny = |name: &str, scope: Scope| Policy {
@@ -490,7 +455,7 @@ mod tests {
         w.karst_dry_run_policies = vec!["ns/p".into()];
         let mut s = snapshot(vec![w], vec![]);
         let m = Arc::new(Metrics::default());
-        let conns = Conns::new(m.clone(), false);
+        let conns = Conns::new(m.clone(), Taps::new(""), false);
         let (from, to) = (SocketAddr::from(([10, 0, 0, 9], 4000)), SocketAddr::from(([10, 0, 0, 1], 80)));
         let check = Connection {
             source_identity: None,
@@ -512,6 +477,7 @@ mod tests {
             pod: Some(LocalPod::test("a", "a", "1")),
             counts: Counts::default(),
             started: Instant::now(),
+            trace: OnceCell::new(),
         });
         let policy = |dry_run: bool| Policy {
             name: "p".into(),
@@ -540,5 +506,38 @@ mod tests {
         s.put_policy("ns/p", policy(true));
         recheck(&conns, &s);
         assert!(counted()[0].ends_with(" 2"));
+    }
+
+    #[test]
+    fn the_trace_of_a_connect_is_in_the_line() {
+        let conn = |trace: OnceCell<Box<SpanContext>>| Conn {
+            reporter: Reporter::Destination,
+            source_addr: ([10, 0, 0, 9], 1).into(),
+            destination_addr: ([10, 0, 0, 1], 80).into(),
+            hbone_addr: None,
+            source: None,
+            destination: None,
+            service: None,
+            mtls: false,
+            source_identity: None,
+            check: None,
+            pod: None,
+            counts: Counts::default(),
+            started: Instant::now(),
+            trace,
+        };
+        let text =
+            |conn: &Conn, json| Guard::text(conn, tracing::Level::INFO, "connection complete", &[("error", "e")], json);
+        let (traced, plain) = (conn(OnceCell::new()), conn(OnceCell::new()));
+        traced.trace.set(Box::new(SpanContext { trace: 0xab, span: 0xcd })).unwrap();
+        let ids = ["000000000000000000000000000000ab", "00000000000000cd"];
+        let line = text(&traced, false);
+        let want = format!("ms\" trace_id=\"{}\" span_id=\"{}\" error=\"e\"", ids[0], ids[1]);
+        assert!(line.ends_with(&want), "{line}");
+        let fields: serde_json::Value = serde_json::from_str(&text(&traced, true)).unwrap();
+        assert_eq!(["trace_id", "span_id"].map(|k| fields[k].as_str().unwrap()), ids);
+        for json in [false, true] {
+            assert!(!text(&plain, json).contains("trace_id"), "there is none");
+        }
     }
 }

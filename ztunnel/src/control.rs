@@ -7,7 +7,11 @@ use crate::{
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE};
 use karst_rt::ready::Blocker;
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// Types that are subscribed, in the order in which they are answered. The ranges of pods before the addresses: what is not told
@@ -27,6 +31,8 @@ pub struct PodManager {
     pub dns: mpsc::Sender<crate::dns::Order>,
     /// Tells which identities are needed.
     pub changed: Arc<tokio::sync::Notify>,
+    /// The agent has told of all its pods: no other identities are needed.
+    pub complete: Rc<Cell<bool>>,
 }
 
 impl PodManager {
@@ -165,6 +171,8 @@ impl Pods for PodManager {
             self.del(&uid).await;
         }
         self.blocker = None;
+        self.complete.set(true);
+        self.changed.notify_one();
     }
     fn lost(&mut self) {}
 }
@@ -192,6 +200,7 @@ mod tests {
             blocker: None,
             dns,
             changed: Arc::default(),
+            complete: Rc::default(),
         };
         (manager, commands, orders)
     }

@@ -10,7 +10,8 @@ use crate::{
 use hickory_proto::op::Message;
 use karst_api::convert;
 use karst_policy::{Connection, authorize};
-use std::{net::SocketAddr, sync::LazyLock};
+use karst_signals::{Exchange, Over};
+use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
 const MESH: &str = r#"
 workloads:
@@ -59,6 +60,33 @@ pub fn dns(data: &[u8]) {
         assert!(tcp || bytes.len() <= karst_core::limits::DNS_MAX_UDP, "{} bytes over UDP", bytes.len());
         assert_eq!(Message::from_vec(&bytes).unwrap().metadata.id, q.metadata.id);
     }
+}
+
+/// What both ends of a connection say whose requests are counted in passing: a byte (its first bit: the server; the others: how
+/// many bytes; none: that end is closed), then the bytes. However they are cut, the same is seen.
+pub fn signals(data: &[u8]) {
+    let whole = seen(data, usize::MAX);
+    assert_eq!(seen(data, 1), whole);
+    assert!(whole.0.len() <= data.len(), "a request has at least a byte");
+}
+
+/// What is seen of it in pieces of at most this size.
+fn seen(mut data: &[u8], most: usize) -> (Vec<Exchange>, Option<Over>) {
+    let (mut connection, now) = (karst_signals::Connection::new(false), Duration::ZERO);
+    while let Some((first, rest)) = data.split_first() {
+        let (from_server, length) = (first & 0x80 != 0, usize::from(first & 0x7f));
+        let (said, rest) = rest.split_at(length.min(rest.len()));
+        match (length, from_server) {
+            (0, false) => connection.client_ended(),
+            (0, true) => connection.server_ended(now),
+            (_, false) => said.chunks(most).for_each(|piece| connection.client_sent(piece, now)),
+            (_, true) => said.chunks(most).for_each(|piece| connection.server_sent(piece, now)),
+        }
+        data = rest;
+    }
+    let over = connection.over();
+    connection.close(now);
+    (connection.take().collect(), over)
 }
 
 /// A packet of the node agent.

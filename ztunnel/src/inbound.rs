@@ -1,11 +1,13 @@
 //! Connections to the node's pods: by tunnel, and as captured plaintext.
 
 use crate::{
-    conns::{Conn, Guard},
+    conn::Conn,
+    conns::Guard,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
+    signals,
     state::{OwnPod, Service, Snapshot, Workload},
     worker::{Direction, Served, Worker},
 };
@@ -16,6 +18,7 @@ use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limit
 use karst_flows::{Decision, Seen};
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
+use karst_proxy::trace;
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
     drain,
@@ -58,6 +61,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
         }
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
         tokio::select! {
@@ -189,6 +193,10 @@ async fn connect(
     };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     let (guard, ready) = open(&worker, &served.pod, ask).await;
+    // Read only now, and kept only where there is one: no connection's task is larger for it.
+    if let Some(trace) = trace::of_connect(request.headers()) {
+        let _ = guard.conn().trace.set(Box::new(trace));
+    }
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -205,6 +213,7 @@ async fn connect(
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
+    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
         relay(&worker, &guard, bytes).await
@@ -335,6 +344,7 @@ pub async fn open(
         pod: Some(pod.clone()),
         counts: copy::Counts::default(),
         started: Instant::now(),
+        trace: Default::default(),
     });
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));

@@ -206,6 +206,19 @@ pub async fn run(path: &Path, mut pods: impl Pods) {
     }
 }
 
+/// Follows the node's pods beside a ztunnel that serves them, for ever. Only Karst's agent has a socket for this; it counts nobody
+/// there as the node's ztunnel.
+pub async fn stand_by(path: &Path, pods: &mut impl Pods) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        if let Err(e) = session(path, pods, &mut backoff).await {
+            tracing::debug!(path = %path.display(), error = %e, "no standing by at the node agent");
+        }
+        pods.lost();
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
 async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), SessionError> {
     let agent = Packets::connect(path)?;
     let hello = ZdsHello { version: zds::Version::V1 as i32, karst_listeners: true };

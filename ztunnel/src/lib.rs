@@ -5,6 +5,7 @@ mod affinity;
 mod choose;
 mod client;
 mod config;
+mod conn;
 mod connect;
 mod conns;
 mod control;
@@ -24,8 +25,13 @@ mod outcome;
 pub mod plan;
 mod queries;
 mod serve;
+mod signals;
+mod standby;
+mod supervisor;
+mod tapped;
 mod worker;
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use clap::Parser;
 use control::PodManager;
@@ -36,38 +42,56 @@ use karst_proxy::{
     flows::Books,
     options::worker_count,
     remote::NodeMetadata,
-    revocation, secrets, state, untold,
+    revocation, secrets, state,
+    tap::Taps,
+    untold,
     xds::StateWriter,
 };
 use karst_rt::{drain, ready::Ready};
+use prost_types::value::Kind;
+use standby::{Orders, Takeover};
 use std::{
+    cell::Cell,
     collections::{HashMap, HashSet},
-    sync::Arc,
+    process::ExitCode,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Orders that may wait for a worker.
 const DNS_ORDERS: usize = 256;
 
-/// The process: reads its options, serves until it is told to stop.
-pub fn main() -> std::process::ExitCode {
+/// The process: reads its options, serves until it is told to stop; or looks after those that do.
+pub fn main() -> ExitCode {
+    let config = config::Config::parse();
+    if config.supervises() {
+        return supervisor::run(config).unwrap_or_else(|e| bootstrap::exit("ztunnel", Err(e)));
+    }
     karst_rt::process::tune_allocator();
-    bootstrap::exit("ztunnel", run(config::Config::parse()))
+    bootstrap::exit("ztunnel", run(config))
 }
 
 fn run(config: config::Config) -> anyhow::Result<()> {
     let config = config.adopt()?;
+    if config.is_supervised() {
+        karst_rt::signals::unblock().context("cannot unblock signals")?;
+    }
     let descriptors = bootstrap::prepare(config.log.log_format, &config.log.log_level)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         workers = worker_count(config.workers),
         descriptors,
+        standby = config.standby,
         "ztunnel starts"
     );
     bootstrap::control_thread(serve(config, descriptors))?
 }
 
 async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
+    let mut orders = Orders::of(&config).context("the supervisor's orders, on standard input")?;
+    let mut signals = Signals::new()?;
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
     let first = match &config.local_xds {
@@ -97,8 +121,36 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
         flows: Books::new(receivers.len(), config.flows.flows),
+        taps: Taps::new(&*config.place.node),
         workers,
     });
+    let told = (configured_tx, stream_tx);
+    match config.local_xds.clone() {
+        Some(path) => {
+            let network = config.place.network.clone();
+            tokio::task::spawn_local(async move {
+                let _open = told;
+                local::follow(&path, &network, state_tx).await;
+            });
+        }
+        None => {
+            let needed = (&ready, control::NEEDED);
+            let writer = StateWriter::new(xds, state_tx, needed, told, metrics.discovery.clone(), asker);
+            let node = node(&config);
+            tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+        }
+    }
+    let mut takeover = None;
+    if config.standby {
+        takeover = standby::wait(&mut orders, &mut signals, &shared, &mut secrets).await;
+        if takeover.is_none() {
+            tracing::info!("standing by ends");
+            bootstrap::last_lines().await;
+            return Ok(());
+        }
+    }
+    let crashes = takeover.as_ref().map(|takeover| takeover.crashes).or(config.crashes);
+    metrics.crashes.store(crashes.unwrap_or_default().into(), Relaxed);
     // Ports first: a process that cannot have them must not take connections.
     let ports = Pages::bind(config.admin, config.stats, config.readiness).await?;
     let (drain, watch) = drain::new();
@@ -114,47 +166,43 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
 
     let (dns_tx, dns_rx) = mpsc::channel(DNS_ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
-    let changed = Arc::new(Notify::new());
-    let keeper = PodManager {
+    let (changed, complete) = (Arc::new(Notify::new()), Rc::new(Cell::new(false)));
+    let mut keeper = PodManager {
         shared: shared.clone(),
         pods: HashMap::new(),
         waiting: HashMap::new(),
         blocker: Some(ready.block("first snapshot of the node agent")),
         dns: dns_tx,
         changed: changed.clone(),
+        complete: complete.clone(),
     };
     let zds = config.zds.clone();
-    let agent = tokio::task::spawn_local(async move { inpod::run(&zds, keeper).await });
-    match config.local_xds.clone() {
-        Some(path) => {
-            let network = config.place.network.clone();
-            tokio::task::spawn_local(async move {
-                let _open = (configured_tx, stream_tx);
-                local::follow(&path, &network, state_tx).await;
-            });
+    let agent = tokio::task::spawn_local(async move {
+        if let Some(Takeover { held, at, .. }) = takeover {
+            held.hand_over(&mut keeper, at).await;
         }
-        None => {
-            let (needed, said) = ((&ready, control::NEEDED), (configured_tx, stream_tx));
-            let writer = StateWriter::new(xds, state_tx, needed, said, metrics.discovery.clone(), asker);
-            let node = node(&config);
-            tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
-        }
-    }
-
-    let mut signals = Signals::new()?;
+        inpod::run(&zds, keeper).await;
+    });
+    let mut limit = config.drain_limit();
     loop {
         tokio::select! {
             () = changed.notified() => {
                 let ours = identities(&shared);
-                secrets.retain(&ours);
+                if complete.get() {
+                    secrets.retain(&ours);
+                }
                 ours.iter().for_each(|i| secrets.keep(i));
             }
             i = secrets.wanted() => if identities(&shared).contains(&i) { secrets.keep(&i) },
             () = signals.stop() => break,
             () = quit.notified() => break,
+            () = orders.ended() => {
+                // In a container the kernel would have ended us with it.
+                limit = Duration::ZERO;
+                break;
+            }
         }
     }
-    let limit = config.drain_limit();
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
     agent.abort();
     bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections")).await;
@@ -185,5 +233,9 @@ fn node(config: &config::Config) -> ads::Node {
     let mut node = me.node();
     // What is marked as a dry run is not enforced here, so we may be told of it.
     node.client_features.push(karst_xds::DRY_RUN.into());
+    if config.standby {
+        let yes = prost_types::Value { kind: Some(Kind::StringValue("true".into())) };
+        node.metadata.get_or_insert_default().fields.insert(karst_api::SPARE.into(), yes);
+    }
     node
 }

@@ -5,7 +5,7 @@ use karst_proxy::{
     discovery,
     dry_run::DryRuns,
     labels::{put, side},
-    traffic,
+    requests, traffic,
 };
 use karst_rt::admission::Counts;
 use std::{
@@ -68,6 +68,8 @@ impl Ends {
 pub struct Metrics {
     /// Of connections.
     pub traffic: traffic::Table,
+    /// Of requests that were seen in passing.
+    pub requests: Arc<requests::Table>,
     pub open_source: AtomicI64,
     pub open_destination: AtomicI64,
     pub discovery: Arc<discovery::Counts>,
@@ -88,6 +90,8 @@ pub struct Metrics {
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// Processes that have crashed before this one took over.
+    pub crashes: AtomicU64,
     /// By policy; rendered with the state at hand, which says which policies there are.
     pub dry_runs: DryRuns,
     /// By labels.
@@ -98,6 +102,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             traffic: traffic::Table::default(),
+            requests: Arc::default(),
             open_source: AtomicI64::new(0),
             open_destination: AtomicI64::new(0),
             discovery: Arc::default(),
@@ -114,6 +119,7 @@ impl Default for Metrics {
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            crashes: AtomicU64::new(0),
             dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
         }
@@ -137,6 +143,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut out = String::new();
         self.traffic.render(&mut out);
+        self.requests.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_tcp_sockets_open Open connections.\n# TYPE istio_tcp_sockets_open gauge\nistio_tcp_sockets_open{{reporter=\"source\"}} {}\nistio_tcp_sockets_open{{reporter=\"destination\"}} {}",
@@ -179,6 +186,12 @@ impl Metrics {
                 "counter",
                 "Open connections closed by a policy change.",
                 self.closed_by_policy.load(Relaxed),
+            ),
+            (
+                "karst_ztunnel_crashes_total",
+                "counter",
+                "Processes of this ztunnel that have crashed or were killed, and were replaced.",
+                self.crashes.load(Relaxed),
             ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");

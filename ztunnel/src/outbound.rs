@@ -4,14 +4,16 @@
 use crate::{
     choose::{choose, has_other},
     client::{Caller, Client},
+    conn::Conn,
     connect::{Ready, attempt},
-    conns::{Conn, Guard},
+    conns::Guard,
     dns::{self, Preamble},
     inbound,
     mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
     plan::{Balance, ByName, Plan, Refusal, binds, resolved},
+    signals,
     state::{Snapshot, Workload},
     worker::{ByLoad, Direction, Served, Worker},
 };
@@ -116,6 +118,10 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
+                let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
+                if first.is_empty() && !by_waypoint {
+                    signals::outbound(worker.shared.requests(), &guard, None, to.port());
+                }
                 let o =
                     inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
                         .await;
@@ -124,12 +130,18 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             }
             Ok(Ready::Socket(other)) => {
                 guard.established();
+                if first.is_empty() {
+                    signals::outbound(worker.shared.requests(), &guard, None, to.port());
+                }
                 let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
                 guard.established();
                 inner.established();
+                if first.is_empty() {
+                    signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
+                }
                 let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
                 let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
                 theirs.counts.from_client.set(mine.counts.from_client.get());
@@ -200,6 +212,7 @@ fn record(
         pod: None,
         counts: Counts::default(),
         started: Instant::now(),
+        trace: Default::default(),
     })
 }
 
@@ -246,14 +259,19 @@ pub(crate) mod tests {
 
     /// A worker that knows this of the mesh. It drains when the second is gone.
     pub(crate) fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
-        let config = Config::parse_from(["ztunnel", "--access-log", "false"]);
+        worker_with(snapshot, &[])
+    }
+
+    /// The same, with these options.
+    pub(crate) fn worker_with(snapshot: Snapshot, options: &[&str]) -> (Rc<Worker>, Drain) {
+        let config = Config::parse_from([&["ztunnel", "--access-log", "false"][..], options].concat());
         let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
         let (decides, drain) = drain::new();
         let yes = || watch::channel(true).1;
         let (secrets, metrics) = (Secrets::fixed([]), Arc::<crate::metrics::Metrics>::default());
         let worker = Worker {
             number: 0,
-            conns: Conns::new(metrics.clone(), config.access_log),
+            conns: Conns::new(metrics.clone(), karst_proxy::tap::Taps::new(""), config.access_log),
             dialer: Dialer::new(secrets.clone(), settings.clone(), keepalive, config.resolv_conf.clone()),
             unreachable: Unreachable::new(limits::AVOID),
             settings,
@@ -277,6 +295,7 @@ pub(crate) mod tests {
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
                 flows: karst_proxy::flows::Books::new(1, false),
+                taps: karst_proxy::tap::Taps::new(""),
             }),
         };
         (Rc::new(worker), decides)

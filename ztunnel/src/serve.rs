@@ -43,7 +43,7 @@ pub fn run(
         let (settings, keepalive) = (shared.config.hbone(), shared.config.keepalive_settings());
         let resolv_conf = shared.config.resolv_conf.clone();
         let worker = Rc::new(Worker {
-            conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
+            conns: Conns::new(shared.metrics.clone(), shared.taps.clone(), shared.config.access_log),
             dialer: Dialer::new(shared.secrets.clone(), settings.clone(), keepalive, resolv_conf),
             unreachable: Unreachable::new(limits::AVOID),
             keepalive,

@@ -22,6 +22,8 @@ use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
     nobody::Nobody,
+    requests::Table,
+    tap::Taps,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
@@ -69,9 +71,15 @@ pub struct Shared {
     pub workers: WorkerPool<Command>,
     /// What was seen lately.
     pub flows: Books,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 impl Shared {
+    /// Where requests are counted that are seen in passing, if they are.
+    pub fn requests(&self) -> Option<&Arc<Table>> {
+        self.config.http_signals.then_some(&self.metrics.requests)
+    }
     /// Waits for the first configuration.
     pub async fn configured(&self) {
         if self.configured.clone().wait_for(|c| *c).await.is_err() {

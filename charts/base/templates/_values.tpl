@@ -142,14 +142,14 @@
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
-- global.proxy.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.proxy.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
 - global.proxy_init: there is no init container.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if .tracer }}
-- global.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
 - global.variant: there is one variant of each image, without a shell.

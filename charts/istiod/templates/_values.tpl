@@ -137,14 +137,14 @@
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
-- global.proxy.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.proxy.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
 - global.proxy_init: there is no init container.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if .tracer }}
-- global.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
 - global.variant: there is one variant of each image, without a shell.
@@ -272,17 +272,17 @@
 - meshConfig.defaultConfig.terminationDrainDuration: set CONNECTION_TERMINATION_DEADLINE by gatewayClasses, and terminationGracePeriodSeconds of the other charts.
 {{- end }}{{- end }}
 {{- if hasKey . "tracing" }}{{- if .tracing }}
-- meshConfig.defaultConfig.tracing: proxies report no spans in this version; they pass on the headers of traces.
+- meshConfig.defaultConfig.tracing: sampling, customTags and maxPathTagLength are honoured where a provider takes spans; its own collectors report nothing, as in Istio (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "zipkinAddress" }}{{- if .zipkinAddress }}
-- meshConfig.defaultConfig.zipkinAddress: proxies report no spans in this version; they pass on the headers of traces.
+- meshConfig.defaultConfig.zipkinAddress: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "defaultHttpRetryPolicy" }}{{- if .defaultHttpRetryPolicy }}
 - meshConfig.defaultHttpRetryPolicy: set retries in VirtualServices or HTTPRoutes; without them a request is tried up to three times.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultProviders" }}{{- if .defaultProviders }}
-- meshConfig.defaultProviders: in this version the providers are envoy (access log) and prometheus (metrics).
+- meshConfig.defaultProviders: tracing is honoured (the first); in this version the others are envoy (access log) and prometheus (metrics).
 {{- end }}{{- end }}
 {{- if hasKey . "defaultServiceExportTo" }}{{- if and .defaultServiceExportTo (ne (toJson .defaultServiceExportTo) "[\"*\"]") }}
 - meshConfig.defaultServiceExportTo: Services are for all namespaces, as in Istio's ambient mode.
@@ -303,10 +303,10 @@
 - meshConfig.enablePrometheusMerge: metrics of applications are not merged into the proxies': each is scraped by its own annotations.
 {{- end }}{{- end }}
 {{- if hasKey . "enableTracing" }}{{- if .enableTracing }}
-- meshConfig.enableTracing: proxies report no spans in this version; they pass on the headers of traces.
+- meshConfig.enableTracing: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "extensionProviders" }}{{- if .extensionProviders }}
-- meshConfig.extensionProviders: in this version the providers are envoy (access log) and prometheus (metrics); a Telemetry that names another one is warned of, and an AuthorizationPolicy with action CUSTOM is refused.
+- meshConfig.extensionProviders: those of kind opentelemetry and zipkin take spans (docs/tasks/tracing.md); others have no effect in this version: access logs and metrics have envoy and prometheus, and an AuthorizationPolicy with action CUSTOM is refused.
 {{- end }}{{- end }}
 {{- if hasKey . "h2UpgradePolicy" }}{{- if and .h2UpgradePolicy (ne (toString .h2UpgradePolicy) "DO_NOT_UPGRADE") }}
 - meshConfig.h2UpgradePolicy: HTTP/2 is spoken to ports that say so (appProtocol, or the name of the port).
@@ -393,7 +393,7 @@
 - telemetry: metrics are always reported; Telemetry objects change them.
 {{- end }}{{- end }}
 {{- if hasKey . "traceSampling" }}{{- if and .traceSampling (ne (toString .traceSampling) "1") }}
-- traceSampling: proxies report no spans in this version; they pass on the headers of traces.
+- traceSampling: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
 - variant: there is one variant of each image, without a shell.

@@ -128,14 +128,14 @@
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
-- global.proxy.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.proxy.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
 - global.proxy_init: there is no init container.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if .tracer }}
-- global.tracer: proxies report no spans in this version; they pass on the headers of traces.
+- global.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
 - global.variant: there is one variant of each image, without a shell.
@@ -158,7 +158,7 @@
 {{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
 - variant: there is one variant of each image, without a shell.
 {{- end }}{{- end }}
-{{- $read := list "ADMIN_ADDR" "ALT_XDS_HOSTNAME" "AUTH_TOKEN" "CA_ADDRESS" "CLUSTER_DOMAIN" "CLUSTER_ID" "CONNECTION_TERMINATION_DEADLINE" "CRL_PATH" "DNS_CAPTURE" "ENABLE_ORIG_SRC" "FAKE_CA" "HTTP2_CONNECTION_WINDOW_SIZE" "HTTP2_FRAME_SIZE" "HTTP2_STREAM_WINDOW_SIZE" "INPOD_ENABLED" "INPOD_UDS" "INSTANCE_IP" "IPV6_ENABLED" "ISTIO_META_CLUSTER_ID" "ISTIO_META_DNS_CAPTURE" "KARST_ACCESS_LOG" "KARST_FLOWS" "KARST_LOCAL_CERTS" "KARST_RESOLV_CONF" "KARST_SAME_NODE_DIRECT" "KEEPALIVE_ENABLED" "KEEPALIVE_INTERVAL" "KEEPALIVE_RETRIES" "KEEPALIVE_TIME" "LOCAL_XDS_PATH" "LOG_FORMAT" "MESH_CONFIG_PATH" "NETWORK" "NODE_NAME" "OUTBOUND_TRAFFIC_POLICY" "POD_NAME" "POD_NAMESPACE" "POOL_MAX_STREAMS_PER_CONNECTION" "POOL_UNUSED_RELEASE_TIMEOUT" "PROXY_MODE" "READINESS_ADDR" "ROOT_NAMESPACE" "RUST_LOG" "SECRET_TTL" "STATS_ADDR" "TERMINATION_GRACE_PERIOD_SECONDS" "TRUST_DOMAIN" "XDS_ADDRESS" "XDS_ROOT_CA" "ZTUNNEL_WORKER_THREADS" "RUST_BACKTRACE" "TZ" }}
+{{- $read := list "ADMIN_ADDR" "ALT_XDS_HOSTNAME" "AUTH_TOKEN" "CA_ADDRESS" "CLUSTER_DOMAIN" "CLUSTER_ID" "CONNECTION_TERMINATION_DEADLINE" "CRL_PATH" "DNS_CAPTURE" "ENABLE_ORIG_SRC" "FAKE_CA" "HTTP2_CONNECTION_WINDOW_SIZE" "HTTP2_FRAME_SIZE" "HTTP2_STREAM_WINDOW_SIZE" "INPOD_ENABLED" "INPOD_UDS" "INSTANCE_IP" "IPV6_ENABLED" "ISTIO_META_CLUSTER_ID" "ISTIO_META_DNS_CAPTURE" "KARST_ACCESS_LOG" "KARST_FLOWS" "KARST_HTTP_SIGNALS" "KARST_LOCAL_CERTS" "KARST_RESOLV_CONF" "KARST_SAME_NODE_DIRECT" "KARST_WARM_SPARE" "KEEPALIVE_ENABLED" "KEEPALIVE_INTERVAL" "KEEPALIVE_RETRIES" "KEEPALIVE_TIME" "LOCAL_XDS_PATH" "LOG_FORMAT" "MESH_CONFIG_PATH" "NETWORK" "NODE_NAME" "OUTBOUND_TRAFFIC_POLICY" "POD_NAME" "POD_NAMESPACE" "POOL_MAX_STREAMS_PER_CONNECTION" "POOL_UNUSED_RELEASE_TIMEOUT" "PROXY_MODE" "READINESS_ADDR" "ROOT_NAMESPACE" "RUST_LOG" "SECRET_TTL" "STATS_ADDR" "TERMINATION_GRACE_PERIOD_SECONDS" "TRUST_DOMAIN" "XDS_ADDRESS" "XDS_ROOT_CA" "ZTUNNEL_WORKER_THREADS" "RUST_BACKTRACE" "TZ" }}
 {{- range $name, $_ := .env }}{{- if not (has $name $read) }}
 - env.{{ $name }}: the program does not read this variable.
 {{- end }}{{- end }}

@@ -3,9 +3,11 @@
 mod connect;
 mod exec;
 mod failure;
+mod follow;
 mod forward;
 mod objects;
 mod pods;
+mod rights;
 
 pub use connect::Cluster;
 pub use exec::Executed;

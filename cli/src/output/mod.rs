@@ -4,4 +4,4 @@ mod format;
 mod table;
 
 pub use format::Format;
-pub use table::{Cell, Table, Tone, age};
+pub use table::{Cell, Table, Tone, age, shown};

@@ -20,6 +20,14 @@ pub enum Tone {
 }
 
 impl Tone {
+    /// A text in the colour of the meaning, if it may have one.
+    pub fn paint(self, text: &str, colour: bool) -> String {
+        match self.sequence() {
+            "" => text.to_owned(),
+            _ if !colour => text.to_owned(),
+            sequence => format!("{sequence}{text}\u{1b}[0m"),
+        }
+    }
     fn sequence(self) -> &'static str {
         match self {
             Self::Plain => "",
@@ -101,7 +109,7 @@ impl Table {
 }
 
 /// Peers' text cannot move the cursor or begin a new row.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     if text.is_empty() {
         return "-".into();
     }

@@ -15,6 +15,8 @@ const INDEX: File = file("text/html; charset=utf-8", include_bytes!("../../page/
 const SCRIPT: File = file("text/javascript; charset=utf-8", include_bytes!("../../page/dist/app.js"));
 const STYLE: File = file("text/css; charset=utf-8", include_bytes!("../../page/dist/app.css"));
 const ICON: File = file("image/svg+xml", include_bytes!("../../page/dist/icon.svg"));
+/// Of the packages that the script is bundled from: their licences want their texts wherever the code goes.
+const LICENCES: File = file("text/plain; charset=utf-8", include_bytes!("../../page/dist/licences.txt"));
 
 /// The file of a path.
 pub(super) fn find(path: &str) -> Option<&'static File> {
@@ -23,6 +25,7 @@ pub(super) fn find(path: &str) -> Option<&'static File> {
         "/app.js" => Some(&SCRIPT),
         "/app.css" => Some(&STYLE),
         "/icon.svg" => Some(&ICON),
+        "/licences.txt" => Some(&LICENCES),
         _ => None,
     }
 }

@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_itself_is_for_its_own_name_and_site() {
         let server = server();
-        for path in ["/", "/app.js", "/app.css", "/icon.svg"] {
+        for path in ["/", "/app.js", "/app.css", "/icon.svg", "/licences.txt"] {
             assert_eq!(ask(&server, "GET", path, &[]).await.0, 200, "{path}");
             assert_eq!(ask(&server, "POST", path, &[]).await.0, 405, "{path}");
             assert_eq!(ask(&server, "GET", path, &[("origin", "http://evil.example")]).await.0, 403, "{path}");

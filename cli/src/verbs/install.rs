@@ -132,8 +132,7 @@ impl Install {
         let mut manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
         let obsolete = Installation::obsolete(&target, &manifest).await.map_err(|error| failed(&error))?;
         let changes = Changes::find(&target, &manifest, &obsolete, self.force).await.map_err(|error| failed(&error))?;
-        let used: Vec<&str> = changes.used.iter().map(|used| used.name.as_str()).collect();
-        manifest.leave(&used);
+        manifest.leave(&changes.not_ours());
         if self.dry_run {
             return session.text(&(changes.lines().join("\n") + "\n"));
         }
@@ -141,7 +140,8 @@ impl Install {
             preview(session, &spec, &manifest, &changes, upgrade)?;
             confirmed(session)?;
         }
-        let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
+        let timeout = self.readiness_timeout;
+        let installation = Installation { manifest: &manifest, timeout, obsolete, shared: changes.shared };
         let mut teller = Teller::new(session);
         installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
         let told = teller.done();
@@ -246,7 +246,8 @@ fn left(spec: &Spec) -> String {
     format!(
         "Revision {:?} leaves these as they are: {}. They are moved only if they are asked for \
          (--set components.NAME.enabled=true, or components.ingressGateways[name:NAME].enabled=true, \
-         with --force to take them over in place); docs/upgrade.md has the order.",
+         with --force to take them over in place); docs/upgrade.md has the order. CRDs of an older release are \
+         brought to this one all the same, since all revisions read them.",
         spec.revision,
         spec.left.join(", ")
     )

@@ -16,6 +16,8 @@ pub mod profile;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod tag;
+pub mod tap;
+pub mod top;
 pub mod uninstall;
 pub mod upgrade;
 pub mod version;
@@ -81,6 +83,10 @@ pub enum Verb {
     /// Manage revision tags
     #[command(subcommand)]
     Tag(tag::Tag),
+    /// Print live requests and connections, with why they were refused or failed
+    Tap(tap::Tap),
+    /// Print rates, success and latencies of live requests and connections
+    Top(top::Top),
     /// Remove the mesh from the cluster
     Uninstall(uninstall::Uninstall),
     /// Bring the mesh to this release
@@ -125,6 +131,8 @@ impl Verb {
             Self::ProxyStatus(verb) => verb.run(session).await,
             Self::Reference => session.text(&crate::reference::page(tree())),
             Self::Tag(verb) => verb.run(session).await,
+            Self::Tap(verb) => verb.run(session).await,
+            Self::Top(verb) => verb.run(session).await,
             Self::Uninstall(verb) => verb.run(session).await,
             Self::Upgrade(verb) => verb.run(session).await,
             Self::Validate(verb) => verb.run(session),

@@ -18,6 +18,7 @@ mod unserved;
 mod writes;
 
 pub use compilation::model::{closing, compile};
+pub(crate) use compilation::routes::scalar::duration;
 pub use compiler::{Change, Compiler};
 pub(crate) use facts::{listener::warnings as of_gateway, policy::warnings as of_policy};
 pub(crate) use objects::{MANAGED, Named, Revisions, VIRTUAL};

@@ -48,7 +48,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
         "spec.jwtRules[].timeout",
         "has no effect in this version: fetching keys always times out after 5s [KARST-0030]",
     ),
-    ("Telemetry", "spec.tracing", "has no effect in this version: proxies do not create spans [KARST-0030]"),
     (
         "Telemetry",
         "spec.metrics[].reportingInterval",

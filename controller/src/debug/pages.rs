@@ -2,7 +2,10 @@
 //! here are not there.
 
 use super::{status, subscribers::Subscriber};
-use crate::model::Model;
+use crate::{
+    history::{History, Moment, page::summary},
+    model::Model,
+};
 use karst_api::workload::{PortList, Service, TunnelProtocol, Workload, WorkloadStatus};
 use karst_core::addr::ip_from_bytes;
 use karst_rt::admin::{self, Answer};
@@ -27,6 +30,8 @@ pub struct View {
     pub manifests: u64,
     /// The mesh-wide settings, by Istio's names.
     pub mesh: Value,
+    /// The versions that are kept.
+    pub history: Arc<History>,
 }
 
 impl View {
@@ -40,6 +45,7 @@ impl View {
             version: 0,
             manifests: 0,
             mesh: Value::Null,
+            history: Arc::default(),
         }
     }
 }
@@ -47,12 +53,13 @@ impl View {
 type Page = fn(&View) -> Value;
 
 /// Name, what is on it, and the page.
-const PAGES: [(&str, &str, Page); 10] = [
+const PAGES: [(&str, &str, Page); 11] = [
     ("adsz", "Proxies with an open stream, and the types that each is sent", adsz),
     ("ambientz", "Workloads, services and policies as proxies are told of them", ambientz),
     ("authorizationz", "Layer 4 policies by namespace, as ztunnels are told of them", authorizationz),
     ("connections", "Proxies with an open stream", connections),
     ("endpointz", "Endpoints of every service port", endpointz),
+    ("history", "Versions of the configuration that are kept; with ?at=TIME the configuration of that time", history),
     ("instancesz", "Pods that certificates are signed for", instancesz),
     ("karst", "Number of the snapshot, digest of the manifests, and what each proxy has taken in", karst),
     ("mesh", "The mesh-wide settings", |view| view.mesh.clone()),
@@ -72,6 +79,9 @@ pub fn page(name: &str, query: &str, view: &View) -> Option<Value> {
         None => Some(page(view)),
     }
 }
+
+/// The page with what is kept of older versions.
+pub const HISTORY: &str = "/debug/history";
 
 /// What a path under `/debug` is answered with.
 pub fn answer(path: &str, query: &str, view: &View) -> Answer {
@@ -123,6 +133,11 @@ fn karst(view: &View) -> Value {
     let proxies: Vec<Value> =
         view.subscribers.iter().map(|one| json!({ "proxy": one.name, "acked": one.acked })).collect();
     json!({ "version": view.version, "manifests": format!("{:x}", view.manifests), "proxies": proxies })
+}
+
+/// What is kept. The configuration of a time is told over HTTP only ([`crate::history::page::answer`]): it takes a while.
+fn history(view: &View) -> Value {
+    serde_json::to_value(summary(&view.history, Moment::now())).unwrap_or_default()
 }
 
 fn connections(view: &View) -> Value {
@@ -302,6 +317,7 @@ mod tests {
             page("karst", "", &view).unwrap(),
             json!({ "version": 9, "manifests": "ff", "proxies": [{ "proxy": "p", "acked": 0 }, { "proxy": "q", "acked": 0 }] })
         );
+        assert_eq!(page("history", "", &view).unwrap()["versions"], 0);
         assert_eq!(page("syncz", "proxyID=q.a", &view).unwrap().as_array().unwrap().len(), 1);
     }
 

@@ -1,7 +1,7 @@
 //! Whether proxies are in step: as `/debug/syncz` (a list, which istioctl and Kiali decode) and as Envoy's `ClientConfig`, which
 //! `istioctl proxy-status` reads over xDS.
 
-use super::subscribers::{Exchange, Subscriber};
+use super::subscribers::{Exchange, Subscriber, serving};
 use karst_api::status::{ClientConfig, ConfigStatus, GenericXdsConfig, Node, UpdateFailureState};
 use prost_types::{Struct, Timestamp, Value, value::Kind};
 use serde_json::json;
@@ -59,7 +59,7 @@ pub fn syncz(subscribers: &[Subscriber], version: &str) -> serde_json::Value {
             "resources": resources,
         })
     };
-    subscribers.iter().map(one).collect()
+    serving(subscribers).into_iter().map(one).collect()
 }
 
 fn resource(exchange: &Exchange) -> serde_json::Value {

@@ -3,6 +3,7 @@
 use super::{
     pages::{self, View},
     status::{CLIENT_CONFIG_TYPE, client_config},
+    subscribers::serving,
 };
 use karst_api::ads::{ControlPlane, DiscoveryRequest, DiscoveryResponse};
 use prost::Message;
@@ -25,9 +26,8 @@ pub const LONGEST: Duration = Duration::from_secs(60);
 /// If the type is none of ours to tell.
 pub fn answer(request: &DiscoveryRequest, view: &View, nonce: u64) -> Result<DiscoveryResponse, Status> {
     let resources = match request.type_url.as_str() {
-        SYNCZ_TYPE => view
-            .subscribers
-            .iter()
+        SYNCZ_TYPE => serving(&view.subscribers)
+            .into_iter()
             .map(|one| Any {
                 type_url: CLIENT_CONFIG_TYPE.into(),
                 value: client_config(one, pages::ISTIO_LEVEL).encode_to_vec(),

@@ -3,7 +3,7 @@
 use karst_api::ads::Node;
 use karst_xds::server::Event;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -36,6 +36,8 @@ pub struct Subscriber {
     pub cluster: String,
     /// Version that it says it is; may be empty.
     pub version: String,
+    /// It says that it stands by for another process of its pod.
+    pub spare: bool,
     /// Since when.
     pub connected: SystemTime,
     /// Number of the snapshot that it has taken in.
@@ -48,7 +50,8 @@ impl Subscriber {
     /// One that has said nothing yet.
     pub fn new(name: String, namespace: String, pod: String, connected: SystemTime) -> Self {
         let (kind, cluster, version) = ("ztunnel".into(), String::new(), String::new());
-        Self { name, namespace, pod, kind, cluster, version, connected, acked: 0, types: BTreeMap::new() }
+        let types = BTreeMap::new();
+        Self { name, namespace, pod, kind, cluster, version, spare: false, connected, acked: 0, types }
     }
 
     /// The proxy's name as Istio writes it: `pod.namespace`.
@@ -86,6 +89,7 @@ impl Subscriber {
         }
         self.cluster = text("CLUSTER_ID").unwrap_or_default();
         self.version = text("ISTIO_VERSION").unwrap_or_default();
+        self.spare = text(karst_api::SPARE).is_some_and(|value| value == "true");
     }
 }
 
@@ -97,6 +101,21 @@ const LONG: usize = 1024;
 /// The first printable characters: any pod with a token may connect, and what it sends is kept as long as its stream.
 fn cut(text: &str, most: usize) -> String {
     text.chars().filter(|sign| !sign.is_control()).take(most).collect()
+}
+
+/// Those that serve, for who counts or lists proxies: a ztunnel's pod has two processes with a stream, of which one stands by. Where
+/// all that a pod has have stood by once (a crash), the one that is connected for the longest time serves.
+pub fn serving(all: &[Subscriber]) -> Vec<&Subscriber> {
+    let rank = |one: &Subscriber| (one.spare, one.connected);
+    let mut first: HashMap<(&str, &str), (bool, SystemTime)> = HashMap::new();
+    for one in all {
+        let known = first.entry((one.namespace.as_str(), one.pod.as_str())).or_insert_with(|| rank(one));
+        *known = rank(one).min(*known);
+    }
+    let serves = |one: &&Subscriber| {
+        !one.spare || first.get(&(one.namespace.as_str(), one.pod.as_str())).is_none_or(|known| *known == rank(one))
+    };
+    all.iter().filter(serves).collect()
 }
 
 /// All of them, by number of their stream.
@@ -145,6 +164,36 @@ mod tests {
         assert_eq!((exchange(&all).acked, exchange(&all).error), (Some("1".into()), None));
         all.remove(7);
         assert!(all.all().is_empty());
+    }
+
+    #[test]
+    fn of_a_pod_one_process_is_shown() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let one = |pod: &str, connected: u64, spare: bool| {
+            let mut one = Subscriber::new("n".into(), "istio-system".into(), pod.into(), at(connected));
+            let text = |text: &str| Some(prost_types::value::Kind::StringValue(text.into()));
+            let fields = [(karst_api::SPARE.to_string(), prost_types::Value { kind: text(&spare.to_string()) })].into();
+            let node = Node { metadata: Some(prost_types::Struct { fields }), ..Default::default() };
+            one.note(&Event::Node(node), at(connected));
+            assert_eq!(one.spare, spare);
+            one
+        };
+        let shown = |all: &[Subscriber]| -> Vec<String> {
+            let seconds = |one: &Subscriber| one.connected.duration_since(at(0)).unwrap().as_secs();
+            serving(all).into_iter().map(|one| format!("{} {}", one.pod, seconds(one))).collect()
+        };
+        let other = one("zt-2", 9, false);
+        let both = [one("zt-1", 1, false), one("zt-1", 2, true), other.clone()];
+        assert_eq!(shown(&both), ["zt-1 1", "zt-2 9"]);
+        // The controller was restarted, and the spare was faster.
+        let again = [one("zt-1", 3, true), one("zt-1", 4, false), other.clone()];
+        assert_eq!(shown(&again), ["zt-1 4", "zt-2 9"]);
+        // The first has crashed: the spare serves, and has a spare itself.
+        let crashed = [one("zt-1", 2, true), one("zt-1", 5, true), other.clone()];
+        assert_eq!(shown(&crashed), ["zt-1 2", "zt-2 9"]);
+        // A stream that broke is still there beside its successor: nobody is left out who does not say so.
+        let broken = [one("zt-1", 1, false), one("zt-1", 2, false)];
+        assert_eq!(shown(&broken).len(), 2);
     }
 
     #[test]

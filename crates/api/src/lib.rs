@@ -1,11 +1,15 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with four exceptions that both ends need: [`convert`] turns a wire policy into the model that is
+//! Only shapes live here, with five exceptions that both ends need: [`convert`] turns a wire policy into the model that is
 //! evaluated, closed where it is not understood; [`route::Attribute::known`] does so for an attribute; [`route::Retry::istio`] is
-//! the default for retries; and [`route::Backend::rules`] finds a client's rules.
+//! the default for retries; [`route::Backend::rules`] finds a client's rules; [`zds_standby`] is where ztunnels stand by; and
+//! [`secrets`] takes keys out of resources.
 
 mod attribute;
 pub mod convert;
+pub mod secrets;
+
+use std::path::{Path, PathBuf};
 
 /// `istio.workload`: what ztunnel knows of workloads and services.
 #[allow(
@@ -80,9 +84,32 @@ pub mod route {
     tonic::include_proto!("karst.route.v1");
 }
 
+/// OpenTelemetry's protocol for traces, as far as it is sent.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.trace.v1");
+}
+
+/// Where a ztunnel stands by: a socket beside that of ZDS, with the same protocol, whose callers get all pods and are never the one
+/// that serves the node. (Not a word in the hello: Istio's agent takes whoever connects last for the node's ztunnel.)
+pub fn zds_standby(zds: &Path) -> PathBuf {
+    zds.with_extension("standby.sock")
+}
+
 impl std::fmt::Debug for route::KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyPair")
+    }
+}
+
+impl std::fmt::Debug for route::CollectorHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CollectorHeader").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -163,5 +190,7 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Largest ZDS packet, in bytes (Istio's agent and ztunnel both use this buffer).
 pub const ZDS_MAX_PACKET: usize = 1024;
+/// In the metadata of a node, `true`: a process that stands by for another one of the same pod, which serves.
+pub const SPARE: &str = "KARST_SPARE";
 /// Token audience that both discovery and the CA ask for.
 pub const TOKEN_AUDIENCE: &str = "istio-ca";

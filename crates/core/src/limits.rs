@@ -148,6 +148,25 @@ pub const FLOW_IDENTITY: usize = 640;
 /// The same of each other name.
 pub const FLOW_NAME: usize = 320;
 
+/// Lookers (`karst tap`, `karst top`) that a proxy tells of its traffic at a time; a further one is refused.
+pub const TAP_LOOKERS: usize = 4;
+/// Records that may wait to be sent to one looker; beyond, they are lost, and the stream says how many.
+pub const TAP_QUEUE: usize = 1024;
+/// Records that one looker is sent in a second; more wait, and then are lost.
+pub const TAP_RATE: u32 = 1000;
+/// Most records of one stream: those of [`TAP_TIME`] at [`TAP_RATE`]; then it ends.
+pub const TAP_RECORDS: u64 = 2_000_000;
+/// The same, where the looker does not say.
+pub const TAP_RECORDS_UNASKED: u64 = 1000;
+/// Longest time of one stream; then it ends.
+pub const TAP_TIME: Duration = Duration::from_secs(1800);
+/// The same, where the looker does not say.
+pub const TAP_TIME_UNASKED: Duration = Duration::from_secs(300);
+/// A stream on which nothing happens says this often that its proxy is there, and finds out whether its looker is.
+pub const TAP_BEAT: Duration = Duration::from_secs(5);
+/// Longest text of a peer's in one record, in bytes; a longer one is cut.
+pub const TAP_TEXT: usize = 1024;
+
 /// Flows that one of so many workers remembers.
 pub fn flows_per_worker(workers: usize) -> usize {
     (FLOWS / workers.max(1)).max(FLOWS_OF_WORKER)

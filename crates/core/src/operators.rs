@@ -87,6 +87,32 @@ pub enum OperatorError {
     Argument(String, &'static str),
 }
 
+/// A part of a format that may have expressions, as tags of traces have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment<'a> {
+    /// For [`parse`].
+    Plain(&'a str),
+    /// What stands in `%CEL(…)%`.
+    Expression(&'a str),
+}
+
+/// The parts of a format, in their order. An expression ends at the first `)%` after its beginning.
+pub fn fragments(text: &str) -> Vec<Fragment<'_>> {
+    let (mut out, mut rest) = (vec![], text);
+    while let Some((before, after)) = rest.split_once("%CEL(") {
+        let Some((expression, next)) = after.split_once(")%") else { break };
+        if !before.is_empty() {
+            out.push(Fragment::Plain(before));
+        }
+        out.push(Fragment::Expression(expression));
+        rest = next;
+    }
+    if !rest.is_empty() {
+        out.push(Fragment::Plain(rest));
+    }
+    out
+}
+
 /// Reads a value.
 ///
 /// # Errors
@@ -247,6 +273,20 @@ pub fn time(format: &str, moment: SystemTime) -> Option<String> {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn expressions_stand_between_operators() {
+        let parts = fragments("a %REQ(x)% %CEL(response.code)%%CEL(f(1))% z");
+        let wanted = [
+            Fragment::Plain("a %REQ(x)% "),
+            Fragment::Expression("response.code"),
+            Fragment::Expression("f(1)"),
+            Fragment::Plain(" z"),
+        ];
+        assert_eq!(parts, wanted);
+        assert_eq!(fragments("%CEL(a"), [Fragment::Plain("%CEL(a")], "which is no operator");
+        assert!(fragments("").is_empty());
+    }
 
     #[test]
     fn values_are_read() {

@@ -31,8 +31,9 @@ pub(crate) fn fits(listening: &Listening, host: &str) -> Option<usize> {
     listening.hosts.iter().filter_map(rank).max()
 }
 
-/// All gateways' pods, by name: those that listen on something, and those of a Gateway whose listeners are not in force.
-pub(crate) fn pods(compiled: &Compiled, mesh: &Snapshot, objects: &Objects) -> Vec<GatewayPod> {
+/// All gateways' pods, by name: those that listen on something, and those of a Gateway whose listeners are not in force. `has_keys`:
+/// what they are told holds their keys; without these, TLS is taken as good.
+pub(crate) fn pods(compiled: &Compiled, has_keys: bool, mesh: &Snapshot, objects: &Objects) -> Vec<GatewayPod> {
     let resources = compiled.resources.iter().filter(|r| r.type_url == karst_api::GATEWAY_TYPE);
     let mut out: BTreeMap<String, GatewayPod> = BTreeMap::new();
     let workload = |name: &str| {
@@ -55,7 +56,10 @@ pub(crate) fn pods(compiled: &Compiled, mesh: &Snapshot, objects: &Objects) -> V
         let Some((namespace, name)) = resource.name.split_once('/') else { continue };
         let mut alone = Waypoint::gateway(namespace, name, "");
         // What is refused leaves nothing to listen on, as in the pod.
-        let _ = alone.put(resource.type_url, &resource.name, &resource.bytes);
+        let _ = match has_keys {
+            true => alone.put(resource.type_url, &resource.name, &resource.bytes),
+            false => alone.put_outline(resource.type_url, &resource.name, &resource.bytes),
+        };
         let listening = alone.listening();
         let (Some(workload), false) = (workload(&resource.name), listening.is_empty()) else { continue };
         let empty = GatewayPod { workload, gateway: String::new(), listening: vec![] };

@@ -109,7 +109,9 @@ impl Way {
 
     /// Labels ask for a waypoint, and none is used: policies and routes at it have no effect.
     fn unbound(&mut self, world: &World) {
-        let Some(service) = self.destination.service.as_ref().filter(|s| s.waypoints.is_empty()) else { return };
+        // What labels asked for at another time is not known.
+        let unbound = self.destination.service.as_ref().filter(|s| !world.is_past && s.waypoints.is_empty());
+        let Some(service) = unbound else { return };
         let own = world.objects.service(&service.namespace, &service.name).map(|s| &s.metadata.labels);
         let namespace = world.objects.namespace(&service.namespace).map(|n| &n.metadata.labels);
         let named = [own, namespace].into_iter().flatten().find_map(|labels| labels.get(USE_WAYPOINT));
@@ -253,7 +255,8 @@ impl Way {
 
 /// Why the traffic of a workload is not redirected.
 pub(crate) fn outside_of_mesh(world: &World, workload: &Workload) -> String {
-    let Some((_, pod)) = world.objects.pod(&workload.namespace, &workload.name) else {
+    let pod = world.objects.pod(&workload.namespace, &workload.name).filter(|_| !world.is_past);
+    let Some((_, pod)) = pod else {
         return "the caller is no pod of the mesh: its connections are not redirected".into();
     };
     let namespace = world.objects.namespace(&pod.metadata.namespace);

@@ -7,7 +7,7 @@ use crate::{
     objects::Objects,
     observed::{Observed, ObservedError},
 };
-use karst_controller::offline::{self, Compiled, OptionsError};
+use karst_controller::offline::{self, Compiled, OptionsError, Resource};
 use karst_manifest::{Dir, MeshConfig, Object, Problem, State, enrol, mesh_config};
 use karst_proxy::{
     state::{Snapshot, Workload},
@@ -43,6 +43,8 @@ pub struct World {
     gateways: OnceCell<Vec<GatewayPod>>,
     /// What running proxies know, where that is known.
     pub(crate) observed: Observed,
+    /// What proxies were told is of another time than the objects.
+    pub(crate) is_past: bool,
 }
 
 /// Which pods are in the mesh.
@@ -76,11 +78,7 @@ impl World {
         });
         state.enrolled.extend(wanted.map(|(_, p)| format!("{}/{}", p.metadata.namespace, p.metadata.name)));
         let compiled = offline::compile(&state)?;
-        let mut mesh = Snapshot::new("").with_root(&compiled.root_namespace);
-        for r in compiled.resources.iter().filter(|r| ZTUNNEL.contains(&r.type_url)) {
-            // What is refused leaves what was, as in the proxy.
-            let _ = mesh.put(r.type_url, &r.name, &r.bytes);
-        }
+        let mesh = mesh(&compiled.resources, &compiled.root_namespace);
         let outbound = outbound(&objects, &compiled.root_namespace);
         Ok(Self {
             state,
@@ -91,7 +89,21 @@ impl World {
             network: vec![],
             gateways: OnceCell::new(),
             observed: Observed::default(),
+            is_past: false,
         })
+    }
+
+    /// Judges by what proxies were told at another time, in place of what the objects compile to. It has no keys: TLS of listeners is
+    /// taken as good. The objects are still asked for names; what they alone say of the call (changes that would help, objects without
+    /// effect, NetworkPolicies) is of their time and is left out.
+    #[must_use]
+    pub fn with_told(mut self, resources: Vec<Resource>) -> Self {
+        self.mesh = mesh(&resources, &self.compiled.root_namespace);
+        self.compiled = Compiled { resources, problems: vec![], no_effect: vec![], warnings: vec![], ..self.compiled };
+        self.network = vec![];
+        self.gateways = OnceCell::new();
+        self.is_past = true;
+        self
     }
 
     /// With the NetworkPolicies of Kubernetes, which are no objects of the mesh.
@@ -117,12 +129,25 @@ impl World {
 
     /// A waypoint's pod, told what it would be.
     pub(crate) fn waypoint(&self, pod: &Workload) -> Waypoint {
-        let mut waypoint = Waypoint::new(&pod.namespace, &pod.name, pod.identity.service_account());
-        if let Some(observed) = self.observed.proxy(&format!("{}/{}", pod.namespace, pod.name)) {
-            return observed.told_to(waypoint);
+        self.told(Waypoint::new(&pod.namespace, &pod.name, pod.identity.service_account()), pod)
+    }
+
+    /// The proxy of a pod, told what it would be.
+    fn told(&self, mut proxy: Waypoint, pod: &Workload) -> Waypoint {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        if let Some(observed) = self.observed.proxy(&name) {
+            return observed.told_to(proxy);
         }
-        self.tell(&mut waypoint);
-        waypoint
+        if !self.is_past {
+            self.tell(&mut proxy);
+            return proxy;
+        }
+        let is_for_it = |r: &&Resource| r.type_url != karst_api::GATEWAY_TYPE || r.name == name;
+        for r in self.compiled.resources.iter().filter(is_for_it) {
+            // What is refused is in force as the proxy has it in force.
+            let _ = proxy.put_outline(r.type_url, &r.name, &r.bytes);
+        }
+        proxy
     }
 
     /// Tells a waypoint's pod what it would be told.
@@ -170,20 +195,13 @@ impl World {
 
     /// The pods that are gateways.
     pub(crate) fn gateways(&self) -> &[GatewayPod] {
-        self.gateways.get_or_init(|| gateways::pods(&self.compiled, &self.mesh, &self.objects))
+        let has_keys = !self.is_past;
+        self.gateways.get_or_init(|| gateways::pods(&self.compiled, has_keys, &self.mesh, &self.objects))
     }
 
     /// A gateway's pod, told what it would be.
     pub(crate) fn gateway(&self, pod: &Workload) -> Waypoint {
-        let mut gateway = Waypoint::gateway(&pod.namespace, &pod.name, pod.identity.service_account());
-        if let Some(observed) = self.observed.proxy(&format!("{}/{}", pod.namespace, pod.name)) {
-            return observed.told_to(gateway);
-        }
-        for r in &self.compiled.resources {
-            // What is refused is in force as the proxy has it in force.
-            let _ = gateway.put(r.type_url, &r.name, &r.bytes);
-        }
-        gateway
+        self.told(Waypoint::gateway(&pod.namespace, &pod.name, pod.identity.service_account()), pod)
     }
 
     /// The same with other objects.
@@ -201,6 +219,16 @@ impl World {
 
 /// What a ztunnel subscribes.
 const ZTUNNEL: &[&str] = &[karst_api::AUTHORIZATION_TYPE, karst_api::POD_RANGES_TYPE, karst_api::ADDRESS_TYPE];
+
+/// What a ztunnel makes of what it is told.
+fn mesh(resources: &[Resource], root_namespace: &str) -> Snapshot {
+    let mut mesh = Snapshot::new("").with_root(root_namespace);
+    for r in resources.iter().filter(|r| ZTUNNEL.contains(&r.type_url)) {
+        // What is refused leaves what was, as in the proxy.
+        let _ = mesh.put(r.type_url, &r.name, &r.bytes);
+    }
+    mesh
+}
 
 /// Istio's `outboundTrafficPolicy`, of ConfigMap `istio` in the mesh's own namespace. What cannot be read changes nothing.
 fn outbound(objects: &Objects, root: &str) -> OutboundMode {

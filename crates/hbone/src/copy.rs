@@ -8,12 +8,13 @@ use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
 use karst_rt::{socket::reset_on_close, splice::Pipe};
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
     future::poll_fn,
     io,
     os::fd::AsFd,
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 use tokio::{
@@ -25,12 +26,101 @@ use tokio::{
 };
 
 /// Bytes carried so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counts {
     /// From the side that opened the connection.
-    pub from_client: Cell<u64>,
+    pub from_client: Way,
     /// To the side that opened the connection.
-    pub to_client: Cell<u64>,
+    pub to_client: Way,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self { from_client: Way::new(true), to_client: Way::new(false) }
+    }
+}
+
+impl Counts {
+    /// Shows all bytes that are carried from now on.
+    pub fn show_to(&self, watch: Rc<dyn Watch>) {
+        // Nobody is put in another's place.
+        let _ = self.from_client.watch.set(watch.clone());
+        let _ = self.to_client.watch.set(watch);
+    }
+    /// Who is shown the bytes, if anybody.
+    pub fn watch(&self) -> Option<&dyn Watch> {
+        self.from_client.watch.get().map(|w| &**w)
+    }
+}
+
+/// Somebody who is shown what is carried, in passing and before it is passed on. It can change nothing and delays nothing.
+pub trait Watch: std::fmt::Debug {
+    /// Does it want more? If not, a plain connection may be spliced.
+    fn is_reading(&self) -> bool;
+    /// Bytes of the side that opened the connection.
+    fn client_sent(&self, bytes: &[u8]);
+    /// Bytes of the other side.
+    fn server_sent(&self, bytes: &[u8]);
+    /// The side that opened the connection sends no more, or has gone.
+    fn client_ended(&self);
+    /// The other side sends no more.
+    fn server_ended(&self);
+    /// The connection has ended, in whatever way.
+    fn closed(&self);
+}
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub struct Way {
+    count: Cell<u64>,
+    watch: OnceCell<Rc<dyn Watch>>,
+    from_client: bool,
+}
+
+impl Way {
+    fn new(from_client: bool) -> Self {
+        Self { count: Cell::new(0), watch: OnceCell::new(), from_client }
+    }
+    /// Bytes carried so far.
+    pub fn get(&self) -> u64 {
+        self.count.get()
+    }
+    /// Takes over a number.
+    pub fn set(&self, count: u64) {
+        self.count.set(count);
+    }
+    fn add(&self, count: usize) {
+        self.set(self.get() + count as u64);
+    }
+    fn show(&self, bytes: &[u8]) {
+        match self.watch.get() {
+            None => {}
+            Some(watch) if self.from_client => watch.client_sent(bytes),
+            Some(watch) => watch.server_sent(bytes),
+        }
+    }
+    fn ended(&self) {
+        match self.watch.get() {
+            None => {}
+            Some(watch) if self.from_client => watch.client_ended(),
+            Some(watch) => watch.server_ended(),
+        }
+    }
+    /// Who sends these bytes has gone. Of a server that is no end: what it has said may lack its rest.
+    fn sender_gone(&self) {
+        if self.from_client {
+            self.ended();
+        }
+    }
+    /// Who is sent these bytes has gone.
+    fn receiver_gone(&self) {
+        if let Some(watch) = self.watch.get().filter(|_| !self.from_client) {
+            watch.client_ended();
+        }
+    }
+    fn is_watched(&self) -> bool {
+        self.watch.get().is_some_and(|w| w.is_reading())
+    }
 }
 
 /// Largest read of a tunnelled stream, in bytes: as much as a stream may have waiting to be sent, so that a turn of the
@@ -52,10 +142,6 @@ thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
-}
-
-fn add(cell: &Cell<u64>, count: usize) {
-    cell.set(cell.get() + count as u64);
 }
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
@@ -132,7 +218,7 @@ fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
 }
 
-async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &Cell<u64>) -> io::Result<()> {
+async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Way) -> io::Result<()> {
     loop {
         // Nothing is reserved while the application is silent: a reservation would take window from other streams.
         poll_fn(|cx| {
@@ -148,23 +234,29 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &
                 Poll::Pending => Poll::Pending,
             }
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.receiver_gone())?;
         send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await.ok_or(io::ErrorKind::ConnectionReset)?.map_err(broken)?;
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
+        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
+        let room = room.inspect_err(|_| way.receiver_gone())?;
         let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
             // Readiness was stale: give the window back while we wait again.
             Poll::Pending => Poll::Ready(Ok(None)),
             Poll::Ready(r) => Poll::Ready(r.map(Some)),
         })
-        .await?;
+        .await
+        .inspect_err(|_| way.sender_gone())?;
         match data {
             None => send.reserve_capacity(0),
             Some(d) if d.is_empty() => {
                 send.reserve_capacity(0);
+                way.ended();
                 return send.send_data(Bytes::new(), true).map_err(broken);
             }
             Some(mut d) => {
-                add(count, d.len());
+                way.add(d.len());
+                way.show(&d);
                 while d.len() > FRAME {
                     send.send_data(d.split_to(FRAME), false).map_err(broken)?;
                 }
@@ -175,8 +267,8 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &
     }
 }
 
-async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<()> {
-    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await? {
+async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
+    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
         while total < GATHER && more.len() + 1 < PIECES && !ended {
@@ -190,13 +282,16 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, count: &Cell<u
                 Poll::Ready(Err(_)) | Poll::Pending => break,
             }
         }
-        write_all(wr, first, more).await?;
-        add(count, total);
+        way.show(&first);
+        more.iter().for_each(|d| way.show(d));
+        write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
+        way.add(total);
         recv.flow_control().release_capacity(total).map_err(broken)?;
         if ended {
             break;
         }
     }
+    way.ended();
     end(wr);
     Ok(())
 }
@@ -272,14 +367,17 @@ pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io:
     result
 }
 
-async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<()> {
+async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
     loop {
-        match small(rd, wr, count).await? {
+        match small(rd, wr, way).await? {
             0 => {
+                way.ended();
                 end(wr);
                 return Ok(());
             }
-            n if n >= SPLICE_FROM && spliced(rd, wr, count).await? => {
+            // What is watched is copied.
+            n if n >= SPLICE_FROM && !way.is_watched() && spliced(rd, wr, way).await? => {
+                way.ended();
                 end(wr);
                 return Ok(());
             }
@@ -289,20 +387,24 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64
 }
 
 /// One read and its writes, through the worker's scratch buffer; what the socket does not take at once is kept.
-async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<usize> {
+async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<usize> {
     let (length, rest) = poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|buf| {
             if buf.is_empty() {
                 buf.resize(64 << 10, 0);
             }
             let mut read_buf = ReadBuf::new(buf);
-            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf))?;
+            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
             let mut done = 0;
+            way.show(&buf[..length]);
             while done < length {
                 match poll_write(wr, cx, &buf[done..length]) {
                     Poll::Ready(Ok(w)) => done += w,
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Ready(Err(e)) => {
+                        way.receiver_gone();
+                        return Poll::Ready(Err(e));
+                    }
                     Poll::Pending => break,
                 }
             }
@@ -312,14 +414,14 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>)
     .await?;
     let mut at = 0;
     while at < rest.len() {
-        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await?;
+        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await.inspect_err(|_| way.receiver_gone())?;
     }
-    add(count, length);
+    way.add(length);
     Ok(length)
 }
 
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
-async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<bool> {
+async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<bool> {
     let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
         Some(p) => p,
         None => Pipe::new()?,
@@ -353,7 +455,7 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64
         rounds += 1;
         while pipe.held > 0 {
             match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
-                Ok(n) => add(count, n),
+                Ok(n) => way.add(n),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
                 Err(e) => return Err(e),
             }
@@ -410,6 +512,150 @@ mod tests {
     async fn end(mut s: TcpStream) -> Result<Vec<u8>, io::ErrorKind> {
         let mut all = vec![];
         s.read_to_end(&mut all).await.map(|_| all).map_err(|e| e.kind())
+    }
+
+    /// What was shown.
+    #[derive(Debug, Default)]
+    struct Shown {
+        client: Vec<u8>,
+        server: Vec<u8>,
+        ended: Vec<&'static str>,
+    }
+
+    /// Keeps what it is shown.
+    #[derive(Debug)]
+    struct Seen {
+        shown: Rc<RefCell<Shown>>,
+        reading: bool,
+    }
+    impl Watch for Seen {
+        fn is_reading(&self) -> bool {
+            self.reading
+        }
+        fn client_sent(&self, bytes: &[u8]) {
+            self.shown.borrow_mut().client.extend_from_slice(bytes);
+        }
+        fn server_sent(&self, bytes: &[u8]) {
+            self.shown.borrow_mut().server.extend_from_slice(bytes);
+        }
+        fn client_ended(&self) {
+            self.shown.borrow_mut().ended.push("client");
+        }
+        fn server_ended(&self) {
+            self.shown.borrow_mut().ended.push("server");
+        }
+        fn closed(&self) {}
+    }
+
+    /// Somebody watches; `reading`: wants more than it has been shown.
+    fn watched(reading: bool) -> (Counts, Rc<RefCell<Shown>>) {
+        let (counts, shown) = (Counts::default(), Rc::<RefCell<Shown>>::default());
+        counts.show_to(Rc::new(Seen { shown: shown.clone(), reading }));
+        (counts, shown)
+    }
+
+    /// Says `said` and ends; what it hears.
+    async fn talk(tcp: TcpStream, said: &[u8]) -> Vec<u8> {
+        let (mut rd, mut wr) = tcp.into_split();
+        let mut heard = vec![];
+        let write = async {
+            wr.write_all(said).await.unwrap();
+            wr.shutdown().await.unwrap();
+        };
+        let (_, read) = tokio::join!(write, rd.read_to_end(&mut heard));
+        read.unwrap();
+        heard
+    }
+
+    /// Of bulk, too, which would be spliced.
+    #[tokio::test]
+    async fn who_watches_is_shown_every_byte_of_a_plain_connection() {
+        let (said, answered) = (vec![1; 3 << 20], vec![2; 2 << 20]);
+        let ((client, a), (app, b)) = (pair().await, pair().await);
+        let (counts, shown) = watched(true);
+        let (carried, asked, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
+        carried.unwrap();
+        let shown = shown.borrow();
+        assert!(shown.client == said && asked == said && shown.server == answered && heard == answered);
+        assert_eq!(shown.ended.len(), 2);
+        assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// Whose fault it is that an answer is not whole: a client that resets has ended; what a server has said has not.
+    #[tokio::test]
+    async fn who_has_gone_is_told() {
+        for of_client in [true, false] {
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (counts, shown) = watched(true);
+            let (gone, _stays) = if of_client { (client, app) } else { (app, client) };
+            reset_on_close(&gone);
+            drop(gone);
+            plain(a, b, &counts).await.unwrap_err();
+            let want: &[&str] = if of_client { &["client"] } else { &[] };
+            assert_eq!(shown.borrow().ended, want);
+        }
+    }
+
+    /// A pipe that was used is kept by the worker: none was where all was copied.
+    #[tokio::test]
+    async fn what_nobody_reads_is_spliced() {
+        let said = vec![1; 3 << 20];
+        for (name, counts, spliced) in [
+            ("nobody watches", Counts::default(), true),
+            ("given up", watched(false).0, true),
+            ("watched", watched(true).0, false),
+        ] {
+            SPARE.with_borrow_mut(Vec::clear);
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
+            carried.unwrap();
+            assert!(asked == said, "{name}");
+            assert_eq!(counts.from_client.get(), said.len() as u64, "{name}");
+            assert_eq!(SPARE.with_borrow(|pipes| !pipes.is_empty()), spliced, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_watches_is_shown_every_byte_of_a_tunnel() {
+        let (said, answered) = (vec![1; 300 << 10], vec![2; 500 << 10]);
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let server = async {
+            let mut connection = h2::server::handshake(far).await.unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let send = respond.send_response(http::Response::new(()), false).unwrap();
+            let (app, b) = pair().await;
+            let (counts, shown) = watched(true);
+            let body = request.into_body();
+            let mut carried = pin!(tunnel(b, send, body, &counts, false));
+            let mut done = false;
+            let carried = poll_fn(|cx| {
+                done = done || connection.poll_closed(cx).is_ready();
+                carried.as_mut().poll(cx)
+            });
+            let (carried, heard) = tokio::join!(carried, talk(app, &answered));
+            carried.unwrap();
+            assert!(heard == said && shown.borrow().client == said && shown.borrow().server == answered);
+            // What is left is sent.
+            if !done {
+                let _ = poll_fn(|cx| connection.poll_closed(cx)).await;
+            }
+        };
+        let client = async {
+            let (send, connection) = h2::client::handshake(near).await.unwrap();
+            let run = async {
+                let mut send = send.ready().await.unwrap();
+                let request = http::Request::connect("a:1").body(()).unwrap();
+                let (response, send) = send.send_request(request, false).unwrap();
+                let body = response.await.unwrap().into_body();
+                let (app, b) = pair().await;
+                let (counts, shown) = watched(true);
+                let (carried, heard) = tokio::join!(tunnel(b, send, body, &counts, true), talk(app, &said));
+                carried.unwrap();
+                assert!(heard == answered && shown.borrow().client == said && shown.borrow().server == answered);
+            };
+            let _ = tokio::join!(run, connection);
+        };
+        tokio::join!(server, client);
     }
 
     #[tokio::test]

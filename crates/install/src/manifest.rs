@@ -118,7 +118,8 @@ impl Manifest {
         Ok(Part { kind: component.kind, name: component.name.clone(), objects, notes: rendered.notes })
     }
 
-    fn label(&self, object: &mut Value, kind: Kind) {
+    /// Says on an object whose it is, and of which component.
+    pub(crate) fn label(&self, object: &mut Value, kind: Kind) {
         let labels = &mut object["metadata"]["labels"];
         if !labels.is_object() {
             *labels = json!({});

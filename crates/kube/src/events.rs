@@ -1,5 +1,5 @@
 //! Events on objects, where `kubectl describe` shows them (events.k8s.io/v1). Who notices something tells it as often as it likes:
-//! one task writes the same no more than once in [`REMIND`], something else of the same object and reason no more than once in
+//! one task writes the same no more than once in [`REMIND`], no more than [`WORDINGS`] different texts of one object and reason in
 //! [`CHANGE`], and all together no faster than one in [`PACE`] after the first [`BURST`].
 
 use crate::{Kube, Ref};
@@ -7,13 +7,18 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::ObjectReference;
 use karst_rt::{clock::Instant, repeated::Repeated};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, hash::BuildHasher, time::Duration};
 use tokio::sync::mpsc;
 
 /// The API server keeps events for an hour: what is still so is told again before it is forgotten.
 const REMIND: Duration = Duration::from_secs(50 * 60);
-/// Between two events on one object for one reason that differ in their words.
+/// In this time, [`WORDINGS`] texts are written on one object for one reason.
 const CHANGE: Duration = Duration::from_secs(60);
+/// Texts that differ: one mistake after another, of somebody who mends an object step by step. Beyond, one object would use up the
+/// pace of all others; what is left out is in the log, and is told again if it stays.
+const WORDINGS: usize = 8;
+/// Texts of one object and reason that are remembered; one that was told before them may come again early.
+const REMEMBERED: usize = 32;
 /// Events that may be written at once; the rest waits.
 const BURST: u32 = 25;
 /// After a burst, one event in this time.
@@ -115,29 +120,51 @@ async fn publish(recorder: Recorder, notice: &Notice) -> anyhow::Result<()> {
 
 /// What was told, and when.
 #[derive(Debug, Default)]
-struct Told(HashMap<(Ref, &'static str), (Instant, Notice)>);
+struct Told(HashMap<(Ref, &'static str), Texts>);
+
+/// What was told of one object for one reason.
+#[derive(Debug, Default)]
+struct Texts {
+    /// Of the object: another one may get its name.
+    uid: String,
+    /// Each by its hash, and when; the newest last.
+    told: Vec<(u64, Instant)>,
+}
 
 impl Told {
     /// Is it to be told now?
     fn is_new(&mut self, notice: &Notice, now: Instant) -> bool {
         let key = (notice.about.clone(), notice.reason);
-        if let Some((at, before)) = self.0.get(&key) {
-            let pause = match (before == notice, before.uid == notice.uid) {
-                (true, _) => REMIND,
-                (false, true) => CHANGE,
-                // Another object has the name.
-                (false, false) => Duration::ZERO,
-            };
-            return now.duration_since(*at) >= pause;
+        if let Some(texts) = self.0.get(&key) {
+            let text = self.text(notice);
+            return texts.uid != notice.uid
+                || match texts.told.iter().find(|(told, _)| *told == text) {
+                    Some((_, at)) => now.duration_since(*at) >= REMIND,
+                    None => texts.told.iter().filter(|(_, at)| now.duration_since(*at) < CHANGE).count() < WORDINGS,
+                };
         }
         if self.0.len() >= MOST {
-            self.0.retain(|_, (at, _)| now.duration_since(*at) < REMIND);
+            self.0.retain(|_, texts| texts.told.last().is_some_and(|(_, at)| now.duration_since(*at) < REMIND));
         }
         self.0.len() < MOST
     }
 
     fn note(&mut self, notice: &Notice, now: Instant) {
-        self.0.insert((notice.about.clone(), notice.reason), (now, notice.clone()));
+        let text = self.text(notice);
+        let texts = self.0.entry((notice.about.clone(), notice.reason)).or_default();
+        if texts.uid != notice.uid {
+            *texts = Texts { uid: notice.uid.clone(), told: vec![] };
+        }
+        texts.told.retain(|(told, _)| *told != text);
+        if texts.told.len() >= REMEMBERED {
+            texts.told.remove(0);
+        }
+        texts.told.push((text, now));
+    }
+
+    /// The text, as it is remembered: thousands of them, of 1,000 bytes each, are much.
+    fn text(&self, notice: &Notice) -> u64 {
+        self.0.hasher().hash_one((notice.action, &notice.text))
     }
 }
 
@@ -235,19 +262,37 @@ mod tests {
             (&event["note"], &event["reportingController"]),
             (&first.text.clone().into(), &"karst-controller".into())
         );
-        // Other words are news, but not every second.
-        tokio::time::sleep(CHANGE).await;
-        events.tell_all(vec![notice("p", "other words"), notice("p", "and others"), notice("q", "x")]).await;
-        let texts = [written.recv().await.unwrap().1, written.recv().await.unwrap().1];
-        assert_eq!(
-            (&texts[0]["note"], &texts[1]["regarding"]["name"]),
-            (&"other words".into(), &"q".into()),
-            "{texts:?}"
-        );
+        events.tell_all(vec![first, notice("q", "x")]).await;
+        assert_eq!(written.recv().await.unwrap().1["regarding"]["name"], "q");
         tokio::time::sleep(REMIND).await;
         events.tell_all(vec![notice("q", "x")]).await;
         assert_eq!(written.recv().await.unwrap().1["regarding"]["name"], "q", "it is still so");
         assert!(written.try_recv().is_err());
+    }
+
+    /// Two mistakes in one mesh configuration, the second made while the first was mended: both are told, and at once.
+    #[tokio::test(start_paused = true)]
+    async fn another_text_for_the_same_reason_is_told_at_once_up_to_a_share() {
+        let (events, mut written) = started(0);
+        let start = Instant::now();
+        let next = async |written: &mut mpsc::UnboundedReceiver<(String, serde_json::Value)>| {
+            written.recv().await.unwrap().1["note"].as_str().unwrap().to_owned()
+        };
+        events.tell_all(vec![notice("p", "first"), notice("p", "second"), notice("p", "first")]).await;
+        assert_eq!((next(&mut written).await, next(&mut written).await), ("first".into(), "second".into()));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        // An object whose text changes all the time leaves the pace to others, and goes on later.
+        let many = |from: usize| -> Vec<Notice> { (from..from + 50).map(|n| notice("p", &n.to_string())).collect() };
+        events.tell_all(many(0)).await;
+        events.tell_all(vec![notice("q", "of another")]).await;
+        for n in 0..WORDINGS - 2 {
+            assert_eq!(next(&mut written).await, n.to_string());
+        }
+        assert_eq!(next(&mut written).await, "of another");
+        assert!(start.elapsed() < CHANGE, "{:?}", start.elapsed());
+        tokio::time::sleep(CHANGE).await;
+        events.tell_all(many(1000)).await;
+        assert_eq!(next(&mut written).await, "1000");
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,6 +329,15 @@ mod tests {
         }
         assert_eq!(told.0.len(), MOST);
         assert!(told.is_new(&notice("another", "x"), start + REMIND), "the old ones are forgotten");
+        // Of one object, too.
+        let mut told = Told::default();
+        for n in 0..5000 {
+            let one = notice("p", &n.to_string());
+            let now = start + CHANGE * n;
+            assert!(told.is_new(&one, now));
+            told.note(&one, now);
+        }
+        assert!(told.0.values().all(|texts| texts.told.len() == REMEMBERED));
         // An object of the same name that was made anew is another.
         let (mut told, one) = (Told::default(), notice("p", "x"));
         told.note(&one, start);

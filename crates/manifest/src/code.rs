@@ -109,6 +109,7 @@ pub const CODES: &[(u16, &str)] = &[
     (602, "not the name of a label"),
     (603, "REMOVE with a value"),
     (604, "the metric is not reported by waypoints and gateways"),
+    (605, "the provider is not in extensionProviders, or takes no spans"),
     (701, "the service uses no waypoint"),
     (702, "the waypoint does not exist or is not ready"),
     (703, "the waypoint does not accept this traffic"),
@@ -122,6 +123,9 @@ pub const CODES: &[(u16, &str)] = &[
     (711, "the object is for another revision of the control plane"),
     (721, "no webhook judges objects without the label istio.io/rev"),
     (722, "no webhook judges objects with a tag as the label istio.io/rev"),
+    (801, "the time of karst explain --at is neither a time nor an age"),
+    (802, "the time of karst explain --at is in the future"),
+    (803, "the configuration of a time is not kept any more, or not yet"),
     (900, "the object is always rejected: a probe of the webhook"),
 ];
 

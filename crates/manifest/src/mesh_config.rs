@@ -2,7 +2,9 @@
 //! not listed here has no effect; docs/values.md says of each field what stands in its place. Unlike objects of
 //! users, fields that are not known are passed over: the file is Istio's own, and has many.
 
+use crate::telemetry::CustomTag;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 /// Key of the ConfigMap that holds it.
 pub const KEY: &str = "mesh";
@@ -12,7 +14,7 @@ const LOG_FILES: [&str; 2] = ["", "/dev/stdout"];
 const EXPORT_TO: [&str; 2] = ["*", "."];
 
 /// The mesh configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshConfig {
     /// Where waypoints and gateways write their access logs: `/dev/stdout`, or empty for none. None: as the
@@ -30,6 +32,119 @@ pub struct MeshConfig {
     pub root_namespace: String,
     /// What is the same for all proxies.
     pub default_config: ProxyConfig,
+    /// What Telemetry may name as a provider.
+    pub extension_providers: Vec<ExtensionProvider>,
+    /// Providers where a Telemetry names none.
+    pub default_providers: DefaultProviders,
+}
+
+/// Istio's `defaultProviders`, as far as they are honoured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DefaultProviders {
+    /// The first takes spans.
+    pub tracing: Vec<String>,
+}
+
+/// Istio's `extensionProviders[]`, as far as they take spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ExtensionProvider {
+    /// What a Telemetry names it by.
+    pub name: String,
+    /// A collector that speaks OTLP.
+    pub opentelemetry: Option<OpenTelemetryProvider>,
+    /// One that takes Zipkin's spans.
+    pub zipkin: Option<ZipkinProvider>,
+}
+
+/// Istio's `opentelemetry` provider. With neither `http` nor `grpc` it is called by gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OpenTelemetryProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// Longest path in a tag, in bytes.
+    pub max_tag_length: Option<u32>,
+    /// By HTTP.
+    pub http: Option<HttpExport>,
+    /// By gRPC.
+    pub grpc: Option<GrpcExport>,
+    /// Where attributes of the resource come from.
+    pub resource_detectors: Option<ResourceDetectors>,
+    /// Not honoured: Dynatrace's own sampling.
+    pub dynatrace_sampler: Option<serde_json::Value>,
+    /// Not honoured but for `ISTIO_CANONICAL`, the default.
+    pub service_attribute_enrichment: String,
+}
+
+/// Of OTLP by HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HttpExport {
+    /// As it is sent: nothing is added.
+    pub path: String,
+    /// A duration.
+    pub timeout: String,
+    /// Sent with each export.
+    pub headers: Vec<ExportHeader>,
+}
+
+/// Of OTLP by gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GrpcExport {
+    /// A duration.
+    pub timeout: String,
+    /// Sent with each export.
+    pub initial_metadata: Vec<ExportHeader>,
+}
+
+/// A header of an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExportHeader {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// A variable of the proxy's environment that has the value.
+    pub env_name: String,
+}
+
+/// Istio's `resourceDetectors`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ResourceDetectors {
+    /// `OTEL_RESOURCE_ATTRIBUTES` of the proxy's environment.
+    pub environment: Option<serde_json::Value>,
+    /// Not honoured.
+    pub dynatrace: Option<serde_json::Value>,
+}
+
+/// Istio's `zipkin` provider.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ZipkinProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// Longest path in a tag, in bytes.
+    pub max_tag_length: Option<u32>,
+    /// Ids of traces have 64 bits, not 128.
+    #[serde(rename = "enable64bitTraceId")]
+    pub enable_64bit_trace_id: bool,
+    /// Where spans are sent; empty: `/api/v2/spans`.
+    pub path: String,
+    /// `USE_B3` (also if empty) or `USE_B3_WITH_W3C_PROPAGATION`.
+    pub trace_context_option: String,
+    /// A duration; empty: 5s.
+    pub timeout: String,
+    /// Sent with each export.
+    pub headers: Vec<ExportHeader>,
 }
 
 /// Istio's `outboundTrafficPolicy`.
@@ -41,15 +156,30 @@ pub struct OutboundTrafficPolicy {
 }
 
 /// Istio's `ProxyConfig`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ProxyConfig {
     /// Threads of each waypoint and gateway that is deployed for a Gateway; 0: one per core.
     pub concurrency: Option<u32>,
+    /// Where a Telemetry says nothing.
+    pub tracing: ProxyTracing,
+}
+
+/// Istio's `defaultConfig.tracing`, as far as it is honoured. (Its collectors are of before `extensionProviders`: with them alone
+/// nothing is traced, as in Istio.)
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyTracing {
+    /// Percentage, 0 to 100.
+    pub sampling: Option<f64>,
+    /// Of spans.
+    pub custom_tags: BTreeMap<String, CustomTag>,
+    /// Longest path in a tag, in bytes.
+    pub max_path_tag_length: Option<u32>,
 }
 
 /// Why a text is no mesh configuration. The field is named by the text.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MeshConfigError {
     /// Not YAML, or a field has a value of another type.
     #[error("cannot be read: {0} [KARST-0710]")]
@@ -68,6 +198,9 @@ pub enum MeshConfigError {
         /// What it says.
         value: String,
     },
+    /// A percentage that is none.
+    #[error("defaultConfig.tracing.sampling: {0} is out of range: must be between 0 and 100 [KARST-0710]")]
+    Sampling(f64),
 }
 
 impl MeshConfig {
@@ -97,6 +230,9 @@ impl MeshConfig {
                 return Err(MeshConfigError::ExportTo { field, value: value.clone() });
             }
         }
+        if let Some(percentage) = config.default_config.tracing.sampling.filter(|p| !(0.0..=100.0).contains(p)) {
+            return Err(MeshConfigError::Sampling(percentage));
+        }
         Ok(config)
     }
 }
@@ -110,6 +246,7 @@ mod tests {
     fn what_is_honoured_is_read_and_the_rest_is_passed_over() {
         let text = "accessLogFile: ''\nenableTracing: true\nextensionProviders: [{name: otel}]\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\ndefaultConfig: {concurrency: 2, discoveryAddress: istiod:15012}\ndefaultVirtualServiceExportTo: ['.']\n";
         let config = MeshConfig::read(text).unwrap();
+        assert_eq!((config.extension_providers.len(), &*config.extension_providers[0].name), (1, "otel"));
         assert_eq!(config.access_log_file.as_deref(), Some(""));
         assert_eq!(config.outbound_traffic_policy.mode, "REGISTRY_ONLY");
         assert_eq!((config.default_config.concurrency, &*config.default_virtual_service_export_to[0]), (Some(2), "."));
@@ -124,6 +261,7 @@ mod tests {
             ("accessLogFile: /var/log/access", "accessLogFile: unsupported file \"/var/log/access\""),
             ("outboundTrafficPolicy: {mode: NONE}", "outboundTrafficPolicy.mode: unsupported value \"NONE\""),
             ("defaultDestinationRuleExportTo: [team]", "defaultDestinationRuleExportTo: unsupported value \"team\""),
+            ("defaultConfig: {tracing: {sampling: 101}}", "defaultConfig.tracing.sampling: 101 is out of range"),
             ("defaultConfig: {concurrency: many}", "concurrency: invalid type"),
             ("a: [", "cannot be read"),
         ] {

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// The log is written by a thread of its own; it gets this time for the last lines.
-const LAST_LINES: Duration = Duration::from_millis(20);
+pub const LAST_LINES: Duration = Duration::from_millis(20);
 
 /// Why a process cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -27,6 +27,26 @@ pub fn put(out: &mut impl Labels, key: &str, value: &str) {
     out.add(key, if value.is_empty() { "unknown" } else { value });
 }
 
+/// The status of a gRPC call; where the answer had none, what its HTTP status stands for, as Envoy's `getGrpcStatus` has it. Without
+/// an answer the label is empty, which is none to Prometheus.
+pub fn grpc_status(out: &mut impl Labels, status: Option<u16>, answered: u16) {
+    let status = status.or(derived(answered)).map(|status| status.to_string());
+    out.add("grpc_response_status", &status.unwrap_or_default());
+}
+
+/// gRPC's `http-grpc-status-mapping.md`; 0: there was no answer.
+fn derived(answered: u16) -> Option<u16> {
+    Some(match answered {
+        0 => return None,
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    })
+}
+
 /// The labels of one side. `place`: with region and zone.
 pub fn side(out: &mut impl Labels, side: &str, workload: Option<&Workload>, mtls: bool, place: bool) {
     let of = |f: fn(&Workload) -> &str| workload.map_or("", f);

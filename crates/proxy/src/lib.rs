@@ -16,8 +16,11 @@
 //! - [`followed`]: a file that is read again when it changes; [`revocation`]: the one with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
+//! - [`series`]: those of a metric, by labels and by key.
+//! - [`tap`]: who looks on live.
+//! - [`trace`]: a span's place in its trace, on requests and CONNECTs.
 //! - [`traffic`]: Istio's metrics of connections.
-//! - [`xds`]: the one writer of the state.
+//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod bootstrap;
@@ -32,14 +35,19 @@ pub mod labels;
 pub mod nobody;
 pub mod options;
 pub mod remote;
+pub mod requests;
 pub mod resolve;
 pub mod revocation;
 pub mod secrets;
+pub mod series;
 #[allow(missing_docs, reason = "most fields are those of the wire, one to one")]
 pub mod state;
+pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trace;
 pub mod traffic;
+mod trim;
 pub mod unreachable;
 pub mod untold;
 pub mod workers;

@@ -4,14 +4,14 @@
 
 use crate::{
     labels::{put, side},
+    series::Index,
     state::{Service, Workload},
 };
 use karst_rt::clock::Instant;
 use std::{
-    collections::HashMap,
     fmt::Write,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,8 +19,6 @@ use std::{
 
 /// Most series; beyond, the ones unused for longest are dropped.
 const MAX_SERIES: usize = 20_000;
-/// Most pairs of pods whose series is remembered; beyond, all are found anew.
-const MAX_KEYS: usize = 4 * MAX_SERIES;
 /// Series without change for this long are dropped.
 const SERIES_IDLE: Duration = Duration::from_secs(3600);
 
@@ -41,16 +39,40 @@ pub struct Between<'a> {
     pub security: &'static str,
 }
 
-/// What the labels follow from. Several have the same: labels name workloads, not their pods.
+/// What the labels of a [`Between`] follow from. Several have the same: labels name workloads, not their pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    reporter: &'static str,
+pub(crate) struct Key {
+    pub(crate) reporter: &'static str,
     source: Option<Arc<str>>,
     destination: Option<Arc<str>>,
     service: Option<Arc<str>>,
-    flag: &'static str,
     mtls: bool,
     security: &'static str,
+}
+
+impl Between<'_> {
+    /// The key, without what tells the series of one connection apart.
+    pub(crate) fn key(&self) -> Key {
+        Key {
+            reporter: self.reporter,
+            source: self.source.map(|w| w.uid.clone()),
+            destination: self.destination.map(|w| w.uid.clone()),
+            service: self.service.map(|s| s.key.clone()),
+            mtls: self.mtls,
+            security: self.security,
+        }
+    }
+
+    /// The labels that come first: all but `connection_security_policy`.
+    pub(crate) fn put(&self, out: &mut String) {
+        let place = self.source.is_some() || self.destination.is_some();
+        put(out, "reporter", self.reporter);
+        side(out, "source", self.source, self.mtls, place);
+        side(out, "destination", self.destination, self.mtls, place);
+        put(out, "destination_service", self.service.map_or("", |s| &s.hostname));
+        put(out, "destination_service_namespace", self.service.map_or("", |s| &s.namespace));
+        put(out, "destination_service_name", self.service.map_or("", |s| &s.name));
+    }
 }
 
 /// The counters of one series.
@@ -70,53 +92,34 @@ pub struct Traffic {
     used: Mutex<Instant>,
 }
 
+/// By labels; the key has the flag, too.
+type All = Index<Arc<str>, (Key, &'static str), Traffic, MAX_SERIES>;
+
 /// All series of a process.
 #[derive(Debug, Default)]
 pub struct Table(Mutex<All>);
 
-#[derive(Debug, Default)]
-struct All {
-    /// The series, which their labels tell apart and nothing else: two lines with the same labels are no page, and a count that
-    /// falls when a pod has been replaced looks like a restart.
-    by_labels: HashMap<Arc<str>, Arc<Traffic>>,
-    /// Where they are, without writing the labels.
-    by_key: HashMap<Key, Weak<Traffic>>,
-}
-
 impl Table {
     /// The series of a connection. `flag`: Envoy's response flags, or ztunnel's.
     pub fn series(&self, between: &Between<'_>, flag: &'static str) -> Arc<Traffic> {
-        let key = Key {
-            reporter: between.reporter,
-            source: between.source.map(|w| w.uid.clone()),
-            destination: between.destination.map(|w| w.uid.clone()),
-            service: between.service.map(|s| s.key.clone()),
-            flag,
-            mtls: between.mtls,
-            security: between.security,
-        };
+        let key = (between.key(), flag);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(traffic) = all.by_key.get(&key).and_then(Weak::upgrade) {
+        if let Some(traffic) = all.known(&key) {
             return traffic;
         }
-        let traffic = all.labelled(labels(between, flag));
-        if all.by_key.len() >= MAX_KEYS {
-            all.by_key.clear();
+        let labels: Arc<str> = labels(between, flag).into();
+        if !all.has_place(&labels) {
+            all.evict(Traffic::used);
         }
-        all.by_key.insert(key, Arc::downgrade(&traffic));
-        traffic
+        all.add(key, labels, Traffic::new)
     }
 
     /// Adds them to the metrics page.
     pub fn render(&self, out: &mut String) {
         let mut series: Vec<Arc<Traffic>> = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.by_labels.retain(|_, t| {
-                Arc::strong_count(t) > 1
-                    || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE
-            });
-            all.by_key.retain(|_, t| t.strong_count() > 0);
-            all.by_labels.values().cloned().collect()
+            all.sweep(|traffic| Arc::strong_count(traffic) == 1 && traffic.used().elapsed() >= SERIES_IDLE);
+            all.values().cloned().collect()
         };
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         for (name, help, get) in [
@@ -142,56 +145,31 @@ impl Table {
 }
 
 impl Traffic {
-    /// Notes that the series is in use.
-    pub fn touch(&self) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-}
-
-impl All {
-    /// The series with these labels.
-    fn labelled(&mut self, labels: String) -> Arc<Traffic> {
-        if let Some(traffic) = self.by_labels.get(&*labels) {
-            return traffic.clone();
-        }
-        if self.by_labels.len() >= MAX_SERIES {
-            self.evict();
-        }
-        let labels: Arc<str> = labels.into();
-        let traffic = Arc::new(Traffic {
-            labels: labels.clone(),
+    fn new(labels: Arc<str>) -> Self {
+        Self {
+            labels,
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             used: Mutex::new(Instant::now()),
-        });
-        self.by_labels.insert(labels, traffic.clone());
-        traffic
+        }
     }
 
-    /// Drops a tenth, of those that nobody uses.
-    fn evict(&mut self) {
-        let unused = self.by_labels.values().filter(|t| Arc::strong_count(t) == 1);
-        let mut unused: Vec<(Instant, Arc<str>)> =
-            unused.map(|t| (*t.used.lock().unwrap_or_else(PoisonError::into_inner), t.labels.clone())).collect();
-        unused.sort_by_key(|(used, _)| *used);
-        for (_, labels) in unused.iter().take(MAX_SERIES / 10) {
-            self.by_labels.remove(labels);
-        }
+    fn used(&self) -> Instant {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the series is in use.
+    pub fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
 fn labels(between: &Between<'_>, flag: &str) -> String {
     let mut out = String::with_capacity(800);
-    let place = between.source.is_some() || between.destination.is_some();
-    put(&mut out, "reporter", between.reporter);
-    side(&mut out, "source", between.source, between.mtls, place);
-    side(&mut out, "destination", between.destination, between.mtls, place);
-    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
+    between.put(&mut out);
     put(&mut out, "request_protocol", "tcp");
     put(&mut out, "response_flags", flag);
     put(&mut out, "connection_security_policy", between.security);
@@ -263,10 +241,10 @@ mod tests {
             }
         }
         let table = all.0.lock().unwrap();
-        let count = table.by_labels.len();
+        let count = table.values().count();
         assert!(count <= MAX_SERIES && count > MAX_SERIES * 8 / 10, "{count}");
-        assert!(table.by_labels.values().any(|traffic| Arc::ptr_eq(traffic, &open)), "an open connection counts on");
-        assert!(!table.by_labels.keys().any(|labels| labels.contains("\"s0\"")), "the oldest");
+        assert!(table.values().any(|traffic| Arc::ptr_eq(traffic, &open)), "an open connection counts on");
+        assert!(!table.values().any(|traffic| traffic.labels.contains("\"s0\"")), "the oldest");
     }
 
     /// Replicas, and a pod in place of one that is gone, count on in one line.

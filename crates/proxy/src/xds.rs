@@ -5,13 +5,17 @@ use crate::{
     discovery::Counts,
     remote::{ControlPlaneClient, RemoteError},
     state::{ResourceError, Snapshot},
+    trim::Trimmer,
     untold::Asker,
 };
 use karst_api::{
     ADDRESS_TYPE, POD_RANGES_TYPE,
     convert::{self, PolicyError},
 };
-use karst_rt::ready::{Blocker, Ready};
+use karst_rt::{
+    process::trim_memory,
+    ready::{Blocker, Ready},
+};
 use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use std::{fmt::Display, sync::Arc};
 use tokio::sync::watch;
@@ -77,6 +81,7 @@ pub struct StateWriter<S> {
     discovery: Arc<Counts>,
     /// Asks who is at an address.
     asker: Asker,
+    trimmer: Trimmer,
 }
 
 impl<S> StateWriter<S> {
@@ -90,7 +95,7 @@ impl<S> StateWriter<S> {
         asker: Asker,
     ) -> Self {
         let missing = needed.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, missing, configured, stream, discovery, asker }
+        Self { remote, state, missing, configured, stream, discovery, asker, trimmer: Trimmer::new(trim_memory) }
     }
 }
 
@@ -111,6 +116,7 @@ impl<S: ApplyResource> XdsSubscriber for StateWriter<S> {
         }
         state.applied(&before);
         self.state.send_replace(Arc::new(state));
+        self.trimmer.note(update.changed.iter().map(|(_, _, bytes)| bytes.len()).sum(), update.more);
         if !update.more {
             self.missing.retain(|(t, _)| *t != update.type_url);
         }

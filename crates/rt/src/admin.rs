@@ -3,21 +3,62 @@
 use crate::admission::{Admission, Limits, Permit, Source};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body, Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use std::{
+    cell::Cell,
     convert::Infallible,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
+    task::{Context, Poll},
     time::Duration,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 
 /// An answer.
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Page>;
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Page {
+    /// All of it.
+    Whole(Full<Bytes>),
+    /// What comes, until whoever sends has ended. It is told by [`mpsc::Sender::closed`] when the client is gone.
+    Stream(mpsc::Receiver<Bytes>),
+}
+
+impl Body for Page {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx),
+            Self::Stream(parts) => parts.poll_recv(cx).map(|part| part.map(|part| Ok(Frame::data(part)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
 /// Answers requests: method, path, query. Runs on the thread that serves.
 pub type Handler = Rc<dyn Fn(&str, &str, &str) -> Pin<Box<dyn Future<Output = Answer>>>>;
 
@@ -53,6 +94,8 @@ pub fn pages(answer: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
 const PLACES: Limits = Limits { per_source: 64, ..Limits::even(256) };
 /// A request must be here, and answered, within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer that is a stream has ended within this time, whatever its page says.
+const LONGEST_STREAM: Duration = Duration::from_secs(3600);
 
 /// A text answer.
 pub fn text(status: u16, body: impl Into<Bytes>) -> Answer {
@@ -64,8 +107,14 @@ pub fn json(body: &serde_json::Value) -> Answer {
 }
 /// An answer with a content type.
 pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Page::Whole(Full::new(body.into())));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}
+/// An answer that goes on until its sender ends, or an hour has passed.
+pub fn stream(content_type: &'static str, parts: mpsc::Receiver<Bytes>) -> Answer {
+    let mut response = Response::new(Page::Stream(parts));
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
 }
@@ -101,19 +150,30 @@ pub fn serve_requests(listener: TcpListener, handler: RequestHandler) -> Pin<Box
             let Ok(permit) = Permit::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
             let handler = handler.clone();
             tokio::task::spawn_local(async move {
+                let streams = Rc::new(Cell::new(false));
+                let told = streams.clone();
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let handler = handler.clone();
+                    let (handler, told) = (handler.clone(), told.clone());
                     async move {
-                        Ok::<_, Infallible>(match asked(request, from.ip().to_canonical()).await {
+                        let answer = match asked(request, from.ip().to_canonical()).await {
                             Some(asked) => handler(asked).await,
                             None => text(413, format!("the body has more than {BODY} bytes\n")),
-                        })
+                        };
+                        told.set(matches!(answer.body(), Page::Stream(_)));
+                        Ok::<_, Infallible>(answer)
                     }
                 });
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
-                let _ = permit.within(PATIENCE, conn).await;
+                let served = async {
+                    tokio::pin!(conn);
+                    let late = tokio::time::timeout(PATIENCE, &mut conn).await.is_err();
+                    if late && streams.get() {
+                        let _ = conn.await;
+                    }
+                };
+                let _ = permit.within(LONGEST_STREAM, served).await;
             });
         }
     })
@@ -199,5 +259,37 @@ mod tests {
             assert!(long.starts_with("HTTP/1.1 413"), "{long}");
         };
         tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(ask)).await.unwrap();
+    }
+
+    /// It outlasts the time that a page has, and whoever makes it is told when nobody reads any more.
+    #[tokio::test]
+    async fn a_stream_is_sent_as_it_comes_and_ends_with_its_reader() {
+        let ask = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let to = listener.local_addr().unwrap();
+            let (sender, parts) = mpsc::channel(1);
+            let parts = Cell::new(Some(parts));
+            let handler: RequestHandler =
+                Rc::new(move |_| Box::pin(std::future::ready(super::stream("text/plain", parts.take().unwrap()))));
+            tokio::task::spawn_local(serve_requests(listener, handler));
+            let mut reader = TcpStream::connect(to).await.unwrap();
+            reader.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            for part in ["first", "second"] {
+                sender.send(Bytes::from(part)).await.unwrap();
+                let mut heard = String::new();
+                while !heard.contains(part) {
+                    let mut some = [0; 512];
+                    let read = reader.read(&mut some).await.unwrap();
+                    assert!(read > 0, "it goes on: {heard}");
+                    heard.push_str(std::str::from_utf8(&some[..read]).unwrap());
+                }
+                tokio::time::pause();
+                tokio::time::advance(2 * PATIENCE).await;
+                tokio::time::resume();
+            }
+            drop(reader);
+            sender.closed().await;
+        };
+        tokio::time::timeout(6 * PATIENCE, LocalSet::new().run_until(ask)).await.unwrap();
     }
 }

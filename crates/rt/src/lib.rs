@@ -21,6 +21,7 @@ pub mod process_metrics;
 pub mod ready;
 pub mod repeated;
 pub mod seqpacket;
+pub mod signals;
 pub mod sock_diag;
 pub mod socket;
 pub mod splice;

@@ -73,7 +73,8 @@ pub fn tune_allocator() {
     }
 }
 
-/// Returns freed memory to the system after a burst (glibc keeps it otherwise).
+/// Returns freed memory to the system after a burst: whole pages between what is still used, of all arenas. (glibc keeps them
+/// otherwise.) It holds each arena's lock meanwhile, for milliseconds with a large heap: not on a worker's thread, and rarely.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no preconditions.

@@ -9,7 +9,7 @@ use std::{fs, panic, path::Path};
 type Door = fn(&[u8]);
 
 /// As `tests/fuzz/src/bin` has them.
-const DOORS: [(&str, Door); 10] = [
+const DOORS: [(&str, Door); 11] = [
     ("connect", karst_ztunnel::fuzz::connect),
     ("convert", convert),
     ("dns", karst_ztunnel::fuzz::dns),
@@ -18,6 +18,7 @@ const DOORS: [(&str, Door); 10] = [
     ("path", karst_waypoint::fuzz::path),
     ("route", karst_waypoint::fuzz::route),
     ("san", san),
+    ("signals", karst_ztunnel::fuzz::signals),
     ("xds", karst_ztunnel::fuzz::xds),
     ("zds", karst_ztunnel::fuzz::zds),
 ];

@@ -2,15 +2,19 @@
 //! connections from, and the link between the nodes to listen on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod addon;
 mod files;
 mod held;
+mod jaeger;
 pub mod panels;
 mod prometheus;
 mod shell;
+pub mod traces;
 pub mod visits;
 
 pub use files::Files;
 pub use held::Held;
+pub use jaeger::Jaeger;
 pub use karst_world::Load;
 pub use prometheus::{Prometheus, Rule, Target};
 pub use shell::{Istioctl, Said, Shell};

@@ -1,16 +1,9 @@
 //! Prometheus in the cluster, as samples/addons/prometheus.yaml installs it; its image is built from Go modules.
 
-use crate::{Pod, apply, kubectl, panels, root};
+use crate::{Pod, addon, panels};
 use serde_json::Value;
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::PathBuf,
-    time::Duration,
-};
 
-const NAMESPACE: &str = "istio-system";
+const NAME: &str = "prometheus";
 /// The image that `cargo xtask dashboards` loads into the nodes (`cargo xtask cluster prometheus`, too).
 const IMAGE: &str = "registry.local/prometheus:1";
 
@@ -39,10 +32,6 @@ pub struct Rule {
     pub state: String,
 }
 
-fn manifest() -> PathBuf {
-    root().join("samples/addons/prometheus.yaml")
-}
-
 fn word(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_string()
 }
@@ -50,17 +39,13 @@ fn word(value: &Value) -> String {
 impl Prometheus {
     /// Installs it, and waits until it answers.
     pub fn install() -> Self {
-        let text = fs::read_to_string(manifest()).unwrap();
-        let line = text.lines().find(|line| line.trim_start().starts_with("image: ")).expect("an image");
-        let indent = &line[..line.len() - line.trim_start().len()];
-        apply(&text.replace(line, &format!("{indent}image: {IMAGE}")));
-        kubectl(&["-n", NAMESPACE, "rollout", "status", "deploy/prometheus", "--timeout=90s"]);
-        Self(Pod::by_label(NAMESPACE, "app.kubernetes.io/name=prometheus"))
+        addon::install(NAME, IMAGE);
+        Self(Pod::by_label(addon::NAMESPACE, "app.kubernetes.io/name=prometheus"))
     }
 
     /// Removes it.
     pub fn remove(self) {
-        kubectl(&["delete", "--ignore-not-found", "-f", manifest().to_str().unwrap()]);
+        addon::remove(NAME);
     }
 
     /// How many series it has for a query now.
@@ -97,13 +82,6 @@ impl Prometheus {
 
     /// A page, from inside of its pod.
     fn get(&self, path: &str) -> std::io::Result<String> {
-        let at: SocketAddr = ([127, 0, 0, 1], 9090).into();
-        let mut s = self.0.netns().run(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).unwrap()?;
-        s.set_read_timeout(Some(Duration::from_secs(30)))?;
-        // 1.0: the answer is whole, not in chunks.
-        write!(s, "GET {path} HTTP/1.0\r\nHost: prometheus\r\n\r\n")?;
-        let mut text = String::new();
-        s.read_to_string(&mut text)?;
-        Ok(text.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default())
+        addon::page(&self.0, 9090, path)
     }
 }

@@ -1,5 +1,5 @@
 //! Karst on Kubernetes, from installation to removal. One cluster, so the tests run one after the other, in the order of
-//! their names; `cargo xtask test` starts the cluster and installs the charts. One is for `cargo xtask dashboards`.
+//! their names; `cargo xtask test` starts the cluster and installs the charts. Two are for `cargo xtask dashboards`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -19,6 +19,8 @@ mod karst;
 mod release;
 #[path = "stages/swap.rs"]
 mod swap;
+#[path = "stages/traces.rs"]
+mod traces;
 #[path = "stages/tutorials/mod.rs"]
 mod tutorials;
 
@@ -36,6 +38,11 @@ const MARK: &[u8] = b"plaintext-marker-of-the-cluster-tests";
 /// No plaintext into the namespace.
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
 const APPS: &str = include_str!("../manifests/apps.yaml");
+
+/// A file of samples/.
+fn sample(path: &str) -> String {
+    format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))
+}
 
 struct Apps {
     client: Pod,
@@ -1266,6 +1273,13 @@ fn s4_what_is_deployed_runs_under_pod_security_restricted() {
 #[ignore = "its Prometheus builds for 11 to 19 minutes: cargo xtask dashboards"]
 fn s4_with_prometheus_the_dashboards_have_data() {
     dashboards::have_data();
+}
+
+/// Jaeger has every hop of a visit to the book shop; without it no visit fails. Alone, on a fresh cluster.
+#[test]
+#[ignore = "its Jaeger builds for minutes: cargo xtask dashboards --only traces"]
+fn s4_with_jaeger_a_trace_has_every_hop() {
+    traces::have_every_hop();
 }
 
 /// Stock istioctl, from the Go module proxy: its tables have the objects that are there.

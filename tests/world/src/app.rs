@@ -110,7 +110,12 @@ pub fn exchange(s: &mut TcpStream, data: &[u8]) -> std::io::Result<Vec<u8>> {
 
 /// One message there and back on an open connection.
 pub fn ping(s: &mut TcpStream, data: &[u8]) -> std::io::Result<()> {
-    s.set_read_timeout(Some(Duration::from_secs(10)))?;
+    ping_within(s, data, Duration::from_secs(10))
+}
+
+/// The same; between two pieces of the answer no more than `limit` passes.
+pub fn ping_within(s: &mut TcpStream, data: &[u8], limit: Duration) -> std::io::Result<()> {
+    s.set_read_timeout(Some(limit))?;
     s.write_all(data)?;
     let mut got = vec![0; data.len()];
     s.read_exact(&mut got)?;

@@ -96,7 +96,7 @@ impl Message {
 pub type Answer = (u16, Vec<(String, String)>, Vec<u8>);
 
 /// Serves each connection of a listener in a thread of its own, until it is dropped.
-struct Acceptor {
+pub struct Acceptor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     address: SocketAddr,
@@ -104,6 +104,15 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    /// At a port of a pod, on both families.
+    pub fn at(pod: &Pod, port: u16, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let l = pod
+            .netns()
+            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
+            .expect("the namespace can be entered");
+        Self::start(pod, l, (Ipv6Addr::LOCALHOST, port).into(), serve)
+    }
+
     fn start(
         pod: &Pod,
         l: TcpListener,
@@ -154,13 +163,9 @@ impl Web {
 
     /// A server on both families.
     pub fn start(pod: &Pod, port: u16, answer: impl Fn(&Message) -> Answer + Send + Sync + 'static) -> Self {
-        let l = pod
-            .netns()
-            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
-            .expect("the namespace can be entered");
         let asked = Arc::new(Mutex::new(vec![]));
         let a = asked.clone();
-        let acceptor = Acceptor::start(pod, l, (Ipv6Addr::LOCALHOST, port).into(), move |s| {
+        let acceptor = Acceptor::at(pod, port, move |s| {
             let _ = serve(s, &a, &answer);
         });
         Self { asked, _acceptor: acceptor }

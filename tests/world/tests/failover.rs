@@ -148,7 +148,7 @@ fn a_lost_node_is_not_waited_for_through_a_waypoint() {
     std::thread::sleep(Duration::from_secs(2));
     let before = served();
     assert!(before.iter().all(|(requests, connections)| *requests > 3 && *connections > 3), "all are used: {before:?}");
-    w.lose(1, 0, true);
+    load.between(|| w.lose(1, 0, true));
     // As long as in restarts::a_lost_node_is_not_waited_for.
     std::thread::sleep(Duration::from_secs(11));
     let lost = served();

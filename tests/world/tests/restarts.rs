@@ -96,6 +96,112 @@ fn soak_killed_parts() {
     kill_nine(100);
 }
 
+/// A world whose ztunnels have a spare each.
+fn with_spares() -> World {
+    let ztunnel_env = vec![("KARST_WARM_SPARE".into(), "true".into())];
+    World::start(Options { ztunnel_env, ..Options::default() }).unwrap()
+}
+
+/// Kills the process that serves a node, once its spare is ready, and waits until that serves. `kills`: how many it was before.
+fn kill_worker(w: &World, node: usize, kills: usize) {
+    wait_for("the spare is ready", Duration::from_secs(20), || {
+        let log = w.log_text(&format!("ztunnel{node}.log"));
+        (log.matches("spare is ready to take over").count() > kills).then_some(())
+    });
+    let before = w.ztunnel_children(node);
+    assert_eq!(before.len(), 2, "one serves, one stands by");
+    karst_world::kill(before[0], libc::SIGKILL);
+    wait_for("the spare serves", Duration::from_secs(5), || {
+        (w.ztunnel_children(node).first() == before.get(1)).then_some(())
+    });
+}
+
+/// Issue 18: the process that serves a node is killed, as by a crash. Its spare takes over, and clients that wait for half a second
+/// get their connections, to pods of the same node and of the other. What a killed process was carrying at that moment is cut.
+fn kill_workers(rounds: usize) {
+    let mut w = with_spares();
+    let (a, b, _echo) = two_pods(&mut w);
+    let near = w.mesh_pod(PodSpec::new("app", "near", 0));
+    let _near_echo = app::Echo::start(&near, 8080, "");
+    app::ping(&mut a.connect(near.at(8080)).unwrap(), MARK).unwrap();
+    w.settle();
+    let sniffer = w.sniffer(MARK);
+    let loads = [("same node", &near), ("other node", &b)]
+        .map(|(place, to)| (place, Load::impatient(a.netns(), to.at(8080), 100, MARK, Duration::from_millis(500))));
+    // Both spares learn of the pods' certificates, and it is seen what a connection takes otherwise.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut kills = [0; 2];
+    for i in 0..rounds {
+        // The client's node, and in turn the server's.
+        let node = i % 2;
+        kill_worker(&w, node, kills[node]);
+        kills[node] += 1;
+        w.wait_ztunnel(node);
+        assert_eq!(w.metric(node, "karst_ztunnel_crashes_total", &[]) as usize, kills[node]);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    for (place, load) in loads {
+        let Loaded { ok, failed, slowest_ms } = load.end();
+        let cut = failed.iter().filter(|f| f.starts_with("cut")).count();
+        println!("spare, {place}: kills={rounds} ok={ok} longest_wait_ms={slowest_ms} cut={cut} {failed:?}");
+        assert_eq!(failed.len() - cut, 0, "{place}: refused or late: {failed:?}");
+        assert!(cut <= 3 * rounds, "{place}: more than were open: {failed:?}");
+        assert!(ok > 50 * rounds as u64, "{place}: {ok}");
+    }
+    let seen = sniffer.seen();
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+    // Whoever stops the container stops all of it, in order.
+    let all = w.ztunnel_children(0);
+    w.stop_ztunnel(0, libc::SIGTERM);
+    // One that nobody waits for any more may still be in the list, as a zombie.
+    let has_ended =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    wait_for("all have ended", Duration::from_secs(5), || all.iter().all(has_ended).then_some(()));
+    assert!(w.log_text("ztunnel0.log").contains("ztunnel stops"), "after its drain");
+}
+
+#[test]
+fn a_killed_worker_is_replaced_at_once() {
+    kill_workers(10);
+}
+
+#[test]
+#[ignore = "soak: about three minutes"]
+fn soak_killed_workers() {
+    kill_workers(100);
+}
+
+/// The spare has the pods' listeners and certificates: it serves though neither agent nor controller is there.
+#[test]
+fn a_spare_takes_over_while_all_others_are_away() {
+    let mut w = with_spares();
+    let (a, b, _echo) = two_pods(&mut w);
+    w.settle();
+    wait_for("the spare is ready", Duration::from_secs(20), || {
+        w.log_text("ztunnel0.log").contains("spare is ready to take over").then_some(())
+    });
+    // It may have been ready before there were pods: it looks for their certificates four times a second.
+    wait_for("certificates of both processes", Duration::from_secs(20), || {
+        let log = w.log_text("ztunnel0.log");
+        let received = |l: &&str| l.contains("certificate received") && l.contains("/ns/app/sa/a");
+        (log.lines().filter(received).count() >= 2).then_some(())
+    });
+    let sniffer = w.sniffer(MARK);
+    w.stop_agent(0, libc::SIGKILL);
+    w.stop_controller(libc::SIGKILL);
+    kill_worker(&w, 0, 0);
+    for _ in 0..5 {
+        app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    }
+    let seen = sniffer.seen();
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+    w.start_controller().unwrap();
+    w.start_agent(0).unwrap();
+    w.wait_ztunnel(0);
+    w.wait_enrolled(&a);
+    app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+}
+
 /// All at once: the agent and ztunnel of a node, and the controller. What remains is in the kernel.
 #[test]
 fn everything_dead_is_closed() {
@@ -645,7 +751,7 @@ fn a_lost_node_is_not_waited_for() {
         let each: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
         each.iter().all(|n| *n > 3).then_some(each)
     });
-    w.lose(1, 0, true);
+    load.between(|| w.lose(1, 0, true));
     // Longer than a client waits (10 s), and not so long that TCP, which waits twice as long each time, tries again much later.
     std::thread::sleep(Duration::from_secs(11));
     w.lose(1, 0, false);

@@ -13,6 +13,7 @@ use crate::{
         jwt::{Token, Tokens},
     },
     http::entry::{self, Names},
+    telemetry::flag::DENIED_BY,
 };
 use http::{HeaderMap, HeaderName, header};
 use karst_api::route::{self as ir, AccessAction};
@@ -131,7 +132,7 @@ impl Verdict<'_> {
             Verdict::Allow => return None,
             Verdict::DeniedBy(p, rule) => {
                 let (namespace, name) = p.split_once('/').unwrap_or(("", p));
-                (*p, format!("denied by policy {p}"), format!("ns[{namespace}]-policy[{name}]-rule[{rule}]"))
+                (*p, format!("{DENIED_BY}{p}"), format!("ns[{namespace}]-policy[{name}]-rule[{rule}]"))
             }
             Verdict::NotAllowed => ("", "no policy allows it".into(), "none".into()),
         };

@@ -7,11 +7,12 @@ use crate::{
     snapshot::Snapshot,
     telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
 };
-use http::{HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use karst_core::Identity;
 use karst_proxy::{
     dry_run::DryRuns,
     state::{Service, Workload},
+    trace::{self, SpanContext},
 };
 use karst_rt::admission::Permit;
 use std::{
@@ -47,6 +48,15 @@ pub struct Downstream {
 pub struct Written {
     address: OnceCell<HeaderValue>,
     principal: OnceCell<Option<Arc<str>>>,
+    /// The trace that the caller's CONNECT names.
+    trace: Option<Rc<SpanContext>>,
+}
+
+impl Written {
+    /// Of a tunnel's stream.
+    pub fn of_connect(headers: &HeaderMap) -> Self {
+        Self { trace: trace::of_connect(headers).map(Rc::new), ..Self::default() }
+    }
 }
 
 /// A hello of TLS that ends elsewhere.
@@ -208,8 +218,11 @@ impl Downstream {
             error: String::new(),
             upstream_ms: None,
             received: Rc::default(),
+            request_head: 0,
+            response_head: 0,
             headers: None,
             carried: None,
+            trace: None,
         };
         RequestLog::new(info, sink.clone(), snapshot)
     }
@@ -218,6 +231,7 @@ impl Downstream {
     pub fn connection(&self, sink: &Rc<Sink>, snapshot: &Snapshot) -> Box<RequestLog> {
         let mut record = self.record(sink, snapshot);
         record.method = no_method();
+        record.trace.clone_from(&self.written.trace);
         record.carried = Some(Rc::new(Carried { received: record.received.clone(), ..Carried::default() }));
         record
     }

@@ -6,7 +6,7 @@ use crate::{
         context::{Downstream, no_method},
     },
     http::{codec, handle},
-    telemetry::flag::ResponseFlag,
+    telemetry::{flag::ResponseFlag, wire},
     worker::Worker,
 };
 use hyper::service::service_fn;
@@ -36,7 +36,8 @@ where
             let (worker, busy, downstream) = (worker.clone(), Busy::on(&downstream), downstream.clone());
             async move {
                 let answer = handle::handle(worker, downstream, request).await;
-                Ok::<_, std::convert::Infallible>(answer.map(|a| a.keeping(busy)))
+                let head = wire::response_head(answer.status(), answer.headers());
+                Ok::<_, std::convert::Infallible>(answer.map(|a| a.headed(head).keeping(busy)))
             }
         })
     };

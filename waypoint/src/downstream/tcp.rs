@@ -99,7 +99,8 @@ pub async fn open(
         record.workload = Some((member.workload.clone(), member.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, index, &tried);
         let held = Cell::default();
-        let attempt = Attempt { set: &set, member, from: downstream.from, has_other: &has_other, held: &held };
+        let from = downstream.from;
+        let attempt = Attempt { set: &set, member, from, has_other: &has_other, held: &held, trace: &|| None };
         let error = match open::open(worker, &attempt, speaks).await {
             Ok((io, lease)) => {
                 let guard = worker.register(judged, downstream, None);

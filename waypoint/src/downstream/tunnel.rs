@@ -2,7 +2,7 @@
 
 use crate::{
     downstream::{
-        context::{ClientHello, Downstream, DownstreamTarget},
+        context::{ClientHello, Downstream, DownstreamTarget, Written},
         hello::{HELLO, hello},
         sniff,
         stream::Io,
@@ -105,7 +105,7 @@ pub fn target<B>(
         to,
         hello: None,
         permit: None,
-        written: Default::default(),
+        written: Written::of_connect(request.headers()),
     })
 }
 

@@ -29,6 +29,8 @@ pub enum Body {
     Incoming(Incoming),
     /// As it comes, shared with others.
     Shared(Reader),
+    /// All of it.
+    Bytes(Bytes),
 }
 
 impl HttpBody for Body {
@@ -40,6 +42,8 @@ impl HttpBody for Body {
             Body::Empty => Poll::Ready(None),
             Body::Incoming(i) => Pin::new(i).poll_frame(cx).map_err(Into::into),
             Body::Shared(r) => r.poll(cx),
+            Body::Bytes(all) if all.is_empty() => Poll::Ready(None),
+            Body::Bytes(all) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(all))))),
         }
     }
 
@@ -48,6 +52,7 @@ impl HttpBody for Body {
             Body::Empty => true,
             Body::Incoming(i) => i.is_end_stream(),
             Body::Shared(r) => r.is_at_end(),
+            Body::Bytes(all) => all.is_empty(),
         }
     }
 
@@ -56,6 +61,7 @@ impl HttpBody for Body {
             Body::Empty => SizeHint::with_exact(0),
             Body::Incoming(i) => i.size_hint(),
             Body::Shared(r) => r.of.borrow().hint,
+            Body::Bytes(all) => SizeHint::with_exact(all.len() as u64),
         }
     }
 }

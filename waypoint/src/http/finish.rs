@@ -14,6 +14,7 @@ use crate::{
         carried::{Carried, Metered},
         flag::{ResponseFlag, VIA_UPSTREAM},
         request_log::RequestLog,
+        wire,
     },
     upstream::pool::ConnectionDisposition,
 };
@@ -84,6 +85,7 @@ fn switched(
     let endpoint = head.extensions.remove::<OnUpgrade>();
     entry::strip(&mut head.headers);
     entry::upgrade(&mut head.headers);
+    record.response_head = wire::response_head(head.status, &head.headers);
     if let (Some(client), Some(endpoint), Some(guard)) = (client, endpoint, guard) {
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });

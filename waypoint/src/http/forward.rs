@@ -126,10 +126,14 @@ impl Forwarding<'_> {
             record.workload = Some((member.workload.clone(), member.address));
             let values = values(self.call, parts, &record);
             let request = body.attempt().and_then(|b| template.request(b, &record.received, false, &values));
-            let Some(request) = request else {
+            let Some(mut request) = request else {
                 record.details = "request_payload_exceeded_retry_buffer_limit".into();
                 return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
             };
+            if let Some(spans) = &mut record.spans {
+                let to = (member.workload.clone(), member.address);
+                spans.attempt(to, self.http2, worker.random(u64::MAX - 1) + 1, request.headers_mut());
+            }
             let held = InFlightEndpoint::new(set.clone(), index, permit);
             let (head_sent, held_back) = (Cell::new(false), Cell::new(false));
             // After an upgrade's head something else may have begun there.
@@ -137,12 +141,22 @@ impl Forwarding<'_> {
             let unconnected = Error::from(ConnectError::Timeout);
             let has_other =
                 || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(set, index, &tried);
-            let attempt = Attempt { set, member, from: downstream.from, has_other: &has_other, held: &held_back };
+            let trace = || record.spans.as_ref()?.current();
+            let from = downstream.from;
+            let attempt = Attempt { set, member, from, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());
             let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
             let next = attempts.after(outcome(&sent), state, ended);
+            if let Some(spans) = &mut record.spans {
+                let again = matches!(next, Next::Retry { .. });
+                match outcome(&sent) {
+                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again),
+                    Outcome::Failed(error) => spans.failed(error.flag()),
+                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout),
+                }
+            }
             let Next::Retry { within } = next else {
                 return self.end(sent, next, (began, ended), parts, (held, counter), record);
             };

@@ -14,6 +14,7 @@ use crate::{
         entry::{self, Unfit},
         fault::{abort, inject},
         forward::forward,
+        headers::request_id,
         names,
         rate_limit::{limited, over},
         redirect::redirect,
@@ -21,13 +22,18 @@ use crate::{
     },
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
-    telemetry::{flag::ResponseFlag, request_log::RequestLog},
+    spans::{self, request::Origin},
+    telemetry::{
+        flag::{CORS_RESPONSE, ResponseFlag},
+        request_log::RequestLog,
+        wire,
+    },
     worker::{SampleKind, Worker},
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use karst_api::route as ir;
-use std::{collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
 /// Answers a request.
 pub async fn handle(
@@ -36,14 +42,17 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
+    let request_head = wire::request_head(&parts);
     let entered = entry::canonical(&mut parts);
     let snapshot = worker.latest();
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
+    record.request_head = request_head;
     let entry = match entered {
         Ok(entry) => entry,
         Err(why) => return unfit(why, &parts, record),
     };
     record.authority = Some(entry.authority.value().clone());
+    trace(&worker, &downstream, &mut parts, &mut record);
     let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry };
     let routes = match admit(&call, &mut parts, &mut record) {
         Ok(routes) => routes,
@@ -72,6 +81,31 @@ fn begin(worker: &Worker, snapshot: &Snapshot, downstream: &Downstream, parts: &
     record.forwarded_for = parts.headers.get(names::FORWARDED_FOR).cloned();
     record.headers = record.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| parts.headers.clone());
     record
+}
+
+/// Is it traced, where a Telemetry says that some are? Decides by the request's id, which it gets here if it has none.
+fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &mut RequestLog) {
+    let Some(tracing) = record.telemetry.as_ref().and_then(|t| t.tracing.as_ref()) else { return };
+    if !parts.headers.contains_key(names::REQUEST_ID) {
+        parts.headers.insert(names::REQUEST_ID, request_id());
+    }
+    let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(downstream.from.ip());
+    let origin = Origin { scheme: downstream.scheme(), is_external };
+    let spans = spans::request::begin(tracing, origin, &mut parts.headers, |bound| worker.random(bound));
+    let keeps_headers = spans.is_some() && tracing.wants_headers;
+    record.spans = spans;
+    record.request_id = parts.headers.get(names::REQUEST_ID).cloned();
+    if keeps_headers && record.headers.is_none() {
+        record.headers = Some(parts.headers.clone());
+    }
+}
+
+/// Is it an address of a network of one's own (RFC 1918, RFC 4193), which Envoy takes for internal?
+fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback(),
+    }
 }
 
 /// Its head cannot be taken.
@@ -141,7 +175,7 @@ async fn by_rule(
     if let Some(cors) = &rule.cors
         && let Some(response) = preflight(cors, &parts)
     {
-        record.details = "cors_response".into();
+        record.details = CORS_RESPONSE.into();
         return log_reply(record, response, ResponseFlag::None);
     }
     if let Some(to) = &rule.redirect {

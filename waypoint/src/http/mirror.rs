@@ -34,7 +34,8 @@ pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoin
             let Some(_counter) = RequestPermit::request(&set) else { return };
             let held = InFlightEndpoint::new(set.clone(), index, None);
             let (member, from, held_back) = (&set.members[index], downstream.from, Cell::default());
-            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
+            // It has no span.
+            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back, trace: &|| None };
             let sent = match http2 {
                 true => send::http2(&worker, &attempt, request, &Cell::default()).await,
                 false => send::http1(&worker, &attempt, request, &Cell::default()).await,

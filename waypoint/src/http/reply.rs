@@ -116,6 +116,14 @@ impl ResponseBody {
         self
     }
 
+    /// The size of the head that it is sent with.
+    pub fn headed(mut self, size: u64) -> Self {
+        if let Some(record) = &mut self.record {
+            record.response_head = size;
+        }
+        self
+    }
+
     /// Records its end.
     pub fn recorded(mut self, r: Box<RequestLog>) -> Self {
         self.record = Some(r);

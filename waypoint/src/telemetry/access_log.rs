@@ -23,7 +23,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
     let sni = info.sni.as_deref().unwrap_or_default();
     if log::format() == log::Format::Json {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
-        let line = serde_json::json!({
+        let mut line = serde_json::json!({
             "start_time": time, "method": info.method.as_str(), "path": info.path(), "protocol": info.protocol,
             "response_code": info.answered, "response_flags": info.flag.text(),
             "response_code_details": some(details), "connection_termination_details": some(termination),
@@ -35,6 +35,10 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
             "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal(),
             "requested_server_name": some(sni), "route_name": info.route,
         });
+        if let (Some(trace), Some(fields)) = (&info.trace, line.as_object_mut()) {
+            fields.insert("trace_id".into(), trace.trace_id().into());
+            fields.insert("span_id".into(), trace.span_id().into());
+        }
         return line.to_string();
     }
     let mut out = String::with_capacity(500);
@@ -68,6 +72,9 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
         Or(sni),
         Or(&info.route),
     );
+    if let Some(trace) = &info.trace {
+        let _ = write!(out, " trace_id={} span_id={}", trace.trace_id(), trace.span_id());
+    }
     out
 }
 

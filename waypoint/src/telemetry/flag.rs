@@ -38,10 +38,14 @@ pub enum ResponseFlag {
     ClientGone,
 }
 
+/// What the error of a request begins with that a DENY policy has refused; the policy's `namespace/name` follows.
+pub const DENIED_BY: &str = "denied by policy ";
 /// Response code details of what the endpoint has answered.
 pub const VIA_UPSTREAM: &str = "via_upstream";
 /// Of what a route answers itself.
 pub const DIRECT_RESPONSE: &str = "direct_response";
+/// Of the answer to a browser that asks whether it may call.
+pub const CORS_RESPONSE: &str = "cors_response";
 /// Of an answer that broke off.
 pub const LATE_RESET: &str = "upstream_reset_after_response_started{connection_termination}";
 

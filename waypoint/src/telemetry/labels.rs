@@ -5,7 +5,7 @@ use crate::telemetry::{
     stream_info::StreamInfo,
 };
 use karst_proxy::{
-    labels::{Labels, put, side},
+    labels::{Labels, grpc_status, put, side},
     state::{Service, Workload},
     traffic::Between,
 };
@@ -66,7 +66,7 @@ fn standard(out: &mut impl Labels, info: &StreamInfo, own: Option<&Workload>) {
     put(out, "request_protocol", if info.is_grpc { "grpc" } else { "http" });
     put(out, "response_code", &info.answered.to_string());
     if info.is_grpc {
-        put(out, "grpc_response_status", &info.grpc.map(|g| g.to_string()).unwrap_or_default());
+        grpc_status(out, info.grpc, info.answered);
     }
     put(out, "response_flags", info.flag.text());
     put(out, "connection_security_policy", security);

@@ -2,16 +2,17 @@
 
 use crate::{
     downstream::gate::Gate,
+    spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
 use karst_api::route::Metric;
-use karst_proxy::{discovery, dry_run::DryRuns, traffic::Table as TrafficTable};
+use karst_proxy::{discovery, dry_run::DryRuns, series::Index, traffic::Table as TrafficTable};
 use karst_rt::{admission::Ended, clock::Instant, process_metrics};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt::Write,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -23,8 +24,6 @@ const MAX_SERIES: usize = 20_000;
 const SERIES_IDLE: Duration = Duration::from_secs(3600);
 /// Between two searches for series to drop when there is no place: new keys must not cost a walk through all of them.
 const SWEEP_PAUSE: Duration = Duration::from_secs(10);
-/// Most keys whose series is remembered; beyond, all are found anew.
-const MAX_KEYS: usize = 4 * MAX_SERIES;
 /// Istio's buckets: milliseconds, and bytes.
 const MILLISECONDS: [u64; 19] = [
     1,
@@ -63,10 +62,15 @@ pub struct Series {
     receiveds: [AtomicU64; 11],
     sent: AtomicU64,
     sents: [AtomicU64; 11],
+    began: Instant,
+    /// How many requests the last sweep has seen.
+    swept: AtomicU64,
+    /// Since when it has counted the same: nanoseconds after it began.
+    unchanged: AtomicU64,
 }
 
 impl Series {
-    fn new(labels: AllLabels) -> Self {
+    fn new(labels: AllLabels, now: Instant) -> Self {
         Self {
             labels,
             retired: AtomicBool::new(false),
@@ -77,7 +81,21 @@ impl Series {
             receiveds: Default::default(),
             sent: AtomicU64::new(0),
             sents: Default::default(),
+            began: now,
+            swept: AtomicU64::new(0),
+            unchanged: AtomicU64::new(0),
         }
+    }
+
+    /// Has nothing been counted for long? Then it is retired.
+    fn retires(&self, now: Instant) -> bool {
+        let (requests, age) = (self.requests.load(Relaxed), now.duration_since(self.began));
+        if self.swept.swap(requests, Relaxed) != requests {
+            self.unchanged.store(age.as_nanos() as u64, Relaxed);
+        }
+        let is_idle = age.saturating_sub(Duration::from_nanos(self.unchanged.load(Relaxed))) >= SERIES_IDLE;
+        self.retired.store(is_idle, Relaxed);
+        is_idle
     }
 
     /// Has it been dropped from the page? Then who holds it looks for another. (A request that is being counted in the moment in
@@ -86,7 +104,7 @@ impl Series {
         self.retired.load(Relaxed)
     }
 
-    /// One more request.
+    /// One more request. `received`, `sent`: bytes of both messages, with their heads.
     pub fn add(&self, took: Duration, received: u64, sent: u64) {
         self.requests.fetch_add(1, Relaxed);
         self.duration.fetch_add(took.as_nanos() as u64, Relaxed);
@@ -100,21 +118,10 @@ impl Series {
     }
 }
 
-/// A series, and since when it has counted the same.
-struct Kept {
-    series: Arc<Series>,
-    requests: u64,
-    since: Instant,
-}
-
 #[derive(Default)]
 struct Table {
     telemetry_generation: u64,
-    /// By their labels, and not by their keys: pods of one workload have the same, and a count that falls when a pod has been
-    /// replaced looks like a restart.
-    all: HashMap<AllLabels, Kept>,
-    /// Where they are, without writing the labels.
-    by_key: HashMap<Key, Weak<Series>>,
+    all: Index<AllLabels, Key, Series, MAX_SERIES>,
     /// Of all that there is no place for.
     beyond: Option<Arc<Series>>,
     /// When there was no place last.
@@ -124,62 +131,36 @@ struct Table {
 impl Table {
     /// Drops the series that nothing has been counted in for long.
     fn sweep(&mut self, now: Instant) {
-        self.all.retain(|_, kept| {
-            let requests = kept.series.requests.load(Relaxed);
-            if std::mem::replace(&mut kept.requests, requests) != requests {
-                kept.since = now;
-            }
-            let stays = now.duration_since(kept.since) < SERIES_IDLE;
-            if !stays {
-                kept.series.retired.store(true, Relaxed);
-            }
-            stays
-        });
-        self.by_key.retain(|_, series| series.strong_count() > 0);
+        self.all.sweep(|series| series.retires(now));
     }
 
     /// The series of a key that has been asked for before.
     fn known(&self, key: &Key) -> Option<Arc<Series>> {
-        self.by_key.get(key)?.upgrade().filter(|series| !series.is_retired())
+        self.all.known(key).filter(|series| !series.is_retired())
     }
 
     /// The series of a key that has none yet. `is_listed`: it is on the page.
     fn add(&mut self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels, is_listed: bool, now: Instant) -> Arc<Series> {
-        if !is_listed {
-            return Arc::new(Series::new(labels(key)));
-        }
         let labels = labels(key);
-        if let Some(kept) = self.all.get(&labels) {
-            let series = kept.series.clone();
-            self.remember(key, &series);
-            return series;
+        if !is_listed {
+            return Arc::new(Series::new(labels, now));
         }
         let may_sweep = self.full.is_none_or(|at| now.duration_since(at) >= SWEEP_PAUSE);
-        if self.all.len() >= MAX_SERIES && may_sweep {
+        if !self.all.has_place(&labels) && may_sweep {
             self.full = Some(now);
             self.sweep(now);
-            self.all.retain(|_, kept| Arc::strong_count(&kept.series) > 1);
+            self.all.sweep(|series| Arc::strong_count(series) == 1);
         }
-        if self.all.len() >= MAX_SERIES {
-            let none = || Arc::new(Series::new(std::array::from_fn(|_| Some("".into()))));
+        if !self.all.has_place(&labels) {
+            let none = || Arc::new(Series::new(std::array::from_fn(|_| Some("".into())), now));
             return self.beyond.get_or_insert_with(none).clone();
         }
-        let series = Arc::new(Series::new(labels.clone()));
-        self.all.insert(labels, Kept { series: series.clone(), requests: 0, since: now });
-        self.remember(key, &series);
-        series
-    }
-
-    fn remember(&mut self, key: &Key, series: &Arc<Series>) {
-        if self.by_key.len() >= MAX_KEYS {
-            self.by_key.clear();
-        }
-        self.by_key.insert(key.clone(), Arc::downgrade(series));
+        self.all.add(key.clone(), labels, |labels| Series::new(labels, now))
     }
 
     /// Those of the page.
     fn listed(&self) -> Vec<Arc<Series>> {
-        self.all.values().map(|kept| &kept.series).chain(&self.beyond).cloned().collect()
+        self.all.values().chain(&self.beyond).cloned().collect()
     }
 }
 
@@ -195,6 +176,8 @@ pub struct Metrics {
     pub discovery: Arc<discovery::Counts>,
     /// Byte streams that a policy has ended.
     pub closed_by_policy: AtomicU64,
+    /// Of traces.
+    pub spans: Arc<SpanCounts>,
 }
 
 impl Metrics {
@@ -249,6 +232,7 @@ impl Metrics {
         gate.render(&mut out);
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
+        self.spans.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }
@@ -377,6 +361,6 @@ mod tests {
         // Once workers have let go of some, there is place again.
         drop((all, listed));
         table.add(&key(500, &[]), labels, true, now + SWEEP_PAUSE);
-        assert_eq!(table.all.len(), 1);
+        assert_eq!(table.all.values().count(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod carried;
+pub mod expression;
 pub mod flag;
 pub mod key;
 pub mod labels;
@@ -10,3 +11,5 @@ pub mod request_log;
 pub mod rules;
 pub mod sink;
 pub mod stream_info;
+pub mod tapped;
+pub mod wire;

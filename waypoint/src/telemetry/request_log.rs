@@ -4,6 +4,7 @@
 use crate::{
     downstream::upgrade::Upgrade,
     snapshot::Snapshot,
+    spans::request::RequestSpans,
     telemetry::{
         access_log, carried::Carried, flag::ResponseFlag, key::KeyRef, rules::Telemetry, sink::Sink,
         stream_info::StreamInfo,
@@ -28,6 +29,8 @@ pub struct RequestLog {
     told: bool,
     /// Of a request that asks for another protocol, what policies are to judge later.
     pub upgrade: Option<Box<Upgrade>>,
+    /// Of a request that is traced.
+    pub spans: Option<Box<RequestSpans>>,
 }
 
 impl Deref for RequestLog {
@@ -63,7 +66,7 @@ impl RequestLog {
     /// What is to be told of what begins, as a snapshot wants it told.
     pub fn new(info: StreamInfo, sink: Rc<Sink>, s: &Snapshot) -> Box<Self> {
         let (telemetry, telemetry_generation) = (s.telemetry().cloned(), s.telemetry_generation);
-        Box::new(Self { info, sink, telemetry, telemetry_generation, told: false, upgrade: None })
+        Box::new(Self { info, sink, telemetry, telemetry_generation, told: false, upgrade: None, spans: None })
     }
 
     /// The name of this proxy's pod.
@@ -78,6 +81,9 @@ impl RequestLog {
         let took = self.started.elapsed();
         let telemetry = self.telemetry.take();
         let rules = telemetry.as_deref();
+        if let Some(spans) = self.spans.take() {
+            self.sink.trace(self, &spans, sent, took);
+        }
         match &self.carried {
             Some(carried) => self.count_connection(carried),
             None => {
@@ -94,9 +100,11 @@ impl RequestLog {
                     is_grpc: self.is_grpc,
                     values: &values,
                 };
-                self.sink.count(series, self, rules, |s| s.add(took, self.received.get(), sent));
+                let (received, sent) = (self.request_head + self.received.get(), self.response_head + sent);
+                self.sink.count(series, self, rules, |s| s.add(took, received, sent));
             }
         }
+        self.sink.tap(self, took, sent);
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {
             access_log::write(access_log::line(self, took.as_millis(), sent));
         }
@@ -120,6 +128,7 @@ impl RequestLog {
         let series = self.sink.traffic(self, ResponseFlag::None);
         series.opened.fetch_add(1, Relaxed);
         let _ = carried.series.set(series);
+        self.sink.tap_opened(self);
         carried
     }
 

@@ -1,20 +1,23 @@
 //! What is told of requests, where it differs from the standard: Istio's Telemetry, with expressions in CEL over Envoy's
 //! attributes. Costs nothing where nobody has asked for it.
 
-use crate::telemetry::stream_info::StreamInfo;
-use cel::{Context, Program, Value};
-use karst_api::{MAX_EXPRESSION, route as ir};
+use crate::{
+    spans::rules::{Tracing, TracingError},
+    telemetry::{
+        expression::{ExpressionError, evaluate, program, text},
+        stream_info::StreamInfo,
+    },
+};
+use cel::{Program, Value};
+use karst_api::route as ir;
 use karst_proxy::labels::{Labels, put};
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 /// How many metrics of requests there are: [`ir::Metric`] counts them.
 pub const METRICS: usize = 4;
 
 /// Labels of each metric, by [`ir::Metric`]; none for one that is not told.
 pub type AllLabels = [Option<Arc<str>>; METRICS];
-
-/// Longest value of a label, in bytes; the rest is left out. Clients may decide about it.
-const MAX_VALUE: usize = 256;
 
 /// A Telemetry, compiled.
 pub struct Telemetry {
@@ -27,7 +30,9 @@ pub struct Telemetry {
     values: Vec<Program>,
     /// An expression reads headers: they are kept for the end of the request.
     pub wants_headers: bool,
-    /// What it was made from.
+    /// Which requests are traced; none: the headers of traces pass as they are.
+    pub tracing: Option<Arc<Tracing>>,
+    /// What it was made from, but for traces.
     said: ir::Telemetry,
 }
 
@@ -48,22 +53,15 @@ impl std::fmt::Debug for Telemetry {
 /// What cannot be told.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// Longer than any need be.
-    #[error("expression of {0} bytes: at most {MAX_EXPRESSION} are allowed")]
-    TooLong(usize),
-    /// It is no CEL.
-    #[error("{0:?}: {1}")]
-    Expression(String, cel::ParseErrors),
+    /// An expression that cannot be evaluated.
+    #[error(transparent)]
+    Expression(#[from] ExpressionError),
+    /// What is said of traces.
+    #[error("tracing: {0}")]
+    Tracing(#[from] TracingError),
     /// A metric of a later version.
     #[error("metric {0}")]
     Metric(i32),
-}
-
-fn program(text: &str) -> Result<Program, TelemetryError> {
-    if text.len() > MAX_EXPRESSION {
-        return Err(TelemetryError::TooLong(text.len()));
-    }
-    Program::compile(text).map_err(|e| TelemetryError::Expression(text.into(), e))
 }
 
 impl Telemetry {
@@ -85,14 +83,17 @@ impl Telemetry {
                 shape.set.push((label.clone(), at));
             }
         }
-        let values = texts.iter().map(|t| program(t)).collect::<Result<_, _>>()?;
+        let values = texts.iter().map(|t| program(t)).collect::<Result<_, ExpressionError>>()?;
         let filter = if telemetry.log_filter.is_empty() { None } else { Some(program(&telemetry.log_filter)?) };
         texts.push(&telemetry.log_filter);
         let wants_headers = texts.iter().any(|t| t.contains("headers"));
-        Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, said: telemetry.clone() })
+        let tracing = telemetry.tracing.as_ref().map(Tracing::new).transpose()?.map(Arc::new);
+        // What is said of traces changes no series.
+        let said = ir::Telemetry { tracing: None, ..telemetry.clone() };
+        Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, tracing, said })
     }
 
-    /// Does it say the same as another?
+    /// Does it say the same of metrics and logs as another?
     pub fn same(a: Option<&Self>, b: Option<&Self>) -> bool {
         a.map(|t| &t.said) == b.map(|t| &t.said)
     }
@@ -104,14 +105,6 @@ impl Telemetry {
 
     /// The values of labels that are asked for. An expression that has none (a header that is not there) gives an empty one.
     pub fn values(&self, info: &StreamInfo, sent: u64) -> Vec<String> {
-        let text = |v| match v {
-            Value::String(s) => s[..s.floor_char_boundary(MAX_VALUE)].to_string(),
-            Value::Int(i) => i.to_string(),
-            Value::UInt(i) => i.to_string(),
-            Value::Float(f) => f.to_string(),
-            Value::Bool(b) => b.to_string(),
-            _ => String::new(),
-        };
         self.values.iter().map(|p| evaluate(p, info, sent).map(text).unwrap_or_default()).collect()
     }
 
@@ -133,91 +126,6 @@ impl Telemetry {
         };
         self.shapes.each_ref().map(one)
     }
-}
-
-thread_local! {
-    /// With CEL's functions; there are many.
-    static FUNCTIONS: Context<'static, 'static> = Context::default();
-}
-
-fn evaluate(program: &Program, info: &StreamInfo, sent: u64) -> Option<Value> {
-    FUNCTIONS.with(|f| {
-        let mut scope = f.new_inner_scope();
-        for variable in program.references().variables() {
-            scope.add_variable_from_value(variable, attributes(variable, info, sent));
-        }
-        program.execute(&scope).ok()
-    })
-}
-
-/// One of [`karst_api::ATTRIBUTES`], as Envoy has it.
-fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> {
-    let mut out: HashMap<String, Value> = HashMap::new();
-    let mut text = |k: &str, v: &str| out.insert(k.into(), v.to_string().into());
-    let header = |v: &Option<http::HeaderValue>| {
-        v.as_ref().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
-    };
-    let peer = info.workload.as_ref().map(|(_, a)| *a);
-    match of {
-        "request" => {
-            text("path", info.path());
-            text("url_path", info.path().split('?').next().unwrap_or_default());
-            text("query", info.path().split_once('?').map_or("", |(_, q)| q));
-            text("host", &header(&info.authority));
-            text("method", info.method.as_str());
-            text("protocol", info.protocol);
-            text("useragent", &header(&info.user_agent));
-            text("id", &header(&info.request_id));
-            out.insert("size".into(), int(info.received.get()));
-            let all = info.headers.iter().flat_map(|h| h.iter());
-            let mut headers: HashMap<String, String> = HashMap::new();
-            for (name, value) in all {
-                let value = String::from_utf8_lossy(value.as_bytes());
-                let known = headers.entry(name.as_str().into()).or_default();
-                if !known.is_empty() {
-                    known.push(',');
-                }
-                known.push_str(&value);
-            }
-            out.insert("headers".into(), headers.into());
-        }
-        "response" => {
-            out.insert("code".into(), int(u64::from(info.answered)));
-            out.insert("size".into(), int(sent));
-            out.insert("code_details".into(), info.details.to_string().into());
-            if let Some(g) = info.grpc {
-                out.insert("grpc_status".into(), int(u64::from(g)));
-            }
-        }
-        "connection" => {
-            text("uri_san_peer_certificate", info.principal());
-            text("requested_server_name", info.sni.as_deref().unwrap_or_default());
-            out.insert("mtls".into(), Value::Bool(info.principal.is_some()));
-        }
-        "source" => {
-            text("address", &info.from.to_string());
-            out.insert("port".into(), int(u64::from(info.from.port())));
-        }
-        "destination" => {
-            text("address", &info.to.to_string());
-            out.insert("port".into(), int(u64::from(info.to.port())));
-        }
-        "upstream" => {
-            text("address", &peer.map(|p| p.to_string()).unwrap_or_default());
-            if let Some(p) = peer {
-                out.insert("port".into(), int(u64::from(p.port())));
-            }
-        }
-        _ => {
-            text("route_name", &info.route);
-            text("cluster_name", &info.cluster());
-        }
-    }
-    out
-}
-
-fn int(n: u64) -> Value {
-    Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

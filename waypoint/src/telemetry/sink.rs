@@ -3,6 +3,11 @@
 use crate::{
     config::Config,
     snapshot::Snapshot,
+    spans::{
+        queue::{Finished, Queue},
+        request::RequestSpans,
+        tags::{self, Own},
+    },
     telemetry::{
         flag::ResponseFlag,
         key::{Key, KeyRef},
@@ -10,11 +15,12 @@ use crate::{
         metrics::{Metrics, Series},
         rules::Telemetry,
         stream_info::StreamInfo,
+        tapped,
     },
 };
 use hashbrown::HashMap;
-use karst_proxy::{state::Workload, traffic::Traffic};
-use std::{cell::RefCell, hash::RandomState, sync::Arc};
+use karst_proxy::{state::Workload, tap::Taps, traffic::Traffic};
+use std::{cell::RefCell, hash::RandomState, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// A worker's way to the process's metrics.
@@ -22,13 +28,53 @@ pub struct Sink {
     config: Config,
     state: watch::Receiver<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
+    taps: Arc<Taps>,
     series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
+    spans: Queue,
+    identity: Own,
 }
 
 impl Sink {
-    /// Counts in these metrics.
-    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>) -> Self {
-        Self { config, state, metrics, series: RefCell::default() }
+    /// Counts in these metrics, gives spans to this queue, and tells these taps.
+    pub fn new(
+        config: Config,
+        state: watch::Receiver<Arc<Snapshot>>,
+        metrics: Arc<Metrics>,
+        (spans, taps): (Queue, Arc<Taps>),
+    ) -> Self {
+        let identity = Own {
+            node_id: config.node().id.into(),
+            mesh_id: config.certificates.trust_domain.as_str().into(),
+            cluster_id: config.place.cluster_id.as_str().into(),
+            namespace: config.pod_namespace.as_str().into(),
+            hostname: config.pod_name.as_str().into(),
+        };
+        Self { config, state, metrics, taps, series: RefCell::default(), spans, identity }
+    }
+
+    /// Hands over the spans of a request that has ended after this time. `sent`: bytes that the client was sent.
+    pub fn trace(&self, info: &StreamInfo, spans: &RequestSpans, sent: u64, took: Duration) {
+        self.spans.push(1 + spans.attempts.len(), || {
+            let workload = self.config.own_pod(&self.state.borrow().mesh).cloned();
+            let all = tags::spans(info, spans, &self.identity, workload.as_deref(), sent, took);
+            Finished { collector: spans.tracing.collector.clone(), spans: all }
+        });
+    }
+
+    /// Tells whoever looks on what has ended.
+    pub fn tap(&self, info: &StreamInfo, took: Duration, sent: u64) {
+        if self.taps.is_looked_at() {
+            let own = self.own(info);
+            self.taps.tell(|| tapped::ended(info, took, sent, own.as_deref()));
+        }
+    }
+
+    /// Tells whoever looks on of a connection that has come about.
+    pub fn tap_opened(&self, info: &StreamInfo) {
+        if self.taps.is_looked_at() {
+            let own = self.own(info);
+            self.taps.tell(|| tapped::opened(info, own.as_deref()));
+        }
     }
 
     /// Is there an access log?

@@ -2,7 +2,10 @@
 
 use crate::telemetry::{carried::Carried, flag::ResponseFlag};
 use http::{HeaderMap, HeaderValue, uri::PathAndQuery};
-use karst_proxy::state::{Service, Workload};
+use karst_proxy::{
+    state::{Service, Workload},
+    trace::SpanContext,
+};
 use std::{
     borrow::Cow,
     cell::Cell,
@@ -59,11 +62,17 @@ pub struct StreamInfo {
     pub error: String,
     /// Milliseconds until the endpoint's answer began.
     pub upstream_ms: Option<u64>,
+    /// Bytes of the request's body so far; of a connection, all that has come.
     pub received: Rc<Cell<u64>>,
+    /// Sizes of both heads ([`crate::telemetry::wire`]), for metrics only: logs, traces and taps have bodies. 0: there is none.
+    pub request_head: u64,
+    pub response_head: u64,
     /// Of the request, where telemetry asks for them.
     pub headers: Option<HeaderMap>,
     /// Of a connection that is carried as it is.
     pub carried: Option<Rc<Carried>>,
+    /// Of such a connection: the trace that its CONNECT names, for the log only.
+    pub trace: Option<Rc<SpanContext>>,
 }
 
 impl StreamInfo {

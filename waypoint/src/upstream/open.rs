@@ -16,6 +16,7 @@ use karst_hbone::pool::Lease;
 use karst_proxy::{
     dial::{self, Candidate, Target},
     state::Workload,
+    trace::SpanContext,
     untold::Told,
 };
 use std::{
@@ -38,6 +39,9 @@ pub struct Attempt<'a> {
     pub has_other: &'a dyn Fn() -> bool,
     /// Set while the attempt waits for the control plane's word and not for the endpoint: its end then says nothing of that.
     pub held: &'a Cell<bool>,
+    /// The span of the request that it is for, where that is sampled and told of. Asked when a tunnel's stream is opened: requests
+    /// that come later on the same connection are not its trace's.
+    pub trace: &'a dyn Fn() -> Option<SpanContext>,
 }
 
 impl<'a> Attempt<'a> {
@@ -179,7 +183,7 @@ async fn connect(
         address: SocketAddr::new(address.ip(), port),
         expected: &expected,
         authority: &set.via_waypoint.clone().unwrap_or_else(|| address.to_string()),
-        headers: dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname)),
+        headers: dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname), (attempt.trace)()),
     };
     let opened = worker.dialer.tunnel(&target, attempt.candidate()).await?;
     Ok((Io::tunnel(opened.send, opened.recv, worker.lingering.clone()), Some(opened.lease)))

@@ -16,11 +16,12 @@ use crate::{
     },
     downstream::{
         context::{Downstream, DownstreamTarget},
+        gateway::Gateway,
         requests,
     },
     snapshot::Snapshot,
-    telemetry::flag::ResponseFlag,
-    testing::{OWN, Plane, member},
+    telemetry::{flag::ResponseFlag, rules::Telemetry},
+    testing::{OWN, Plane, member, member_told},
     worker::Worker,
 };
 use karst_api::route as ir;
@@ -30,14 +31,14 @@ use karst_api::{
 };
 use karst_core::limits;
 use karst_hbone::client::ClientError;
-use karst_proxy::{dial::DialError, state::Workload};
+use karst_proxy::{dial::DialError, state::Workload, trace::TRACEPARENT};
 use karst_proxy::{
     state,
     testing::{Ca, pod, service, snapshot},
 };
 use prost::Message;
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::IpAddr,
     rc::Rc,
@@ -124,12 +125,43 @@ async fn a_lost_endpoint_is_not_waited_for() {
     LocalSet::new().run_until(run).await;
 }
 
+#[tokio::test]
+async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
+    let run = async {
+        let ca = Ca::mint();
+        let s = mesh([pod("t", "127.77.3.1", &[(KEY, PORTS)])]);
+        let told = Rc::new(RefCell::new(vec![]));
+        let all = told.clone();
+        let note = move |headers: &http::HeaderMap| all.borrow_mut().push(headers.get(TRACEPARENT).cloned());
+        member_told(&ca, &at(&s, "127.77.3.1"), note).await;
+        let without = Snapshot { mesh: s.clone(), ..Snapshot::new("") };
+        let traced = |rate| {
+            let collector = ir::Collector { service: "ns/c".into(), port: 4317, ..Default::default() };
+            let tracing = ir::Tracing { per_ten_thousand: rate, collector: Some(collector), ..Default::default() };
+            let telemetry = Telemetry::new(&ir::Telemetry { tracing: Some(tracing), ..Default::default() }).unwrap();
+            let gateway = Gateway { telemetry: Some(Arc::new(telemetry)), ..Default::default() };
+            Snapshot { mesh: s.clone(), gateway: Some(Arc::new(gateway)), ..Snapshot::new("") }
+        };
+        for (state, is_sampled) in [(without, false), (traced(0), false), (traced(10_000), true)] {
+            let plane = Plane::start(&ca, s.clone());
+            plane.state.send_replace(Arc::new(state));
+            assert!(ask(&plane.worker, &s).await.starts_with("HTTP/1.1 200 "));
+            let connects = told.take();
+            let [one] = &connects[..] else { panic!("{connects:?}") };
+            assert_eq!(one.is_some(), is_sampled, "{one:?}");
+            assert!(one.as_ref().is_none_or(|v| v.len() == 55 && v.as_bytes().ends_with(b"-01")), "{one:?}");
+        }
+    };
+    LocalSet::new().run_until(run).await;
+}
+
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
 async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
     let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
-    let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &Cell::default() };
+    let held = Cell::default();
+    let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held, trace: &|| None };
     open(&w, &attempt, Speaks::Anything).await.map(drop)
 }
 

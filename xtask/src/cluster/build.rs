@@ -16,6 +16,9 @@ const COMPONENTS: [&str; 7] =
 /// What Prometheus says that it is: version 3.16.0 is the module's v0.316.0.
 const PROMETHEUS: &str = "3.16.0";
 
+/// What Jaeger says that it is.
+const JAEGER: &str = "v1.76.0";
+
 /// The module from which Istio's own programs are built.
 const ISTIO: &str = "xtask/istioctl";
 /// What they say that they are.
@@ -105,6 +108,24 @@ pub fn prometheus(bin: &Path) -> Result<PathBuf> {
     let image =
         Image::new("registry.local/prometheus:1", &["/bin/prometheus"]).file(bin.join("prometheus"), "/bin/prometheus");
     let file = bin.join("prometheus.tar");
+    image.write(&file)?;
+    Ok(file)
+}
+
+/// Jaeger in one process, traces in memory, from the module of `xtask/jaeger/go.mod`: version 1, the newest of which there is a
+/// module, and of the two the one with fewer packages. Its page for people is a placeholder (Jaeger builds that with npm); its API for
+/// queries is all there. Gives the file of the image `registry.local/jaeger:1`. Quick when nothing has changed.
+pub fn jaeger(bin: &Path) -> Result<PathBuf> {
+    let program = bin.join("jaeger");
+    if !program.is_file() {
+        println!("building Jaeger from Go modules; it takes minutes");
+    }
+    fs::create_dir_all(bin)?;
+    let module = "github.com/jaegertracing/jaeger";
+    let version = format!("-X {module}/internal/version.latestVersion={JAEGER}");
+    go_build("xtask/jaeger", &version, &program.display().to_string(), &[&format!("{module}/cmd/all-in-one")])?;
+    let image = Image::new("registry.local/jaeger:1", &["/bin/jaeger"]).file(program, "/bin/jaeger");
+    let file = bin.join("jaeger.tar");
     image.write(&file)?;
     Ok(file)
 }

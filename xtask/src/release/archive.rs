@@ -47,6 +47,8 @@ fn tree(root: &Path, source: &Source, program: Vec<u8>) -> Result<Tree> {
     for file in ["README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md"] {
         tree.copy(&format!("{top}/{file}"), &root.join(file))?;
     }
+    // Of the packages that the page of `karst dashboard` is bundled from.
+    tree.copy(&format!("{top}/licences/dashboard.txt"), &root.join("cli/page/dist/licences.txt"))?;
     Ok(tree)
 }
 
@@ -113,6 +115,7 @@ mod tests {
         for path in [
             "README.md",
             "LICENSE",
+            "licences/dashboard.txt",
             "manifests/charts/istiod/Chart.yaml",
             "manifests/charts/ambient/charts/base/Chart.yaml",
             "manifests/profiles/ambient.yaml",

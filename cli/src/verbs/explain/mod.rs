@@ -1,6 +1,7 @@
 //! `explain`: what becomes of a call from A to B, step by step, and which object decided.
 
 mod observed;
+mod past;
 
 use crate::{
     analysis,
@@ -15,6 +16,7 @@ use karst_explain::{
 };
 use karst_manifest::State;
 use observed::Saved;
+use past::Told;
 use serde::Serialize;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -85,6 +87,7 @@ async fn network_policies(session: &Session<'_>, cluster: &Cluster) -> Vec<Netwo
   karst explain pod/web-1.shop 10.0.3.7 --port 5432 --tcp
   karst explain pod/web-1.shop reviews.shop -f manifests/  without a cluster
   karst explain pod/web-1.shop reviews.shop -o json
+  karst explain pod/web-1.shop reviews.shop --at 15m       by what proxies were told 15 minutes ago
 
 Ends with 0 if the call gets through (to some endpoints at least), with 1 if it is refused, with 2 if that cannot be
 said. Pods without a cluster are those of the files; what the mesh would enroll counts as enrolled. On a cluster the
@@ -132,6 +135,14 @@ pub struct Explain {
     /// Do not ask the cluster's proxies: answer by the objects alone
     #[arg(long, conflicts_with = "files")]
     by_objects: bool,
+    /// Answer by what the controller told proxies at this time (RFC 3339, as 2026-10-02T14:03:00Z) or so long ago (15m, 2h);
+    /// not by what they had taken in, which is not known. A day of versions is kept
+    #[arg(
+        long,
+        value_name = "TIME",
+        conflicts_with_all = ["files", "ztunnel_dump", "waypoint_dump", "by_objects"]
+    )]
+    at: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -142,6 +153,9 @@ pub struct Explain {
 struct Answer {
     #[serde(flatten)]
     explanation: Explanation,
+    /// What it is by, if not by what proxies are told now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    told: Option<Told>,
     /// What it would be if all proxies knew what the objects say, if that is something else.
     #[serde(skip_serializing_if = "Option::is_none")]
     by_objects: Option<Verdict>,
@@ -157,11 +171,19 @@ impl Explain {
     /// If it is refused, or it cannot be said what becomes of it.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let mut call = self.call()?;
+        let when = self.at.as_deref().map(past::when).transpose()?;
         let (mut world, cluster) = self.world(session).await?;
         call.namespace = match &cluster {
             Some(cluster) => cluster.namespace.clone(),
             None => session.global.namespace.clone().unwrap_or_default(),
         };
+        let mut told = None;
+        if let (Some(when), Some(cluster)) = (when, &cluster) {
+            let mut found = past::ask(session, cluster, when).await?;
+            world = world.with_told(std::mem::take(&mut found.resources));
+            call.now = found.at.seconds();
+            told = Some(found);
+        }
         let unknown = |what: String| Problem::new(what).exit(Exit::Unknown);
         let asked = |world: &World| explain(world, &call).map_err(|e| unknown(e.to_string()));
         let mut answer = asked(&world)?;
@@ -170,7 +192,7 @@ impl Explain {
         if !self.ztunnel_dump.is_empty() || !self.waypoint_dump.is_empty() {
             answer = asked(&world)?;
         }
-        if let Some(cluster) = cluster.filter(|_| !self.by_objects) {
+        if let Some(cluster) = cluster.filter(|_| !self.by_objects && when.is_none()) {
             // By what the first ones know it may go by others.
             for _ in 0..ROUNDS {
                 if !observed::ask(session, &cluster, &mut world, &answer).await {
@@ -180,10 +202,11 @@ impl Explain {
             }
         }
         let by_objects = Some(by_objects).filter(|verdict| *verdict != answer.verdict);
-        let answer = Answer { differences: compare(&world, &answer), by_objects, explanation: answer };
+        let answer = Answer { differences: compare(&world, &answer), by_objects, told, explanation: answer };
         match self.output.encode(&answer)? {
             Some(encoded) => session.text(&encoded)?,
             None => {
+                session.text(&answer.told.as_ref().map(Told::text).unwrap_or_default())?;
                 session.text(&text::render(&answer.explanation))?;
                 session.text(&text::compared(&answer.differences, answer.by_objects))?;
             }

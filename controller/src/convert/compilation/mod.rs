@@ -1,6 +1,7 @@
 //! From the objects and what follows from them to the model.
 
 mod access;
+mod expression;
 mod gateway;
 pub(crate) mod model;
 mod node;
@@ -10,4 +11,5 @@ pub(crate) mod routes;
 mod service;
 pub(crate) mod telemetry;
 pub(crate) mod tokens;
+mod traces;
 pub(crate) mod workload;

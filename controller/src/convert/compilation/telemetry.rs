@@ -1,15 +1,20 @@
-//! Istio's Telemetry: what waypoints and gateways write into their access logs and metrics.
+//! Istio's Telemetry: what waypoints and gateways write into their access logs and metrics, and ([`traces`]) which requests they
+//! trace.
 //!
 //! The one of the mesh (root namespace), of the pod's namespace and of the pod (by selector or `targetRefs`) are laid over each
 //! other, the nearest last: a field that it has replaces what was said before (Istio's order). Of several of one rank the
 //! oldest counts.
 
 use crate::convert::{
+    compilation::{
+        expression::{ExpressionError, expression},
+        traces,
+    },
     facts::attached::{self, Attached},
     objects::{FieldError, Objects, age, problem},
 };
-use karst_api::{ATTRIBUTES, MAX_EXPRESSION, route as ir};
-use karst_manifest::{Problem, kinds::*, telemetry::*};
+use karst_api::route as ir;
+use karst_manifest::{MeshConfig, Problem, kinds::*, telemetry::*};
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
@@ -37,8 +42,14 @@ const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 /// each pod.
 pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
     let mut out = vec![];
+    // At admission, and where objects are read from files, there is none to judge providers by.
+    let is_configured = *objects.mesh_config != MeshConfig::default();
     for (at, telemetry) in &objects.telemetry {
         let bad = problems(objects, telemetry);
+        for (i, t) in telemetry.spec.tracing.iter().enumerate().filter(|_| is_configured) {
+            let found = traces::provider_problem(objects.mesh_config, &format!("spec.tracing[{i}]"), t);
+            reported.extend(found.map(|(field, text)| problem(at, field, text)));
+        }
         if bad.is_empty() {
             out.push(Cow::Borrowed(*telemetry));
         } else if ineffective_reason(objects, telemetry).is_none() {
@@ -70,7 +81,8 @@ pub(crate) fn of_pod(
     let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
     // What the mesh configuration says comes before all of them.
     let file = objects.mesh_config.access_log_file.as_deref();
-    if applied.is_empty() && file != Some("") {
+    let traces_by_default = !objects.mesh_config.default_providers.tracing.is_empty();
+    if applied.is_empty() && file != Some("") && !traces_by_default {
         return None;
     }
     let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {
@@ -105,6 +117,8 @@ pub(crate) fn of_pod(
         }
     }
     out.metrics = shapes.into_values().collect();
+    let tracing = applied.iter().flat_map(|t| &t.spec.tracing);
+    out.tracing = traces::of_pod(objects, tracing.filter(|t| ours(t.matched.as_ref().map_or("", |m| &m.mode))));
     Some(out)
 }
 
@@ -135,19 +149,6 @@ fn lay_over(shape: &mut ir::Shape, change: &MetricsOverride) {
     }
 }
 
-/// Why an expression cannot be evaluated.
-#[derive(Debug, thiserror::Error)]
-enum ExpressionError {
-    #[error("is empty: specify a CEL expression such as response.code >= 400 [KARST-0010]")]
-    Empty,
-    #[error("is longer than {MAX_EXPRESSION} bytes: shorten it [KARST-0017]")]
-    TooLong,
-    #[error("invalid CEL expression {text:?}: {why} [KARST-0601]")]
-    Invalid { text: String, why: String },
-    #[error("unknown variable {0:?}: use {all} [KARST-0601]", all = ATTRIBUTES.join(", "))]
-    Unknown(String),
-}
-
 /// Why a label cannot be set or removed.
 #[derive(Debug, thiserror::Error)]
 enum TagError {
@@ -159,23 +160,6 @@ enum TagError {
     RemovedWithValue,
     #[error("unsupported operation {0:?}: use UPSERT or REMOVE [KARST-0016]")]
     Operation(String),
-}
-
-/// Is it CEL, over attributes that proxies have?
-fn expression(text: &str) -> Result<(), ExpressionError> {
-    if text.is_empty() {
-        return Err(ExpressionError::Empty);
-    }
-    if text.len() > MAX_EXPRESSION {
-        return Err(ExpressionError::TooLong);
-    }
-    let program = cel::Program::compile(text).map_err(|e| {
-        let first = e.to_string().lines().next().unwrap_or_default().to_string();
-        let first = first.split(" expecting ").next().unwrap_or_default();
-        ExpressionError::Invalid { text: text.into(), why: first.trim_start_matches("ERROR: ").into() }
-    })?;
-    let unknown = program.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
-    unknown.map_or(Ok(()), |name| Err(ExpressionError::Unknown(name)))
 }
 
 fn tag_override(tag: &str, change: &TagOverride) -> Result<(), TagError> {
@@ -224,13 +208,8 @@ fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
             out.push((format!("spec.accessLogging[{i}].filter.expression"), e.to_string()));
         }
     }
-    for (index, l) in spec.tracing.iter().enumerate() {
-        if let Some(percentage) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
-            out.push((
-                format!("spec.tracing[{index}].randomSamplingPercentage"),
-                format!("{percentage} is out of range: must be between 0 and 100 [KARST-0018]"),
-            ));
-        }
+    for (i, t) in spec.tracing.iter().enumerate() {
+        out.extend(traces::problems(&format!("spec.tracing[{i}]"), t));
     }
     for (at, change) in overrides {
         if let Some(matching) = &change.matched {
@@ -272,6 +251,7 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
             target.kind
         ));
     }
+    let mut others = vec![];
     let mut unknown = |at: String, named: &[Provider], ours: &str| {
         for provider in named.iter().filter(|p| p.name != ours) {
             out.push(format!(
@@ -280,6 +260,10 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
             ));
         }
     };
+    for (i, t) in spec.tracing.iter().enumerate().filter(|(_, t)| t.providers.len() > 1) {
+        let first = t.providers.first().map_or("", |p| &p.name);
+        others.push(format!("spec.tracing[{i}].providers: only the first, {first:?}, takes spans [KARST-0030]"));
+    }
     for (i, l) in spec.access_logging.iter().enumerate() {
         unknown(format!("spec.accessLogging[{i}]"), &l.providers, LOG);
     }
@@ -293,6 +277,7 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
             }
         }
     }
+    out.extend(others);
     out
 }
 

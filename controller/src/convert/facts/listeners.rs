@@ -214,6 +214,7 @@ impl GatewayListeners {
             |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
         self.all.is_empty()
             && objects.telemetry.is_empty()
+            && objects.mesh_config.default_providers.tracing.is_empty()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))
     }

@@ -60,6 +60,8 @@ const USED: &[(&str, &[&str])] = &[
             ATTACHED[1],
             ATTACHED[2],
             "spec.accessLogging[].{disabled,filter.expression,match.mode,providers[].name}",
+            "spec.tracing[].{disableSpanReporting,randomSamplingPercentage,disableContextPropagation,enableIstioTags,useRequestIdForTraceSampling,match.mode,providers[].name}",
+            "spec.tracing[].customTags.*.{literal.value,formatter.value,environment.{name,defaultValue},header.{name,defaultValue}}",
             "spec.metrics[].{providers[].name,overrides[].{disabled,match.{metric,customMetric,mode},tagOverrides.*.{operation,value}}}",
         ],
     ),

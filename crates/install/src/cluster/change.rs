@@ -2,11 +2,14 @@
 
 use super::{
     ClusterError, Target,
-    access::display,
-    crds::Used,
-    standing::{Standing, standing},
+    access::{display, name},
+    crds::{self, Lacks, Used},
+    standing::{Standing, Whose, standing},
 };
-use crate::manifest::{Manifest, Stage};
+use crate::{
+    manifest::{Manifest, Stage},
+    spec::Kind,
+};
 use serde_json::Value;
 
 /// What happens to an object.
@@ -27,8 +30,10 @@ pub struct Changes {
     pub changes: Vec<Change>,
     /// Objects that stay as they are.
     pub same: usize,
-    /// CRDs that are somebody else's, and are used as they are: they are not to be applied ([`Manifest::leave`]).
+    /// CRDs that are somebody else's, and are used as they are.
     pub used: Vec<Used>,
+    /// CRDs of another revision of karst's that are older, as they are to be: applied by themselves, and not as this installation's.
+    pub shared: Vec<Value>,
 }
 
 impl Changes {
@@ -36,7 +41,7 @@ impl Changes {
     ///
     /// # Errors
     /// If the API server cannot be asked, or some of the objects are not this installation's and `force` is not given. A CRD
-    /// that is somebody else's is one only if it lacks what is needed.
+    /// that is somebody else's is one only if it lacks what is needed, and is no older one of karst's.
     pub async fn find(
         target: &Target,
         manifest: &Manifest,
@@ -53,23 +58,84 @@ impl Changes {
                 if Stage::of(object) != Stage::Crd {
                     return Err(whose.refusal(object));
                 }
-                let used = Used::of(object, &there, whose.to_string());
-                if let Some(refusal) = used.refusal() {
-                    return Err(refusal);
-                }
-                found.used.push(used);
+                found.others_crd(target, object, &there, &whose).await?;
                 continue;
             }
-            let after = target.apply(&kept(object, Some(&there)), false).await?;
-            let fields = differences(&there, &after);
-            if fields.is_empty() {
-                found.same += 1;
-            } else {
-                found.changes.push(Change::Update(display(object), fields));
-            }
+            found.note(target, &kept(object, Some(&there)), &there).await?;
+        }
+        if manifest.left.iter().any(|name| name == Kind::Base.key()) {
+            found.shared_crds(target, manifest, force).await?;
         }
         found.changes.extend(obsolete.iter().map(|object| Change::Remove(display(object))));
         Ok(found)
+    }
+
+    /// Notes what changes when an object that is there is applied.
+    async fn note(&mut self, target: &Target, object: &Value, there: &Value) -> Result<(), ClusterError> {
+        let after = target.apply(object, false).await?;
+        let fields = differences(there, &after);
+        if fields.is_empty() {
+            self.same += 1;
+        } else {
+            self.changes.push(Change::Update(display(object), fields));
+        }
+        Ok(())
+    }
+
+    /// What becomes of a CRD that is somebody else's.
+    async fn others_crd(
+        &mut self,
+        target: &Target,
+        object: &Value,
+        there: &Value,
+        whose: &Whose,
+    ) -> Result<(), ClusterError> {
+        if matches!(whose, Whose::Karst(_))
+            && let Some(upgraded) = crds::upgraded(object, there)
+        {
+            return self.share(target, upgraded, there).await;
+        }
+        let used = Used::of(object, there, whose.to_string());
+        if let Some(refusal) = used.refusal() {
+            return Err(refusal);
+        }
+        self.used.push(used);
+        Ok(())
+    }
+
+    /// A further revision leaves the component `base` to the one that has it, and needs its CRDs as new as it is itself: the API
+    /// server would drop a field that they lack, and a policy without it may mean another. One that is not there is left to
+    /// `base`, whose values may leave it out.
+    async fn shared_crds(&mut self, target: &Target, manifest: &Manifest, force: bool) -> Result<(), ClusterError> {
+        // They are in the program, and a test reads them.
+        for mut object in crds::ours().unwrap_or_default() {
+            let Some(there) = target.get(&object).await? else { continue };
+            if Lacks::of(&object, &there) == Lacks::default() {
+                continue;
+            }
+            manifest.label(&mut object, Kind::Base);
+            match standing(target, &there, &manifest.owner).await? {
+                Standing::Other(whose) if !force => self.others_crd(target, &object, &there, &whose).await?,
+                // Its own from before, nobody's any more, or asked for in so many words.
+                Standing::Other(_) | Standing::Free => {
+                    let wanted = crds::upgraded(&object, &there).unwrap_or(object);
+                    self.share(target, wanted, &there).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn share(&mut self, target: &Target, wanted: Value, there: &Value) -> Result<(), ClusterError> {
+        self.note(target, &wanted, there).await?;
+        self.shared.push(wanted);
+        Ok(())
+    }
+
+    /// Names of CRDs that are not to be applied as this installation's ([`Manifest::leave`]).
+    pub fn not_ours(&self) -> Vec<&str> {
+        let used = self.used.iter().map(|used| used.name.as_str());
+        used.chain(self.shared.iter().map(name)).collect()
     }
 
     /// A line for each change, and a sum.

@@ -1,17 +1,20 @@
 //! CRDs that somebody else has installed (`istioctl install`, another release of helm's): used as they are, unless they lack what
-//! this release needs. `karst check` and `karst install` ask the same function.
+//! this release needs. Those of another revision of karst's are brought to this release if they are older ([`upgraded`]).
+//! `karst check` and `karst install` ask the same functions.
 
 use super::{
     ClusterError, Target,
     access::name,
-    standing::{Standing, standing},
+    standing::{Standing, Whose, standing},
 };
 use crate::{
     chart::{ChartError, Charts, Release},
-    manifest::{Stage, owner},
+    manifest::{COMPONENT, MANAGED, OURS, OWNER, OWNER_NAMESPACE, REVISION, Stage, owner},
 };
 use serde_json::{Map, Value};
 
+/// Labels that say whose an object is, and as what.
+const STANDING: [&str; 6] = [OURS, OWNER, OWNER_NAMESPACE, COMPONENT, MANAGED, REVISION];
 /// The group of policies: a field that is dropped, at any depth, is a condition that does not count.
 const SECURITY: &str = "security.istio.io";
 
@@ -114,6 +117,22 @@ impl Used {
     }
 }
 
+/// A CRD that is karst's as this release has it, if it is older: revisions share it, and the API server would drop what only the
+/// newer one knows. It stays whose it is, whose next upgrade or removal finds it by its labels. None: it lacks nothing, or has
+/// something that ours does not have.
+pub(super) fn upgraded(ours: &Value, there: &Value) -> Option<Value> {
+    if Lacks::of(ours, there) == Lacks::default() || Lacks::of(there, ours) != Lacks::default() {
+        return None;
+    }
+    let mut object = ours.clone();
+    for key in STANDING {
+        if let Some(label) = there["metadata"]["labels"].get(key) {
+            object["metadata"]["labels"][key] = label.clone();
+        }
+    }
+    Some(object)
+}
+
 /// The CRDs of a cluster that an installation would find and not change.
 ///
 /// # Errors
@@ -124,6 +143,9 @@ pub async fn used(target: &Target) -> Result<Vec<Used>, ClusterError> {
     for object in ours().unwrap_or_default() {
         let Some(there) = target.get(&object).await? else { continue };
         if let Standing::Other(whose) = standing(target, &there, &owner("")).await? {
+            if matches!(whose, Whose::Karst(_)) && upgraded(&object, &there).is_some() {
+                continue;
+            }
             found.push(Used::of(&object, &there, whose.to_string()));
         }
     }
@@ -131,7 +153,7 @@ pub async fn used(target: &Target) -> Result<Vec<Used>, ClusterError> {
 }
 
 /// The CRDs of this release.
-fn ours() -> Result<Vec<Value>, ChartError> {
+pub(super) fn ours() -> Result<Vec<Value>, ChartError> {
     let release =
         Release { name: "base".into(), namespace: "istio-system".into(), upgrade: false, kubernetes: "v1.34.0".into() };
     let rendered = Charts::embedded().get("base")?.render(&release, Map::new())?;
@@ -163,6 +185,32 @@ mod tests {
         assert_eq!(Lacks::of(&ours, &all), Lacks::default());
         let some = crd(json!({"x-kubernetes-preserve-unknown-fields": true, "properties": {"spec": {}}}));
         assert_eq!(Lacks::of(&ours, &some).needed, ["spec.rules", "spec.targetRefs"]);
+    }
+
+    /// A newer revision beside an older one: both read the same CRDs.
+    #[test]
+    fn an_older_one_of_karsts_is_brought_to_this_release_and_stays_whose_it_is() {
+        let with = |fields: Value, labels: Value| {
+            let mut crd = crd(json!({"properties": {"spec": {"properties": fields}}}));
+            crd["metadata"] = json!({"name": "x", "labels": labels});
+            crd
+        };
+        let ours = with(json!({"a": {}, "b": {}}), json!({"app": "new", OURS: "installed-state-canary"}));
+        let theirs = json!({"app": "old", OURS: "installed-state", REVISION: "default"});
+        let older = with(json!({"a": {}}), theirs.clone());
+        let upgraded = |there: &Value| super::upgraded(&ours, there);
+        let wanted = json!({"app": "new", OURS: "installed-state", REVISION: "default"});
+        assert_eq!(upgraded(&older), Some(with(json!({"a": {}, "b": {}}), wanted)));
+        // Of the same release, of a newer one, and of one that has gone another way.
+        for fields in [json!({"a": {}, "b": {}}), json!({"a": {}, "b": {}, "c": {}}), json!({"a": {}, "c": {}})] {
+            assert_eq!(upgraded(&with(fields, theirs.clone())), None);
+        }
+        // A version that we no longer serve may have objects.
+        let mut more = older;
+        let mut version = more["spec"]["versions"][0].clone();
+        version["name"] = "v1alpha1".into();
+        more["spec"]["versions"].as_array_mut().unwrap().push(version);
+        assert_eq!(upgraded(&more), None);
     }
 
     /// A rule without one of its conditions is for more than was meant.

@@ -25,6 +25,8 @@ pub struct Install<'m> {
     pub timeout: Duration,
     /// What an older version has left, from [`Install::obsolete`].
     pub obsolete: Vec<Value>,
+    /// CRDs of other revisions, as this one needs them, from [`super::Changes::shared`].
+    pub shared: Vec<Value>,
 }
 
 impl Install<'_> {
@@ -49,6 +51,13 @@ impl Install<'_> {
     /// If something is refused, or not ready in time; what was applied stays, and running it again goes on.
     pub async fn run(&self, target: &Target, tell: &mut dyn FnMut(Progress)) -> Result<(), ClusterError> {
         self.namespaces(target).await?;
+        for crd in &self.shared {
+            target.apply(crd, true).await?;
+        }
+        if !self.shared.is_empty() {
+            self.wait(target, &self.shared, tell).await?;
+            tell(Progress::Ready("CRDs of this release".into()));
+        }
         for part in &self.manifest.parts {
             tell(Progress::Begins(title(part)));
             let webhooks = part.objects.partition_point(|object| Stage::of(object) < Stage::Webhook);

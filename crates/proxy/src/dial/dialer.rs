@@ -172,6 +172,7 @@ mod tests {
     use crate::{
         dial::{headers, testing::Learnt},
         testing::{Ca, pod, snapshot},
+        trace::SpanContext,
     };
     use http::{HeaderValue, Response};
     use karst_hbone::server;
@@ -415,17 +416,20 @@ mod tests {
         run(async |ca, c| {
             let p = Peer::start(&ca, &c.to.identity, |_| Does::Answer(200)).await;
             let from = "192.0.2.1:5".parse().unwrap();
-            let ask = async |service: Option<&str>| {
-                let headers = headers(Some(&HeaderValue::from_static("k8s.pod.name=a")), from, service);
+            let ask = async |service: Option<&str>, trace: Option<SpanContext>| {
+                let headers = headers(Some(&HeaderValue::from_static("k8s.pod.name=a")), from, service, trace);
                 c.dialer.tunnel(&Target { headers, ..c.target(p.at) }, None).await.unwrap();
                 let h = p.headers.borrow();
-                ["baggage", "forwarded", "traceparent"].map(|n| h.get(n).unwrap().to_str().unwrap().to_string())
+                ["baggage", "forwarded", "traceparent"]
+                    .map(|n| h.get(n).map_or(String::new(), |v| v.to_str().unwrap().into()))
             };
-            let [baggage, forwarded, trace] = ask(Some("web.app")).await;
+            let span = SpanContext { trace: 0xab, span: 0xcd };
+            let [baggage, forwarded, trace] = ask(Some("web.app"), Some(span)).await;
             assert_eq!((&*baggage, &*forwarded), ("k8s.pod.name=a", "for=\"192.0.2.1:5\";host=web.app"));
-            assert!(trace.len() == 55 && trace.starts_with("00-") && trace.ends_with("-00"), "{trace}");
+            assert_eq!(trace, "00-000000000000000000000000000000ab-00000000000000cd-01");
             for none in [None, Some("")] {
-                assert_eq!(ask(none).await[1], "for=\"192.0.2.1:5\"");
+                let [_, forwarded, trace] = ask(none, None).await;
+                assert_eq!((&*forwarded, &*trace), ("for=\"192.0.2.1:5\"", ""), "no trace is made up");
             }
         })
         .await;

@@ -1,11 +1,17 @@
 //! What a CONNECT says of who opens the stream.
 
+use crate::trace::{SpanContext, TRACEPARENT};
 use http::{HeaderMap, HeaderValue};
 use std::net::SocketAddr;
 
 /// Headers of a CONNECT (docs/hbone.md §4.3). `baggage`: of who opens the stream; `from`: its client; `service`: the host name of
-/// the service that was called.
-pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<&str>) -> HeaderMap {
+/// the service that was called; `trace`: the span of the request that opens it, if that is sampled. No id is made up here.
+pub fn headers(
+    baggage: Option<&HeaderValue>,
+    from: SocketAddr,
+    service: Option<&str>,
+    trace: Option<SpanContext>,
+) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(4);
     if let Some(baggage) = baggage {
         headers.insert("baggage", baggage.clone());
@@ -17,9 +23,8 @@ pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<
     if let Ok(value) = forwarded.try_into() {
         headers.insert("forwarded", value);
     }
-    let (id, span): (u128, u64) = (rand::random(), rand::random());
-    if let Ok(value) = format!("00-{id:032x}-{span:016x}-00").try_into() {
-        headers.insert("traceparent", value);
+    if let Some(trace) = trace {
+        headers.insert(TRACEPARENT, trace.to_traceparent(true));
     }
     headers
 }

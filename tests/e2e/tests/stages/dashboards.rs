@@ -1,7 +1,7 @@
 //! The book shop is visited, without a waypoint and under STRICT, and a Prometheus has something for every panel of Istio's dashboards,
 //! of ours, and for Kiali's graph (tests/e2e/data/panels.tsv says which may be empty, and why).
 
-use super::{Apps, apps, install_gateway_api, wait_condition};
+use super::{Apps, apps, install_gateway_api, sample, wait_condition};
 use karst_e2e::{
     LONG, Pod, Prometheus, Visits, apply, get, helm, kubectl, panels,
     panels::{Answers, Expectation, Query},
@@ -33,10 +33,6 @@ const CHOSEN: [(&str, &str); 10] = [
 ];
 /// Rates need two scrapes, 15 s apart, and a minute of them.
 const PATIENCE: Duration = Duration::from_secs(150);
-
-fn sample(path: &str) -> String {
-    format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))
-}
 
 /// Everything but the load.
 fn shop(a: &Apps) -> [Visits; 2] {

@@ -19,6 +19,7 @@ pub fn exercise(apps: &Apps) {
     versions_and_json();
     waypoint();
     explained(apps);
+    tapped(apps);
     report_without_secrets();
 }
 
@@ -82,6 +83,25 @@ fn explained(apps: &Apps) {
     let refused = try_karst(&call).unwrap_err();
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "nobody"]);
     assert!(refused.contains("app/nobody"), "{refused}");
+    wait_for("the permission", LONG, || talk(&apps.client, apps.service).ok());
+}
+
+/// A refused call is shown while it happens, with the policy that has refused it.
+fn tapped(apps: &Apps) {
+    crate::policy("no-calls", "{action: DENY, rules: [{}]}");
+    wait_for("the refusal", LONG, || talk(&apps.client, apps.service).err());
+    let line = ["tap", "client", "-n", "app", "--verdict", "dropped", "--limit", "1", "--for", "2m"];
+    let look = std::thread::spawn(move || try_karst(&line));
+    // What is called before it has begun to look is not shown.
+    wait_for("the end of the look", LONG, || {
+        talk(&apps.client, apps.service).unwrap_err();
+        look.is_finished().then_some(())
+    });
+    let shown = look.join().unwrap();
+    kubectl(&["-n", "app", "delete", "authorizationpolicy", "no-calls"]);
+    let shown = shown.unwrap();
+    println!("karst tap: {shown}");
+    assert!(shown.contains("DROPPED") && shown.contains("denied by policy app/no-calls"), "{shown}");
     wait_for("the permission", LONG, || talk(&apps.client, apps.service).ok());
 }
 

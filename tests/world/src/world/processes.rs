@@ -231,6 +231,27 @@ impl World {
         self.nodes[node].ztunnel.as_ref().expect("it runs").id()
     }
 
+    /// Process ids of what a node's ztunnel has started (KARST_WARM_SPARE), the oldest first: the process that serves, and the one
+    /// that stands by, if it is there.
+    pub fn ztunnel_children(&self, node: usize) -> Vec<u32> {
+        let parent = self.ztunnel_pid(node);
+        let mut found: Vec<(u64, u32)> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+                // From the third field on: state, parent; the 22nd is when it was started.
+                let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+                let runs = *fields.first()? != "Z" && fields.get(1)?.parse::<u32>() == Ok(parent);
+                runs.then_some((fields.get(19)?.parse().ok()?, pid))
+            })
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, pid)| pid).collect()
+    }
+
     /// Output of the agent's `--status` on a node.
     pub fn status(&self, node: usize) -> Result<String> {
         let out =

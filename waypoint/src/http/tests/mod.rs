@@ -10,6 +10,7 @@ mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod traces;
 mod upgrades;
 
 use crate::{

@@ -5,7 +5,7 @@ use crate::{
     authz::access::Access,
     control,
     downstream::{
-        context::{Downstream, DownstreamTarget},
+        context::{Downstream, DownstreamTarget, Written},
         edge,
         gateway::Gateway,
         requests, sniff,
@@ -317,6 +317,24 @@ async fn what_is_no_request_is_told_and_counted() {
     LocalSet::new().run_until(run).await;
 }
 
+/// Kiali shows no throughput where the sums are 0: those of a shop that is visited by GETs were.
+#[tokio::test]
+async fn sizes_have_heads_in_metrics_and_none_in_the_log() {
+    let run = async {
+        let mut s = mesh(application().await, closed().await);
+        let http = vec![rule("/", "s", |_| {})];
+        gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, None);
+        let w = worker(s, "router");
+        let downstream = call(DownstreamTarget::Gateway(None), 8080);
+        let (_, line) = ask(&w, &downstream, &get("/")).await;
+        assert!(line.contains(" 200 - via_upstream - \"-\" 0 2 "), "{line}");
+        assert_eq!(value(&w, "istio_request_bytes_sum", &[]), get("/").len() as u64);
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        assert_eq!(value(&w, "istio_response_bytes_sum", &[]), answer.len() as u64);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
 #[tokio::test]
 async fn a_websocket_is_told_at_its_end_with_its_bytes() {
     let run = async {
@@ -348,6 +366,35 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
         let lines = LINES.take();
         assert!(lines[0].contains("\"GET /ws HTTP/1.1\" 101 - via_upstream - \"-\" 5 5 "), "{lines:?}");
         assert_eq!(value(&w, "istio_requests_total", &["response_code=\"101\"", "response_flags=\"-\""]), 1);
+        assert_eq!(value(&w, "istio_request_bytes_sum", &[]), head.len() as u64 + 5);
+        let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+        assert_eq!(value(&w, "istio_response_bytes_sum", &[]), head.len() as u64 + 5);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn the_trace_of_a_connect_is_in_the_line_of_its_connection() {
+    let run = async {
+        let w = worker(mesh(1, 2), "router");
+        let line = |headers: &http::HeaderMap, is_request: bool| {
+            let mut downstream = call(DownstreamTarget::Gateway(None), 8080);
+            Rc::get_mut(&mut downstream).unwrap().written = Written::of_connect(headers);
+            LINES.take();
+            match is_request {
+                true => drop(downstream.record(&w.sink, &w.snapshot())),
+                false => drop(downstream.connection(&w.sink, &w.snapshot())),
+            }
+            LINES.take().pop().unwrap()
+        };
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let named = |text: &str| http::HeaderMap::from_iter([("traceparent".parse().unwrap(), text.parse().unwrap())]);
+        let told = line(&named(text), false);
+        assert!(told.ends_with(" trace_id=4bf92f3577b34da6a3ce929d0e0e4736 span_id=00f067aa0ba902b7"), "{told}");
+        for (headers, is_request) in [(http::HeaderMap::new(), false), (named("00-x"), false), (named(text), true)] {
+            let told = line(&headers, is_request);
+            assert!(!told.contains("trace_id"), "{told}");
+        }
     };
     LocalSet::new().run_until(run).await;
 }

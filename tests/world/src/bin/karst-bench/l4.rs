@@ -2,7 +2,9 @@
 //!
 //! Variants: `raw` (pod to pod), `relay` and `splice` (a plain TCP hop in user space in each pod's namespace, as many as
 //! ztunnel adds; one on the same node), `tls-pipe` (the same with TLS between the nodes, one session for each connection, rustls's
-//! own stream), `karst`, and with `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. CPU is that of the relays or ztunnels alone, from /proc.
+//! own stream), `karst`, `unread` (ours, which does not look at requests in passing: `KARST_HTTP_SIGNALS=false`), and with
+//! `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. CPU is that of the relays or ztunnels alone,
+//! from /proc.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result};
@@ -38,11 +40,15 @@ pub fn run(o: &Opts) -> Result<Samples> {
     // nothing but the build, or the comparison would measure who came first.
     let mut apart = World::start(Options::default())?;
     let plain = Mesh::start(&mut apart, false)?;
-    let (mut ours, mut others) = (vec![], vec![]);
+    let (mut ours, mut unread, mut others) = (vec![], vec![], vec![]);
     for _ in 0..o.processes {
-        ours.push(member_world(None, descriptors)?);
+        ours.push(member_world(Options::default(), descriptors)?);
+        if !o.skips("unread") {
+            let ztunnel_env = vec![("KARST_HTTP_SIGNALS".into(), "false".into())];
+            unread.push(member_world(Options { ztunnel_env, ..Options::default() }, descriptors)?);
+        }
         if let Some(path) = o.text("ztunnel") {
-            others.push(member_world(Some(path), descriptors)?);
+            others.push(member_world(Options { ztunnel_bin: Some(path.into()), ..Options::default() }, descriptors)?);
         }
     }
     let (first, mesh) = &ours[0];
@@ -56,7 +62,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
         if place == "cross" {
             v.push(vec![relays("tls-pipe", "read", place, &plain.pods, i)?]);
         }
-        for (variant, worlds) in [("karst", &ours), ("other", &others)] {
+        for (variant, worlds) in [("karst", &ours), ("unread", &unread), ("other", &others)] {
             v.push(worlds.iter().map(|(w, mesh)| mesh.way(variant, i, pids(w).to_vec())).collect());
         }
         v.retain(|way| way.first().is_some_and(|way| !o.skips(way.variant)));
@@ -102,13 +108,9 @@ pub fn run(o: &Opts) -> Result<Samples> {
     Ok(s)
 }
 
-/// A world with agents and ztunnels of its own; `ztunnel`: another build's, or a peer's that knows the listeners of our ZDS.
-fn member_world(ztunnel: Option<&str>, descriptors: u64) -> Result<(World, Mesh)> {
-    let mut w = World::start(Options {
-        ztunnel_bin: ztunnel.map(Into::into),
-        ztunnel_descriptors: Some(descriptors),
-        ..Options::default()
-    })?;
+/// A world with agents and ztunnels of its own: ours, another build's, or a peer's that knows the listeners of our ZDS.
+fn member_world(options: Options, descriptors: u64) -> Result<(World, Mesh)> {
+    let mut w = World::start(Options { ztunnel_descriptors: Some(descriptors), ..options })?;
     let mesh = Mesh::start(&mut w, true)?;
     Ok((w, mesh))
 }

@@ -7,11 +7,12 @@
 //!   listener, an internal one for HTTP, an internal one for the tunnel onwards.
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
 //!
-//! CPU is the proxy's alone, from /proc. `other`: another build of ours.
+//! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
+//! collector (OTLP over HTTP) on node 1.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
-use anyhow::{Context, Result};
-use karst_world::{Options, Pod, PodSpec, World, bin, wait_for};
+use anyhow::{Context, Result, ensure};
+use karst_world::{Options, Pod, PodSpec, World, bin, wait_for, web::Web};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
 use std::{
@@ -73,9 +74,11 @@ pub fn run(o: &Opts) -> Result<Samples> {
         )?;
     }
     w.apply("services", &services);
+    let collector = (!o.skips("traced")).then(|| collector(&mut w));
     // By variant, one for each process of a build.
     let mut proxies: Vec<Vec<Proxy>> = vec![];
-    for (variant, program) in [("karst", Some(bin("karst-waypoint"))), ("other", o.text("waypoint").map(PathBuf::from))]
+    let ours = || Some(bin("karst-waypoint"));
+    for (variant, program) in [("karst", ours()), ("traced", ours()), ("other", o.text("waypoint").map(PathBuf::from))]
     {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
             println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
@@ -116,6 +119,9 @@ pub fn run(o: &Opts) -> Result<Samples> {
                 println!("round {} of {}: {case} {}", r + 1, o.rounds, p.variant);
                 let (from, (to, pid)) = if *gateway { (&outside, p.gateway) } else { (&client, p.waypoint) };
                 measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more))?;
+                if let Some(collector) = collector.as_ref().filter(|_| p.variant == "traced") {
+                    ensure!(!collector.take().is_empty(), "{case}: no spans have come to the collector");
+                }
             }
         }
     }
@@ -124,6 +130,20 @@ pub fn run(o: &Opts) -> Result<Samples> {
         s.add("after", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
     }
     Ok(s)
+}
+
+/// Takes spans; and the mesh knows it as the provider `spans`, which nobody uses who is not told to.
+fn collector(w: &mut World) -> Web {
+    let pod = w.pod(PodSpec::new("plain", "collector", 1).label("app", "collector"));
+    w.apply("collector", "apiVersion: v1\nkind: Service\nmetadata: {name: collector, namespace: plain}\nspec: {clusterIP: 10.96.3.1, selector: {app: collector}, ports: [{name: http, port: 4318}]}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'extensionProviders: [{name: spans, opentelemetry: {service: collector.plain.svc.cluster.local, port: 4318, http: {path: /v1/traces}}}]'}\n");
+    Web::start(&pod, 4318, |_| (200, vec![], vec![]))
+}
+
+/// All spans of a Gateway's.
+fn traced(namespace: &str, gateway: &str) -> String {
+    format!(
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {gateway}, namespace: {namespace}}}\nspec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: {gateway}}}], tracing: [{{providers: [{{name: spans}}], randomSamplingPercentage: 100}}]}}\n"
+    )
 }
 
 /// A short run without errors: until then nothing is measured.
@@ -174,7 +194,11 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
         &format!("split-{name}"),
         &format!("{service}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-{name}, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop-{name}}}], rules: {split}}}\n"),
     );
-    let waypoint = w.waypoint_pod("app", &format!("{name}-way"), 0);
+    let way = &format!("{name}-way");
+    if variant == "traced" {
+        w.apply(&format!("traced-{name}"), &(traced("edge", name) + &traced("app", way)));
+    }
+    let waypoint = w.waypoint_pod("app", way, 0);
     w.start_waypoint_of(&waypoint, program, &KNOBS);
     Ok(Proxy {
         variant,

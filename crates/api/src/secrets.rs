@@ -1,0 +1,31 @@
+//! What only the proxy itself may have of its resources, taken out of them: for pages, and for versions that are kept.
+
+use crate::route::{Access, Gateway};
+
+/// Members of a JSON Web Key that only its owner may have (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
+const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// What a gateway listens on, without private keys, and without the headers that are for the collector of its traces.
+#[must_use]
+pub fn without_keys(mut gateway: Gateway) -> Gateway {
+    let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
+    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
+    pairs.for_each(|pair| pair.key.clear());
+    gateway.access.iter_mut().for_each(without_secrets);
+    let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());
+    let headers = tracing.and_then(|tracing| tracing.collector.as_mut()).into_iter().flat_map(|c| &mut c.headers);
+    headers.for_each(|header| header.value.clear());
+    gateway
+}
+
+/// Keys that verify tokens, without what a user may have left in them by mistake; none, if they cannot be read.
+pub fn without_secrets(access: &mut Access) {
+    for token in access.tokens.iter_mut().filter(|token| !token.jwks.is_empty()) {
+        let mut set: serde_json::Value = serde_json::from_str(&token.jwks).unwrap_or_default();
+        let keys = set.get_mut("keys").and_then(|keys| keys.as_array_mut());
+        for key in keys.into_iter().flatten().filter_map(|key| key.as_object_mut()) {
+            key.retain(|member, _| !SECRET_MEMBERS.contains(&member.as_str()));
+        }
+        token.jwks = set.to_string();
+    }
+}

@@ -1,0 +1,403 @@
+//! Istio's metrics of requests that were seen in passing, at the side of the client (`reporter="source"`) and of the server
+//! (`destination`). A connection finds its series once and then only adds. As with [`crate::traffic`], those that have not changed
+//! for a while are dropped, and their number is bounded.
+
+use crate::{
+    labels::{grpc_status, put},
+    series::Index,
+    traffic::{Between, Key},
+};
+use arc_swap::ArcSwap;
+use karst_rt::clock::Instant;
+use karst_signals::{Exchange, Flag, Protocol, Surprise};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Most series; beyond, the ones unused for longest are dropped, and where all are in use the rest is counted together, by
+/// reporter. A series is 44 lines of some 900 bytes, so that the page has at most 80 MB of them.
+const MAX_SERIES: usize = 2_000;
+/// Series without change for this long are dropped, in seconds.
+const SERIES_IDLE: u64 = 3600;
+/// Istio's buckets, in milliseconds; the first is half of one.
+const MILLISECONDS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+/// Istio's buckets, in bytes.
+const BYTES: [f64; 10] = [1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+
+/// What tells the series of one connection apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kind {
+    protocol: Protocol,
+    status: u16,
+    flag: Flag,
+    grpc_status: Option<u8>,
+}
+
+impl From<&Exchange> for Kind {
+    fn from(e: &Exchange) -> Self {
+        Self { protocol: e.protocol, status: e.status, flag: e.flag, grpc_status: e.grpc_status }
+    }
+}
+
+/// A histogram; the last bucket is without bound.
+#[derive(Debug)]
+struct Histogram<const N: usize> {
+    buckets: [AtomicU64; N],
+    more: AtomicU64,
+    /// In whole units of what is counted: bytes, or nanoseconds.
+    sum: AtomicU64,
+}
+
+impl<const N: usize> Default for Histogram<N> {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), more: AtomicU64::new(0), sum: AtomicU64::new(0) }
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    fn add(&self, bounds: &[f64; N], value: f64, units: u64) {
+        self.sum.fetch_add(units, Relaxed);
+        self.buckets.get(bounds.partition_point(|b| *b < value)).unwrap_or(&self.more).fetch_add(1, Relaxed);
+    }
+    fn render(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N], unit: f64) {
+        let mut count = 0;
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            count += bucket.load(Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        count += self.more.load(Relaxed);
+        let sum = self.sum.load(Relaxed) as f64 / unit;
+        let _ = writeln!(
+            out,
+            "{name}_bucket{{{labels},le=\"+Inf\"}} {count}\n{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}"
+        );
+    }
+}
+
+/// The counters of one series.
+#[derive(Debug)]
+pub struct Series {
+    labels: Arc<str>,
+    is_grpc: bool,
+    requests: AtomicU64,
+    duration: Histogram<19>,
+    request_bytes: Histogram<10>,
+    response_bytes: Histogram<10>,
+    request_messages: AtomicU64,
+    response_messages: AtomicU64,
+    /// Seconds after the table began.
+    used: AtomicU64,
+}
+
+impl Series {
+    fn new(labels: Arc<str>, is_grpc: bool, now: u64) -> Self {
+        Self {
+            labels,
+            is_grpc,
+            requests: AtomicU64::new(0),
+            duration: Histogram::default(),
+            request_bytes: Histogram::default(),
+            response_bytes: Histogram::default(),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
+            used: AtomicU64::new(now),
+        }
+    }
+
+    /// One more request.
+    pub fn add(&self, e: &Exchange) {
+        self.requests.fetch_add(1, Relaxed);
+        self.duration.add(&MILLISECONDS, e.duration.as_secs_f64() * 1000.0, e.duration.as_nanos() as u64);
+        self.request_bytes.add(&BYTES, e.request_bytes as f64, e.request_bytes);
+        self.response_bytes.add(&BYTES, e.response_bytes as f64, e.response_bytes);
+        if self.is_grpc {
+            self.request_messages.fetch_add(e.request_messages, Relaxed);
+            self.response_messages.fetch_add(e.response_messages, Relaxed);
+        }
+    }
+}
+
+type All = Index<Arc<str>, (Key, Kind), Series, MAX_SERIES>;
+
+/// The series with these labels, for this key, too.
+fn add(all: &mut All, key: &(Key, Kind), labels: &Arc<str>, now: u64) -> Arc<Series> {
+    let mut is_grpc = key.1.protocol == Protocol::Grpc;
+    let mut labels = labels.clone();
+    if !all.has_place(&labels) {
+        all.evict(|series| series.used.load(Relaxed));
+        if !all.has_place(&labels) {
+            labels = format!("reporter=\"{}\"", key.0.reporter).into();
+            is_grpc = true;
+        }
+    }
+    all.add(key.clone(), labels, |labels| Series::new(labels, is_grpc, now))
+}
+
+/// All series of a process.
+#[derive(Debug)]
+pub struct Table {
+    all: ArcSwap<All>,
+    began: Instant,
+    /// Connections that were given up, by [`Surprise`].
+    given_up: [AtomicU64; Surprise::ALL.len()],
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { all: ArcSwap::default(), began: Instant::now(), given_up: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl Table {
+    /// The series of a connection's requests of one kind.
+    pub fn series(&self, between: &Between<'_>, kind: Kind) -> Arc<Series> {
+        let key = (between.key(), kind);
+        let now = self.now();
+        if let Some(series) = self.all.load().known(&key) {
+            series.used.store(now, Relaxed);
+            return series;
+        }
+        let labels: Arc<str> = labels(between, kind).into();
+        loop {
+            let before = self.all.load_full();
+            let mut all = (*before).clone();
+            let series = add(&mut all, &key, &labels, now);
+            let seen = self.all.compare_and_swap(&before, Arc::new(all));
+            if Arc::ptr_eq(&seen, &before) {
+                return series;
+            }
+        }
+    }
+
+    /// Somebody has had this series until now.
+    pub fn touch(&self, series: &Series) {
+        series.used.store(self.now(), Relaxed);
+    }
+
+    /// A connection is not read any further.
+    pub fn gave_up(&self, surprise: Surprise) {
+        if let Some(n) = Surprise::ALL.iter().position(|s| *s == surprise).and_then(|i| self.given_up.get(i)) {
+            n.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Adds them to the metrics page.
+    pub fn render(&self, out: &mut String) {
+        let now = self.now();
+        let is_idle = |s: &Series| now.saturating_sub(s.used.load(Relaxed)) >= SERIES_IDLE;
+        // A copy shares them, so that who nobody uses is still held once.
+        self.all.rcu(|all| {
+            let mut all = All::clone(all);
+            all.sweep(|series| Arc::strong_count(series) == 1 && is_idle(series));
+            all
+        });
+        let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
+        for s in &series {
+            let _ = writeln!(out, "istio_requests_total{{{}}} {}", s.labels, s.requests.load(Relaxed));
+        }
+        let name = "istio_request_duration_milliseconds";
+        let _ = writeln!(out, "# HELP {name} Durations of requests.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.duration.render(out, name, &s.labels, &MILLISECONDS, 1e6));
+        let name = "istio_request_bytes";
+        let _ = writeln!(out, "# HELP {name} Sizes of requests.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.request_bytes.render(out, name, &s.labels, &BYTES, 1.0));
+        let name = "istio_response_bytes";
+        let _ = writeln!(out, "# HELP {name} Sizes of answers.\n# TYPE {name} histogram");
+        series.iter().for_each(|s| s.response_bytes.render(out, name, &s.labels, &BYTES, 1.0));
+        for (name, help, get) in [
+            (
+                "istio_request_messages_total",
+                "Messages of gRPC to servers.",
+                (|s: &Series| &s.request_messages) as fn(&Series) -> &AtomicU64,
+            ),
+            ("istio_response_messages_total", "Messages of gRPC to clients.", |s| &s.response_messages),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            for s in series.iter().filter(|s| s.is_grpc) {
+                let _ = writeln!(out, "{name}{{{}}} {}", s.labels, get(s).load(Relaxed));
+            }
+        }
+        let name = "karst_http_signals_given_up_total";
+        let _ = writeln!(out, "# HELP {name} Connections whose requests are not counted.\n# TYPE {name} counter");
+        for (surprise, n) in Surprise::ALL.iter().zip(&self.given_up) {
+            let _ = writeln!(out, "{name}{{reason=\"{}\"}} {}", surprise.text(), n.load(Relaxed));
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_secs()
+    }
+}
+
+fn labels(between: &Between<'_>, kind: Kind) -> String {
+    let mut out = String::with_capacity(900);
+    between.put(&mut out);
+    put(&mut out, "request_protocol", kind.protocol.text());
+    put(&mut out, "response_code", &kind.status.to_string());
+    if kind.protocol == Protocol::Grpc {
+        grpc_status(&mut out, kind.grpc_status.map(u16::from), kind.status);
+    }
+    put(&mut out, "response_flags", kind.flag.text());
+    put(&mut out, "connection_security_policy", between.security);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn between() -> Between<'static> {
+        Between {
+            reporter: "source",
+            source: None,
+            destination: None,
+            service: None,
+            mtls: true,
+            security: "mutual_tls",
+        }
+    }
+
+    fn exchange() -> Exchange {
+        Exchange {
+            protocol: Protocol::Grpc,
+            status: 200,
+            flag: Flag::None,
+            grpc_status: Some(5),
+            request_bytes: 10,
+            response_bytes: 2_000_000_000,
+            request_messages: 3,
+            response_messages: 4,
+            duration: Duration::from_micros(1500),
+        }
+    }
+
+    #[test]
+    fn requests_have_istios_series_and_labels() {
+        let (all, e) = (Table::default(), exchange());
+        let series = all.series(&between(), Kind::from(&e));
+        series.add(&e);
+        series.add(&e);
+        assert!(Arc::ptr_eq(&series, &all.series(&between(), Kind::from(&e))));
+        all.gave_up(Surprise::Framing);
+        let mut page = String::new();
+        all.render(&mut page);
+        let line = |start: &str, end: &str| page.lines().any(|l| l.starts_with(start) && l.ends_with(end));
+        let labels = "request_protocol=\"grpc\",response_code=\"200\",grpc_response_status=\"5\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"";
+        assert!(line("istio_requests_total{reporter=\"source\"", &format!("{labels}}} 2")), "{page}");
+        assert!(line("istio_request_duration_milliseconds_bucket{", "le=\"1\"} 0"), "{page}");
+        assert!(line("istio_request_duration_milliseconds_bucket{", "le=\"5\"} 2"), "{page}");
+        assert!(line("istio_request_duration_milliseconds_sum{", "} 3"), "{page}");
+        assert!(line("istio_request_bytes_bucket{", "le=\"10\"} 2"), "{page}");
+        assert!(line("istio_response_bytes_bucket{", "le=\"1000000000\"} 0"), "{page}");
+        assert!(line("istio_response_bytes_bucket{", "le=\"+Inf\"} 2"), "{page}");
+        assert!(
+            line("istio_request_messages_total{", "} 6") && line("istio_response_messages_total{", "} 8"),
+            "{page}"
+        );
+        assert!(line("karst_http_signals_given_up_total{reason=\"framing\"}", " 1"), "{page}");
+    }
+
+    #[test]
+    fn a_call_without_a_grpc_status_has_that_of_its_http_status() {
+        for (status, label) in [(0, ""), (200, "2"), (401, "16"), (404, "12"), (500, "2"), (503, "14")] {
+            let kind = Kind { status, grpc_status: None, ..Kind::from(&exchange()) };
+            let text = labels(&between(), kind);
+            assert!(text.contains(&format!("grpc_response_status=\"{label}\"")), "{status}: {text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn series_that_nobody_uses_go() {
+        let (all, e) = (Table::default(), exchange());
+        let kept = all.series(&between(), Kind::from(&e));
+        all.series(&between(), Kind { status: 404, ..Kind::from(&e) });
+        tokio::time::advance(Duration::from_secs(SERIES_IDLE + 1)).await;
+        let render = || {
+            let mut page = String::new();
+            all.render(&mut page);
+            page
+        };
+        let page = render();
+        assert!(page.contains("response_code=\"200\"") && !page.contains("response_code=\"404\""), "{page}");
+        all.touch(&kept);
+        drop(kept);
+        assert!(render().contains("response_code=\"200\""), "it was used just now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_series_is_bounded() {
+        let (all, e) = (Table::default(), exchange());
+        let mesh = crate::testing::snapshot(vec![], vec![crate::testing::service("s", "10.96.0.1", &[(80, 80)])]);
+        let one = mesh.services.values().next().unwrap();
+        let of = |name: &str| {
+            let service = crate::state::Service { key: name.into(), name: name.into(), ..(**one).clone() };
+            all.series(&Between { service: Some(&service), ..between() }, Kind::from(&e))
+        };
+        let open: Vec<_> = (0..MAX_SERIES / 2).map(|n| of(&format!("open{n}"))).collect();
+        for n in 0..MAX_SERIES {
+            of(&format!("s{n}"));
+            if n == 0 {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+        }
+        let listed = || all.all.load().values().cloned().collect::<Vec<_>>();
+        assert!(listed().len() <= MAX_SERIES, "{}", listed().len());
+        let is_listed = |one: &Arc<Series>| listed().iter().any(|series| Arc::ptr_eq(series, one));
+        assert!(open.iter().all(is_listed), "open connections count on");
+        assert!(!listed().iter().any(|series| series.labels.contains("\"s0\"")), "the oldest");
+        // All are in use: what comes is counted together.
+        let _more: Vec<_> = (0..MAX_SERIES).map(|n| of(&format!("more{n}"))).collect();
+        let rest = of("rest");
+        rest.add(&e);
+        let mut page = String::new();
+        all.render(&mut page);
+        assert!(is_listed(&rest) && listed().len() == MAX_SERIES + 1, "{}", listed().len());
+        assert!(page.contains("istio_requests_total{reporter=\"source\"} 1\n"), "one for all");
+    }
+
+    /// Replicas count in one line.
+    #[test]
+    fn pods_of_one_workload_have_one_series() {
+        let (all, e) = (Table::default(), exchange());
+        let pod = |name: &str, ip: &str| {
+            let pod = crate::testing::pod(name, ip, &[]);
+            karst_api::workload::Workload { workload_name: "shop".into(), service_account: "shop".into(), ..pod }
+        };
+        let mesh = crate::testing::snapshot(vec![pod("a", "10.0.0.1"), pod("b", "10.0.0.2")], vec![]);
+        for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.1"] {
+            let destination = mesh.workload(ip.parse().unwrap()).map(|pod| &**pod);
+            all.series(&Between { destination, ..between() }, Kind::from(&e)).add(&e);
+        }
+        let mut page = String::new();
+        all.render(&mut page);
+        let lines: Vec<_> = page.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+        assert!(lines.len() == 1 && lines[0].ends_with("} 3"), "{lines:?}");
+    }
+}

@@ -1,0 +1,375 @@
+//! The exporter: one task of the control thread that takes spans from the queue and sends them to their collectors in batches, as
+//! any other call to a service is sent: by its endpoints, through a tunnel if they take it, with the TLS that a DestinationRule
+//! asks for. It never holds up a request: what a collector does not take in time is dropped and counted.
+
+use crate::{
+    clock,
+    cluster::{endpoint_set::EndpointSet, key::ClusterKeyRef},
+    http::{
+        body::{Body, Counted},
+        names,
+    },
+    snapshot::Snapshot,
+    spans::{
+        attribute::Span,
+        encode::{self, Producer},
+        queue::{Counts, Finished},
+        rules::Collector,
+    },
+    upstream::{
+        connector::Connector,
+        error::Error,
+        open::Attempt,
+        pool::ConnectionDisposition,
+        send::{http1, http2},
+    },
+    worker::{Shared, Worker},
+};
+use bytes::{BufMut, Bytes};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, uri::Scheme};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use karst_api::{otlp::ExportTraceServiceResponse, route::CollectorProtocol};
+use karst_proxy::state::{Service, Workload};
+use karst_rt::{drain, repeated::Repeated, socket::NetnsConnector};
+use prost::Message;
+use std::{
+    cell::Cell,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// Requests whose spans are taken from the queue at a time.
+const TAKEN: usize = 256;
+/// Spans of one export: under 4 MiB, the most that collectors take by default.
+const BATCH: usize = 512;
+/// Spans wait at most this long for others.
+const FLUSH: Duration = Duration::from_secs(1);
+/// While a collector cannot be reached it is tried once in this time: meanwhile the queue fills, and spans cost nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
+const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
+/// A stopping process waits this long for its last exports.
+const LAST: Duration = Duration::from_secs(2);
+/// Bytes of an answer that are read.
+const MAX_ANSWER: usize = 64 << 10;
+/// Endpoints that an export is tried at.
+const TRIES: usize = 2;
+/// What spans are sent to by gRPC.
+const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// gRPC: the collector cannot take them now.
+const UNAVAILABLE: u16 = 14;
+const UNKNOWN: u16 = 2;
+
+/// Why an export has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error("no such service or port in the mesh; check service and port of the provider in extensionProviders")]
+    NoService,
+    #[error("the service has no endpoint that can be used")]
+    NoEndpoint,
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    #[error("{0}")]
+    Send(#[from] Error),
+    #[error("the answer broke off: {0}")]
+    Read(hyper::Error),
+    #[error("answered with HTTP status {0}")]
+    Status(u16),
+    #[error("answered with gRPC status {0}")]
+    Grpc(u16),
+    #[error("the service's host is not one that can be called")]
+    Host,
+}
+
+impl ExportError {
+    /// May another endpoint take them? (OTLP, "Failures": not what the collector has refused.)
+    fn may_retry(&self) -> bool {
+        match self {
+            ExportError::Send(_) | ExportError::Read(_) => true,
+            ExportError::Status(status) => [502, 503, 504].contains(status),
+            ExportError::Grpc(status) => *status == UNAVAILABLE,
+            ExportError::NoService | ExportError::NoEndpoint | ExportError::Late(_) | ExportError::Host => false,
+        }
+    }
+
+    /// Is the collector not there at all?
+    fn is_unreachable(&self) -> bool {
+        match self {
+            ExportError::NoService
+            | ExportError::NoEndpoint
+            | ExportError::Host
+            | ExportError::Send(Error::Connect(_)) => true,
+            ExportError::Send(Error::StreamRefused(_) | Error::Reset(_) | Error::Protocol(_))
+            | ExportError::Late(_)
+            | ExportError::Read(_)
+            | ExportError::Status(_)
+            | ExportError::Grpc(_) => false,
+        }
+    }
+}
+
+/// The exporter of a process.
+pub struct Exporter {
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+    /// The workers' drain is none of its: it has something to do when they have nothing.
+    _drain: drain::Drain,
+}
+
+/// Starts it, on this thread's `LocalSet`.
+pub fn start(shared: Arc<Shared>, queue: mpsc::Receiver<Finished>) -> Exporter {
+    let ((drain, watch), (stop, stopped)) = (drain::new(), oneshot::channel());
+    let task = tokio::task::spawn_local(async move {
+        // What connections and tunnels are kept in is a worker's; this one has no number, and serves nobody.
+        let worker = Worker::new(shared, usize::MAX, watch, Connector::Network(NetnsConnector::host()));
+        run(worker, queue, stopped).await;
+    });
+    Exporter { stop, task, _drain: drain }
+}
+
+impl Exporter {
+    /// Sends what is still there, for at most [`LAST`].
+    pub async fn finish(self) {
+        let _ = self.stop.send(());
+        let _ = tokio::time::timeout(LAST, self.task).await;
+    }
+}
+
+/// Exports until it is told to stop; then what is in the queue is the last.
+pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Finished>, mut stop: oneshot::Receiver<()>) {
+    let counts = worker.shared.metrics.spans.clone();
+    let (mut taken, mut trouble) = (Vec::new(), Repeated::default());
+    loop {
+        let count = tokio::select! {
+            count = queue.recv_many(&mut taken, TAKEN) => count,
+            _ = &mut stop, if !queue.is_closed() => {
+                queue.close();
+                continue;
+            }
+        };
+        if count == 0 {
+            return;
+        }
+        let until = Instant::now() + FLUSH;
+        while taken.len() < TAKEN {
+            let left = TAKEN - taken.len();
+            tokio::select! {
+                count = queue.recv_many(&mut taken, left) => if count == 0 { break },
+                () = tokio::time::sleep_until(until) => break,
+                _ = &mut stop, if !queue.is_closed() => queue.close(),
+            }
+        }
+        let mut is_reached = true;
+        for (collector, spans) in by_collector(taken.drain(..)) {
+            for batch in spans.chunks(BATCH) {
+                is_reached &= export(&worker, &collector, batch, &counts, &mut trouble).await;
+            }
+        }
+        // Tunnels to collectors that have gone are not kept.
+        worker.dialer.retire(&worker.snapshot().mesh);
+        for over in trouble.end_round() {
+            tracing::info!("export of spans: {over}");
+        }
+        if !is_reached && !queue.is_closed() {
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                _ = &mut stop => queue.close(),
+            }
+        }
+    }
+}
+
+fn by_collector(all: impl Iterator<Item = Finished>) -> Vec<(Arc<Collector>, Vec<Span>)> {
+    let mut out: Vec<(Arc<Collector>, Vec<Span>)> = vec![];
+    for finished in all {
+        match out.iter_mut().find(|(collector, _)| Arc::ptr_eq(collector, &finished.collector)) {
+            Some((_, spans)) => spans.extend(finished.spans),
+            None => out.push((finished.collector, finished.spans)),
+        }
+    }
+    out
+}
+
+/// Sends a batch; what is not taken is counted, and told in the log. False: the collector is not there.
+async fn export(
+    worker: &Rc<Worker>,
+    collector: &Collector,
+    batch: &[Span],
+    counts: &Counts,
+    trouble: &mut Repeated,
+) -> bool {
+    let sent = tokio::time::timeout(collector.timeout, send(worker, collector, batch)).await;
+    let all = batch.len() as u64;
+    let (rejected, is_reached) = match sent.unwrap_or(Err(ExportError::Late(collector.timeout))) {
+        Ok(rejected) => (rejected.min(all), true),
+        Err(error) => {
+            let text = format!("{}:{}: {error}", collector.service, collector.port);
+            if let Some(line) = trouble.note(&text) {
+                tracing::warn!("spans could not be exported and are dropped: {line}");
+            }
+            (all, !error.is_unreachable())
+        }
+    };
+    counts.dropped_failed.fetch_add(rejected, Relaxed);
+    counts.exported.fetch_add(all - rejected, Relaxed);
+    is_reached
+}
+
+/// Sends a batch, to another endpoint if the first is not there. Returns how many spans the collector has rejected.
+async fn send(worker: &Rc<Worker>, collector: &Collector, batch: &[Span]) -> Result<u64, ExportError> {
+    let snapshot = worker.snapshot();
+    let own = worker.own(&snapshot).ok_or(ExportError::NoService)?;
+    let service = service(&snapshot, own, collector).ok_or(ExportError::NoService)?;
+    let producer = producer(worker, own, collector);
+    let body: Bytes = match collector.protocol {
+        CollectorProtocol::OtlpGrpc => framed(&encode::otlp(&producer, batch.iter())),
+        CollectorProtocol::OtlpHttp => encode::otlp(&producer, batch.iter()).into(),
+        CollectorProtocol::Zipkin => encode::zipkin(&producer, batch.iter()).into(),
+    };
+    let ip = own.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    // A DestinationRule of this proxy's namespace counts, as for its other calls.
+    let backend = snapshot.backend_by_client(&service.key);
+    let client = backend.filter(|b| b.has_client(&own.namespace)).map_or("", |_| &*own.namespace);
+    let subset: Arc<str> = "".into();
+    let key = ClusterKeyRef { service: &service.key, port: collector.port, subset: &subset, client };
+    let set = worker.set(&snapshot, key, ip).ok_or(ExportError::NoService)?;
+    let mut tried = vec![];
+    loop {
+        let index = worker.choose(&set, None, &tried, clock::now()).ok_or(ExportError::NoEndpoint)?;
+        tried.push(index);
+        match once(worker, collector, (&*set, index, ip), body.clone()).await {
+            Err(e) if e.may_retry() && tried.len() < TRIES.min(set.members.len()) => {}
+            ended => return ended,
+        }
+    }
+}
+
+/// `NAMESPACE/HOST`, or a host that is looked for as this proxy's own namespace sees it.
+fn service(snapshot: &Snapshot, own: &Workload, collector: &Collector) -> Option<Arc<Service>> {
+    let found = match collector.service.contains('/') {
+        true => snapshot.mesh.services.get(&collector.service),
+        false => snapshot.mesh.host(&collector.service, &own.namespace),
+    };
+    found.cloned()
+}
+
+/// Who creates the spans, as Istio names it: a waypoint by its account, a gateway by what it calls itself.
+fn producer(worker: &Worker, own: &Workload, collector: &Collector) -> Producer {
+    let config = &worker.shared.config;
+    let name = if config.is_gateway() { &*own.canonical_name } else { &*config.account };
+    let service = format!("{name}.{}", config.pod_namespace);
+    let about = [
+        ("service.namespace", &config.pod_namespace),
+        ("service.instance.id", &config.pod_name),
+        ("k8s.namespace.name", &config.pod_namespace),
+        ("k8s.pod.name", &config.pod_name),
+    ];
+    let about = about.map(|(key, value)| (key.to_string(), value.clone()));
+    Producer { service, attributes: about.into_iter().chain(collector.resource.iter().cloned()).collect() }
+}
+
+/// A message of gRPC: not compressed, its length, itself.
+fn framed(message: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(message.len() + 5);
+    out.put_u8(0);
+    out.put_u32(message.len() as u32);
+    out.extend_from_slice(message);
+    out.into()
+}
+
+/// Sends a body to one endpoint.
+async fn once(
+    worker: &Rc<Worker>,
+    collector: &Collector,
+    (set, index, own): (&EndpointSet, usize, IpAddr),
+    body: Bytes,
+) -> Result<u64, ExportError> {
+    let member = &set.members[index];
+    let (held, sent) = (Cell::new(false), Cell::new(false));
+    let has_other = || false;
+    let from = SocketAddr::new(own, 0);
+    let attempt = Attempt { set, member, from, has_other: &has_other, held: &held, trace: &|| None };
+    let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
+    let request = request(collector, &set.service, body).ok_or(ExportError::Host)?;
+    let answered = match is_grpc {
+        true => http2(worker, &attempt, request, &sent).await,
+        false => http1(worker, &attempt, request, &sent).await,
+    };
+    let status = answered.as_ref().ok().map(|(response, _)| response.status().as_u16());
+    if answered.as_ref().err().is_none_or(Error::is_of_endpoint) {
+        set.record_outcome(member, status);
+    }
+    let (response, after) = answered?;
+    taken(response, after, is_grpc).await
+}
+
+fn request(collector: &Collector, service: &Service, body: Bytes) -> Option<Request<Counted>> {
+    let authority = format!("{}:{}", service.hostname, collector.port);
+    let mut request = Request::new(Counted::new(Body::Bytes(body), Rc::default()));
+    *request.method_mut() = http::Method::POST;
+    let headers = request.headers_mut();
+    headers.extend(collector.headers.clone());
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("karst/", env!("CARGO_PKG_VERSION"))));
+    let kind = match collector.protocol {
+        CollectorProtocol::OtlpGrpc => "application/grpc",
+        CollectorProtocol::OtlpHttp => "application/x-protobuf",
+        CollectorProtocol::Zipkin => "application/json",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if collector.protocol != CollectorProtocol::OtlpGrpc {
+        headers.insert(header::HOST, HeaderValue::from_str(&authority).ok()?);
+        *request.uri_mut() = Uri::from(collector.path.clone());
+        return Some(request);
+    }
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    let timeout = format!("{}m", collector.timeout.as_millis().min(MAX_GRPC_TIMEOUT));
+    headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
+    *request.version_mut() = Version::HTTP_2;
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(GRPC_PATH);
+    *request.uri_mut() = uri.build().ok()?;
+    Some(request)
+}
+
+/// How many spans an answer rejects.
+async fn taken(response: Response<Incoming>, after: ConnectionDisposition, is_grpc: bool) -> Result<u64, ExportError> {
+    let (head, body) = response.into_parts();
+    let (body, trailers) = read(body).await.map_err(ExportError::Read)?;
+    after.release();
+    if !head.status.is_success() {
+        return Err(ExportError::Status(head.status.as_u16()));
+    }
+    if is_grpc {
+        let status = trailers.as_ref().unwrap_or(&head.headers).get("grpc-status");
+        let status = status.map_or(Some(UNKNOWN), |s| s.to_str().ok()?.parse().ok()).unwrap_or(UNKNOWN);
+        if status != 0 {
+            return Err(ExportError::Grpc(status));
+        }
+    }
+    let message = if is_grpc { body.get(5..).unwrap_or_default() } else { &body };
+    // Zipkin has no such answer, and one in JSON is not read.
+    let partial = ExportTraceServiceResponse::decode(message).ok().and_then(|answer| answer.partial_success);
+    Ok(partial.map_or(0, |partial| partial.rejected_spans.max(0) as u64))
+}
+
+/// An answer's body, of which at most [`MAX_ANSWER`] are kept, and its trailers.
+async fn read(mut body: Incoming) -> Result<(Vec<u8>, Option<HeaderMap>), hyper::Error> {
+    let (mut out, mut trailers) = (vec![], None);
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame?.into_data() {
+            Ok(data) => {
+                let left = MAX_ANSWER - out.len();
+                out.extend_from_slice(&data[..data.len().min(left)]);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((out, trailers))
+}

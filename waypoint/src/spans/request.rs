@@ -1,0 +1,418 @@
+//! A request that is traced, from its head to its end: what its caller has decided, what upstreams are told, and its attempts.
+
+use crate::{
+    spans::{
+        context::{self, Incoming, SpanContext, TRACEPARENT, TRACESTATE},
+        rules::{Collector, Tracing},
+        sampling::{self, Asked, Decision, WHOLE},
+    },
+    telemetry::flag::ResponseFlag,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use karst_api::route::CollectorProtocol;
+use karst_proxy::state::Workload;
+use karst_rt::clock::wall;
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+
+/// Asks for a trace; only within the mesh.
+const FORCE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
+/// Asks for a trace, by whoever sends it.
+pub const CLIENT: HeaderName = HeaderName::from_static("x-client-trace-id");
+/// What tells a request from others in logs.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// More attempts than these have no span.
+const MAX_ATTEMPTS: usize = 16;
+/// Longest `tracestate` of a span, in bytes: what everybody must be able to pass on (W3C).
+const MAX_TRACE_STATE: usize = 512;
+
+/// A request that is traced.
+pub struct RequestSpans {
+    pub tracing: Arc<Tracing>,
+    /// Of the request here: the parent of its attempts.
+    pub context: SpanContext,
+    /// The caller's span.
+    pub parent: Option<u64>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// What the client has sent as `x-client-trace-id`.
+    pub client: Option<HeaderValue>,
+    /// The caller's `tracestate`, in one line.
+    pub trace_state: String,
+    pub attempts: Vec<AttemptSpan>,
+}
+
+/// One attempt at an endpoint.
+pub struct AttemptSpan {
+    pub span: u64,
+    pub began: SystemTime,
+    /// None: it ends with the request.
+    pub ended: Option<SystemTime>,
+    pub workload: Arc<Workload>,
+    pub address: SocketAddr,
+    pub http2: bool,
+    /// None: there was no answer.
+    pub status: Option<u16>,
+    pub grpc: Option<u16>,
+    pub flag: ResponseFlag,
+}
+
+/// Where a request has come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// From outside of the mesh.
+    pub is_external: bool,
+}
+
+/// Takes a request in: decides whether it is traced, and tells upstreams so. None: it is not. `random`: a number below another.
+pub fn begin(
+    tracing: &Arc<Tracing>,
+    from: Origin,
+    headers: &mut HeaderMap,
+    random: impl Fn(u64) -> u64,
+) -> Option<Box<RequestSpans>> {
+    if from.is_external {
+        headers.remove(FORCE);
+    }
+    let collector = &*tracing.collector;
+    let (caller, sampled) = match incoming(collector, headers) {
+        Incoming::Malformed => return None,
+        Incoming::Absent => (None, None),
+        Incoming::Known { caller, sampled } => (caller, sampled),
+    };
+    let is_otlp = collector.protocol != CollectorProtocol::Zipkin;
+    if is_otlp && caller.is_none() && tracing.propagates {
+        // Of a trace that nobody has named: it does not go with the one that begins here.
+        headers.remove(TRACESTATE);
+    }
+    let is_decided = sampled.is_some();
+    let sampled = sampled.unwrap_or_else(|| decide(tracing, from, headers, &random));
+    let id = |bound: u64| random(bound - 1) + 1;
+    if !sampled {
+        // What the caller has decided goes on as it is: nothing is written anew.
+        if tracing.propagates && !is_decided {
+            tell_unsampled(collector, caller, headers, id);
+        }
+        return None;
+    }
+    let trace = caller.map_or_else(|| new_trace(collector, id), |caller| caller.trace);
+    let context = SpanContext { trace, span: id(u64::MAX) };
+    let spans = RequestSpans {
+        tracing: tracing.clone(),
+        context,
+        parent: caller.map(|caller| caller.span),
+        scheme: from.scheme,
+        client: headers.get(CLIENT).cloned(),
+        trace_state: if is_otlp && caller.is_some() { trace_state(headers) } else { String::new() },
+        attempts: vec![],
+    };
+    if tracing.propagates {
+        tell(collector, context, spans.parent, headers);
+    }
+    Some(Box::new(spans))
+}
+
+/// What vendors say of a trace, in one line. None of it, if that is long.
+fn trace_state(headers: &HeaderMap) -> String {
+    let lines: Vec<&str> = headers.get_all(TRACESTATE).iter().filter_map(|line| line.to_str().ok()).collect();
+    let all = lines.join(",");
+    if all.len() <= MAX_TRACE_STATE { all } else { String::new() }
+}
+
+fn new_trace(collector: &Collector, id: impl Fn(u64) -> u64) -> u128 {
+    let high = if collector.short_ids && collector.protocol == CollectorProtocol::Zipkin { 0 } else { id(u64::MAX) };
+    u128::from(high) << 64 | u128::from(id(u64::MAX))
+}
+
+fn incoming(collector: &Collector, headers: &HeaderMap) -> Incoming {
+    if collector.protocol != CollectorProtocol::Zipkin {
+        return context::w3c(headers);
+    }
+    match context::b3(headers) {
+        Incoming::Absent if collector.w3c => context::w3c(headers),
+        found => found,
+    }
+}
+
+/// Decides where the caller has not, and marks the request's id.
+fn decide(tracing: &Tracing, from: Origin, headers: &mut HeaderMap, random: impl Fn(u64) -> u64) -> bool {
+    let id = headers.get(REQUEST_ID);
+    let decision = sampling::decide(Asked {
+        id: id.map_or(&b""[..], HeaderValue::as_bytes),
+        // A client's own mark is nobody's decision.
+        reads_mark: tracing.reads_mark && !from.is_external,
+        client: headers.contains_key(CLIENT),
+        force: headers.contains_key(FORCE),
+        rate: tracing.rate,
+        chance: random(WHOLE.into()) as u32,
+    });
+    match decision {
+        Decision::No => false,
+        Decision::Marked => true,
+        Decision::Yes(reason) => {
+            let marked = id.and_then(|id| sampling::marked(id.as_bytes(), reason));
+            if let Some(marked) = marked.and_then(|id| HeaderValue::from_bytes(&id).ok()) {
+                headers.insert(REQUEST_ID, marked);
+            }
+            true
+        }
+    }
+}
+
+/// Tells upstreams that a request is not traced: they do not decide again.
+fn tell_unsampled(
+    collector: &Collector,
+    caller: Option<SpanContext>,
+    headers: &mut HeaderMap,
+    id: impl Fn(u64) -> u64,
+) {
+    let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
+    if is_zipkin {
+        match caller {
+            // Its trace may be told in one header, where a decision has its place.
+            Some(caller) if headers.contains_key(context::B3) => context::write_b3(caller, None, false, headers),
+            _ => drop(headers.insert(context::B3_SAMPLED, HeaderValue::from_static("0"))),
+        }
+    }
+    if !is_zipkin || collector.w3c {
+        let new = || SpanContext { trace: new_trace(collector, &id), span: id(u64::MAX) };
+        headers.insert(TRACEPARENT, caller.unwrap_or_else(new).to_traceparent(false));
+    }
+}
+
+/// Tells upstreams of a span that is theirs to go on from.
+fn tell(collector: &Collector, context: SpanContext, parent: Option<u64>, headers: &mut HeaderMap) {
+    let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
+    if is_zipkin {
+        context::write_b3(context, parent, true, headers);
+    }
+    if !is_zipkin || collector.w3c {
+        headers.insert(TRACEPARENT, context.to_traceparent(true));
+    }
+}
+
+impl RequestSpans {
+    /// An attempt begins; its request's headers tell of it. `span`: its id, not 0.
+    pub fn attempt(&mut self, to: (Arc<Workload>, SocketAddr), http2: bool, span: u64, headers: &mut HeaderMap) {
+        if self.attempts.len() >= MAX_ATTEMPTS {
+            return;
+        }
+        let (workload, address) = to;
+        if self.tracing.propagates {
+            let context = SpanContext { span, ..self.context };
+            tell(&self.tracing.collector, context, Some(self.context.span), headers);
+        }
+        self.attempts.push(AttemptSpan {
+            span,
+            began: wall(),
+            ended: None,
+            workload,
+            address,
+            http2,
+            status: None,
+            grpc: None,
+            flag: ResponseFlag::None,
+        });
+    }
+
+    /// The attempt that goes on, for the CONNECT that it may open. None: it has no span, or upstreams are not told.
+    pub fn current(&self) -> Option<SpanContext> {
+        let last = self.attempts.last().filter(|last| last.ended.is_none() && self.tracing.propagates)?;
+        Some(SpanContext { span: last.span, ..self.context })
+    }
+
+    /// The last attempt that has begun was answered. `again`: there is another, and the answer is nobody's.
+    pub fn answered(&mut self, status: u16, grpc: Option<u16>, again: bool) {
+        if let Some(last) = self.last() {
+            (last.status, last.grpc) = (Some(status), grpc);
+            last.ended = again.then(wall);
+        }
+    }
+
+    /// The last attempt that has begun has no answer.
+    pub fn failed(&mut self, flag: ResponseFlag) {
+        if let Some(last) = self.last() {
+            last.flag = flag;
+            last.ended = Some(wall());
+        }
+    }
+
+    /// The last attempt, while it has not ended: those beyond [`MAX_ATTEMPTS`] have no span.
+    fn last(&mut self) -> Option<&mut AttemptSpan> {
+        self.attempts.last_mut().filter(|last| last.ended.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::spans::context::{B3, B3_SAMPLED, B3_TRACE};
+    use karst_api::route as ir;
+    use karst_proxy::testing::{pod, snapshot};
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const ID: &str = "00000000-5b6f-4d0f-8f5b-5cd6c1f3a7f4";
+    const INSIDE: Origin = Origin { scheme: "http", is_external: false };
+    const OUTSIDE: Origin = Origin { scheme: "https", is_external: true };
+
+    fn tracing(rate: u32, change: impl FnOnce(&mut ir::Collector)) -> Arc<Tracing> {
+        let mut collector = ir::Collector { service: "ns/c".into(), port: 4317, ..Default::default() };
+        change(&mut collector);
+        Arc::new(
+            Tracing::new(&ir::Tracing { collector: Some(collector), per_ten_thousand: rate, ..Default::default() })
+                .unwrap(),
+        )
+    }
+
+    fn zipkin(collector: &mut ir::Collector) {
+        collector.protocol = ir::CollectorProtocol::Zipkin as i32;
+    }
+
+    fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
+        all.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
+    }
+
+    fn lowest(_: u64) -> u64 {
+        0
+    }
+
+    #[test]
+    fn the_callers_decision_goes_on() {
+        let mut h = headers(&[("traceparent", PARENT), ("tracestate", "a=b"), ("x-request-id", ID)]);
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!(spans.context.trace, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
+        assert_eq!((spans.parent, spans.context.span), (Some(0x00f0_67aa_0ba9_02b7), 1));
+        assert_eq!(h["traceparent"], "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000001-01");
+        assert_eq!((&h["tracestate"], &h["x-request-id"]), (&"a=b".parse().unwrap(), &ID.parse().unwrap()));
+        let off = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        for untouched in [off, "00-what-is-this"] {
+            let mut h = headers(&[("traceparent", untouched), ("x-envoy-force-trace", "1")]);
+            let before = h.clone();
+            assert!(begin(&tracing(WHOLE, |_| {}), INSIDE, &mut h, lowest).is_none(), "{untouched}");
+            assert_eq!(h, before);
+        }
+    }
+
+    #[test]
+    fn who_decides_first_tells_the_others() {
+        let mut h = headers(&[("x-request-id", ID)]);
+        assert!(begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).is_none());
+        assert_eq!(h["traceparent"], "00-00000000000000010000000000000001-0000000000000001-00");
+        assert_eq!(h["x-request-id"], ID);
+        let mut h = headers(&[("x-request-id", ID)]);
+        assert!(begin(&tracing(1, |_| {}), INSIDE, &mut h, lowest).is_some());
+        assert_eq!(h["x-request-id"], ID.replace("-4d0f", "-9d0f"));
+        assert!(h["traceparent"].to_str().unwrap().ends_with("-01"));
+        // The next proxy has only the mark.
+        h.remove(TRACEPARENT);
+        assert!(begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).is_some());
+        h.remove(TRACEPARENT);
+        assert!(begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).is_none(), "a client's own mark");
+    }
+
+    #[test]
+    fn only_the_mesh_may_force_a_trace() {
+        let forced = || headers(&[("x-envoy-force-trace", "1"), ("x-request-id", ID)]);
+        assert!(begin(&tracing(0, |_| {}), INSIDE, &mut forced(), lowest).is_some());
+        let mut h = forced();
+        assert!(begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).is_none());
+        assert!(!h.contains_key(FORCE));
+        let mut h = headers(&[("x-client-trace-id", "mine"), ("x-request-id", ID)]);
+        let spans = begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).unwrap();
+        assert_eq!(
+            (spans.client.unwrap(), &h["x-request-id"].as_bytes()[14..15]),
+            ("mine".parse().unwrap(), &b"b"[..])
+        );
+    }
+
+    #[test]
+    fn b3_in_its_own_form() {
+        let one = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1";
+        let mut h = headers(&[("b3", one), ("traceparent", PARENT)]);
+        let spans = begin(&tracing(0, zipkin), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!(spans.parent, Some(0x00f0_67aa_0ba9_02b7));
+        assert_eq!(h[B3], "4bf92f3577b34da6a3ce929d0e0e4736-0000000000000001-1-00f067aa0ba902b7");
+        assert_eq!((&h[B3_TRACE], &h[TRACEPARENT]), (&one[..32].parse().unwrap(), &PARENT.parse().unwrap()));
+        let mut h = HeaderMap::new();
+        assert!(begin(&tracing(0, zipkin), INSIDE, &mut h, lowest).is_none());
+        assert_eq!((h.len(), &h[B3_SAMPLED]), (1, &"0".parse().unwrap()));
+        // Undecided: we decide.
+        let mut h = headers(&[("b3", &one[..49]), ("x-request-id", ID)]);
+        assert!(begin(&tracing(0, zipkin), INSIDE, &mut h, lowest).is_none());
+        assert!(h[B3].as_bytes().ends_with(b"-0"));
+        let mut h = headers(&[("traceparent", PARENT)]);
+        let both = tracing(0, |c| {
+            zipkin(c);
+            c.w3c = true;
+        });
+        assert!(begin(&both, INSIDE, &mut h, lowest).is_some());
+        assert!(h.contains_key(B3_TRACE) && h[TRACEPARENT] != PARENT);
+        let mut h = HeaderMap::new();
+        assert!(begin(&both, INSIDE, &mut h, lowest).is_none());
+        assert!(h[B3_SAMPLED] == "0" && h[TRACEPARENT].as_bytes().ends_with(b"-00"), "both are told: {h:?}");
+        let short = tracing(WHOLE, |c| {
+            zipkin(c);
+            c.short_ids = true;
+        });
+        let mut h = HeaderMap::new();
+        assert_eq!(begin(&short, INSIDE, &mut h, lowest).unwrap().context.trace, 1);
+        assert_eq!(h[B3_TRACE], "0000000000000001");
+    }
+
+    #[test]
+    fn what_vendors_say_goes_with_its_trace() {
+        let mut h = headers(&[("traceparent", PARENT), ("tracestate", "a=b")]);
+        h.append(TRACESTATE, HeaderValue::from_static("c=d"));
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("a=b,c=d", 2));
+        h.append(TRACESTATE, HeaderValue::from_bytes(&[b'e'; MAX_TRACE_STATE]).unwrap());
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("", 3), "it passes all the same");
+        for rate in [0, WHOLE] {
+            let mut h = headers(&[("tracestate", "a=b")]);
+            let spans = begin(&tracing(rate, |_| {}), INSIDE, &mut h, lowest);
+            assert!(spans.is_none_or(|spans| spans.trace_state.is_empty()), "{rate}");
+            assert!(h.contains_key(TRACEPARENT) && !h.contains_key(TRACESTATE), "of no trace that is known: {rate}");
+        }
+    }
+
+    #[test]
+    fn a_connect_is_told_of_the_attempt_that_opens_it() {
+        let mesh = snapshot(vec![pod("p", "10.0.0.1", &[])], vec![]);
+        let to = || (mesh.workload([10, 0, 0, 1].into()).unwrap().clone(), SocketAddr::from(([10, 0, 0, 1], 80)));
+        let mut h = headers(&[("traceparent", PARENT)]);
+        let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!(spans.current(), None, "nothing is sent yet");
+        spans.attempt(to(), false, 7, &mut h);
+        assert_eq!(spans.current(), Some(SpanContext { span: 7, ..spans.context }));
+        assert_eq!(h["traceparent"], spans.current().unwrap().to_traceparent(true), "as the request itself");
+        spans.failed(ResponseFlag::ConnectFailure);
+        assert_eq!(spans.current(), None);
+        for span in 0..MAX_ATTEMPTS as u64 {
+            spans.attempt(to(), false, 8 + span, &mut h);
+            spans.answered(503, None, true);
+        }
+        assert_eq!(spans.attempts.len(), MAX_ATTEMPTS);
+        spans.attempt(to(), false, 99, &mut h);
+        assert_eq!(spans.current(), None, "it has no span");
+        let said = ir::Collector { service: "c".into(), port: 1, ..Default::default() };
+        let quiet =
+            ir::Tracing { collector: Some(said), per_ten_thousand: WHOLE, no_propagation: true, ..Default::default() };
+        let mut h = HeaderMap::new();
+        let mut spans = begin(&Arc::new(Tracing::new(&quiet).unwrap()), INSIDE, &mut h, lowest).unwrap();
+        spans.attempt(to(), false, 7, &mut h);
+        assert!(spans.attempts.len() == 1 && spans.current().is_none(), "nobody is told");
+    }
+
+    #[test]
+    fn attempts_tell_of_themselves() {
+        let said = ir::Collector { service: "c".into(), port: 1, ..Default::default() };
+        let quiet =
+            ir::Tracing { collector: Some(said), per_ten_thousand: WHOLE, no_propagation: true, ..Default::default() };
+        let mut h = HeaderMap::new();
+        let spans = begin(&Arc::new(Tracing::new(&quiet).unwrap()), INSIDE, &mut h, lowest);
+        assert!(spans.is_some() && h.is_empty(), "nobody is told");
+    }
+}
