@@ -16,7 +16,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
-use karst_core::Identity;
+use karst_core::{
+    Identity,
+    proxy_protocol::{self, Origin, Version},
+};
 use karst_policy::{Path, Readings};
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
@@ -62,6 +65,20 @@ fn decoded(b: &[u8]) -> Vec<u8> {
         i += if code.is_some() { 3 } else { 1 };
     }
     out
+}
+
+/// The first bytes of a connection, as a header of the PROXY protocol: what is read does not depend on how it comes, and is written
+/// as it was read.
+pub fn proxy(data: &[u8]) {
+    let Ok(Some(header)) = proxy_protocol::read(data) else { return };
+    assert!(header.length <= data.len().min(proxy_protocol::MAX), "{header:?}");
+    assert_eq!(proxy_protocol::read(&data[..header.length]), Ok(Some(header)));
+    assert_eq!(proxy_protocol::read(&data[..header.length - 1]), Ok(None), "{header:?}");
+    let Origin::Client { from, to } = header.origin else { return };
+    for version in [Version::V1, Version::V2] {
+        let again = proxy_protocol::read(&proxy_protocol::write(version, from, to));
+        assert_eq!(again.ok().flatten().map(|h| h.origin), Some(header.origin), "{version:?}");
+    }
 }
 
 /// What the control plane may send (two messages, each after its length), and a request: `METHOD target` and header lines.
