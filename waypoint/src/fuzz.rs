@@ -8,6 +8,7 @@ use crate::{
         codec,
         entry::{canonical, plain_path},
         forward::sent_on,
+        forwarded,
     },
     route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
@@ -81,6 +82,15 @@ pub fn proxy(data: &[u8]) {
     }
 }
 
+/// Whom so many trusted proxies name in these lines of X-Forwarded-For. For the differential tests.
+pub fn client(lines: &[HeaderValue], trusted: usize) -> Option<std::net::IpAddr> {
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        headers.append("x-forwarded-for", line.clone());
+    }
+    forwarded::named(&headers, trusted)
+}
+
 /// What the control plane may send (two messages, each after its length), and a request: `METHOD target` and header lines.
 pub fn route(data: &[u8]) {
     let Some((routes, rest)) = part(data) else { return };
@@ -120,6 +130,7 @@ pub fn route(data: &[u8]) {
         let asked = AuthzContext {
             peer: Some(peer),
             source: ip,
+            remote: ip,
             destination: ip,
             port: 80,
             sni: None,
@@ -317,6 +328,7 @@ impl Judge {
         let asked = AuthzContext {
             peer: caller.peer.as_ref(),
             source: caller.source,
+            remote: caller.source,
             destination: caller.destination,
             port: caller.port,
             sni: caller.sni.as_deref(),

@@ -295,7 +295,8 @@ async fn once(
     let member = &set.members[index];
     let (held, sent) = (Cell::new(false), Cell::new(false));
     let has_other = || false;
-    let attempt = Attempt { set, member, from: SocketAddr::new(own, 0), has_other: &has_other, held: &held };
+    let from = SocketAddr::new(own, 0);
+    let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held };
     let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
     let request = request(collector, &set.service, body).ok_or(ExportError::Host)?;
     let answered = match is_grpc {

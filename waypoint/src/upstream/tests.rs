@@ -75,6 +75,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         to: "10.96.0.1".parse().unwrap(),
         hello: None,
         permit: None,
+        entered: Default::default(),
         written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
@@ -129,7 +130,7 @@ async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
     let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
-    let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &Cell::default() };
+    let attempt = Attempt { set: &set, member, from, to: from, has_other: &|| false, held: &Cell::default() };
     open(&w, &attempt, Speaks::Anything).await.map(drop)
 }
 
