@@ -176,12 +176,12 @@ impl Waypoint {
         let downstream = &call.0;
         let topology = self.snapshot.topology();
         let client = forwarded::client(downstream, topology, &head.headers);
-        let is_https = forwarded::is_https(topology, &head.headers);
         let entry = match entry::canonical(&mut head) {
             Ok(entry) => entry,
             Err(why) => return Decision::answered(why.status(), why.details()),
         };
         let authority = entry.authority.as_str();
+        let is_https = forwarded::is_https(topology, &head.headers);
         let (policies, routes) = match self.routes_of(downstream, entry.authority.host(), is_https) {
             Ok(found) => found,
             Err(answered) => return *answered,

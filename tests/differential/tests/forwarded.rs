@@ -43,7 +43,8 @@ fn the_client_is_whom_envoy_would_take() {
                 line.push_str(PIECES.choose(r).unwrap());
                 line.push_str(BETWEEN.choose(r).unwrap());
             }
-            line + PIECES.choose(r).unwrap()
+            line.push_str(PIECES.choose(r).unwrap());
+            line
         };
         let count = r.random_range(0..4);
         let lines: Vec<String> = (0..count).map(|_| line(&mut r)).collect();

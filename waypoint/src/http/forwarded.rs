@@ -44,9 +44,11 @@ pub(crate) fn certificates(downstream: &Downstream, topology: Topology, headers:
         CertificateMode::ForwardOnly | CertificateMode::AppendForward => downstream.has_certificate(),
         CertificateMode::AlwaysForwardOnly => true,
     };
-    // A value that is joined of those that are valid is valid.
-    let joined = || HeaderValue::from_bytes(&entry::joined(headers, &names::FORWARDED_CLIENT_CERT)?).ok();
-    if goes_on { joined() } else { None }
+    if !goes_on {
+        return None;
+    }
+    let name = names::FORWARDED_CLIENT_CERT;
+    HeaderValue::from_bytes(&entry::joined(headers, &name)?).ok()
 }
 
 /// Tells of certificates: what was sent, if it goes on, and what is known of the client's own, if that is asked for. `own`: who we are.

@@ -32,7 +32,8 @@ pub struct Pool {
     pub h2: RefCell<HashMap<PoolKey, Vec<Shared>>>,
 }
 
-/// An end of connections: whose, where, with which TLS of ours, and for which client if it says so. (What was opened by other rules for TLS is not used again.)
+/// An end of connections: whose, where, with which TLS of ours, and for which client if it says so. (What was opened by other rules
+/// for TLS is not used again.)
 pub type PoolKey = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
 /// Sends on a connection of HTTP/1.1.
 pub type Sender1 = http1::SendRequest<Counted>;
