@@ -18,15 +18,23 @@ fn deny(attribute: Attribute, value: &str) -> ir::Access {
     ir::Access { policies: vec![policy], ..Default::default() }
 }
 
-/// A gateway at a port, with this in front of it.
-fn behind(port: u16, topology: ir::Topology, access: Option<ir::Access>) -> impl FnOnce(&mut Snapshot) {
-    let listener = ir::Listener {
+/// A listener for all hosts.
+fn listener(port: u16) -> ir::Listener {
+    ir::Listener {
         origin: "Gateway/ns/g/l".into(),
         routes: "g".into(),
         port: port.into(),
         hosts: vec!["*".into()],
         ..Default::default()
-    };
+    }
+}
+
+/// A gateway at a port, with this in front of it.
+fn behind(port: u16, topology: ir::Topology, access: Option<ir::Access>) -> impl FnOnce(&mut Snapshot) {
+    listening(listener(port), topology, access)
+}
+
+fn listening(listener: ir::Listener, topology: ir::Topology, access: Option<ir::Access>) -> impl FnOnce(&mut Snapshot) {
     let topology = Some(topology);
     let gateway = ir::Gateway { listeners: vec![listener], access, topology, ..Default::default() };
     move |s| {
@@ -142,10 +150,15 @@ struct Listening {
 
 impl Listening {
     fn new(e: &Endpoint, topology: ir::Topology, access: Option<ir::Access>) -> Self {
+        Self::of(e, |port| listening(listener(port), topology, access))
+    }
+
+    /// With what such a port makes of a snapshot.
+    fn of<C: FnOnce(&mut Snapshot)>(e: &Endpoint, change: impl FnOnce(u16) -> C) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let at = listener.local_addr().unwrap();
-        let p = Proxy::new(e, AppProtocol::Unknown, behind(at.port(), topology, access));
+        let p = Proxy::new(e, AppProtocol::Unknown, change(at.port()));
         let (sender, ports) = watch::channel(Ports::new([(at.port(), Arc::new(listener))].into()));
         tokio::task::spawn_local(edge::accept(p.worker.clone(), ports));
         Self { at, _ports: sender }
@@ -192,6 +205,79 @@ fn a_header_of_the_proxy_protocol_names_the_client_where_it_is_asked_for() {
             let gateway = Listening::new(&e, asked, Some(deny(attribute, value)));
             let a = dialogue(gateway.at, &with(&proxy_protocol::write(Version::V1, from, to))).await;
             assert!(a.starts_with(&format!("HTTP/1.1 {status} ")), "{attribute:?} {value}: {a}");
+        }
+    });
+}
+
+/// As [`dialogue`], within TLS.
+async fn dialogue_in_tls(to: SocketAddr, config: rustls::ClientConfig, bytes: &[u8]) -> String {
+    let name = rustls_pki_types::ServerName::try_from("gateway").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut client = connector.connect(name, TcpStream::connect(to).await.unwrap()).await.unwrap();
+    client.write_all(bytes).await.unwrap();
+    let mut answer = vec![];
+    let _ = client.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn applications_are_told_of_certificates_that_clients_show() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let pair = |dns: &str, uri: &str| {
+        let mut params = CertificateParams::new(vec![dns.to_string()]).unwrap();
+        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &ca).unwrap(), key)
+    };
+    let (server, client) =
+        (pair("gateway", "spiffe://td/ns/edge/sa/gw"), pair("client.example", "spiffe://td/ns/a/sa/client"));
+    let tls = ir::Tls {
+        certificates: vec![ir::KeyPair { chain: server.0.pem().into(), key: server.1.serialize_pem().into() }],
+        client: ir::ClientCertificate::Optional as i32,
+        client_roots: ca.pem().into(),
+        ..Default::default()
+    };
+    let config = |shows: bool| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        match shows {
+            true => {
+                let key = rustls_pki_types::PrivateKeyDer::Pkcs8(client.1.serialize_der().into());
+                config.with_client_auth_cert(vec![client.0.der().clone()], key).unwrap()
+            }
+            false => config.with_no_client_auth(),
+        }
+    };
+    let request =
+        b"GET / HTTP/1.1\r\nhost: s\r\nx-forwarded-client-cert: URI=spiffe://td/ns/a/sa/admin\r\nconnection: close\r\n\r\n";
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        let gateway = Listening::of(&e, |port| {
+            let protocol = ir::ListenerProtocol::Https as i32;
+            let listener = ir::Listener { tls: Some(tls), protocol, ..listener(port) };
+            listening(listener, ir::Topology::default(), None)
+        });
+        for shows in [true, false] {
+            let a = dialogue_in_tls(gateway.at, config(shows), request).await;
+            assert!(a.starts_with("HTTP/1.1 200 "), "{a}");
+            let head = e.heads.borrow_mut().pop().unwrap();
+            let told = values(&head, "x-forwarded-client-cert");
+            if !shows {
+                assert!(told.is_empty(), "{head}");
+                continue;
+            }
+            let hash = karst_hbone::names::fingerprint(client.0.der());
+            let start = format!("By=spiffe://td/ns/edge/sa/gw;Hash={hash};Cert=\"-----BEGIN%20CERTIFICATE-----%0A");
+            let end = ";URI=spiffe://td/ns/a/sa/client;DNS=client.example";
+            assert!(told.len() == 1 && told[0].starts_with(&start) && told[0].ends_with(end), "{head}");
         }
     });
 }

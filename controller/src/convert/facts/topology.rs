@@ -58,6 +58,13 @@ pub(crate) fn of_pod(
     }
 }
 
+/// What is said of a Gateway's annotation as it is written: it cannot be read.
+pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
+    let said = gateway.spec.infrastructure.annotations.get(PROXY_CONFIG).map(|text| ProxyConfig::read(text));
+    let error = said.and_then(Result::err);
+    error.map(|e| format!("spec.infrastructure.annotations[{PROXY_CONFIG}]: {e}")).into_iter().collect()
+}
+
 fn topology(said: Option<&GatewayTopology>) -> ir::Topology {
     let Some(topology) = said else { return ir::Topology::default() };
     ir::Topology {

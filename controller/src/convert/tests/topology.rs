@@ -86,6 +86,17 @@ fn a_waypoint_tells_of_callers_where_it_is_asked_to() {
 }
 
 #[test]
+fn an_annotation_that_cannot_be_read_is_told_as_it_is_written() {
+    let own = "infrastructure: {annotations: {proxy.istio.io/config: 'gatewayTopology: ['}, labels:";
+    let text = WAYPOINT.replace("STATUS\n", "").replace("infrastructure: {labels:", own);
+    let all = parse::file("t.yaml".as_ref(), &text).unwrap();
+    let karst_manifest::Object::Gateway(gateway) = &all[0].object else { panic!("{text}") };
+    let said = of_gateway(gateway);
+    let starts = |s: &String| s.starts_with("spec.infrastructure.annotations[proxy.istio.io/config]: cannot be read: ");
+    assert!(said.len() == 1 && starts(&said[0]) && code::of(&said[0]).is_some(), "{said:?}");
+}
+
+#[test]
 fn endpoints_are_told_the_client_where_a_rule_says_so() {
     let rule = |policy: &str| {
         format!(
