@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 /// The client of a request whose head is as it has come: whom the trusted proxies name, else whom the connection is from. (The port
 /// of the first is not known: 0.)
 pub(crate) fn client(downstream: &Downstream, topology: Topology, headers: &HeaderMap) -> SocketAddr {
-    if topology.trusted_proxies == 0 || !downstream.is_at_gateway() {
+    if topology.trusted_proxies == 0 {
         return downstream.from;
     }
     named(headers, topology.trusted_proxies).map_or(downstream.from, |ip| SocketAddr::new(ip, 0))

@@ -39,15 +39,18 @@ pub(crate) fn of_pod(
     match (own.filter(|own| waypoint::is_waypoint(objects, own)), said) {
         // What the mesh configuration says is for gateways.
         (Some(waypoint), said) => {
-            let at =
-                |mode: ir::ForwardClientCert| ir::Topology { forward_client_cert: mode as i32, ..Default::default() };
-            let said = said.map_err(|e| (e, at(ir::ForwardClientCert::Sanitize)))?.and_then(|c| c.gateway_topology);
-            Ok(match mode(said.as_ref()) {
+            let closed = ir::ForwardClientCert::Sanitize as i32;
+            let closed = ir::Topology { forward_client_cert: closed, ..Default::default() };
+            let said = said.map_err(|e| (e, closed))?.and_then(|c| c.gateway_topology);
+            let mode = match mode(said.as_ref()) {
                 ir::ForwardClientCert::Standard if includes_identity(objects, waypoint) => {
-                    at(ir::ForwardClientCert::SanitizeSet)
+                    ir::ForwardClientCert::SanitizeSet
                 }
-                mode => at(mode),
-            })
+                mode => mode,
+            };
+            // What comes by a tunnel has no other header before it.
+            let told = ir::Topology { proxy_protocol: false, ..topology(said.as_ref()) };
+            Ok(ir::Topology { forward_client_cert: mode as i32, ..told })
         }
         (None, _) if !listens => Ok(ir::Topology::default()),
         (None, Ok(said)) => Ok(topology(said.and_then(|c| c.gateway_topology).as_ref().or(around))),

@@ -71,16 +71,20 @@ fn a_waypoint_tells_of_callers_where_it_is_asked_to() {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: w-1, namespace: a, labels: {{gateway.networking.k8s.io/gateway-name: w}}, annotations: {{{annotations}}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: 10.0.0.9}}]}}\n---\n"
         )
     };
-    let append = "gatewayTopology: {forwardClientCertDetails: APPEND_FORWARD, numTrustedProxies: 1}";
+    let append = "gatewayTopology: {forwardClientCertDetails: APPEND_FORWARD, numTrustedProxies: 1, proxyProtocol: {}}";
     for (gateway, annotations, want) in [
         // The mesh configuration is for gateways.
         (waypoint.clone(), String::new(), None),
-        (asked("true"), String::new(), Some(Mode::SanitizeSet)),
+        (asked("true"), String::new(), Some((Mode::SanitizeSet, 0))),
         (asked("false"), String::new(), None),
-        (configured(append), format!("proxy.istio.io/config: '{append}'"), Some(Mode::AppendForward)),
+        (configured(append), format!("proxy.istio.io/config: '{append}'"), Some((Mode::AppendForward, 1))),
     ] {
         let (got, problems) = told(TWO, &[&gateway, &pod(&annotations)].concat(), "a/w-1");
-        let want = want.map(|mode: Mode| Topology { forward_client_cert: mode as i32, ..Default::default() });
+        let want = want.map(|(mode, trusted_proxies): (Mode, u32)| Topology {
+            trusted_proxies,
+            forward_client_cert: mode as i32,
+            proxy_protocol: false,
+        });
         assert_eq!((got, problems), (want, vec![]), "{gateway}");
     }
 }
