@@ -26,7 +26,7 @@ use crate::{
         context::{ClientHello, Downstream},
         tunnel,
     },
-    http::entry,
+    http::{entry, forwarded},
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule, TcpRule, status},
     snapshot::Snapshot,
 };
@@ -39,7 +39,11 @@ use karst_proxy::{
     xds::ApplyResource,
 };
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 /// A waypoint's pod, and what the control plane has told it.
 pub struct Waypoint {
@@ -138,7 +142,7 @@ impl Waypoint {
         let Some(service) = downstream.service() else {
             return Decision::answered(StatusCode::NOT_FOUND, "no service");
         };
-        let access = self.judge(self.snapshot.access_to(service), downstream, None);
+        let access = self.judge(self.snapshot.access_to(service), downstream, downstream.from.ip(), None);
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             return Decision { access: Some(access), route: None, end: End::Reset("RBAC: access denied".into()) };
         }
@@ -170,12 +174,15 @@ impl Waypoint {
     /// What becomes of a request, whose head is as a client sends it. `claims`: those of a token that its issuer has signed.
     pub fn request(&self, call: &Call, mut head: Parts, claims: Option<&Map<String, Value>>) -> Decision {
         let downstream = &call.0;
+        let topology = self.snapshot.topology();
+        let client = forwarded::client(downstream, topology, &head.headers);
         let entry = match entry::canonical(&mut head) {
             Ok(entry) => entry,
             Err(why) => return Decision::answered(why.status(), why.details()),
         };
         let authority = entry.authority.as_str();
-        let (policies, routes) = match self.routes_of(downstream, entry.authority.host()) {
+        let is_https = forwarded::is_https(topology, &head.headers);
+        let (policies, routes) = match self.routes_of(downstream, entry.authority.host(), is_https) {
             Ok(found) => found,
             Err(answered) => return *answered,
         };
@@ -197,7 +204,7 @@ impl Waypoint {
             known: None,
             token: token.as_ref().or(assumed.as_ref()),
         };
-        let access = self.judge(policies, downstream, Some(request));
+        let access = self.judge(policies, downstream, client.ip(), Some(request));
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
@@ -290,11 +297,18 @@ impl Waypoint {
         }
     }
 
-    fn judge(&self, access: Option<&Access>, downstream: &Downstream, request: Option<Request<'_>>) -> Judged {
+    fn judge(
+        &self,
+        access: Option<&Access>,
+        downstream: &Downstream,
+        client: IpAddr,
+        request: Option<Request<'_>>,
+    ) -> Judged {
         let Some(access) = access else { return Judged::NoPolicies };
         let context = AuthzContext {
             peer: downstream.peer.as_ref(),
-            source: downstream.from.ip(),
+            source: downstream.direct(),
+            remote: client,
             destination: downstream.to,
             port: downstream.port,
             sni: downstream.sni(),

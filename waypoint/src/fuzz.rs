@@ -8,6 +8,7 @@ use crate::{
         codec,
         entry::{canonical, plain_path},
         forward::sent_on,
+        forwarded,
     },
     route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
@@ -16,7 +17,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
-use karst_core::Identity;
+use karst_core::{
+    Identity,
+    proxy_protocol::{self, Origin, Version},
+};
 use karst_policy::{Path, Readings};
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
@@ -64,6 +68,29 @@ fn decoded(b: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The first bytes of a connection, as a header of the PROXY protocol: what is read does not depend on how it comes, and is written
+/// as it was read.
+pub fn proxy(data: &[u8]) {
+    let Ok(Some(header)) = proxy_protocol::read(data) else { return };
+    assert!(header.length <= data.len().min(proxy_protocol::MAX), "{header:?}");
+    assert_eq!(proxy_protocol::read(&data[..header.length]), Ok(Some(header)));
+    assert_eq!(proxy_protocol::read(&data[..header.length - 1]), Ok(None), "{header:?}");
+    let Origin::Client { from, to } = header.origin else { return };
+    for version in [Version::V1, Version::V2] {
+        let again = proxy_protocol::read(&proxy_protocol::write(version, from, to));
+        assert_eq!(again.ok().flatten().map(|h| h.origin), Some(header.origin), "{version:?}");
+    }
+}
+
+/// Whom so many trusted proxies name in these lines of X-Forwarded-For. For the differential tests.
+pub fn client(lines: &[HeaderValue], trusted: usize) -> Option<std::net::IpAddr> {
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        headers.append("x-forwarded-for", line.clone());
+    }
+    forwarded::named(&headers, trusted)
+}
+
 /// What the control plane may send (two messages, each after its length), and a request: `METHOD target` and header lines.
 pub fn route(data: &[u8]) {
     let Some((routes, rest)) = part(data) else { return };
@@ -103,6 +130,7 @@ pub fn route(data: &[u8]) {
         let asked = AuthzContext {
             peer: Some(peer),
             source: ip,
+            remote: ip,
             destination: ip,
             port: 80,
             sni: None,
@@ -300,6 +328,7 @@ impl Judge {
         let asked = AuthzContext {
             peer: caller.peer.as_ref(),
             source: caller.source,
+            remote: caller.source,
             destination: caller.destination,
             port: caller.port,
             sni: caller.sni.as_deref(),

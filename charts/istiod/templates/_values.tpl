@@ -520,9 +520,6 @@
 {{- if hasKey . "caCertificatesPem" }}{{- if .caCertificatesPem }}
 - meshConfig.defaultConfig.caCertificatesPem: roots beside istiod's are not supported: put them into root-cert.pem of Secret cacerts.
 {{- end }}{{- end }}
-{{- if hasKey . "gatewayTopology" }}{{- if and .gatewayTopology (ne (toJson .gatewayTopology) "{\"numTrustedProxies\":0}") }}
-- meshConfig.defaultConfig.gatewayTopology: in this version gateways trust no X-Forwarded-For, and rules for remote.ip would match the last proxy.
-{{- end }}{{- end }}
 {{- if hasKey . "privateKeyProvider" }}{{- if .privateKeyProvider }}
 - meshConfig.defaultConfig.privateKeyProvider: keys are held by the proxies themselves.
 {{- end }}{{- end }}

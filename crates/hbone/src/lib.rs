@@ -1,6 +1,7 @@
 //! HBONE: HTTP/2 CONNECT in mutual TLS (docs/hbone.md is the specification).
 //!
 //! - [`tls`]: configurations and verification of peers; exactly one SPIFFE id, checked on both sides.
+//! - [`names`]: what a certificate says of who has it, for those who are told of it.
 //! - [`revocation`]: certificates that their authority has taken back, in handshakes and on open tunnels.
 //! - [`record`], [`stream`]: the bytes of a tunnel, sealed and opened without needless copies.
 //! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
@@ -12,6 +13,7 @@ pub mod certificate;
 pub mod client;
 pub mod copy;
 pub mod frames;
+pub mod names;
 pub mod pool;
 pub mod record;
 pub mod revocation;

@@ -3,7 +3,7 @@
 //! users, fields that are not known are passed over: the file is Istio's own, and has many.
 
 use crate::telemetry::CustomTag;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 
 /// Key of the ConfigMap that holds it.
@@ -155,14 +155,64 @@ pub struct OutboundTrafficPolicy {
     pub mode: String,
 }
 
+/// Annotation of a pod with a `ProxyConfig` of its own (Istio's).
+pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
 /// Istio's `ProxyConfig`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ProxyConfig {
     /// Threads of each waypoint and gateway that is deployed for a Gateway; 0: one per core.
     pub concurrency: Option<u32>,
     /// Where a Telemetry says nothing.
     pub tracing: ProxyTracing,
+    /// What stands in front of gateways.
+    pub gateway_topology: Option<GatewayTopology>,
+}
+
+/// Istio's `gatewayTopology`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayTopology {
+    /// Proxies in front whose X-Forwarded-For is trusted.
+    pub num_trusted_proxies: u32,
+    /// What becomes of x-forwarded-client-cert.
+    pub forward_client_cert_details: ForwardClientCertDetails,
+    /// Connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Option<ProxyProtocolListener>,
+}
+
+/// Istio's `ForwardClientCertDetails`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ForwardClientCertDetails {
+    /// The default of the proxy.
+    #[default]
+    Undefined,
+    /// It is taken out.
+    Sanitize,
+    /// From clients with a certificate it goes on as it is.
+    ForwardOnly,
+    /// The same, and their certificate is added.
+    AppendForward,
+    /// Their certificate is put in its place.
+    SanitizeSet,
+    /// It goes on as it is, from whomever.
+    AlwaysForwardOnly,
+}
+
+/// Istio's `ProxyProtocolConfiguration`, which has no fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ProxyProtocolListener {}
+
+impl ProxyConfig {
+    /// Reads one that stands by itself ([`PROXY_CONFIG`]).
+    ///
+    /// # Errors
+    /// What cannot be used; then nothing of it is.
+    pub fn read(text: &str) -> Result<Self, MeshConfigError> {
+        Ok(from_yaml::<Option<Self>>(text)?.unwrap_or_default())
+    }
 }
 
 /// Istio's `defaultConfig.tracing`, as far as it is honoured. (Its collectors are of before `extensionProviders`: with them alone
@@ -203,18 +253,21 @@ pub enum MeshConfigError {
     Sampling(f64),
 }
 
+fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, MeshConfigError> {
+    let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
+    let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
+    // A section with nothing below it, as templates leave them.
+    crate::nulls::without_nulls(&mut value);
+    serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))
+}
+
 impl MeshConfig {
     /// Reads it. An empty text is a configuration that says nothing.
     ///
     /// # Errors
     /// What cannot be used; then nothing of it is.
     pub fn read(text: &str) -> Result<Self, MeshConfigError> {
-        let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
-        let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
-        // A section with nothing below it, as templates leave them.
-        crate::nulls::without_nulls(&mut value);
-        let config: Option<Self> = serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))?;
-        let config = config.unwrap_or_default();
+        let config = from_yaml::<Option<Self>>(text)?.unwrap_or_default();
         if let Some(file) = config.access_log_file.as_ref().filter(|f| !LOG_FILES.contains(&f.as_str())) {
             return Err(MeshConfigError::AccessLogFile(file.clone()));
         }
@@ -256,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn a_topology_is_read_wherever_it_stands() {
+        let text =
+            "gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: APPEND_FORWARD, proxyProtocol: {}}";
+        let topology = ProxyConfig::read(text).unwrap().gateway_topology.unwrap();
+        assert_eq!(topology.num_trusted_proxies, 2);
+        assert_eq!(topology.forward_client_cert_details, ForwardClientCertDetails::AppendForward);
+        assert!(topology.proxy_protocol.is_some());
+        let whole = MeshConfig::read(&format!("defaultConfig:\n  {text}\n")).unwrap();
+        assert_eq!(whole.default_config.gateway_topology, Some(topology));
+        let without = ProxyConfig::read("gatewayTopology: {proxyProtocol: null}").unwrap();
+        assert_eq!(without.gateway_topology, Some(GatewayTopology::default()));
+        assert_eq!(ProxyConfig::read("").unwrap(), ProxyConfig::default());
+        assert!(ProxyConfig::read("gatewayTopology: [").is_err());
+    }
+
+    #[test]
     fn what_cannot_be_used_is_named() {
         for (text, says) in [
             ("accessLogFile: /var/log/access", "accessLogFile: unsupported file \"/var/log/access\""),
@@ -263,6 +332,9 @@ mod tests {
             ("defaultDestinationRuleExportTo: [team]", "defaultDestinationRuleExportTo: unsupported value \"team\""),
             ("defaultConfig: {tracing: {sampling: 101}}", "defaultConfig.tracing.sampling: 101 is out of range"),
             ("defaultConfig: {concurrency: many}", "concurrency: invalid type"),
+            ("defaultConfig: {gatewayTopology: {numTrustedProxies: -1}}", "numTrustedProxies: invalid value"),
+            ("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALL}}", "unknown variant `ALL`"),
+            ("defaultConfig: {gatewayTopology: {proxyProtocol: true}}", "proxyProtocol: invalid type"),
             ("a: [", "cannot be read"),
         ] {
             let error = MeshConfig::read(text).unwrap_err().to_string();

@@ -31,7 +31,10 @@ pub use partly::Hidden;
 pub struct AuthzContext<'a> {
     /// None: it has shown no certificate of the mesh.
     pub peer: Option<&'a Identity>,
+    /// Where its packets come from.
     pub source: IpAddr,
+    /// The client, as trusted proxies tell (X-Forwarded-For, the PROXY protocol); where there are none, the same.
+    pub remote: IpAddr,
     pub destination: IpAddr,
     pub port: u16,
     /// The name in a TLS hello that has come to us; empty: it has none. None: no hello was read. A request has come without; what
@@ -85,6 +88,7 @@ enum AttributeMatcher {
     ServiceAccount,
     TrustDomain,
     SourceIp,
+    RemoteIp,
     DestinationIp,
     Host,
     Method,
@@ -263,8 +267,8 @@ impl Condition {
             Attribute::Namespace => AttributeMatcher::Namespace,
             Attribute::ServiceAccount => AttributeMatcher::ServiceAccount,
             Attribute::TrustDomain => AttributeMatcher::TrustDomain,
-            // Who speaks to us is the client itself: no proxy before us is trusted to name another.
-            Attribute::SourceIp | Attribute::RemoteIp => AttributeMatcher::SourceIp,
+            Attribute::SourceIp => AttributeMatcher::SourceIp,
+            Attribute::RemoteIp => AttributeMatcher::RemoteIp,
             Attribute::DestinationIp => AttributeMatcher::DestinationIp,
             Attribute::Host => AttributeMatcher::Host,
             Attribute::Method => AttributeMatcher::Method,
@@ -310,6 +314,7 @@ impl Condition {
             AttributeMatcher::Sni if context.sni.is_none() && request.is_none() => deny,
             AttributeMatcher::Sni => self.has(|v| context.sni.is_some_and(|s| v.host(s))),
             AttributeMatcher::SourceIp => self.has(|v| v.net(context.source)),
+            AttributeMatcher::RemoteIp => self.has(|v| v.net(context.remote)),
             AttributeMatcher::DestinationIp => self.has(|v| v.net(context.destination)),
             AttributeMatcher::Port => one(&context.port.to_string()),
             // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
@@ -476,6 +481,7 @@ mod tests {
         f(&AuthzContext {
             peer: Some(&peer),
             source: ip,
+            remote: ip,
             destination: ip,
             port: 80,
             sni: None,
@@ -1018,6 +1024,7 @@ mod tests {
             let asked = AuthzContext {
                 peer: f.peer.as_ref(),
                 source: f.ip,
+                remote: f.ip,
                 destination: f.ip,
                 port: f.port,
                 sni: f.sni,

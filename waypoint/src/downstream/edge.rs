@@ -4,11 +4,11 @@ use crate::{
     cluster::key::ClusterKey,
     downstream::{
         busy::Busy,
-        context::{Downstream, DownstreamTarget},
+        context::{Downstream, DownstreamTarget, Entered},
         gateway::Listener,
         hello::{HELLO, hello, preface},
         ports::Ports,
-        requests,
+        proxy_header, requests,
         stream::{Io, Reset},
         tcp,
     },
@@ -18,8 +18,9 @@ use crate::{
     upstream::tls::Speaks,
     worker::{SampleKind, Worker},
 };
+use http::HeaderValue;
 use karst_api::route::ListenerProtocol;
-use karst_core::{canonical, limits};
+use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
     accept,
     admission::{Ended, Permit},
@@ -87,47 +88,63 @@ async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) 
     }
 }
 
-async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
+/// Serves a connection from `peer`, which may be a proxy that names its client.
+async fn connection(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) {
     let _ = socket.set_nodelay(true);
-    let to = socket.local_addr().map_or(from.ip(), |a| canonical(a).ip());
+    let own = socket.local_addr().map_or(peer.ip(), |a| canonical(a).ip());
     let snapshot = worker.snapshot();
-    let Some(listeners) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
+    let Some(gateway) = &snapshot.gateway else { return };
+    let Some(listeners) = gateway.ports.get(&port) else { return };
     let gate = &worker.shared.gate;
     let ended = |e: Ended| {
         gate.counts.greetings.note(e);
-        tracing::debug!(peer = %from, port, error = %e, "no greeting");
+        tracing::debug!(peer = %peer, port, error = %e, "no greeting");
     };
-    // From here on it is one of those that have greeted.
-    let call = |tls: Option<Rc<str>>, permit| {
+    let protocol = listeners.protocol();
+    let has_header = gateway.topology.proxy_protocol;
+    // The client speaks first.
+    if (has_header || matches!(protocol, ListenerProtocol::Https | ListenerProtocol::Tls))
+        && let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await
+    {
+        return ended(e);
+    }
+    let mut io = Io::socket(socket);
+    let (mut from, mut to, mut direct) = (peer, own, None);
+    if has_header {
+        match permit.within(HELLO, proxy_header::origin(&mut io)).await {
+            Ok(Ok(Origin::Client { from: client, to: called })) => {
+                (from, to, direct) = (client, called.ip(), Some(peer.ip()));
+            }
+            Ok(Ok(Origin::Sender)) => {}
+            Ok(Err(e)) => return tracing::info!(target: "access", peer = %peer, port, error = %e, "connection closed"),
+            Err(e) => return ended(e),
+        }
+    }
+    // From here on it is one of those that have greeted. Places are the client's: all of a proxy's connections have one address.
+    let call = |tls: Option<Rc<str>>, permit, certificate: Option<HeaderValue>| {
         let permit = gate
             .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
         let target = DownstreamTarget::Gateway(tls);
-        let (permit, written) = (Some(permit.ok()?), Default::default());
-        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit, written })
+        let (permit, entered) = (Some(permit.ok()?), Entered { direct, certificate });
+        let (source, hello, written) = (None, None, Default::default());
+        Some(Downstream { peer: None, from, source, target, port, to, hello, permit, entered, written })
     };
-    match listeners.protocol() {
-        ListenerProtocol::Http => {
-            let mut io = Io::socket(socket);
-            match permit.within(HELLO, preface(&mut io)).await {
-                Ok(Some(http2)) => {
-                    let Some(downstream) = call(None, permit) else { return };
-                    requests::requests(worker, Rc::new(downstream), io, http2).await;
-                }
-                Ok(None) => {}
-                Err(e) => ended(e),
+    match protocol {
+        ListenerProtocol::Http => match permit.within(HELLO, preface(&mut io)).await {
+            Ok(Some(http2)) => {
+                let Some(downstream) = call(None, permit, None) else { return };
+                requests::requests(worker, Rc::new(downstream), io, http2).await;
             }
-        }
+            Ok(None) => {}
+            Err(e) => ended(e),
+        },
         ListenerProtocol::Tcp => {
             let Some(listener) = listeners.find(None).next() else { return };
-            let Some(downstream) = call(None, permit) else { return };
-            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), Io::socket(socket)).await;
+            let Some(downstream) = call(None, permit, None) else { return };
+            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), io).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
-            if let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await {
-                return ended(e);
-            }
-            let mut io = Io::socket(socket);
             let sni = match permit.within(HELLO, hello(&mut io)).await {
                 Ok(Ok(sni)) => sni,
                 Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
@@ -138,7 +155,7 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &listener.tls else {
-                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
@@ -155,12 +172,13 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
             if listener.protocol == ListenerProtocol::Tls {
-                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
             }
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let Some(downstream) = call(Some(name.into()), permit) else { return };
+            let certificate = tls.forwarded(sni.as_deref(), io.get_ref().1.peer_certificates());
+            let Some(downstream) = call(Some(name.into()), permit, certificate) else { return };
             drop(snapshot);
             requests::requests(worker, Rc::new(downstream), io, http2).await;
         }
@@ -182,10 +200,11 @@ pub async fn bytes<I>(
     // It is told when it is dropped, whatever becomes of it.
     let mut record = downstream.connection(&worker.sink, snapshot);
     record.route.clone_from(&listener.origin);
+    let dry_runs = &worker.shared.metrics.dry_runs;
     let denied = snapshot
         .gateway
         .as_ref()
-        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None));
+        .and_then(|g| downstream.authorize(dry_runs, g.access.as_ref()?, downstream.from.ip(), None));
     worker.note(snapshot, downstream, None, denied.as_ref());
     if let Some(by) = denied {
         record.details = by.details.into();

@@ -7,13 +7,13 @@ use crate::{
         jwt::{Token, TokenError},
     },
     downstream::{
-        context::{Downstream, DownstreamTarget},
+        context::DownstreamTarget,
         upgrade::{Kept, Upgrade},
     },
     http::{
         answer::{local_reply, log_reply},
         call::Call,
-        names,
+        forwarded::{introduce, is_https},
         rate_limit::{limited, over},
         redirect::to_https,
         reply::{self, ResponseBody},
@@ -22,7 +22,7 @@ use crate::{
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
 };
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
 
 /// Why a request does not come in.
@@ -73,7 +73,8 @@ pub(super) fn admit<'a>(
             (snapshot.access_to(service), snapshot.routes.get(&service.key).map(|routes| &**routes))
         }
         DownstreamTarget::Gateway(tls) => {
-            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), authority.host());
+            let is_https = is_https(call.topology, &parts.headers);
+            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
             let routes = routes.map_err(Refused::Listener)?;
             (snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes.ok_or(Refused::NoRoute)?))
         }
@@ -87,15 +88,15 @@ pub(super) fn admit<'a>(
         return Err(Refused::Denied(by));
     }
     if call.entry.websocket {
-        let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
-        let headers = Kept::of(&parts.headers, access);
-        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
+        let (method, path, authority) = (parts.method.clone(), parts.uri.path().into(), authority.as_str().into());
+        let (headers, client) = (Kept::of(&parts.headers, access), call.client.ip());
+        record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
-    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream)) {
+    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream, call.client.ip())) {
         return Err(Refused::Limited(over));
     }
     if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(downstream, &mut parts.headers);
+        record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
     }
     Ok(routes)
 }
@@ -108,25 +109,9 @@ fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<
     let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
     let (headers, verified) = (&parts.headers, token.as_ref());
     let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
-    let denied = call.downstream.authorize(&call.worker.shared.metrics.dry_runs, access, Some(request));
+    let dry_runs = &call.worker.shared.metrics.dry_runs;
+    let denied = call.downstream.authorize(dry_runs, access, call.client.ip(), Some(request));
     Ok((token, denied))
-}
-
-/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns
-/// all that is told of who has come.
-fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
-    headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
-    let own = downstream.address();
-    let told = match headers.contains_key(names::FORWARDED_FOR) {
-        false => own.clone(),
-        true => {
-            let before = headers.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
-            let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
-            HeaderValue::from_bytes(&all.join(&b","[..])).ok()?
-        }
-    };
-    headers.insert(names::FORWARDED_FOR, told.clone());
-    Some(told)
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.

@@ -89,7 +89,7 @@ pub(super) async fn forward(
     if let (true, Some(rule)) = (mirrors, by.rule) {
         mirror(call, rule, &parts, &body, &values(call, &parts, &record));
     }
-    let (hash, cookie) = hash(&set, &parts, call.authority(), call.downstream);
+    let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let deadline = deadline(by.rule, &parts);
     let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, client_upgrade };
     forwarding.attempt_until_answered(&parts, body, record).await
@@ -142,8 +142,8 @@ impl Forwarding<'_> {
             let has_other =
                 || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(set, index, &tried);
             let trace = || record.spans.as_ref()?.current();
-            let from = downstream.from;
-            let attempt = Attempt { set, member, from, has_other: &has_other, held: &held_back, trace: &trace };
+            let (from, to) = (downstream.from, downstream.called());
+            let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());

@@ -14,6 +14,7 @@ use crate::{
         entry::{self, Unfit},
         fault::{abort, inject},
         forward::forward,
+        forwarded,
         headers::request_id,
         names,
         rate_limit::{limited, over},
@@ -43,17 +44,24 @@ pub async fn handle(
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
     let request_head = wire::request_head(&parts);
-    let entered = entry::canonical(&mut parts);
     let snapshot = worker.latest();
+    let topology = snapshot.topology();
+    // Of the head as it has come: `Connection` may name what the entry takes out.
+    let client = forwarded::client(&downstream, topology, &parts.headers);
+    let certificates = forwarded::certificates(&downstream, topology, &parts.headers);
+    let entered = entry::canonical(&mut parts);
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
     record.request_head = request_head;
+    record.from = client;
     let entry = match entered {
         Ok(entry) => entry,
         Err(why) => return unfit(why, &parts, record),
     };
     record.authority = Some(entry.authority.value().clone());
+    let own = &worker.shared.identity;
+    forwarded::tell_certificates(&downstream, topology, certificates, own, &mut parts.headers);
     trace(&worker, &downstream, &mut parts, &mut record);
-    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry };
+    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry, topology, client };
     let routes = match admit(&call, &mut parts, &mut record) {
         Ok(routes) => routes,
         Err(refused) => return refused.answer(&call, &parts, record),
@@ -89,7 +97,7 @@ fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &m
     if !parts.headers.contains_key(names::REQUEST_ID) {
         parts.headers.insert(names::REQUEST_ID, request_id());
     }
-    let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(downstream.from.ip());
+    let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(record.from.ip());
     let origin = Origin { scheme: downstream.scheme(), is_external };
     let spans = spans::request::begin(tracing, origin, &mut parts.headers, |bound| worker.random(bound));
     let keeps_headers = spans.is_some() && tracing.wants_headers;
@@ -169,7 +177,7 @@ async fn by_rule(
 ) -> Response<ResponseBody> {
     let Call { worker, downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, downstream) {
+    if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
         return limited(&over, record);
     }
     if let Some(cors) = &rule.cors

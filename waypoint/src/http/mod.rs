@@ -12,6 +12,7 @@ pub mod entry;
 mod fault;
 mod finish;
 pub mod forward;
+pub(crate) mod forwarded;
 pub mod handle;
 mod headers;
 mod mirror;

@@ -296,7 +296,7 @@ async fn once(
     let (held, sent) = (Cell::new(false), Cell::new(false));
     let has_other = || false;
     let from = SocketAddr::new(own, 0);
-    let attempt = Attempt { set, member, from, has_other: &has_other, held: &held, trace: &|| None };
+    let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held, trace: &|| None };
     let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
     let request = request(collector, &set.service, body).ok_or(ExportError::Host)?;
     let answered = match is_grpc {

@@ -107,6 +107,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
             "spec.trafficPolicy.tls.{mode,credentialName,subjectAltNames[],sni,insecureSkipVerify}",
             "spec.trafficPolicy.retryBudget.{percent,minRetryConcurrency}",
+            "spec.trafficPolicy.proxyProtocol.version",
         ],
     ),
     (
@@ -182,7 +183,6 @@ const FOR_PEOPLE: &[(&str, &[&str])] = &[
 const REFUSED: &[(&str, &str, &str)] = &[
     ("AuthorizationPolicy", "spec.provider.name", "{rules: [{}], provider: {name: p}}"),
     ("DestinationRule", "spec.trafficPolicy.tunnel", "{host: a, trafficPolicy: {tunnel: {targetHost: b}}}"),
-    ("DestinationRule", "spec.trafficPolicy.proxyProtocol", "{host: a, trafficPolicy: {proxyProtocol: {version: V1}}}"),
     (
         "DestinationRule",
         "spec.trafficPolicy.tls.clientCertificate",

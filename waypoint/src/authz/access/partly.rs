@@ -77,6 +77,7 @@ impl Condition {
             | AttributeMatcher::ServiceAccount
             | AttributeMatcher::TrustDomain
             | AttributeMatcher::SourceIp
+            | AttributeMatcher::RemoteIp
             | AttributeMatcher::DestinationIp
             | AttributeMatcher::Port
             | AttributeMatcher::Unknown => false,
@@ -138,6 +139,7 @@ mod tests {
             let context = AuthzContext {
                 peer: None,
                 source: [10, 0, 0, 1].into(),
+                remote: [10, 0, 0, 1].into(),
                 destination: [10, 0, 0, 2].into(),
                 port: 80,
                 sni: None,

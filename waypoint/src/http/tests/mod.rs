@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod bodies;
+mod certificates;
 mod deadlines;
 mod flows;
 mod heads;
@@ -167,6 +168,7 @@ impl Mesh {
             to: Ipv4Addr::new(10, 96, 0, 1).into(),
             hello: None,
             permit: None,
+            entered: Default::default(),
             written: Default::default(),
         };
         let w = self.worker.clone();

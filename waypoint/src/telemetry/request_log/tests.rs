@@ -122,6 +122,7 @@ fn call(target: DownstreamTarget, port: u16) -> Rc<Downstream> {
         to,
         hello: None,
         permit: None,
+        entered: Default::default(),
         written: Default::default(),
     })
 }
