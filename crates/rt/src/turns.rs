@@ -1,0 +1,588 @@
+//! Turns of a worker's thread: each pod (at a waypoint or gateway: each caller) has a [`Share`], and its connections are served in
+//! turn with those of the others, however many it has and however much they carry.
+//!
+//! The tasks of a share run as they come until they have used up its turn. Then they wait in a queue, and go on in the next round: when
+//! every task that could run has run, and the sockets have been looked at. What was done beyond a turn (a task is not interrupted)
+//! counts against the next ones: deficit round robin. Work is counted, not timed: bytes by those who move them ([`spend`]), and
+//! [`limits::TURN_POLL`] for each poll. A clock is read only when a turn is used up.
+//!
+//! Always true: between two polls of a task whose share is not used up, every other share has done at most a turn's work and what one
+//! poll goes beyond it; nobody waits while nobody else has anything to do, but for a look at the sockets; and whoever waits is called
+//! after a bounded number of rounds (`tests`).
+
+use crate::clock::Instant;
+use karst_core::limits;
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::poll_fn,
+    hash::Hash,
+    pin::Pin,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+};
+
+/// The work of a share since its turn began, and what is still held against it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Account(usize);
+
+impl Account {
+    /// Some more.
+    fn and(self, work: usize) -> Self {
+        Self(self.0.saturating_add(work).min(limits::TURN_DEBT))
+    }
+    /// Is a turn of this size used up?
+    fn is_over(self, turn: usize) -> bool {
+        self.0 >= turn
+    }
+    /// After so many rounds.
+    fn after(self, rounds: u64, turn: usize) -> Self {
+        Self(self.0.saturating_sub(turn.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX))))
+    }
+}
+
+/// How much is one turn: with so many shares that wait, in company or alone.
+fn turn(waiting: usize, company: bool) -> usize {
+    match company {
+        true => (limits::TURN / waiting.max(1)).max(limits::TURN_LEAST),
+        false => limits::TURN_ALONE,
+    }
+}
+
+/// The turns of a thread.
+#[derive(Default)]
+struct Turns {
+    /// Work of the task that is polled at the moment.
+    done: Cell<usize>,
+    /// Whose task that is.
+    current: RefCell<Option<Rc<Share>>>,
+    /// Whose was the last one, and how many polls it is still in company.
+    last: Cell<u64>,
+    company: Cell<u32>,
+    /// Those with tasks that wait.
+    waiting: RefCell<Vec<Rc<Share>>>,
+    /// Is there the task of [`rounds`]? And which round is it?
+    running: Cell<bool>,
+    round: Cell<u64>,
+    /// The newest share's number.
+    number: Cell<u64>,
+}
+
+thread_local! {
+    static TURNS: Turns = Turns::default();
+}
+
+impl Turns {
+    fn turn(&self) -> usize {
+        turn(self.waiting.borrow().len(), self.company.get() > 0)
+    }
+
+    /// A task of this share is polled.
+    fn meet(&self, number: u64) {
+        let company = match self.last.replace(number) == number {
+            true => self.company.get().saturating_sub(1),
+            false => limits::TURN_COMPANY,
+        };
+        self.company.set(company);
+    }
+
+    /// A task of this share waits.
+    fn hold(&self, share: &Rc<Share>) {
+        if self.company.get() > 0 {
+            share.waits.fetch_add(1, Relaxed);
+        }
+        if !share.listed.replace(true) {
+            self.waiting.borrow_mut().push(share.clone());
+        }
+        if !self.running.replace(true) {
+            tokio::task::spawn_local(rounds());
+        }
+    }
+
+    /// Begins a round. False: nobody waits any more.
+    fn begin_round(&self) -> bool {
+        let turn = self.turn();
+        self.round.set(self.round.get() + 1);
+        let (mut shares, round) = (self.waiting.take(), (self.round.get(), Instant::now()));
+        shares.retain(|share| share.begin_round(turn, round));
+        let more = !shares.is_empty();
+        self.waiting.replace(shares);
+        more
+    }
+}
+
+/// Ends with the runtime, too: then another one's first to wait starts it anew.
+struct Running;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = TURNS.try_with(|turns| turns.running.set(false));
+    }
+}
+
+/// One round after the other, while somebody waits.
+async fn rounds() {
+    let _running = Running;
+    loop {
+        // Until all that can run has run, and the sockets have been looked at.
+        tokio::task::yield_now().await;
+        if !TURNS.with(Turns::begin_round) {
+            return;
+        }
+    }
+}
+
+/// A pod's, or a caller's, share of one worker.
+pub struct Share {
+    number: u64,
+    account: Cell<Account>,
+    /// In which round something was taken off the account, or it was begun anew, and when.
+    round: Cell<u64>,
+    since: Cell<Instant>,
+    queue: RefCell<VecDeque<Rc<Ticket>>>,
+    /// Is it among those of which tasks wait?
+    listed: Cell<bool>,
+    /// How often one of its tasks has had to wait for others.
+    waits: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// A task's place in the queue.
+#[derive(Debug)]
+struct Ticket {
+    waker: RefCell<Waker>,
+    place: Cell<Place>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    None,
+    Waiting,
+    Called,
+}
+
+impl Share {
+    /// One of this thread's. `waits`: counts how often a task of its had to wait for others.
+    pub fn new(waits: Arc<AtomicU64>) -> Rc<Self> {
+        let (number, round) = TURNS.with(|turns| {
+            turns.number.set(turns.number.get() + 1);
+            (turns.number.get(), turns.round.get())
+        });
+        Rc::new(Self {
+            number,
+            account: Cell::default(),
+            round: Cell::new(round),
+            since: Cell::new(Instant::now()),
+            queue: RefCell::default(),
+            listed: Cell::new(false),
+            waits,
+        })
+    }
+
+    /// Is its turn used up, with what the task that is polled has done already? Rounds that have passed since count, also for who
+    /// has not waited; and who has taken long for it begins another.
+    fn is_over(&self, done: usize) -> bool {
+        let (turn, round) = TURNS.with(|turns| (turns.turn(), turns.round.get()));
+        if !self.account.get().and(done).is_over(turn) {
+            return false;
+        }
+        let passed = round.saturating_sub(self.round.replace(round));
+        self.account.set(self.account.get().after(passed, turn));
+        if !self.account.get().and(done).is_over(turn) {
+            return false;
+        }
+        let now = Instant::now();
+        if now.duration_since(self.since.get()) < limits::TURN_WINDOW {
+            return true;
+        }
+        self.since.set(now);
+        self.account.set(Account::default());
+        Account::default().and(done).is_over(turn)
+    }
+
+    /// May a task go on? If not, it is queued, and will be woken.
+    fn admits(self: &Rc<Self>, ticket: &mut Option<Rc<Ticket>>, waker: &Waker) -> bool {
+        if let Some(own) = ticket {
+            match own.place.get() {
+                Place::Called => {
+                    own.place.set(Place::None);
+                    return true;
+                }
+                // Something else has woken it.
+                Place::Waiting => {
+                    own.waker.borrow_mut().clone_from(waker);
+                    return false;
+                }
+                Place::None => {}
+            }
+        }
+        if self.queue.borrow().is_empty() && !self.is_over(0) {
+            return true;
+        }
+        let new = || Rc::new(Ticket { waker: RefCell::new(waker.clone()), place: Cell::new(Place::None) });
+        let own = ticket.get_or_insert_with(new);
+        own.waker.borrow_mut().clone_from(waker);
+        own.place.set(Place::Waiting);
+        self.queue.borrow_mut().push_back(own.clone());
+        TURNS.with(|turns| turns.hold(self));
+        false
+    }
+
+    /// A task has had its poll. The next one follows if there is something left of the turn: so no more are woken than can run.
+    fn spend(&self, done: usize) {
+        let account = self.account.get().and(done.saturating_add(limits::TURN_POLL));
+        self.account.set(account);
+        if !self.queue.borrow().is_empty() && !account.is_over(TURNS.with(Turns::turn)) {
+            self.call();
+        }
+    }
+
+    fn call(&self) {
+        let Some(ticket) = self.queue.borrow_mut().pop_front() else { return };
+        ticket.place.set(Place::Called);
+        ticket.waker.borrow().wake_by_ref();
+    }
+
+    /// Another turn. False: none of its tasks waits any more.
+    fn begin_round(&self, turn: usize, (round, now): (u64, Instant)) -> bool {
+        let account = self.account.get().after(1, turn);
+        self.account.set(account);
+        self.round.set(round);
+        self.since.set(now);
+        if !account.is_over(turn) {
+            self.call();
+        }
+        let waits = !self.queue.borrow().is_empty();
+        self.listed.set(waits);
+        waits
+    }
+}
+
+/// A task's future, served in turn.
+#[derive(Debug)]
+pub struct InTurn<F> {
+    /// None: it is nobody's.
+    share: Option<Rc<Share>>,
+    ticket: Option<Rc<Ticket>>,
+    future: F,
+}
+
+/// A task of a share's. To be spawned on its thread, in a `LocalSet`.
+pub fn of<F: Future + Unpin>(share: Rc<Share>, future: F) -> InTurn<F> {
+    InTurn { share: Some(share), ticket: None, future }
+}
+
+/// A task of the share whose task starts it, if that is one.
+pub fn inherit<F: Future + Unpin>(future: F) -> InTurn<F> {
+    InTurn { share: TURNS.with(|turns| turns.current.borrow().clone()), ticket: None, future }
+}
+
+impl<F: Future + Unpin> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        let Some(share) = &this.share else { return Pin::new(&mut this.future).poll(cx) };
+        if !share.admits(&mut this.ticket, cx.waker()) {
+            return Poll::Pending;
+        }
+        let _turn = Polled::begin(share);
+        Pin::new(&mut this.future).poll(cx)
+    }
+}
+
+/// While a task is polled.
+struct Polled<'a> {
+    share: &'a Rc<Share>,
+    /// What was there before.
+    outer: (Option<Rc<Share>>, usize),
+}
+
+impl<'a> Polled<'a> {
+    fn begin(share: &'a Rc<Share>) -> Self {
+        let outer = TURNS.with(|turns| {
+            turns.meet(share.number);
+            (turns.current.replace(Some(share.clone())), turns.done.replace(0))
+        });
+        Self { share, outer }
+    }
+}
+
+impl Drop for Polled<'_> {
+    fn drop(&mut self) {
+        let (current, before) = (self.outer.0.take(), self.outer.1);
+        let (own, done) = TURNS.with(|turns| (turns.current.replace(current), turns.done.replace(before)));
+        drop(own);
+        self.share.spend(done);
+    }
+}
+
+/// The task that is polled has done so much: bytes moved, or what takes as long.
+pub fn spend(work: usize) {
+    TURNS.with(|turns| turns.done.set(turns.done.get().saturating_add(work)));
+}
+
+/// How many of so many bytes are to be moved at once: fewer while others have something to do, too.
+pub fn bytes(most: usize) -> usize {
+    match TURNS.with(|turns| turns.company.get()) {
+        0 => most,
+        _ => most.min(limits::TURN_BYTES),
+    }
+}
+
+/// Lets others have their turn, where the share of the task that is polled has used up its own. For loops that could go on.
+pub async fn pass() {
+    let over = TURNS.with(|turns| {
+        let current = turns.current.borrow();
+        current.as_ref().is_some_and(|share| share.is_over(turns.done.get()))
+    });
+    if over {
+        let mut passed = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut passed, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The shares of those who come and go: of callers.
+pub struct Shares<K> {
+    of: RefCell<HashMap<K, Weak<Share>>>,
+    /// Of those for whom there is no room.
+    rest: Rc<Share>,
+    most: usize,
+    waits: Arc<AtomicU64>,
+}
+
+impl<K: Eq + Hash> Shares<K> {
+    /// None yet; `most` are told apart at a time.
+    pub fn new(most: usize, waits: Arc<AtomicU64>) -> Self {
+        Self { of: RefCell::default(), rest: Share::new(waits.clone()), most, waits }
+    }
+
+    /// The share of one of them, which is there for as long as somebody has it.
+    pub fn of(&self, who: K) -> Rc<Share> {
+        let mut of = self.of.borrow_mut();
+        if let Some(share) = of.get(&who).and_then(Weak::upgrade) {
+            return share;
+        }
+        if of.len() >= self.most {
+            of.retain(|_, share| share.strong_count() > 0);
+            if of.len() >= self.most {
+                return self.rest.clone();
+            }
+        }
+        let share = Share::new(self.waits.clone());
+        of.insert(who, Rc::downgrade(&share));
+        share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
+
+    fn share() -> (Rc<Share>, Arc<AtomicU64>) {
+        let waits = Arc::new(AtomicU64::new(0));
+        (Share::new(waits.clone()), waits)
+    }
+
+    /// A task that can always go on, for so many polls of this much work; counts it.
+    fn busy(share: &Rc<Share>, polls: usize, work: usize, count: &Rc<Cell<usize>>) -> JoinHandle<()> {
+        let (mut left, count) = (polls, count.clone());
+        let future = poll_fn(move |cx| {
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            spend(work);
+            count.set(count.get() + work + limits::TURN_POLL);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        spawn_local(of(share.clone(), future))
+    }
+
+    /// The most that others do between two polls of a task that always comes again after a look at the sockets.
+    async fn most_between(share: &Rc<Share>, polls: usize, count: &Rc<Cell<usize>>) -> usize {
+        let count = count.clone();
+        let task = async move {
+            let (mut most, mut before) = (0, None);
+            for _ in 0..polls {
+                let now = count.get();
+                most = most.max(before.map_or(0, |before| now - before));
+                before = Some(now);
+                yield_now().await;
+            }
+            most
+        };
+        spawn_local(of(share.clone(), Box::pin(task))).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_tasks_a_share_has_others_wait_for_a_turn_of_its() {
+        let run = async {
+            let ((bulk, waits), (quiet, own)) = (share(), share());
+            let count = Rc::new(Cell::new(0));
+            let tasks: Vec<_> = (0..64).map(|_| busy(&bulk, 100, limits::TURN_BYTES, &count)).collect();
+            // What is done before anybody knows of somebody else is done alone.
+            yield_now().await;
+            let most = most_between(&quiet, 200, &count).await;
+            let poll = limits::TURN_BYTES + limits::TURN_POLL;
+            // The first time, in the turn of one who was alone.
+            assert!(most <= limits::TURN_ALONE + 2 * poll, "{most}");
+            let most = most_between(&quiet, 200, &count).await;
+            assert!(most <= 2 * (limits::TURN + poll), "{most}");
+            assert!(waits.load(Relaxed) > 100 && own.load(Relaxed) == 0);
+            for task in tasks {
+                task.await.unwrap();
+            }
+            assert_eq!(count.get(), 64 * 100 * poll, "all of it was done in the end");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shares_get_the_same_whatever_their_tasks_are() {
+        let run = async {
+            let (one, other) = (share().0, share().0);
+            let (a, b) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+            let mut tasks: Vec<_> = (0..50).map(|_| busy(&one, 10_000, limits::TURN_BYTES, &a)).collect();
+            tasks.push(busy(&other, 10_000, 3 * limits::TURN_BYTES, &b));
+            for _ in 0..500 {
+                yield_now().await;
+            }
+            let (a, b) = (a.get(), b.get());
+            let alone = limits::TURN_ALONE + limits::TURN_DEBT;
+            assert!(a.abs_diff(b) < alone + a.max(b) / 4, "{a} {b}");
+            assert!(a > 20 * limits::TURN && b > 20 * limits::TURN, "{a} {b}");
+            tasks.iter().for_each(JoinHandle::abort);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_alone_goes_on_and_waits_for_nobody() {
+        let run = async {
+            let (only, waits) = share();
+            let count = Rc::new(Cell::new(0));
+            // The first polls count as in company.
+            busy(&only, limits::TURN_COMPANY as usize + 1, 0, &count).await.unwrap();
+            let before = waits.load(Relaxed);
+            let tasks: Vec<_> = (0..8).map(|_| busy(&only, 500, limits::SEND_BUFFER, &count)).collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            assert_eq!(waits.load(Relaxed), before, "a look at the sockets is no wait for others");
+            assert_eq!(bytes(limits::SEND_BUFFER), limits::SEND_BUFFER);
+            let second = share().0;
+            busy(&second, 1, 0, &count).await.unwrap();
+            assert_eq!(bytes(limits::SEND_BUFFER), limits::TURN_BYTES, "from now on in company");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_could_go_on_passes_and_what_it_starts_is_of_its_share() {
+        let run = async {
+            let (bulk, quiet) = (share().0, share().0);
+            let count = Rc::new(Cell::new(0));
+            let own = count.clone();
+            let endless = async move {
+                let started = inherit(Box::pin(async {}));
+                let inherited = started.share.as_ref().map(|share| share.number);
+                loop {
+                    spend(limits::TURN_BYTES);
+                    own.set(own.get() + limits::TURN_BYTES);
+                    pass().await;
+                    if own.get() > 200 * limits::TURN {
+                        return inherited;
+                    }
+                }
+            };
+            let task = spawn_local(of(bulk.clone(), Box::pin(endless)));
+            yield_now().await;
+            most_between(&quiet, 20, &count).await;
+            let most = most_between(&quiet, 20, &count).await;
+            assert!(most <= 2 * (limits::TURN + limits::TURN_BYTES), "{most}");
+            assert_eq!(task.await.unwrap(), Some(bulk.number));
+            assert!(inherit(Box::pin(async {})).share.is_none(), "nobody's task is polled");
+            pass().await;
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn another_runtime_of_the_thread_has_its_rounds() {
+        let count = Rc::new(Cell::new(0));
+        for _ in 0..2 {
+            let local = LocalSet::new();
+            let run = async {
+                let (bulk, _) = share();
+                let tasks: Vec<_> = (0..4).map(|_| busy(&bulk, usize::MAX, limits::TURN, &count)).collect();
+                let before = count.get();
+                for _ in 0..20 {
+                    yield_now().await;
+                }
+                assert!(count.get() > before + 5 * limits::TURN, "it goes on");
+                drop(tasks);
+            };
+            local.run_until(run).await;
+        }
+    }
+
+    #[test]
+    fn callers_have_shares_while_somebody_has_them() {
+        let callers = Shares::new(2, Arc::default());
+        let (a, b) = (callers.of("a"), callers.of("b"));
+        assert!(Rc::ptr_eq(&a, &callers.of("a")) && !Rc::ptr_eq(&a, &b));
+        let (c, d) = (callers.of("c"), callers.of("d"));
+        assert!(Rc::ptr_eq(&c, &d), "those beyond have one together");
+        drop(b);
+        assert!(!Rc::ptr_eq(&callers.of("c"), &c), "there is room again");
+    }
+
+    /// Whatever is done in whatever order: nobody does more than turns and what goes beyond one, and debts end.
+    #[test]
+    fn accounts_are_fair() {
+        for seed in 0..200 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let turn = turn(random.random_range(0..10), true);
+            assert!((limits::TURN_LEAST..=limits::TURN).contains(&turn));
+            let largest = random.random_range(1..limits::TURN_HANDSHAKE);
+            let (mut account, mut all) = (Account::default(), 0);
+            for round in 1..=500 {
+                while !account.is_over(turn) {
+                    let work = random.random_range(1..=largest);
+                    all += work;
+                    account = account.and(work);
+                }
+                assert!(all <= round * turn + largest, "seed {seed}");
+                account = account.after(1, turn);
+            }
+            assert!(all >= 499 * turn, "seed {seed}: it never waits without a debt");
+            let rounds = (0..).scan(Account::default().and(usize::MAX), |debt, _| {
+                let over = debt.is_over(turn);
+                *debt = debt.after(1, turn);
+                over.then_some(())
+            });
+            assert!(rounds.count() <= limits::TURN_DEBT / limits::TURN_LEAST, "seed {seed}");
+        }
+    }
+}
