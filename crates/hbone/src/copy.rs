@@ -6,7 +6,11 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
-use karst_rt::{socket::reset_on_close, splice::Pipe};
+use karst_rt::{
+    socket::reset_on_close,
+    splice::{PIPE_SIZE, Pipe},
+    turns,
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
@@ -236,11 +240,12 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         })
         .await
         .inspect_err(|_| way.receiver_gone())?;
-        send.reserve_capacity(CHUNK);
+        let chunk = turns::bytes(CHUNK);
+        send.reserve_capacity(chunk);
         let room = poll_fn(|cx| send.poll_capacity(cx)).await;
         let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
         let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
+        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(chunk)) {
             // Readiness was stale: give the window back while we wait again.
             Poll::Pending => Poll::Ready(Ok(None)),
             Poll::Ready(r) => Poll::Ready(r.map(Some)),
@@ -255,6 +260,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
                 return send.send_data(Bytes::new(), true).map_err(broken);
             }
             Some(mut d) => {
+                turns::spend(d.len());
                 way.add(d.len());
                 way.show(&d);
                 while d.len() > FRAME {
@@ -262,6 +268,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
                 }
                 send.send_data(d, false).map_err(broken)?;
                 send.reserve_capacity(0);
+                turns::pass().await;
             }
         }
     }
@@ -271,7 +278,8 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
     while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
-        while total < GATHER && more.len() + 1 < PIECES && !ended {
+        let gather = turns::bytes(GATHER);
+        while total < gather && more.len() + 1 < PIECES && !ended {
             match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
                 Poll::Ready(Ok(Some(d))) => {
                     total += d.len();
@@ -285,11 +293,13 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
         way.show(&first);
         more.iter().for_each(|d| way.show(d));
         write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
+        turns::spend(total);
         way.add(total);
         recv.flow_control().release_capacity(total).map_err(broken)?;
         if ended {
             break;
         }
+        turns::pass().await;
     }
     way.ended();
     end(wr);
@@ -381,7 +391,7 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
                 end(wr);
                 return Ok(());
             }
-            _ => {}
+            _ => turns::pass().await,
         }
     }
 }
@@ -396,6 +406,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
             let mut read_buf = ReadBuf::new(buf);
             ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
+            turns::spend(length);
             let mut done = 0;
             way.show(&buf[..length]);
             while done < length {
@@ -429,7 +440,7 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
     let mut rounds = 0;
     loop {
         // The pipe is empty here, so "would block" can only be about the socket.
-        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd()));
+        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd(), turns::bytes(PIPE_SIZE)));
         match filled {
             Ok(0) => {
                 give_back(pipe);
@@ -455,12 +466,16 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
         rounds += 1;
         while pipe.held > 0 {
             match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
-                Ok(n) => way.add(n),
+                Ok(n) => {
+                    turns::spend(n);
+                    way.add(n);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
                 Err(e) => return Err(e),
             }
         }
         tokio::task::coop::consume_budget().await;
+        turns::pass().await;
     }
 }
 

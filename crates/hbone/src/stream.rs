@@ -11,6 +11,7 @@ use crate::{
     revocation::Standing,
 };
 use karst_core::limits;
+use karst_rt::turns;
 use rustls::{
     ClientConfig, CommonState, HandshakeKind, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
@@ -179,6 +180,7 @@ impl Out {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sealed.start += sent;
+            turns::spend(sent);
         }
         if self.open > 0 {
             // Moves to the front: the room behind it is used again.
@@ -222,13 +224,15 @@ impl In {
             self.buf = borrowed;
         }
         self.raw = 0..held;
-        let mut rb = ReadBuf::new(&mut self.buf[held..]);
+        let most = turns::bytes(BUFFER - held);
+        let mut rb = ReadBuf::new(&mut self.buf[held..held + most]);
         let result = Pin::new(tcp).poll_read(cx, &mut rb);
         let length = rb.filled().len();
         match result {
             Poll::Ready(Ok(())) => {
-                self.full = length == BUFFER - held;
+                self.full = length == most;
                 self.raw.end += length;
+                turns::spend(length);
                 Poll::Ready(Ok(length))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
@@ -624,6 +628,10 @@ impl Handshake {
                 }
                 Ok(Next::Receive) => {
                     let length = self.tcp.read_buf(&mut self.input).await?;
+                    if total == 0 {
+                        // From here on it costs something.
+                        turns::spend(limits::TURN_HANDSHAKE);
+                    }
                     total += length;
                     if length == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -277,14 +277,14 @@ pub struct InTurn<F> {
     future: F,
 }
 
-/// A task of a share's. To be spawned on its thread, in a `LocalSet`.
-pub fn of<F: Future + Unpin>(share: Rc<Share>, future: F) -> InTurn<F> {
-    InTurn { share: Some(share), ticket: None, future }
+/// A task of a share's, or nobody's. To be run on its thread, in a `LocalSet`.
+pub fn of<F: Future + Unpin>(share: Option<Rc<Share>>, future: F) -> InTurn<F> {
+    InTurn { share, ticket: None, future }
 }
 
-/// A task of the share whose task starts it, if that is one.
-pub fn inherit<F: Future + Unpin>(future: F) -> InTurn<F> {
-    InTurn { share: TURNS.with(|turns| turns.current.borrow().clone()), ticket: None, future }
+/// The share of the task that is polled, if it has one.
+pub fn current() -> Option<Rc<Share>> {
+    TURNS.with(|turns| turns.current.borrow().clone())
 }
 
 impl<F: Future + Unpin> Future for InTurn<F> {
@@ -416,7 +416,7 @@ mod tests {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        spawn_local(of(share.clone(), future))
+        spawn_local(of(Some(share.clone()), future))
     }
 
     /// The most that others do between two polls of a task that always comes again after a look at the sockets.
@@ -432,7 +432,7 @@ mod tests {
             }
             most
         };
-        spawn_local(of(share.clone(), Box::pin(task))).await.unwrap()
+        spawn_local(of(Some(share.clone()), Box::pin(task))).await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -499,30 +499,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_could_go_on_passes_and_what_it_starts_is_of_its_share() {
+    async fn a_loop_that_could_go_on_passes_and_knows_whose_it_is() {
         let run = async {
             let (bulk, quiet) = (share().0, share().0);
             let count = Rc::new(Cell::new(0));
             let own = count.clone();
             let endless = async move {
-                let started = inherit(Box::pin(async {}));
-                let inherited = started.share.as_ref().map(|share| share.number);
+                let own_share = current().map(|share| share.number);
                 loop {
                     spend(limits::TURN_BYTES);
                     own.set(own.get() + limits::TURN_BYTES);
                     pass().await;
                     if own.get() > 200 * limits::TURN {
-                        return inherited;
+                        return own_share;
                     }
                 }
             };
-            let task = spawn_local(of(bulk.clone(), Box::pin(endless)));
+            let task = spawn_local(of(Some(bulk.clone()), Box::pin(endless)));
             yield_now().await;
             most_between(&quiet, 20, &count).await;
             let most = most_between(&quiet, 20, &count).await;
             assert!(most <= 2 * (limits::TURN + limits::TURN_BYTES), "{most}");
             assert_eq!(task.await.unwrap(), Some(bulk.number));
-            assert!(inherit(Box::pin(async {})).share.is_none(), "nobody's task is polled");
+            assert!(current().is_none(), "nobody's task is polled");
             pass().await;
         };
         LocalSet::new().run_until(run).await;
