@@ -25,6 +25,7 @@ mod outcome;
 pub mod plan;
 mod queries;
 mod serve;
+mod shares;
 mod signals;
 mod standby;
 mod supervisor;

@@ -12,7 +12,7 @@ use crate::{
 };
 use karst_core::limits;
 use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
-use karst_rt::{accept::accept, drain, nat, socket};
+use karst_rt::{accept::accept, drain, nat, socket, turns};
 use std::{
     cell::{Cell, RefCell},
     os::fd::{AsFd, BorrowedFd},
@@ -149,6 +149,7 @@ impl Worker {
             Command::Del { uid } => {
                 if let Some(served) = self.pods.borrow_mut().remove(&uid) {
                     served.stop.start(drain::Phase::Graceful);
+                    self.conns.leave(&served.pod);
                     self.dialer.retire_pod(&uid);
                 }
             }
@@ -171,6 +172,7 @@ impl Worker {
         let forward = listeners.forward.map(queue).transpose()?;
         let dns = listeners.dns_tcp.into_iter().map(queue).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
+        self.conns.serve(&pod);
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
             tokio::task::spawn_local(async move {
@@ -196,7 +198,8 @@ impl Worker {
         if let Some(keepalive) = &self.keepalive {
             socket::keepalive(&queue, keepalive);
         }
-        tokio::task::spawn_local(async move {
+        let share = served.share_of(way).clone();
+        let accepting = async move {
             let mut stop = served.watch();
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
@@ -211,16 +214,24 @@ impl Worker {
                     }
                 },
             };
+            let mut accepted = 0;
             loop {
                 tokio::select! {
                     biased;
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&listener) => {
+                        turns::spend(limits::TURN_ACCEPT);
                         self.clone().place(way, &served, s, from);
                     }
                 }
+                accepted += 1;
+                if accepted % limits::ACCEPTS == 0 {
+                    // However long the queue is, other listeners are asked, too.
+                    tokio::task::yield_now().await;
+                }
             }
-        });
+        };
+        tokio::task::spawn_local(turns::of(Some(share), Box::pin(accepting)));
     }
 
     /// Serves a connection that was just accepted, here or where there is less to do.
@@ -263,15 +274,16 @@ impl Worker {
         tcp: TcpStream,
         from: std::net::SocketAddr,
     ) {
+        let share = served.share_of(way).clone();
         match way {
             Way::Outbound => {
                 let inside = served.pod.redirection.is_from_inside(&tcp);
                 let caller = if inside { Caller::Inside } else { Caller::Pod };
-                Self::run(running, outbound::serve(self, served, tcp, (from, caller)))
+                Self::run(&share, running, outbound::serve(self, served, tcp, (from, caller)))
             }
-            Way::Forwarded => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
-            Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
-            Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),
+            Way::Forwarded => Self::run(&share, running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
+            Way::Plaintext => Self::run(&share, running, inbound::plaintext(self, served, tcp, from)),
+            Way::Tunnel => Self::run(&share, running, inbound::tunnel(self, served, tcp, from)),
         }
     }
 }

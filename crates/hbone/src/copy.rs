@@ -240,12 +240,11 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         })
         .await
         .inspect_err(|_| way.receiver_gone())?;
-        let chunk = turns::bytes(CHUNK);
-        send.reserve_capacity(chunk);
+        send.reserve_capacity(turns::bytes(CHUNK));
         let room = poll_fn(|cx| send.poll_capacity(cx)).await;
         let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
         let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(chunk)) {
+        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(turns::bytes(CHUNK))) {
             // Readiness was stale: give the window back while we wait again.
             Poll::Pending => Poll::Ready(Ok(None)),
             Poll::Ready(r) => Poll::Ready(r.map(Some)),
@@ -278,8 +277,7 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
     while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
-        let gather = turns::bytes(GATHER);
-        while total < gather && more.len() + 1 < PIECES && !ended {
+        while total < turns::bytes(GATHER) && more.len() + 1 < PIECES && !ended {
             match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
                 Poll::Ready(Ok(Some(d))) => {
                     total += d.len();
