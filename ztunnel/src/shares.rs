@@ -1,7 +1,7 @@
 //! What each pod has of the process, and what it may have at most: for the page of metrics. (The bounds are in
 //! [`karst_core::limits`]; who keeps to them: [`crate::worker::Budget`], [`crate::gate`], [`karst_rt::turns`], [`karst_rt::log`].)
 
-use crate::inpod::LocalPods;
+use crate::{inpod::LocalPods, worker::Shared};
 use karst_core::limits;
 use karst_proxy::labels::put;
 use std::{collections::BTreeMap, fmt::Write, sync::atomic::Ordering::Relaxed};
@@ -48,6 +48,16 @@ pub fn render(out: &mut String, pods: &LocalPods, descriptors: u64) {
     for (of, [.., waited]) in &all {
         let _ = writeln!(out, "{name}{{{}}} {waited}", pod(*of));
     }
+}
+
+/// What is open, of all pods together, and how often somebody has had to wait or was refused: by these it is known that a flood has
+/// ended.
+pub fn tide(shared: &Shared) -> (usize, u64) {
+    let (gate, metrics) = (&shared.gate, &shared.metrics);
+    let open = [&metrics.open_source, &metrics.open_destination].map(|open| open.load(Relaxed).max(0) as usize);
+    let waited: u64 = shared.pods.load().values().map(|pod| pod.usage.turns.load(Relaxed)).sum();
+    let refused = metrics.tunnels_refused.load(Relaxed);
+    (open.iter().sum::<usize>() + gate.tunnels.len() + gate.handshakes.len(), waited + refused)
 }
 
 fn bounds(descriptors: u64) -> [(&'static str, usize); 8] {

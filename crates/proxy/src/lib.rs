@@ -19,7 +19,7 @@
 //! - [`series`]: those of a metric, by labels and by key.
 //! - [`tap`]: who looks on live.
 //! - [`traffic`]: Istio's metrics of connections.
-//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
+//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update or a flood has freed.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod bootstrap;
@@ -45,7 +45,7 @@ pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod traffic;
-mod trim;
+pub mod trim;
 pub mod unreachable;
 pub mod untold;
 pub mod workers;

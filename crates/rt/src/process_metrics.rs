@@ -11,6 +11,11 @@ pub fn render(out: &mut String, component: &str) {
         "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"{component}\",tag=\"karst-{}\"}} 1",
         env!("CARGO_PKG_VERSION")
     );
+    let trims = process::trims();
+    let _ = writeln!(
+        out,
+        "# HELP karst_memory_returned_total How often freed memory was given back to the system, after a large update or a flood.\n# TYPE karst_memory_returned_total counter\nkarst_memory_returned_total {trims}"
+    );
     let lost = crate::log::lost();
     let _ = writeln!(
         out,
