@@ -71,6 +71,7 @@ pub fn run(
                 Ok(()) = state.changed() => changed = true,
                 _ = flush.tick() => {
                     worker.conns.flush();
+                    karst_hbone::release_unneeded();
                     if std::mem::take(&mut changed) {
                         // Their workloads are gone, and so will be their peers.
                         worker.dialer.retire(&worker.snapshot());

@@ -3,6 +3,7 @@
 //! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
 //! other, so that an application can tell truncation from completion (docs/hbone.md §6).
 
+use crate::spare::Spare;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
@@ -145,7 +146,17 @@ const PIPES: usize = 64;
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare<Pipe>> = const { RefCell::new(Spare::new(PIPES)) };
+    /// Has the arena been used since the last look?
+    static USED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets go of what this thread has not needed since the last time: pipes, and the memory of reads.
+pub(crate) fn release_unneeded() {
+    SPARE.with_borrow_mut(Spare::release);
+    if !USED.replace(false) {
+        BUFFER.with_borrow_mut(|arena| *arena = BytesMut::new());
+    }
 }
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
@@ -431,7 +442,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
 
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
 async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<bool> {
-    let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
+    let mut pipe = match SPARE.with_borrow_mut(Spare::take) {
         Some(p) => p,
         None => Pipe::new()?,
     };
@@ -478,15 +489,14 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
 }
 
 fn give_back(pipe: Pipe) {
-    SPARE.with_borrow_mut(|v| {
-        if v.len() < PIPES && pipe.held == 0 {
-            v.push(pipe);
-        }
-    });
+    if pipe.held == 0 {
+        SPARE.with_borrow_mut(|spare| spare.give(pipe));
+    }
 }
 
 /// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
 fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
+    USED.set(true);
     BUFFER.with_borrow_mut(|arena| {
         if arena.capacity() < CHUNK {
             // Takes the old memory again if all that was read into it has been sent.
@@ -618,7 +628,7 @@ mod tests {
             ("given up", watched(false).0, true),
             ("watched", watched(true).0, false),
         ] {
-            SPARE.with_borrow_mut(Vec::clear);
+            SPARE.with_borrow_mut(|spare| *spare = Spare::new(PIPES));
             let ((client, a), (app, b)) = (pair().await, pair().await);
             let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
             carried.unwrap();

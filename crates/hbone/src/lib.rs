@@ -16,6 +16,7 @@ pub mod pool;
 pub mod record;
 pub mod revocation;
 pub mod server;
+mod spare;
 pub mod stream;
 pub mod tls;
 
@@ -24,6 +25,13 @@ use std::time::Duration;
 
 /// The HBONE port.
 pub const PORT: u16 = 15008;
+
+/// Lets go of buffers and pipes that this thread keeps for the next use, and has not needed since the last time. To be called every few
+/// seconds.
+pub fn release_unneeded() {
+    copy::release_unneeded();
+    stream::release_unneeded();
+}
 
 /// HTTP/2 settings that operators may change (Istio's HTTP2_* and POOL_* options).
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@
 use crate::{
     record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind},
     revocation::Standing,
+    spare::Spare,
 };
 use karst_core::limits;
 use karst_rt::turns;
@@ -48,22 +49,23 @@ const MAX_MESSAGE: usize = 16 << 10;
 const MAX_EMPTY: u32 = 32;
 
 thread_local! {
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<Spare<Vec<u8>>> = const { RefCell::new(Spare::new(KEEP)) };
 }
 
 fn borrow() -> Vec<u8> {
-    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER])
+    BUFFERS.with_borrow_mut(Spare::take).unwrap_or_else(|| vec![0; BUFFER])
 }
 
 fn give_back(buffer: &mut Vec<u8>) {
     let buffer = std::mem::take(buffer);
     if buffer.len() == BUFFER {
-        BUFFERS.with_borrow_mut(|v| {
-            if v.len() < KEEP {
-                v.push(buffer);
-            }
-        });
+        BUFFERS.with_borrow_mut(|spare| spare.give(buffer));
     }
+}
+
+/// Lets go of buffers that this thread has not needed since the last time.
+pub(crate) fn release_unneeded() {
+    BUFFERS.with_borrow_mut(Spare::release);
 }
 
 /// What rustls keeps of a connection.

@@ -63,9 +63,12 @@ pub fn run(
                     Some(job) => serve(&worker, job),
                     None => break,
                 },
-                _ = retire.tick() => if std::mem::take(&mut changed) {
-                    worker.dialer.retire(&worker.snapshot().mesh);
-                },
+                _ = retire.tick() => {
+                    karst_hbone::release_unneeded();
+                    if std::mem::take(&mut changed) {
+                        worker.dialer.retire(&worker.snapshot().mesh);
+                    }
+                }
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 Ok(()) = state.changed() => changed = true,
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => {
