@@ -162,8 +162,8 @@ pub const ACCEPTS: usize = 8;
 /// Callers of a waypoint or gateway that one worker tells apart at a time; those beyond have one turn together.
 pub const MAX_CALLERS: usize = 4096;
 
-/// Bytes of tunnels that may wait in one worker for one pod's applications to take them, or to send them on; beyond, tunnels get
-/// smaller windows ([`connection_window`]).
+/// Bytes that peers of one pod's tunnels may send before its applications take them: of all tunnels to it, and of those that one worker
+/// has for it to others. Beyond, further tunnels get smaller windows ([`connection_window`]), and their peers wait earlier.
 pub const POD_BUFFERS: usize = 64 << 20;
 /// The smallest receive window of a tunnel, in bytes (HTTP/2 knows no smaller one).
 pub const LEAST_CONNECTION_WINDOW: u32 = (64 << 10) - 1;
