@@ -80,7 +80,8 @@ pub async fn tunnel(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, from
     // Boxed, and gone when the tunnel is there.
     let Some((stream, peer, permit)) = Box::pin(admitted(&worker, &served, tcp, from)).await else { return };
     // Its peer is known: from here on it is in the pod's turn.
-    worker.task(&served.share, carry(worker.clone(), served.clone(), stream, (peer, permit), (from, to)));
+    let carried = carry(worker.clone(), served.clone(), stream, (peer, permit), (from, to));
+    worker.task(&served.share, from.ip(), carried);
 }
 
 /// A tunnel that is there.
@@ -97,7 +98,8 @@ async fn carry(
     settings.connection_window = limits::connection_window(settings.connection_window, others);
     let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
-        w2.task(&p2.share, connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
+        let connection = connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use());
+        w2.task(&p2.share, from.ip(), connection);
     };
     if let Err(e) = server::serve_until(stream, &settings, stop, permit.evicted(), on_stream).await {
         if matches!(e, server::ServerError::Evicted) {

@@ -276,15 +276,16 @@ impl Worker {
         from: std::net::SocketAddr,
     ) {
         let share = served.share_of(way).clone();
+        let whose = (&share, from.ip());
         match way {
             Way::Outbound => {
                 let inside = served.pod.redirection.is_from_inside(&tcp);
                 let caller = if inside { Caller::Inside } else { Caller::Pod };
-                Self::run(&share, running, outbound::serve(self, served, tcp, (from, caller)))
+                Self::run(whose, running, outbound::serve(self, served, tcp, (from, caller)))
             }
-            Way::Forwarded => Self::run(&share, running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
-            Way::Plaintext => Self::run(&share, running, inbound::plaintext(self, served, tcp, from)),
-            Way::Tunnel => Self::run(&share, running, inbound::tunnel(self, served, tcp, from)),
+            Way::Forwarded => Self::run(whose, running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
+            Way::Plaintext => Self::run(whose, running, inbound::plaintext(self, served, tcp, from)),
+            Way::Tunnel => Self::run(whose, running, inbound::tunnel(self, served, tcp, from)),
         }
     }
 }

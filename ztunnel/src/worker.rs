@@ -36,6 +36,7 @@ use karst_rt::{
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -247,15 +248,20 @@ impl Served {
 }
 
 impl Worker {
-    /// Runs a connection's task, in turn with those of other shares; counted from now on, not from when it is first polled.
-    pub fn task(&self, share: &Rc<Share>, connection: impl Future<Output = ()> + 'static) {
-        Self::run(share, self.shared.workers.start(self.number), connection);
+    /// Runs the task of a connection that this peer has begun, in turn with those of other shares; counted from now on, not from when it
+    /// is first polled.
+    pub fn task(&self, share: &Rc<Share>, peer: IpAddr, connection: impl Future<Output = ()> + 'static) {
+        Self::run((share, peer), self.shared.workers.start(self.number), connection);
     }
 
     /// Runs a task that is counted already.
-    pub fn run(share: &Rc<Share>, running: ConnectionGuard, connection: impl Future<Output = ()> + 'static) {
+    pub fn run(
+        (share, peer): (&Rc<Share>, IpAddr),
+        running: ConnectionGuard,
+        connection: impl Future<Output = ()> + 'static,
+    ) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
-        let connection = turns::of(Some(share.clone()), Box::pin(connection));
+        let connection = turns::of_peer(share.clone(), peer, Box::pin(connection));
         tokio::task::spawn_local(async move {
             connection.await;
             drop(running);
@@ -301,7 +307,7 @@ impl Worker {
     }
 
     /// Waits until it is known who is at an address of a pod range that a pod calls, or that nobody is.
-    pub async fn told(&self, served: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
+    pub async fn told(&self, served: &Served, ip: IpAddr, until: Instant) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let questions = self.shared.questions.clone();
         served.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await

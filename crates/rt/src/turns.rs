@@ -3,7 +3,8 @@
 //!
 //! The tasks of a share run as they come until they have used up its turn. Then they wait in a queue, and go on in the next round: when
 //! every task that could run has run, and the sockets have been looked at. What was done beyond a turn (a task is not interrupted)
-//! counts against the next ones: deficit round robin. Work is counted, not timed: bytes by those who move them ([`spend`]), and
+//! counts against the next ones: deficit round robin. Within a share those who wait are called by peer, one of each after the other
+//! ([`of_peer`]): who calls a pod much keeps others who call it waiting as little. Work is counted, not timed: bytes by those who move them ([`spend`]), and
 //! [`limits::TURN_POLL`] for each poll. A clock is read only when a turn is used up.
 //!
 //! Always true: between two polls of a task whose share is not used up, every other share has done at most a turn's work and what one
@@ -18,6 +19,7 @@ use std::{
     fmt,
     future::poll_fn,
     hash::Hash,
+    net::IpAddr,
     pin::Pin,
     rc::{Rc, Weak},
     sync::{
@@ -43,6 +45,36 @@ impl Account {
     /// After so many rounds.
     fn after(self, rounds: u64, turn: usize) -> Self {
         Self(self.0.saturating_sub(turn.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX))))
+    }
+}
+
+/// Those who wait, of each peer in order; the peers in turn.
+#[derive(Debug)]
+struct Queue<T>(VecDeque<(u64, VecDeque<T>)>);
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T> Queue<T> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+    fn push(&mut self, peer: u64, one: T) {
+        match self.0.iter_mut().find(|(known, _)| *known == peer) {
+            Some((_, waiting)) => waiting.push_back(one),
+            None => self.0.push_back((peer, VecDeque::from([one]))),
+        }
+    }
+    fn pop(&mut self) -> Option<T> {
+        let (peer, mut waiting) = self.0.pop_front()?;
+        let one = waiting.pop_front();
+        if !waiting.is_empty() {
+            self.0.push_back((peer, waiting));
+        }
+        one
     }
 }
 
@@ -144,7 +176,7 @@ pub struct Share {
     /// In which round something was taken off the account, or it was begun anew, and when.
     round: Cell<u64>,
     since: Cell<Instant>,
-    queue: RefCell<VecDeque<Rc<Ticket>>>,
+    queue: RefCell<Queue<Rc<Ticket>>>,
     /// Is it among those of which tasks wait?
     listed: Cell<bool>,
     /// How often one of its tasks has had to wait for others.
@@ -211,7 +243,7 @@ impl Share {
     }
 
     /// May a task go on? If not, it is queued, and will be woken.
-    fn admits(self: &Rc<Self>, ticket: &mut Option<Rc<Ticket>>, waker: &Waker) -> bool {
+    fn admits(self: &Rc<Self>, peer: u64, ticket: &mut Option<Rc<Ticket>>, waker: &Waker) -> bool {
         if let Some(own) = ticket {
             match own.place.get() {
                 Place::Called => {
@@ -233,7 +265,7 @@ impl Share {
         let own = ticket.get_or_insert_with(new);
         own.waker.borrow_mut().clone_from(waker);
         own.place.set(Place::Waiting);
-        self.queue.borrow_mut().push_back(own.clone());
+        self.queue.borrow_mut().push(peer, own.clone());
         TURNS.with(|turns| turns.hold(self));
         false
     }
@@ -248,9 +280,14 @@ impl Share {
     }
 
     fn call(&self) {
-        let Some(ticket) = self.queue.borrow_mut().pop_front() else { return };
-        ticket.place.set(Place::Called);
-        ticket.waker.borrow().wake_by_ref();
+        loop {
+            let Some(ticket) = self.queue.borrow_mut().pop() else { return };
+            // Or its task is gone.
+            if ticket.place.get() == Place::Waiting {
+                ticket.place.set(Place::Called);
+                return ticket.waker.borrow().wake_by_ref();
+            }
+        }
     }
 
     /// Another turn. False: none of its tasks waits any more.
@@ -273,13 +310,34 @@ impl Share {
 pub struct InTurn<F> {
     /// None: it is nobody's.
     share: Option<Rc<Share>>,
+    peer: u64,
     ticket: Option<Rc<Ticket>>,
     future: F,
 }
 
+impl<F> Drop for InTurn<F> {
+    fn drop(&mut self) {
+        // What it was called for is another's.
+        if let (Some(share), Some(ticket)) = (&self.share, &self.ticket)
+            && ticket.place.replace(Place::None) == Place::Called
+        {
+            share.call();
+        }
+    }
+}
+
 /// A task of a share's, or nobody's. To be run on its thread, in a `LocalSet`.
 pub fn of<F: Future + Unpin>(share: Option<Rc<Share>>, future: F) -> InTurn<F> {
-    InTurn { share, ticket: None, future }
+    InTurn { share, peer: 0, ticket: None, future }
+}
+
+/// The same for what a peer of the share's has begun.
+pub fn of_peer<F: Future + Unpin>(share: Rc<Share>, peer: IpAddr, future: F) -> InTurn<F> {
+    let peer = match peer.to_canonical() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()),
+        IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
+    };
+    InTurn { share: Some(share), peer, ticket: None, future }
 }
 
 /// The share of the task that is polled, if it has one.
@@ -293,7 +351,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         let Some(share) = &this.share else { return Pin::new(&mut this.future).poll(cx) };
-        if !share.admits(&mut this.ticket, cx.waker()) {
+        if !share.admits(this.peer, &mut this.ticket, cx.waker()) {
             return Poll::Pending;
         }
         let _turn = Polled::begin(share);
@@ -544,6 +602,88 @@ mod tests {
             };
             local.run_until(run).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_of_a_share_wait_for_each_other_as_little() {
+        let run = async {
+            // Somebody else is there, so that turns are short.
+            let (pod, other) = (share().0, share().0);
+            let count = Rc::new(Cell::new(0));
+            let tasks: Vec<_> = (0..64).map(|_| busy(&pod, 200, limits::TURN_BYTES, &count)).collect();
+            let quiet = {
+                let count = count.clone();
+                async move {
+                    let mut most = 0;
+                    for _ in 0..50 {
+                        yield_now().await;
+                        let before = count.get();
+                        // It goes on in its turn.
+                        pass_now().await;
+                        most = most.max(count.get() - before);
+                    }
+                    most
+                }
+            };
+            let quiet = spawn_local(of_peer(pod.clone(), IpAddr::from([10, 0, 0, 9]), Box::pin(quiet)));
+            let beside = spawn_local(of(
+                Some(other),
+                Box::pin(async {
+                    for _ in 0..500 {
+                        yield_now().await;
+                    }
+                }),
+            ));
+            let most = quiet.await.unwrap();
+            assert!(most <= 3 * (limits::TURN + limits::TURN_BYTES), "{most}: the 64 others do not come first");
+            tasks.iter().for_each(JoinHandle::abort);
+            beside.abort();
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// To the end of the queue, whatever is left of the turn.
+    async fn pass_now() {
+        let mut passed = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut passed, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_task_is_gone_keeps_nobody_waiting() {
+        let run = async {
+            let count = Rc::new(Cell::new(0));
+            let pod = share().0;
+            let mut tasks: Vec<_> = (0..40).map(|_| busy(&pod, 10, limits::TURN, &count)).collect();
+            yield_now().await;
+            yield_now().await;
+            tasks.drain(..39).for_each(|task| task.abort());
+            let last = tasks.pop().unwrap();
+            let mut rounds = 0;
+            while !last.is_finished() {
+                rounds += 1;
+                assert!(rounds < 30, "each that is gone would have cost one");
+                yield_now().await;
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[test]
+    fn a_queue_has_each_peer_in_turn_and_each_peers_in_order() {
+        let mut queue = Queue::default();
+        for (peer, one) in [(1, "a1"), (1, "a2"), (1, "a3"), (2, "b1"), (3, "c1"), (2, "b2")] {
+            queue.push(peer, one);
+        }
+        let all: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(all, ["a1", "b1", "c1", "a2", "b2", "a3"]);
+        assert!(queue.is_empty() && queue.pop().is_none());
     }
 
     #[test]
