@@ -93,9 +93,7 @@ async fn carry(
     (from, to): (SocketAddr, SocketAddr),
 ) {
     let stop = served.watch();
-    let mut settings = worker.settings.clone();
-    let others = served.pod.usage.gate.tunnels.len().saturating_sub(1);
-    settings.connection_window = limits::connection_window(settings.connection_window, others);
+    let settings = worker.settings.beside(served.pod.usage.gate.tunnels.len().saturating_sub(1));
     let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
         let connection = connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use());

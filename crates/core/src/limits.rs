@@ -165,8 +165,8 @@ pub const MAX_CALLERS: usize = 4096;
 /// Bytes that peers of one pod's tunnels may send before its applications take them: of all tunnels to it, and of those that one worker
 /// has for it to others. Beyond, further tunnels get smaller windows ([`connection_window`]), and their peers wait earlier.
 pub const POD_BUFFERS: usize = 64 << 20;
-/// The smallest receive window of a tunnel, in bytes (HTTP/2 knows no smaller one).
-pub const LEAST_CONNECTION_WINDOW: u32 = (64 << 10) - 1;
+/// The smallest receive window of a tunnel, in bytes: its streams still have 64 KiB each, and one that stalls does not stop all.
+pub const LEAST_CONNECTION_WINDOW: u32 = 256 << 10;
 /// Tunnels that one worker keeps for one pod towards others without a stream on them; beyond, those that were unused for the longest
 /// time are closed. (With streams they are counted as connections.)
 pub const MAX_IDLE_TUNNELS_OF_POD: usize = 256;
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(windows(4), 4 * CONNECTION_WINDOW as usize, "a few have all they want");
         // However many, each has the least one, and together a few times the share: not as many times as there are tunnels.
         assert!(windows(MAX_TUNNELS_PER_PEER) < 8 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_PEER));
-        assert!(windows(MAX_TUNNELS_PER_POD) < 10 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_POD));
+        assert!(windows(MAX_TUNNELS_PER_POD) < 24 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_POD));
         assert_eq!(connection_window(CONNECTION_WINDOW, usize::MAX), LEAST_CONNECTION_WINDOW);
         assert_eq!(connection_window(1000, 100_000), 1000, "never more than was asked for");
     }

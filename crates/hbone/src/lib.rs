@@ -21,6 +21,7 @@ pub mod stream;
 pub mod tls;
 
 pub use karst_core::Identity;
+use karst_core::limits;
 use std::time::Duration;
 
 /// The HBONE port.
@@ -48,6 +49,20 @@ pub struct Settings {
     pub pool_idle: Duration,
 }
 
+impl Settings {
+    /// Those of one more tunnel of a pod that has so many: they share the pod's buffers.
+    #[must_use]
+    pub fn beside(&self, tunnels: usize) -> Self {
+        let connection_window = limits::connection_window(self.connection_window, tunnels);
+        let mut settings = Self { connection_window, ..self.clone() };
+        if connection_window < self.connection_window {
+            // Several streams, as with large windows: one that stalls does not stop all.
+            settings.stream_window = self.stream_window.min(connection_window / 4);
+        }
+        settings
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         use karst_core::limits::*;
@@ -58,5 +73,24 @@ impl Default for Settings {
             pool_streams: POOL_STREAMS,
             pool_idle: POOL_IDLE,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_become_smaller_together_and_only_where_there_are_many() {
+        let settings = Settings::default();
+        let windows = |tunnels| {
+            let beside = settings.beside(tunnels);
+            (beside.connection_window, beside.stream_window)
+        };
+        assert_eq!(windows(3), (settings.connection_window, settings.stream_window));
+        assert_eq!(windows(15), (4 << 20, 1 << 20));
+        assert_eq!(windows(100_000), (limits::LEAST_CONNECTION_WINDOW, 64 << 10));
+        let own = Settings { connection_window: 1 << 20, stream_window: 1 << 20, ..settings };
+        assert_eq!(own.beside(0).stream_window, 1 << 20, "as it was asked for");
     }
 }

@@ -147,7 +147,7 @@ impl Dialer {
             let share = if target.pod.is_empty() { None } else { turns::current() };
             if !target.pod.is_empty() {
                 let tunnels = self.pool.make_room(of_pod, limits::MAX_IDLE_TUNNELS_OF_POD);
-                settings.connection_window = limits::connection_window(settings.connection_window, tunnels);
+                settings = settings.beside(tunnels);
             }
             let drives = share.clone();
             let connecting = async move {
