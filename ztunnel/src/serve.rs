@@ -295,6 +295,36 @@ mod tests {
     use super::*;
     use karst_proxy::testing::snapshot;
 
+    /// Others have their turn in between, however long the queue of a listener is.
+    #[tokio::test]
+    async fn a_long_queue_is_taken_a_few_at_a_time() {
+        const MANY: usize = 5 * limits::ACCEPTS;
+        let run = async {
+            // Nothing is known of the pod: what is accepted ends.
+            let (worker, _open) = outbound::tests::worker(snapshot(vec![], vec![]));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let to = listener.local_addr().unwrap();
+            let clients: Vec<_> = (0..MANY).map(|_| std::net::TcpStream::connect(to).unwrap()).collect();
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            worker.clone().listen(Queue::Agents(listener), served, Way::Outbound);
+            let accepted = || {
+                let page = worker.shared.metrics.render();
+                let ends = page.lines().filter(|line| line.starts_with("karst_connections_ended_total{"));
+                let ended = ends.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>();
+                ended + worker.shared.workers.running(0)
+            };
+            let (mut before, mut turns) = (0_usize, 0);
+            while before < clients.len() {
+                tokio::task::yield_now().await;
+                let now = accepted();
+                assert!(now <= before + limits::ACCEPTS, "{before} {now}");
+                (before, turns) = (now, turns + 1);
+                assert!(turns < 10_000, "{before}");
+            }
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
+    }
+
     #[tokio::test]
     async fn what_a_pods_listeners_accept_is_kept_alive() {
         let run = async {
