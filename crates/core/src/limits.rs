@@ -133,11 +133,12 @@ pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 /// about 0.1 ms, which is then the longest time that one of them keeps the others waiting.
 pub const TURN: usize = 256 << 10;
 /// However many wait, a turn is not shorter: to change costs more than such a turn.
-pub const TURN_LEAST: usize = 64 << 10;
+pub const TURN_LEAST: usize = 128 << 10;
 /// A turn while nobody else has anything to do: then it only costs a look at the sockets.
 pub const TURN_ALONE: usize = 2 << 20;
-/// Bytes that are moved at once while others have something to do. (Alone: as many as there is room for.)
-pub const TURN_BYTES: usize = 64 << 10;
+/// Bytes that are moved at once while others have something to do. (Alone: as many as there is room for. Fewer would cost bulk streams
+/// more than they would spare the others, who wait for a turn anyway.)
+pub const TURN_BYTES: usize = 128 << 10;
 /// One poll of a task, beside the bytes that it moves: about 3 us.
 pub const TURN_POLL: usize = 8 << 10;
 /// A connection that is accepted: the system calls.
