@@ -150,6 +150,7 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
                 let Some(downstream) = call(sni.map(Into::into), permit) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
+            turns::spend(limits::TURN_HANDSHAKE);
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
