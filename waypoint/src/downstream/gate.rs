@@ -135,7 +135,7 @@ impl Gate {
         );
         let _ = writeln!(
             out,
-            "# HELP karst_tunnels_refused_total Tunnels' streams refused because their caller had too many.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {refused}"
+            "# HELP karst_streams_refused_total Streams of tunnels refused because their caller had too many.\n# TYPE karst_streams_refused_total counter\nkarst_streams_refused_total {refused}"
         );
         let name = "karst_share_limit";
         let _ = writeln!(
