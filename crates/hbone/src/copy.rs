@@ -251,36 +251,39 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         })
         .await
         .inspect_err(|_| way.receiver_gone())?;
-        send.reserve_capacity(turns::bytes(CHUNK));
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
-        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
-        let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(turns::bytes(CHUNK))) {
-            // Readiness was stale: give the window back while we wait again.
-            Poll::Pending => Poll::Ready(Ok(None)),
-            Poll::Ready(r) => Poll::Ready(r.map(Some)),
-        })
-        .await
-        .inspect_err(|_| way.sender_gone())?;
-        match data {
-            None => send.reserve_capacity(0),
-            Some(d) if d.is_empty() => {
-                send.reserve_capacity(0);
-                way.ended();
-                return send.send_data(Bytes::new(), true).map_err(broken);
-            }
-            Some(mut d) => {
-                turns::spend(d.len());
-                way.add(d.len());
-                way.show(&d);
-                while d.len() > FRAME {
-                    send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+        // In a block, or what is in it would be in the connection's task also while it waits for its turn.
+        {
+            send.reserve_capacity(turns::bytes(CHUNK));
+            let room = poll_fn(|cx| send.poll_capacity(cx)).await;
+            let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
+            let room = room.inspect_err(|_| way.receiver_gone())?;
+            let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(turns::bytes(CHUNK))) {
+                // Readiness was stale: give the window back while we wait again.
+                Poll::Pending => Poll::Ready(Ok(None)),
+                Poll::Ready(r) => Poll::Ready(r.map(Some)),
+            })
+            .await
+            .inspect_err(|_| way.sender_gone())?;
+            match data {
+                None => send.reserve_capacity(0),
+                Some(d) if d.is_empty() => {
+                    send.reserve_capacity(0);
+                    way.ended();
+                    return send.send_data(Bytes::new(), true).map_err(broken);
                 }
-                send.send_data(d, false).map_err(broken)?;
-                send.reserve_capacity(0);
-                turns::pass().await;
+                Some(mut d) => {
+                    turns::spend(d.len());
+                    way.add(d.len());
+                    way.show(&d);
+                    while d.len() > FRAME {
+                        send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+                    }
+                    send.send_data(d, false).map_err(broken)?;
+                    send.reserve_capacity(0);
+                }
             }
         }
+        turns::pass().await;
     }
 }
 
