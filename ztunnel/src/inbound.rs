@@ -80,12 +80,27 @@ pub async fn tunnel(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, from
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
     // Boxed, and gone when the tunnel is there.
     let Some((stream, peer, permit)) = Box::pin(admitted(&worker, &served, tcp, from)).await else { return };
+    // Its peer is known: from here on it is in the pod's turn.
+    let carried = carry(worker.clone(), served.clone(), stream, (peer, permit), (from, to));
+    worker.task(&served.share, from.ip(), carried);
+}
+
+/// A tunnel that is there.
+async fn carry(
+    worker: Rc<Worker>,
+    served: Rc<Served>,
+    stream: TlsStream,
+    (peer, permit): (Identity, Rc<Permit>),
+    (from, to): (SocketAddr, SocketAddr),
+) {
     let stop = served.watch();
+    let settings = worker.settings.beside(served.pod.usage.gate.tunnels.len().saturating_sub(1));
     let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
-        w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
+        let connection = connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use());
+        w2.task(&p2.share, from.ip(), connection);
     };
-    if let Err(e) = server::serve_until(stream, &worker.settings, stop, permit.evicted(), on_stream).await {
+    if let Err(e) = server::serve_until(stream, &settings, stop, permit.evicted(), on_stream).await {
         if matches!(e, server::ServerError::Evicted) {
             worker.shared.metrics.tunnels.note(Ended::Evicted);
         }

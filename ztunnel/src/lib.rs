@@ -25,6 +25,7 @@ mod outcome;
 pub mod plan;
 mod queries;
 mod serve;
+mod shares;
 mod signals;
 mod standby;
 mod supervisor;
@@ -44,7 +45,7 @@ use karst_proxy::{
     remote::NodeMetadata,
     revocation, secrets, state,
     tap::Taps,
-    untold,
+    trim, untold,
     xds::StateWriter,
 };
 use karst_rt::{drain, ready::Ready};
@@ -164,6 +165,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone(), quit: quit.clone() });
     ports.serve(pages.clone().admin(), pages.clone().stats(), pages.readiness());
 
+    let looked_at = shared.clone();
+    tokio::task::spawn_local(async move { trim::after_floods(|| shares::tide(&looked_at)).await });
     let (dns_tx, dns_rx) = mpsc::channel(DNS_ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
     let (changed, complete) = (Arc::new(Notify::new()), Rc::new(Cell::new(false)));

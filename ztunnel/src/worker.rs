@@ -28,10 +28,15 @@ use karst_proxy::{
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
-use karst_rt::{drain, socket::Keepalive};
+use karst_rt::{
+    drain,
+    socket::Keepalive,
+    turns::{self, Share},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -91,6 +96,8 @@ impl Shared {
 
 /// How many connections may be open, so that no pod uses up the descriptors of its neighbours, and accepting always goes on.
 pub struct Budget {
+    /// How many the process may have.
+    pub descriptors: u64,
     per_pod: usize,
     per_direction: usize,
     all: usize,
@@ -101,6 +108,7 @@ impl Budget {
     /// That of a process with so many descriptors.
     pub fn of(descriptors: u64) -> Self {
         Self {
+            descriptors,
             per_pod: limits::connections_per_pod(descriptors),
             per_direction: limits::connections_of_direction(descriptors),
             all: limits::connections(descriptors),
@@ -211,13 +219,26 @@ pub struct Served {
     /// Addresses of nobody's that it has called.
     nobody: Rc<Nobody>,
     pub stop: drain::Drain,
+    /// Its share of the worker.
+    pub share: Rc<Share>,
+    /// The share of those who knock: they have not shown who they are, and do not use up the pod's turn.
+    pub knocking: Rc<Share>,
 }
 
 impl Served {
     /// With nothing open yet.
     pub fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, nobody: Nobody::new(limits::MAX_NOBODY_OF_POD), stop })
+        let [share, knocking] = [(); 2].map(|()| Share::new(pod.usage.turns.clone()));
+        Rc::new(Self { pod, nobody: Nobody::new(limits::MAX_NOBODY_OF_POD), stop, share, knocking })
+    }
+
+    /// In whose turn connections of one of the listeners begin.
+    pub fn share_of(&self, way: Way) -> &Rc<Share> {
+        match way {
+            Way::Outbound | Way::Forwarded | Way::Plaintext => &self.share,
+            Way::Tunnel => &self.knocking,
+        }
     }
 
     /// Watches for the pod's own end of service.
@@ -227,15 +248,20 @@ impl Served {
 }
 
 impl Worker {
-    /// Runs a connection's task; counted from now on, not from when it is first polled.
-    pub fn task(&self, connection: impl Future<Output = ()> + 'static) {
-        Self::run(self.shared.workers.start(self.number), connection);
+    /// Runs the task of a connection that this peer has begun, in turn with those of other shares; counted from now on, not from when it
+    /// is first polled.
+    pub fn task(&self, share: &Rc<Share>, peer: IpAddr, connection: impl Future<Output = ()> + 'static) {
+        Self::run((share, peer), self.shared.workers.start(self.number), connection);
     }
 
     /// Runs a task that is counted already.
-    pub fn run(running: ConnectionGuard, connection: impl Future<Output = ()> + 'static) {
+    pub fn run(
+        (share, peer): (&Rc<Share>, IpAddr),
+        running: ConnectionGuard,
+        connection: impl Future<Output = ()> + 'static,
+    ) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
-        let connection = Box::pin(connection);
+        let connection = turns::of_peer(share.clone(), peer, Box::pin(connection));
         tokio::task::spawn_local(async move {
             connection.await;
             drop(running);
@@ -281,7 +307,7 @@ impl Worker {
     }
 
     /// Waits until it is known who is at an address of a pod range that a pod calls, or that nobody is.
-    pub async fn told(&self, served: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
+    pub async fn told(&self, served: &Served, ip: IpAddr, until: Instant) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let questions = self.shared.questions.clone();
         served.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await

@@ -3,10 +3,15 @@
 //! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
 //! other, so that an application can tell truncation from completion (docs/hbone.md §6).
 
+use crate::spare::Spare;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
-use karst_rt::{socket::reset_on_close, splice::Pipe};
+use karst_rt::{
+    socket::reset_on_close,
+    splice::{PIPE_SIZE, Pipe},
+    turns,
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
@@ -141,7 +146,17 @@ const PIPES: usize = 64;
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare<Pipe>> = const { RefCell::new(Spare::new(PIPES)) };
+    /// Has the arena been used since the last look?
+    static USED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets go of what this thread has not needed since the last time: pipes, and the memory of reads.
+pub(crate) fn release_unneeded() {
+    SPARE.with_borrow_mut(Spare::release);
+    if !USED.replace(false) {
+        BUFFER.with_borrow_mut(|arena| *arena = BytesMut::new());
+    }
 }
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
@@ -236,34 +251,39 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         })
         .await
         .inspect_err(|_| way.receiver_gone())?;
-        send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
-        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
-        let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
-            // Readiness was stale: give the window back while we wait again.
-            Poll::Pending => Poll::Ready(Ok(None)),
-            Poll::Ready(r) => Poll::Ready(r.map(Some)),
-        })
-        .await
-        .inspect_err(|_| way.sender_gone())?;
-        match data {
-            None => send.reserve_capacity(0),
-            Some(d) if d.is_empty() => {
-                send.reserve_capacity(0);
-                way.ended();
-                return send.send_data(Bytes::new(), true).map_err(broken);
-            }
-            Some(mut d) => {
-                way.add(d.len());
-                way.show(&d);
-                while d.len() > FRAME {
-                    send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+        // In a block, or what is in it would be in the connection's task also while it waits for its turn.
+        {
+            send.reserve_capacity(turns::bytes(CHUNK));
+            let room = poll_fn(|cx| send.poll_capacity(cx)).await;
+            let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
+            let room = room.inspect_err(|_| way.receiver_gone())?;
+            let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(turns::bytes(CHUNK))) {
+                // Readiness was stale: give the window back while we wait again.
+                Poll::Pending => Poll::Ready(Ok(None)),
+                Poll::Ready(r) => Poll::Ready(r.map(Some)),
+            })
+            .await
+            .inspect_err(|_| way.sender_gone())?;
+            match data {
+                None => send.reserve_capacity(0),
+                Some(d) if d.is_empty() => {
+                    send.reserve_capacity(0);
+                    way.ended();
+                    return send.send_data(Bytes::new(), true).map_err(broken);
                 }
-                send.send_data(d, false).map_err(broken)?;
-                send.reserve_capacity(0);
+                Some(mut d) => {
+                    turns::spend(d.len());
+                    way.add(d.len());
+                    way.show(&d);
+                    while d.len() > FRAME {
+                        send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+                    }
+                    send.send_data(d, false).map_err(broken)?;
+                    send.reserve_capacity(0);
+                }
             }
         }
+        turns::pass().await;
     }
 }
 
@@ -271,7 +291,7 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
     while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
         // What else has come goes into the same write.
         let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
-        while total < GATHER && more.len() + 1 < PIECES && !ended {
+        while total < turns::bytes(GATHER) && more.len() + 1 < PIECES && !ended {
             match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
                 Poll::Ready(Ok(Some(d))) => {
                     total += d.len();
@@ -285,11 +305,13 @@ async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> 
         way.show(&first);
         more.iter().for_each(|d| way.show(d));
         write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
+        turns::spend(total);
         way.add(total);
         recv.flow_control().release_capacity(total).map_err(broken)?;
         if ended {
             break;
         }
+        turns::pass().await;
     }
     way.ended();
     end(wr);
@@ -381,7 +403,7 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
                 end(wr);
                 return Ok(());
             }
-            _ => {}
+            _ => turns::pass().await,
         }
     }
 }
@@ -396,6 +418,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
             let mut read_buf = ReadBuf::new(buf);
             ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
+            turns::spend(length);
             let mut done = 0;
             way.show(&buf[..length]);
             while done < length {
@@ -422,14 +445,14 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
 
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
 async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<bool> {
-    let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
+    let mut pipe = match SPARE.with_borrow_mut(Spare::take) {
         Some(p) => p,
         None => Pipe::new()?,
     };
     let mut rounds = 0;
     loop {
         // The pipe is empty here, so "would block" can only be about the socket.
-        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd()));
+        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd(), turns::bytes(PIPE_SIZE)));
         match filled {
             Ok(0) => {
                 give_back(pipe);
@@ -455,25 +478,28 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
         rounds += 1;
         while pipe.held > 0 {
             match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
-                Ok(n) => way.add(n),
+                Ok(n) => {
+                    turns::spend(n);
+                    way.add(n);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
                 Err(e) => return Err(e),
             }
         }
         tokio::task::coop::consume_budget().await;
+        turns::pass().await;
     }
 }
 
 fn give_back(pipe: Pipe) {
-    SPARE.with_borrow_mut(|v| {
-        if v.len() < PIPES && pipe.held == 0 {
-            v.push(pipe);
-        }
-    });
+    if pipe.held == 0 {
+        SPARE.with_borrow_mut(|spare| spare.give(pipe));
+    }
 }
 
 /// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
 fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
+    USED.set(true);
     BUFFER.with_borrow_mut(|arena| {
         if arena.capacity() < CHUNK {
             // Takes the old memory again if all that was read into it has been sent.
@@ -605,7 +631,7 @@ mod tests {
             ("given up", watched(false).0, true),
             ("watched", watched(true).0, false),
         ] {
-            SPARE.with_borrow_mut(Vec::clear);
+            SPARE.with_borrow_mut(|spare| *spare = Spare::new(PIPES));
             let ((client, a), (app, b)) = (pair().await, pair().await);
             let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
             carried.unwrap();

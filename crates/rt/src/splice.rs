@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Bytes that a pipe is asked to hold.
-const PIPE_SIZE: i32 = 1 << 20;
+pub const PIPE_SIZE: usize = 1 << 20;
 
 /// A pipe for splicing. Reused only when empty.
 #[derive(Debug)]
@@ -30,16 +30,16 @@ impl Pipe {
             if libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE);
+            libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as i32);
             Ok(Self { read: OwnedFd::from_raw_fd(fds[0]), write: OwnedFd::from_raw_fd(fds[1]), held: 0 })
         }
     }
-    /// Takes what the socket has, up to the pipe's size. 0: end of stream.
+    /// Takes what the socket has, `most` bytes and no more than the pipe's size. 0: end of stream.
     ///
     /// # Errors
     /// Those of `splice`; `WouldBlock` if the socket has nothing.
-    pub fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
-        let count = splice(from.as_raw_fd(), self.write.as_raw_fd(), PIPE_SIZE as usize)?;
+    pub fn fill(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        let count = splice(from.as_raw_fd(), self.write.as_raw_fd(), most.min(PIPE_SIZE))?;
         self.held += count;
         Ok(count)
     }

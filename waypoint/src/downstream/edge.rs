@@ -23,8 +23,8 @@ use karst_api::route::ListenerProtocol;
 use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
     accept,
-    admission::{Ended, Permit},
-    drain,
+    admission::{Ended, Permit, Source},
+    drain, turns,
 };
 use std::{
     collections::HashMap,
@@ -72,19 +72,28 @@ pub async fn accept(worker: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
 }
 
 async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
+    let mut accepted = 0;
     loop {
         let (socket, from) = accept::accept(&listener).await;
         let from = canonical(from);
+        accepted += 1;
+        if accepted % limits::ACCEPTS == 0 {
+            // However many more there are: those that are open have their turn.
+            tokio::task::yield_now().await;
+        }
         let Ok(permit) = worker.shared.gate.greeting(from.ip()) else { continue };
         let (open, worker) = (worker.connection(), worker.clone());
-        tokio::task::spawn_local(async move {
+        let share = worker.callers.of(Source::address(from.ip(), false));
+        let task = async move {
+            turns::spend(limits::TURN_ACCEPT);
             let mut forced = worker.drain.clone();
             tokio::select! {
                 () = connection(&worker, socket, from, port, permit) => {}
                 () = forced.reached(drain::Phase::Forced) => {}
             }
             drop(open);
-        });
+        };
+        tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
     }
 }
 
@@ -158,6 +167,7 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, po
                 let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
+            turns::spend(limits::TURN_HANDSHAKE);
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
