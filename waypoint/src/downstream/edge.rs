@@ -28,7 +28,7 @@ use karst_rt::{
 };
 use std::{
     collections::HashMap,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
 };
@@ -87,35 +87,63 @@ async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) 
         let task = async move {
             turns::spend(limits::TURN_ACCEPT);
             let mut forced = worker.drain.clone();
-            tokio::select! {
-                () = connection(&worker, socket, from, port, permit) => {}
-                () = forced.reached(drain::Phase::Forced) => {}
+            let arrived = tokio::select! {
+                arrived = arrive(&worker, socket, from, port, permit) => arrived,
+                () = forced.reached(drain::Phase::Forced) => None,
+            };
+            let Some(arrived) = arrived else { return };
+            let client = arrived.direct.map(|_| worker.callers.of(Source::address(arrived.from.ip(), false)));
+            let rest = Box::pin(async move {
+                tokio::select! {
+                    () = connection(&worker, arrived, port) => {}
+                    () = forced.reached(drain::Phase::Forced) => {}
+                }
+                drop(open);
+            });
+            match client {
+                // All of a proxy's connections have one address: from here on it is in the turn of the client that was named.
+                Some(share) => {
+                    tokio::task::spawn_local(turns::of(Some(share), rest));
+                }
+                None => rest.await,
             }
-            drop(open);
         };
         tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
     }
 }
 
-/// Serves a connection from `peer`, which may be a proxy that names its client.
-async fn connection(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) {
+/// A connection of which it is known whose it is.
+struct Arrived {
+    snapshot: Arc<Snapshot>,
+    io: Io,
+    permit: Permit,
+    /// The client.
+    from: SocketAddr,
+    to: IpAddr,
+    /// The proxy that has named the client, if one has.
+    direct: Option<IpAddr>,
+}
+
+/// It has not come as far as to greet.
+fn ended(worker: &Worker, from: SocketAddr, port: u16, e: Ended) {
+    worker.shared.gate.counts.greetings.note(e);
+    tracing::debug!(peer = %from, port, error = %e, "no greeting");
+}
+
+/// Takes a connection from `peer`, which may be a proxy that names its client. None: it has ended.
+async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) -> Option<Arrived> {
     let _ = socket.set_nodelay(true);
     let own = socket.local_addr().map_or(peer.ip(), |a| canonical(a).ip());
     let snapshot = worker.snapshot();
-    let Some(gateway) = &snapshot.gateway else { return };
-    let Some(listeners) = gateway.ports.get(&port) else { return };
-    let gate = &worker.shared.gate;
-    let ended = |e: Ended| {
-        gate.counts.greetings.note(e);
-        tracing::debug!(peer = %peer, port, error = %e, "no greeting");
-    };
-    let protocol = listeners.protocol();
+    let gateway = snapshot.gateway.as_ref()?;
+    let protocol = gateway.ports.get(&port)?.protocol();
     let has_header = gateway.topology.proxy_protocol;
     // The client speaks first.
     if (has_header || matches!(protocol, ListenerProtocol::Https | ListenerProtocol::Tls))
         && let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await
     {
-        return ended(e);
+        ended(worker, peer, port, e);
+        return None;
     }
     let mut io = Io::socket(socket);
     let (mut from, mut to, mut direct) = (peer, own, None);
@@ -125,10 +153,25 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, po
                 (from, to, direct) = (client, called.ip(), Some(peer.ip()));
             }
             Ok(Ok(Origin::Sender)) => {}
-            Ok(Err(e)) => return tracing::info!(target: "access", peer = %peer, port, error = %e, "connection closed"),
-            Err(e) => return ended(e),
+            Ok(Err(e)) => {
+                tracing::info!(target: "access", peer = %peer, port, error = %e, "connection closed");
+                return None;
+            }
+            Err(e) => {
+                ended(worker, peer, port, e);
+                return None;
+            }
         }
     }
+    Some(Arrived { snapshot, io, permit, from, to, direct })
+}
+
+/// Serves a connection.
+async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
+    let Arrived { snapshot, mut io, permit, from, to, direct } = arrived;
+    let Some(listeners) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
+    let gate = &worker.shared.gate;
+    let ended = |e| ended(worker, from, port, e);
     // From here on it is one of those that have greeted. Places are the client's: all of a proxy's connections have one address.
     let call = |tls: Option<Rc<str>>, permit, certificate: Option<HeaderValue>| {
         let permit = gate
@@ -139,7 +182,7 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, po
         let (source, hello, written) = (None, None, Default::default());
         Some(Downstream { peer: None, from, source, target, port, to, hello, permit, entered, written })
     };
-    match protocol {
+    match listeners.protocol() {
         ListenerProtocol::Http => match permit.within(HELLO, preface(&mut io)).await {
             Ok(Some(http2)) => {
                 let Some(downstream) = call(None, permit, None) else { return };

@@ -5,6 +5,7 @@ use super::*;
 use crate::downstream::{edge, ports::Ports};
 use karst_core::proxy_protocol::{self, Version};
 use karst_policy::Attribute;
+use karst_rt::admission::Source;
 use tokio::{net::TcpStream, sync::watch};
 
 /// Policies that deny calls with this attribute.
@@ -145,6 +146,7 @@ async fn dialogue(to: SocketAddr, bytes: &[u8]) -> String {
 /// A gateway that listens on loopback.
 struct Listening {
     at: SocketAddr,
+    worker: Rc<Worker>,
     _ports: watch::Sender<Ports>,
 }
 
@@ -161,7 +163,7 @@ impl Listening {
         let p = Proxy::new(e, AppProtocol::Unknown, change(at.port()));
         let (sender, ports) = watch::channel(Ports::new([(at.port(), Arc::new(listener))].into()));
         tokio::task::spawn_local(edge::accept(p.worker.clone(), ports));
-        Self { at, _ports: sender }
+        Self { at, worker: p.worker.clone(), _ports: sender }
     }
 }
 
@@ -206,6 +208,27 @@ fn a_header_of_the_proxy_protocol_names_the_client_where_it_is_asked_for() {
             let a = dialogue(gateway.at, &with(&proxy_protocol::write(Version::V1, from, to))).await;
             assert!(a.starts_with(&format!("HTTP/1.1 {status} ")), "{attribute:?} {value}: {a}");
         }
+    });
+}
+
+#[test]
+fn behind_a_proxy_turns_are_the_clients_that_it_names() {
+    let (from, to) = ("192.0.2.7:4000".parse().unwrap(), "198.51.100.2:443".parse().unwrap());
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        let gateway = Listening::new(&e, ir::Topology { proxy_protocol: true, ..Default::default() }, None);
+        let has_turn = |ip: [u8; 4]| {
+            let share = gateway.worker.callers.of(Source::address(ip.into(), false));
+            // Somebody else's, too.
+            Rc::strong_count(&share) > 1
+        };
+        let mut client = TcpStream::connect(gateway.at).await.unwrap();
+        let header = proxy_protocol::write(Version::V1, from, to);
+        client.write_all(&[&header[..], b"GET / HTTP/1.1\r\nhost: s\r\n\r\n"].concat()).await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        assert_eq!([[192, 0, 2, 7], [127, 0, 0, 1]].map(has_turn), [true, false]);
     });
 }
 
