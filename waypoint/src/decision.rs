@@ -16,7 +16,7 @@ pub use answer::{
 pub use noted::Noted;
 
 use crate::{
-    authz::access::{Access, AuthzContext, Request, Verdict},
+    authz::access::{Access, Request, Verdict},
     cluster::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
@@ -182,6 +182,7 @@ impl Waypoint {
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);
         }
+        let asked = policies.map(|access| asked(access, downstream, &head, authority)).unwrap_or_default();
         let token = match policies.map(|access| access.tokens.verify(&mut head)) {
             None => None,
             Some(Ok(token)) => token,
@@ -202,7 +203,8 @@ impl Waypoint {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (route, end) = self.routed(downstream, routes, &head, authority);
+        let (mut route, end) = self.routed(downstream, routes, &head, authority);
+        route.settings.splice(..0, asked);
         Decision { access: Some(access), route: Some(route), end }
     }
 
@@ -292,20 +294,23 @@ impl Waypoint {
 
     fn judge(&self, access: Option<&Access>, downstream: &Downstream, request: Option<Request<'_>>) -> Judged {
         let Some(access) = access else { return Judged::NoPolicies };
-        let context = AuthzContext {
-            peer: downstream.peer.as_ref(),
-            source: downstream.from.ip(),
-            destination: downstream.to,
-            port: downstream.port,
-            sni: downstream.sni(),
-            request,
-        };
+        let context = downstream.asked(request);
         match access.evaluate(&context) {
             Verdict::Allow => Judged::Allowed(access.allowing(&context).map(|(policy, rule)| (policy.into(), rule))),
             Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
             Verdict::NotAllowed => Judged::NotAllowed,
         }
     }
+}
+
+/// Who is asked about a request before anything else is decided. What they say is not known.
+fn asked(access: &Access, downstream: &Downstream, head: &Parts, authority: &str) -> Vec<Setting> {
+    let path = Path::new(head.uri.path());
+    let (method, headers) = (head.method.as_str(), &head.headers);
+    let request = Request { method, authority, path: &path, headers, known: None, token: None };
+    let context = downstream.asked(Some(request));
+    let all = access.providers().iter().filter_map(|provider| access.asks(provider, &context));
+    all.map(|asks| settings::of_provider(&asks)).collect()
 }
 
 /// No listener of the gateway has a virtual host for the name.

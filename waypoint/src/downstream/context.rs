@@ -145,6 +145,18 @@ impl Downstream {
         TcpRouteInput { port: self.port, namespace: self.namespace(), labels, sni }
     }
 
+    /// What policies look at.
+    pub fn asked<'a>(&'a self, request: Option<access::Request<'a>>) -> access::AuthzContext<'a> {
+        access::AuthzContext {
+            peer: self.peer.as_ref(),
+            source: self.from.ip(),
+            destination: self.to,
+            port: self.port,
+            sni: self.sni(),
+            request,
+        }
+    }
+
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
     pub fn authorize(
         &self,
@@ -152,14 +164,7 @@ impl Downstream {
         policies: &Access,
         request: Option<access::Request<'_>>,
     ) -> Option<Denial> {
-        let asked = access::AuthzContext {
-            peer: self.peer.as_ref(),
-            source: self.from.ip(),
-            destination: self.to,
-            port: self.port,
-            sni: self.sni(),
-            request,
-        };
+        let asked = self.asked(request);
         for (policy, told) in policies.audit(&asked) {
             let text = match told {
                 access::AuditEvent::Matches => "matches",

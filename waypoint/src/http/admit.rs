@@ -1,5 +1,5 @@
 //! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called.
+//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
 
 use crate::{
     authz::{
@@ -58,26 +58,47 @@ impl Refused {
     }
 }
 
-/// Lets a request in, or not; returns the routes that decide about it.
+/// The policies and the routes that decide about a request.
+#[derive(Clone, Copy)]
+pub(super) struct Entrance<'a> {
+    pub(super) access: Option<&'a Access>,
+    pub(super) routes: Option<&'a Routes>,
+}
+
+/// Which policies and routes decide about a request.
 ///
 /// # Errors
-/// Why it does not come in.
-pub(super) fn admit<'a>(
-    call: &Call<'a>,
-    parts: &mut Parts,
-    record: &mut RequestLog,
-) -> Result<Option<&'a Routes>, Refused> {
+/// None do: it has come to a listener that it is not for.
+pub(super) fn enter<'a>(call: &Call<'a>) -> Result<Entrance<'a>, Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let (access, routes) = match &downstream.target {
-        DownstreamTarget::Service(service) => {
-            (snapshot.access_to(service), snapshot.routes.get(&service.key).map(|routes| &**routes))
-        }
+    Ok(match &downstream.target {
+        DownstreamTarget::Service(service) => Entrance {
+            access: snapshot.access_to(service),
+            routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
+        },
         DownstreamTarget::Gateway(tls) => {
             let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), authority.host());
             let routes = routes.map_err(Refused::Listener)?;
-            (snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes.ok_or(Refused::NoRoute)?))
+            Entrance {
+                access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
+                routes: Some(routes.ok_or(Refused::NoRoute)?),
+            }
         }
-    };
+    })
+}
+
+/// Lets a request in, or not.
+///
+/// # Errors
+/// Why it does not come in.
+pub(super) fn admit(
+    call: &Call<'_>,
+    entrance: Entrance<'_>,
+    parts: &mut Parts,
+    record: &mut RequestLog,
+) -> Result<(), Refused> {
+    let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
+    let Entrance { access, routes } = entrance;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -97,7 +118,7 @@ pub(super) fn admit<'a>(
     if downstream.is_at_gateway() {
         record.forwarded_for = introduce(downstream, &mut parts.headers);
     }
-    Ok(routes)
+    Ok(())
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is
@@ -114,7 +135,7 @@ fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<
 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns
 /// all that is told of who has come.
-fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
+pub(super) fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
     headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
     let own = downstream.address();
     let told = match headers.contains_key(names::FORWARDED_FOR) {
