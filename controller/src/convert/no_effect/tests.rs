@@ -38,6 +38,7 @@ const USED: &[(&str, &[&str])] = &[
             ATTACHED[1],
             ATTACHED[2],
             "spec.action",
+            "spec.provider.name",
             "spec.rules[].from[].source.{principals,notPrincipals,requestPrincipals,notRequestPrincipals,namespaces,notNamespaces,serviceAccounts,notServiceAccounts,ipBlocks,notIpBlocks,remoteIpBlocks,notRemoteIpBlocks}[]",
             "spec.rules[].to[].operation.{hosts,notHosts,ports,notPorts,methods,notMethods,paths,notPaths}[]",
             "spec.rules[].when[].{key,values[],notValues[]}",
@@ -180,7 +181,6 @@ const FOR_PEOPLE: &[(&str, &[&str])] = &[
 
 /// What is refused, and a spec that is, for this field.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("AuthorizationPolicy", "spec.provider.name", "{rules: [{}], provider: {name: p}}"),
     ("DestinationRule", "spec.trafficPolicy.tunnel", "{host: a, trafficPolicy: {tunnel: {targetHost: b}}}"),
     ("DestinationRule", "spec.trafficPolicy.proxyProtocol", "{host: a, trafficPolicy: {proxyProtocol: {version: V1}}}"),
     (

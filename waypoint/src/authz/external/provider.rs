@@ -1,6 +1,11 @@
 //! Who is asked, and how: the providers of external authorization that policies name, compiled.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, uri::PathAndQuery};
+use crate::http::entry;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{CONTENT_LENGTH, HOST},
+    uri::PathAndQuery,
+};
 use karst_api::route::{self as ir, AuthzProtocol};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
@@ -150,6 +155,9 @@ impl HttpRules {
         for header in &said.additional_headers {
             let wrong = || ProviderError::Header(header.name.clone());
             let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| wrong())?;
+            if name == HOST || name == CONTENT_LENGTH || entry::concerns_connection(&name) {
+                return Err(wrong());
+            }
             let mut value = HeaderValue::from_str(&header.value).map_err(|_| wrong())?;
             // It may be a token.
             value.set_sensitive(true);
@@ -244,6 +252,10 @@ mod tests {
             (
                 http(|p| p.additional_headers = vec![ir::CheckHeader { name: "a".into(), value: "\n".into() }]),
                 ProviderError::Header("a".into()),
+            ),
+            (
+                http(|p| p.additional_headers = vec![ir::CheckHeader { name: "Host".into(), value: "a".into() }]),
+                ProviderError::Header("Host".into()),
             ),
             (
                 http(|p| p.body = Some(ir::CheckBody { max_bytes: MAX_BODY + 1, ..Default::default() })),
