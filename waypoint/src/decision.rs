@@ -204,7 +204,7 @@ impl Waypoint {
             return Decision { access: Some(access), ..refused };
         }
         let (mut route, end) = self.routed(downstream, routes, &head, authority);
-        route.settings.splice(..0, asked);
+        route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 

@@ -10,7 +10,8 @@ use karst_manifest::{MeshConfig, Problem, State, code, parse};
 use std::sync::Arc;
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}\n";
-const INGRESS: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: w, namespace: a, labels: {app: ingress, gateway.networking.k8s.io/gateway-name: edge}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: a}\nspec: {gatewayClassName: istio, listeners: []}\n";
+/// A gateway's pod, what it listens on, and a route.
+const INGRESS: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: gw, namespace: a, labels: {app: ingress}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.9}], conditions: [{type: Ready, status: 'True'}]}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: a}\nspec: {selector: {app: ingress}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: a}\nspec: {hosts: [shop.example.com], gateways: [g], http: [{route: [{destination: {host: s}}]}]}\n";
 const PROVIDERS: &str = "
 extensionProviders:
 - name: opa
@@ -77,7 +78,7 @@ fn a_waypoint_is_told_whom_to_ask() {
 fn a_gateway_whose_pods_are_selected_asks() {
     let spec = "{selector: {matchLabels: {app: ingress}}, action: CUSTOM, provider: {name: opa}, rules: [{}]}";
     let (model, _) = told(PROVIDERS, &[SERVICE, INGRESS, &policy("p", spec)].concat());
-    let access = model.gateways["a/w"].access.as_ref().unwrap();
+    let access = model.gateways["a/gw"].access.as_ref().unwrap();
     assert_eq!((access.policies[0].action(), access.providers.len()), (ir::AccessAction::Custom, 1));
     // And ztunnel, which cannot, denies.
     let at_node = &model.policies["a/p"];
