@@ -141,7 +141,7 @@ pub(super) async fn check(
             tracing::debug!(
                 provider = &*provider.name,
                 policy = asks.policy,
-                "not asked, and let in (failOpen): {error}"
+                "no answer, and the request goes on (failOpen): {error}"
             );
             continue;
         }
