@@ -81,6 +81,10 @@ pub(super) fn of_routes(routes: Option<&Routes>) -> Vec<Setting> {
 pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
     let mut out: Vec<Setting> = rule.limits.iter().map(|limit| limited(limit)).collect();
     let mut add = |kind, text| out.push(Setting { kind, text, origin: rule.origin.clone() });
+    if let Some(provider) = &rule.authorization {
+        let text = format!("{} is asked first, and denies what it does not allow", provider.service);
+        add(SettingKind::ExternalAuthorization, text);
+    }
     if rule.timeout_ms > 0 {
         add(
             SettingKind::Timeout,

@@ -163,7 +163,7 @@ fn external(provider: &Provider) -> Value {
     let cluster = format!("outbound|{}||{host}", provider.port);
     let timeout = format!("{}s", provider.timeout.as_secs_f64());
     let (key, service) = match &provider.protocol {
-        Protocol::Grpc => ("grpc_service", json!({ "envoy_grpc": { "cluster_name": cluster }, "timeout": timeout })),
+        Protocol::Grpc(_) => ("grpc_service", json!({ "envoy_grpc": { "cluster_name": cluster }, "timeout": timeout })),
         Protocol::Http(rules) => {
             let uri = format!("http://{host}:{}", provider.port);
             let server = json!({ "uri": uri, "cluster": cluster, "timeout": timeout });

@@ -108,7 +108,7 @@ pub(super) async fn ask(
 /// Does the provider speak HTTP/2? By HTTP, if its port says so.
 fn is_http2(provider: &Provider, set: &EndpointSet) -> bool {
     match &provider.protocol {
-        Protocol::Grpc => true,
+        Protocol::Grpc(_) => true,
         Protocol::Http(_) => {
             let port = set.service.protocols.iter().find(|(port, _)| *port == set.key.port).map(|(_, speaks)| *speaks);
             matches!(port, Some(AppProtocol::Http2 | AppProtocol::Grpc))
@@ -131,7 +131,7 @@ fn request(
     *request.method_mut() = prepared.method.clone();
     let headers = request.headers_mut();
     *headers = prepared.headers.clone();
-    if matches!(provider.protocol, Protocol::Grpc) {
+    if matches!(provider.protocol, Protocol::Grpc(_)) {
         let timeout = format!("{}m", time.as_millis().min(MAX_GRPC_TIMEOUT));
         headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
         let agent = HeaderValue::from_static(concat!("karst/", env!("CARGO_PKG_VERSION")));
@@ -192,7 +192,7 @@ impl Attempted<'_> {
         }
         let (response, after) = answered.map_err(|_| CheckError::Late(limit.time))??;
         match &provider.protocol {
-            Protocol::Grpc => by_grpc(response, after, limit).await,
+            Protocol::Grpc(_) => by_grpc(response, after, limit).await,
             Protocol::Http(rules) => by_http(rules, response, after, limit, held).await,
         }
     }

@@ -111,46 +111,76 @@ pub(super) async fn check(
             try_out(call, &asks, parts, body, record);
             continue;
         }
-        let part = match provider.body {
-            Some(rule) => Some(read(rule, body).await.inspect_err(|stopped| {
-                if matches!(stopped, Stopped::TooLarge) {
-                    count(call, provider, Outcome::TooLarge);
-                }
-            })?),
-            None => None,
-        };
-        let error = match asked(call, provider, parts, body, record, part).await {
-            Ok(Answer::Denied(refusal)) => {
-                count(call, provider, Outcome::Denied);
-                let text = format!("denied by provider {} (policy {})", provider.name, asks.policy);
-                let by = denial(call, parts, &asks, text, EXT_AUTHZ_DENIED);
-                return Err(Stopped::Denied(Box::new(refusal), by));
-            }
-            Ok(Answer::Allowed(new)) => match new.apply(parts) {
-                Ok(()) => {
-                    count(call, provider, Outcome::Allowed);
-                    changes.push(new);
-                    continue;
-                }
-                Err(invalid) => CheckError::from(invalid),
-            },
-            Err(error) => error,
-        };
-        if provider.fail_open {
-            count(call, provider, Outcome::FailedOpen);
-            tracing::debug!(
-                provider = &*provider.name,
-                policy = asks.policy,
-                "no answer, and the request goes on (failOpen): {error}"
-            );
-            continue;
-        }
-        count(call, provider, Outcome::Error);
-        let text = format!("provider {} (policy {}): {error}", provider.name, asks.policy);
-        let by = denial(call, parts, &asks, text, EXT_AUTHZ_ERROR);
-        return Err(Stopped::Unanswered(provider.status_on_error, by));
+        let by = By { text: format!("provider {} (policy {})", provider.name, asks.policy), policy: asks.policy };
+        changes.extend(enforce(call, provider, &by, parts, body, record).await?);
     }
     Ok(changes)
+}
+
+/// The same for the rule that a request goes by.
+///
+/// # Errors
+/// It does not go on.
+pub(super) async fn check_rule(
+    call: &Call<'_>,
+    (provider, origin): (&Provider, &str),
+    parts: &mut Parts,
+    body: &mut RequestBody,
+    record: &mut RequestLog,
+) -> Result<Option<Changes>, Stopped> {
+    identify(parts, record);
+    let by = By { text: format!("external authorization of {origin}"), policy: "" };
+    enforce(call, provider, &by, parts, body, record).await
+}
+
+/// Who has a provider asked.
+struct By<'a> {
+    /// For the log.
+    text: String,
+    /// The policy, if it is one.
+    policy: &'a str,
+}
+
+/// Asks a provider, and does what it says. None: without an answer the request goes on as it is.
+async fn enforce(
+    call: &Call<'_>,
+    provider: &Provider,
+    by: &By<'_>,
+    parts: &mut Parts,
+    body: &mut RequestBody,
+    record: &RequestLog,
+) -> Result<Option<Changes>, Stopped> {
+    let part = match provider.body {
+        Some(rule) => Some(read(rule, body).await.inspect_err(|stopped| {
+            if matches!(stopped, Stopped::TooLarge) {
+                count(call, provider, Outcome::TooLarge);
+            }
+        })?),
+        None => None,
+    };
+    let error = match asked(call, provider, parts, body, record, part).await {
+        Ok(Answer::Denied(refusal)) => {
+            count(call, provider, Outcome::Denied);
+            let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
+            return Err(Stopped::Denied(Box::new(refusal), denial));
+        }
+        Ok(Answer::Allowed(changes)) => match changes.apply(parts) {
+            Ok(()) => {
+                count(call, provider, Outcome::Allowed);
+                return Ok(Some(changes));
+            }
+            Err(invalid) => CheckError::from(invalid),
+        },
+        Err(error) => error,
+    };
+    if provider.fail_open {
+        count(call, provider, Outcome::FailedOpen);
+        tracing::debug!(by = by.text, "no answer, and the request goes on (failOpen): {error}");
+        return Ok(None);
+    }
+    count(call, provider, Outcome::Error);
+    let denial = denial(call, parts, by, format!("{}: {error}", by.text), EXT_AUTHZ_ERROR);
+    Err(Stopped::Unanswered(provider.status_on_error, denial))
 }
 
 /// Is a provider to be asked about a request as it is now?
@@ -256,8 +286,8 @@ fn count(call: &Call<'_>, provider: &Provider, outcome: Outcome) {
 }
 
 /// Notes in the book of flows that a request was refused.
-fn denial(call: &Call<'_>, parts: &Parts, asks: &Asks<'_>, error: String, details: &str) -> Denial {
-    let by = Denial { error, details: details.into(), policy: asks.policy.into() };
-    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&by));
-    by
+fn denial(call: &Call<'_>, parts: &Parts, by: &By<'_>, error: String, details: &str) -> Denial {
+    let denial = Denial { error, details: details.into(), policy: by.policy.into() };
+    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&denial));
+    denial
 }

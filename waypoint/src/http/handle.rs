@@ -4,7 +4,7 @@
 //! ([`crate::http::forward`]).
 
 use crate::{
-    authz::access::Access,
+    authz::{access::Access, external::provider::Provider},
     downstream::context::Downstream,
     http::{
         admit::{Entrance, Refused, admit, enter},
@@ -106,9 +106,43 @@ async fn allowed(
     };
     let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
     match rule {
-        Some(rule) => by_rule(call, &rule, fault, parts, body, record).await,
+        Some(rule) => match &rule.authorization {
+            // Large: not in every request's task.
+            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
+            None => by_rule(call, &rule, fault, parts, body, record).await,
+        },
         None => by_default(call, fault, parts, body, record).await,
     }
+}
+
+/// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
+/// yet, and is answered by the rule itself.)
+async fn by_guarded_rule(
+    call: &Call<'_>,
+    rule: &Rule,
+    provider: &Provider,
+    fault: Option<ir::Fault>,
+    mut parts: Parts,
+    mut body: RequestBody,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let is_preflight = rule.cors.as_ref().is_some_and(|cors| preflight(cors, &parts).is_some());
+    if is_preflight {
+        return by_rule(call, rule, fault, parts, body, record).await;
+    }
+    let by = (provider, rule.origin.as_str());
+    let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
+        Ok(changes) => changes,
+        Err(stopped) => {
+            record.route.clone_from(&rule.origin);
+            return stopped.answer(record);
+        }
+    };
+    let mut response = by_rule(call, rule, fault, parts, body, record).await;
+    if let Some(changes) = changes {
+        changes.apply_to_response(response.headers_mut());
+    }
+    response
 }
 
 /// What is known of a request at its beginning.

@@ -8,6 +8,7 @@ use crate::convert::{
 use karst_api::route as ir;
 use karst_manifest::{
     MeshConfig, PolicyAction,
+    gatewayapi::ExternalAuth,
     kinds::AuthorizationPolicy,
     mesh_config::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider, RequestBodyInCheck},
 };
@@ -110,6 +111,55 @@ fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, String>
         ..Default::default()
     };
     out.set_protocol(ir::AuthzProtocol::AuthzHttp);
+    Ok(out)
+}
+
+/// That of an HTTPRoute's filter. (It says nothing of time; a larger body is rejected, as its description asks for.)
+pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> Result<ir::AuthzProvider, FieldError> {
+    /// In milliseconds.
+    const TIMEOUT: u64 = 10_000;
+    let wrong = |why: String| (at.to_string(), why);
+    if to.refuse_status != 0 || to.port == 0 {
+        let text = format!("{} cannot be asked: specify a Service, and a port that it has [KARST-0307]", to.service);
+        return Err((format!("{at}.backendRef"), text));
+    }
+    let size = auth.forward_body.as_ref().map_or(0, |body| body.max_size);
+    if size > MAX_BODY {
+        let text = format!("{size} is out of range: must be at most {MAX_BODY} [KARST-0017]");
+        return Err((format!("{at}.forwardBody.maxSize"), text));
+    }
+    let mut out = ir::AuthzProvider {
+        name: to.service.clone(),
+        service: to.service.clone(),
+        port: to.port,
+        timeout_ms: TIMEOUT,
+        body: (size > 0).then(|| ir::CheckBody { max_bytes: size, ..Default::default() }),
+        ..Default::default()
+    };
+    match (auth.protocol.as_str(), &auth.grpc, &auth.http) {
+        ("GRPC", grpc, None) => {
+            out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
+            let grpc = grpc.clone().unwrap_or_default();
+            out.request_headers = patterns("grpc.allowedHeaders", &grpc.allowed_headers).map_err(wrong)?;
+        }
+        ("HTTP", None, http) => {
+            out.set_protocol(ir::AuthzProtocol::AuthzHttp);
+            let http = http.clone().unwrap_or_default();
+            out.path_prefix = prefix(&http.path).map_err(wrong)?;
+            out.request_headers = patterns("http.allowedHeaders", &http.allowed_headers).map_err(wrong)?;
+            let named = patterns("http.allowedResponseHeaders", &http.allowed_response_headers).map_err(wrong)?;
+            out.all_upstream_on_allow = named.is_empty();
+            out.upstream_on_allow = named;
+        }
+        ("GRPC" | "HTTP", ..) => {
+            let text = "grpc is for protocol GRPC, and http for protocol HTTP: remove the other one [KARST-0014]";
+            return Err(wrong(text.into()));
+        }
+        (other, ..) => {
+            let text = format!("unsupported value {other:?}: use HTTP or GRPC [KARST-0016]");
+            return Err((format!("{at}.protocol"), text));
+        }
+    }
     Ok(out)
 }
 

@@ -3,12 +3,13 @@
 use crate::{
     authz::external::{
         answer::{Answer, Change, Changes, How, Invalid, Refusal, name, refusal_status},
+        provider::{GrpcRules, NamePattern},
         question::{PARTIAL_BODY, Party, Question},
     },
-    http::entry::joined,
+    http::{entry::joined, names},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use karst_api::ext_authz::{
     Address, AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderAppendAction, HeaderValueOption,
     HttpRequest, OkHttpResponse, Peer, Request, SocketAddress, Timestamp, TlsSession, check_response::HttpResponse,
@@ -23,16 +24,17 @@ use std::{
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// The question as a message. `as_bytes`: the body is bytes and not text.
-pub fn request(question: &Question<'_>, as_bytes: bool) -> CheckRequest {
+pub fn request(question: &Question<'_>, rules: &GrpcRules, as_bytes: bool) -> CheckRequest {
     let (mut body, mut raw_body) = (String::new(), vec![]);
     match &question.body {
         None => {}
         Some(part) if as_bytes => raw_body = part.bytes.to_vec(),
         Some(part) => body = String::from_utf8_lossy(&part.bytes).into_owned(),
     }
-    let headers = headers(question);
+    let id = question.headers.get(names::REQUEST_ID).map(|id| text(id.as_bytes()));
+    let headers = headers(question, rules);
     let http = HttpRequest {
-        id: headers.get("x-request-id").cloned().unwrap_or_default(),
+        id: id.unwrap_or_default(),
         method: question.method.to_string(),
         headers,
         path: question.path.into(),
@@ -68,9 +70,10 @@ fn timestamp(time: SystemTime) -> Timestamp {
 }
 
 /// The headers, as Envoy has them: several of one name are one, bytes that are no text are `!`, the host is `:authority`.
-fn headers(question: &Question<'_>) -> BTreeMap<String, String> {
+fn headers(question: &Question<'_>, rules: &GrpcRules) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
-    for key in question.headers.keys().filter(|key| **key != header::HOST) {
+    let is_sent = |key: &HeaderName| rules.request.is_empty() || NamePattern::any(&rules.request, key);
+    for key in question.headers.keys().filter(|key| **key != header::HOST && is_sent(key)) {
         let value = joined(question.headers, key).map(|value| text(&value)).unwrap_or_default();
         out.insert(key.to_string(), value);
     }
@@ -192,7 +195,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::authz::external::question::{BodyPart, example};
-    use http::{HeaderName, Method};
+    use http::Method;
     use karst_api::ext_authz::{self as pb, BoolValue, HttpStatus, QueryParameter, RpcStatus};
 
     fn trailers(status: &'static str) -> HeaderMap {
@@ -235,7 +238,7 @@ mod tests {
         let (method, path) = (Method::POST, "/orders?x=%2f");
         let mut question = example(&method, path, &headers);
         let asked = |question: &Question<'_>, as_bytes| {
-            let attributes = request(question, as_bytes).attributes.unwrap();
+            let attributes = request(question, &GrpcRules { request: vec![] }, as_bytes).attributes.unwrap();
             (attributes.request.clone().unwrap().http.unwrap(), attributes)
         };
         let (http, attributes) = asked(&question, false);
@@ -265,6 +268,10 @@ mod tests {
         assert_eq!((&*http.body, http.raw_body.len(), http.size), ("a\u{fffd}", 0, 9));
         assert_eq!(http.headers["x-envoy-auth-partial-body"], "true");
         assert_eq!(attributes.tls_session.unwrap().sni, "shop");
+        let some = GrpcRules { request: vec![NamePattern::new("x-a").unwrap()] };
+        let some = request(&question, &some, false).attributes.unwrap().request.unwrap().http.unwrap();
+        let told: Vec<&str> = some.headers.keys().map(String::as_str).filter(|key| !key.starts_with(':')).collect();
+        assert_eq!((told, &*some.id), (vec!["x-a", "x-envoy-auth-partial-body"], "id"));
         let (http, _) = asked(&question, true);
         assert_eq!((&*http.body, &http.raw_body[..]), ("", &b"a\xff"[..]));
     }

@@ -12,12 +12,18 @@ use crate::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, LOCATION, WWW_AUTHENTICATE},
+    header::{
+        AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, LOCATION, SERVER,
+        WWW_AUTHENTICATE,
+    },
     uri::PathAndQuery,
 };
 
 /// Names of headers, with commas, that the request is to lose (Envoy's).
 const TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
+
+/// What an answer has of its own, and does not say of the request.
+static OF_ANSWER: [HeaderName; 5] = [CONTENT_TYPE, CONTENT_ENCODING, DATE, SERVER, TO_REMOVE];
 
 /// The question as a request.
 ///
@@ -68,16 +74,20 @@ pub fn answer(rules: &HttpRules, status: StatusCode, headers: &HeaderMap, body: 
 }
 
 fn changes(rules: &HttpRules, headers: &HeaderMap) -> Result<Changes, Invalid> {
-    let listed = |patterns: &[NamePattern], how: How| {
-        let all = headers.iter().filter(|(name, _)| NamePattern::any(patterns, name) && !is_of_message(name));
-        all.map(|(name, value)| Change { name: name.clone(), value: value.clone(), how }).collect()
+    let listed = |patterns: Option<&[NamePattern]>, how: How| {
+        let is_listed = |name: &HeaderName| match patterns {
+            Some(patterns) => NamePattern::any(patterns, name),
+            None => !OF_ANSWER.contains(name),
+        };
+        let all = headers.iter().filter(|(name, _)| is_listed(name) && !is_of_message(name));
+        all.map(|(name, value)| Change { name: name.clone(), value: value.clone(), how }).collect::<Vec<_>>()
     };
     let remove = headers.get_all(TO_REMOVE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     let named = |text: &[u8]| name(&String::from_utf8_lossy(text));
     let changes = Changes {
-        headers: listed(&rules.upstream_on_allow, How::Overwrite),
+        headers: listed(rules.upstream_on_allow.as_deref(), How::Overwrite),
         remove: remove.map(<[u8]>::trim_ascii).filter(|text| !text.is_empty()).map(named).collect::<Result<_, _>>()?,
-        response: listed(&rules.downstream_on_allow, How::Append),
+        response: listed(Some(rules.downstream_on_allow.as_slice()), How::Append),
         ..Changes::default()
     };
     changes.counted()
@@ -117,7 +127,7 @@ mod tests {
         change(&mut said);
         match Provider::new(&said).unwrap().protocol {
             Protocol::Http(rules) => rules,
-            Protocol::Grpc => panic!("it is asked by HTTP"),
+            Protocol::Grpc(_) => panic!("it is asked by HTTP"),
         }
     }
 
@@ -170,6 +180,7 @@ mod tests {
 
     #[test]
     fn two_hundred_is_yes_and_nothing_else_is() {
+        let all = rules(|p| p.all_upstream_on_allow = true);
         let rules = rules(|p| {
             (p.upstream_on_allow, p.downstream_on_allow) =
                 (vec!["x-user".into(), "co*".into()], vec!["set-cookie".into()]);
@@ -196,6 +207,10 @@ mod tests {
         for status in [500, 502, 503, 599] {
             assert_eq!(said(status), Err(Invalid::Status(status)));
         }
+        let Ok(Answer::Allowed(changes)) = answer(&all, StatusCode::OK, &headers, Bytes::new()) else { panic!() };
+        let mut names: Vec<_> = changes.headers.iter().map(|change| change.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["set-cookie", "set-cookie", "x-other", "x-user"], "all that is about the request");
         let bad = map(&[("x-envoy-auth-headers-to-remove", "host")]);
         assert_eq!(answer(&rules, StatusCode::OK, &bad, Bytes::new()), Err(Invalid::Header("host".into())));
     }

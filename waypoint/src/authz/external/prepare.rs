@@ -13,10 +13,11 @@ use http::{HeaderMap, HeaderValue, Method, header, uri::PathAndQuery};
 /// # Errors
 /// It cannot be asked.
 pub fn prepare(provider: &Provider, question: &Question<'_>) -> Result<Prepared, Invalid> {
-    let as_bytes = match &provider.protocol {
+    let rules = match &provider.protocol {
         Protocol::Http(rules) => return plain::request(question, rules),
-        Protocol::Grpc => provider.body.is_some_and(|body| body.as_bytes),
+        Protocol::Grpc(rules) => rules,
     };
+    let as_bytes = provider.body.is_some_and(|body| body.as_bytes);
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -25,6 +26,6 @@ pub fn prepare(provider: &Provider, question: &Question<'_>) -> Result<Prepared,
         path: PathAndQuery::from_static(grpc::PATH),
         headers,
         authority: None,
-        body: grpc::framed(&grpc::request(question, as_bytes)),
+        body: grpc::framed(&grpc::request(question, rules, as_bytes)),
     })
 }

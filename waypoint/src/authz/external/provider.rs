@@ -50,8 +50,15 @@ pub struct BodyRule {
 /// What it speaks.
 #[derive(Debug)]
 pub enum Protocol {
-    Grpc,
+    Grpc(GrpcRules),
     Http(Box<HttpRules>),
+}
+
+/// Of one that is asked by gRPC.
+#[derive(Debug)]
+pub struct GrpcRules {
+    /// Headers of the request that are sent; none: all.
+    pub request: Vec<NamePattern>,
 }
 
 /// Of one that is asked by HTTP.
@@ -63,8 +70,8 @@ pub struct HttpRules {
     pub request: Vec<NamePattern>,
     /// Sent in place of what the request has.
     pub additional: HeaderMap,
-    /// Headers of the answer that the request goes on with.
-    pub upstream_on_allow: Vec<NamePattern>,
+    /// Headers of the answer that the request goes on with. None: all.
+    pub upstream_on_allow: Option<Vec<NamePattern>>,
     /// Headers of the answer that the client gets with that of the service.
     pub downstream_on_allow: Vec<NamePattern>,
     /// Headers of the answer that the client gets with it; none: all.
@@ -110,7 +117,7 @@ impl Provider {
         }
         let protocol =
             match AuthzProtocol::try_from(said.protocol).map_err(|_| ProviderError::Protocol(said.protocol))? {
-                AuthzProtocol::AuthzGrpc => Protocol::Grpc,
+                AuthzProtocol::AuthzGrpc => Protocol::Grpc(GrpcRules { request: patterns(&said.request_headers)? }),
                 AuthzProtocol::AuthzHttp => Protocol::Http(Box::new(HttpRules::new(said)?)),
             };
         let body = said.body.as_ref().filter(|body| body.max_bytes > 0);
@@ -147,10 +154,6 @@ pub fn status(number: u32) -> Option<StatusCode> {
 
 impl HttpRules {
     fn new(said: &ir::AuthzProvider) -> Result<Self, ProviderError> {
-        let patterns = |all: &[String]| {
-            let one = |text: &String| NamePattern::new(text).ok_or_else(|| ProviderError::Header(text.clone()));
-            all.iter().map(one).collect::<Result<Vec<_>, _>>()
-        };
         let mut additional = HeaderMap::new();
         for header in &said.additional_headers {
             let wrong = || ProviderError::Header(header.name.clone());
@@ -173,11 +176,18 @@ impl HttpRules {
             path_prefix: prefix.strip_suffix('/').unwrap_or(prefix).into(),
             request: patterns(&said.request_headers)?,
             additional,
-            upstream_on_allow: patterns(&said.upstream_on_allow)?,
+            upstream_on_allow: match said.all_upstream_on_allow {
+                true => None,
+                false => Some(patterns(&said.upstream_on_allow)?),
+            },
             downstream_on_allow: patterns(&said.downstream_on_allow)?,
             downstream_on_deny: patterns(&said.downstream_on_deny)?,
         })
     }
+}
+
+fn patterns(all: &[String]) -> Result<Vec<NamePattern>, ProviderError> {
+    all.iter().map(|text| NamePattern::new(text).ok_or_else(|| ProviderError::Header(text.clone()))).collect()
 }
 
 impl NamePattern {

@@ -493,3 +493,35 @@ fn one_policy_in_earnest_is_enough() {
         assert_eq!((m.ask(get("/a")).await.0.as_u16(), m.ask(get("/b")).await.0.as_u16()), (403, 200));
     });
 }
+
+/// Gateway API's ExternalAuth.
+#[test]
+fn a_rule_asks_a_provider_of_its_own() {
+    run(async {
+        let guarded_rule = || {
+            |s: &mut Snapshot| {
+                guarded(vec![], vec![])(s);
+                route(|r| r.authorization = Some(by_http(|p| p.all_upstream_on_allow = true)))(s);
+            }
+        };
+        let m = Mesh::of(guarded_rule(), |_, _| status(200));
+        let asked = authz(&m, false, |s| match s.uri.path() {
+            "/yes" => answer(200, &[("x-user", "alice"), ("content-type", "text/html")], ""),
+            _ => answer(401, &[], "no"),
+        });
+        let mut request = with(&[("x-user", "mallory"), ("content-type", "application/json")], "/yes");
+        request.headers_mut().insert("origin", HeaderValue::from_static("http://a"));
+        assert_eq!(m.ask(request).await.0, 200);
+        assert_eq!(m.ask(get("/no")).await, (StatusCode::UNAUTHORIZED, "no".into()));
+        assert_eq!((asked.borrow().len(), m.count()), (2, 1));
+        let seen = m.seen.borrow();
+        assert_eq!(
+            (&seen[0].headers["x-user"], &seen[0].headers["content-type"]),
+            (&"alice".parse().unwrap(), &"application/json".parse().unwrap())
+        );
+        assert!(logged(" 401 UAEX ext_authz_denied "));
+        // Nobody is there to be asked.
+        let m = Mesh::of(guarded_rule(), |_, _| status(200));
+        assert_eq!(m.ask(get("/yes")).await.0, 403);
+    });
+}

@@ -141,3 +141,51 @@ fn at_admission_nobody_knows_the_providers() {
     assert!(problems.is_empty());
     assert_eq!(access(&model).policies[0].action(), ir::AccessAction::Deny);
 }
+
+/// Gateway API's ExternalAuth.
+#[test]
+fn a_rule_of_a_route_asks_or_is_closed() {
+    let rule = |filter: &str| {
+        let route = format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{{type: ExternalAuth, externalAuth: {filter}}}], backendRefs: [{{name: s, port: 80}}]}}]}}\n"
+        );
+        let (model, problems) = told("", &[SERVICE, &route].concat());
+        let routes = model.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        (routes.http[0].clone(), problems)
+    };
+    let to = "backendRef: {name: s, port: 80}";
+    let (http, problems) = rule(&format!(
+        "{{protocol: HTTP, {to}, http: {{path: /check, allowedHeaders: [x-a], allowedResponseHeaders: [x-b]}}, forwardBody: {{maxSize: 10}}}}"
+    ));
+    let asked = http.authorization.unwrap();
+    assert!(problems.is_empty() && http.response.is_none(), "{problems:?}");
+    assert_eq!(
+        (asked.protocol(), &*asked.service, asked.port),
+        (ir::AuthzProtocol::AuthzHttp, "a/s.a.svc.cluster.local", 80)
+    );
+    assert_eq!(
+        (&*asked.path_prefix, &*asked.request_headers[0], &*asked.upstream_on_allow[0]),
+        ("/check", "x-a", "x-b")
+    );
+    assert_eq!((asked.all_upstream_on_allow, asked.body.map(|body| body.max_bytes)), (false, Some(10)));
+    let (grpc, _) = rule(&format!("{{protocol: GRPC, {to}, grpc: {{}}}}"));
+    assert_eq!(grpc.authorization.unwrap().protocol(), ir::AuthzProtocol::AuthzGrpc);
+    let (all, _) = rule(&format!("{{protocol: HTTP, {to}, http: {{}}}}"));
+    assert!(all.authorization.unwrap().all_upstream_on_allow);
+    for wrong in [
+        format!("{{protocol: TCP, {to}}}"),
+        format!("{{protocol: HTTP, {to}, grpc: {{}}}}"),
+        format!("{{protocol: GRPC, {to}, http: {{}}}}"),
+        format!("{{protocol: HTTP, {to}, http: {{path: check}}}}"),
+        format!("{{protocol: HTTP, {to}, http: {{allowedHeaders: ['*']}}}}"),
+        format!("{{protocol: HTTP, {to}, forwardBody: {{maxSize: 10485761}}}}"),
+        "{protocol: HTTP, backendRef: {name: nobody, port: 80}}".into(),
+        "{protocol: HTTP, backendRef: {name: s, port: 81}}".into(),
+        "{protocol: HTTP, backendRef: {name: s}}".into(),
+        "{protocol: HTTP, backendRef: {name: s, namespace: b, port: 80}}".into(),
+    ] {
+        let (rule, problems) = rule(&wrong);
+        assert_eq!(rule.response.map(|response| response.status), Some(500), "{wrong}");
+        assert_eq!((problems.len(), rule.authorization), (1, None), "{wrong}: {problems:?}");
+    }
+}
