@@ -1,7 +1,7 @@
 //! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), external
-//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route, its rate limits, cross-origin rules, redirect or
-//! direct answer, injected fault, destination by weight; then mirrors, limits, endpoint, attempt, retry, answer
-//! ([`crate::http::forward`]).
+//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route,
+//! its rate limits, cross-origin rules, redirect or direct answer, injected fault, destination by weight; then mirrors,
+//! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
     authz::{access::Access, external::provider::Provider},

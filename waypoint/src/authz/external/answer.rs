@@ -82,7 +82,7 @@ pub enum Invalid {
     Grpc(u16),
     #[error("sets or removes header {0:?}, which cannot be changed, or has a value that cannot be sent")]
     Header(String),
-    #[error("changes more than {MAX_CHANGES} headers and parameters")]
+    #[error("changes more than {most} headers and parameters", most = MAX_CHANGES)]
     TooMany,
     #[error("makes the head of the request too large")]
     TooLarge,

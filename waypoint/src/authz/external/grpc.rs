@@ -227,11 +227,11 @@ mod tests {
         let mut headers = HeaderMap::new();
         for (key, value) in [
             ("host", &b"shop:8080"[..]),
-            ("x-a", b"1"),
-            ("x-a", b"2"),
-            ("x-b", b"\xe9t\xe9"),
-            ("x-request-id", b"id"),
-            ("x-envoy-auth-partial-body", b"forged"),
+            ("x-a", &b"1"[..]),
+            ("x-a", &b"2"[..]),
+            ("x-b", &b"\xe9t\xe9"[..]),
+            ("x-request-id", &b"id"[..]),
+            ("x-envoy-auth-partial-body", &b"forged"[..]),
         ] {
             headers.append(HeaderName::from_static(key), HeaderValue::from_bytes(value).unwrap());
         }
@@ -362,14 +362,14 @@ mod tests {
         let mut both = trailers("0");
         both.append("grpc-status", HeaderValue::from_static("7"));
         let twice = [&yes[..], &yes].concat();
-        let compressed = [&[1], &yes[1..]].concat();
+        let compressed = [&[1][..], &yes[1..]].concat();
         for (body, trailers) in [
             (&b""[..], trailers("0")),
             (&yes[..4], trailers("0")),
             (&yes[..yes.len() - 1], trailers("0")),
-            (&twice, trailers("0")),
-            (&compressed, trailers("0")),
-            (&yes, both),
+            (&twice[..], trailers("0")),
+            (&compressed[..], trailers("0")),
+            (&yes[..], both),
         ] {
             assert_eq!(answer(body, &trailers), Err(Invalid::Frame), "{body:?}");
         }
