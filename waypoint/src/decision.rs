@@ -16,7 +16,7 @@ pub use answer::{
 pub use noted::Noted;
 
 use crate::{
-    authz::access::{Access, AuthzContext, Request, Verdict},
+    authz::access::{Access, Request, Verdict},
     cluster::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
@@ -189,6 +189,8 @@ impl Waypoint {
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);
         }
+        let asked =
+            policies.map(|access| asked(access, (downstream, client.ip()), &head, authority)).unwrap_or_default();
         let token = match policies.map(|access| access.tokens.verify(&mut head)) {
             None => None,
             Some(Ok(token)) => token,
@@ -209,7 +211,8 @@ impl Waypoint {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (route, end) = self.routed(downstream, routes, &head, authority);
+        let (mut route, end) = self.routed(downstream, routes, &head, authority);
+        route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 
@@ -305,21 +308,23 @@ impl Waypoint {
         request: Option<Request<'_>>,
     ) -> Judged {
         let Some(access) = access else { return Judged::NoPolicies };
-        let context = AuthzContext {
-            peer: downstream.peer.as_ref(),
-            source: downstream.direct(),
-            remote: client,
-            destination: downstream.to,
-            port: downstream.port,
-            sni: downstream.sni(),
-            request,
-        };
+        let context = downstream.asked(client, request);
         match access.evaluate(&context) {
             Verdict::Allow => Judged::Allowed(access.allowing(&context).map(|(policy, rule)| (policy.into(), rule))),
             Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
             Verdict::NotAllowed => Judged::NotAllowed,
         }
     }
+}
+
+/// Who is asked about a request before anything else is decided. What they say is not known.
+fn asked(access: &Access, (downstream, client): (&Downstream, IpAddr), head: &Parts, authority: &str) -> Vec<Setting> {
+    let path = Path::new(head.uri.path());
+    let (method, headers) = (head.method.as_str(), &head.headers);
+    let request = Request { method, authority, path: &path, headers, known: None, token: None };
+    let context = downstream.asked(client, Some(request));
+    let all = access.providers().iter().filter_map(|provider| access.asks(provider, &context));
+    all.map(|asks| settings::of_provider(&asks)).collect()
 }
 
 /// No listener of the gateway has a virtual host for the name.

@@ -2,7 +2,10 @@
 //! must hold whatever comes; none may panic. And one for the differential tests (tests/differential): [`Judge`].
 
 use crate::{
-    authz::access::{Access, AuditEvent, AuthzContext, Request},
+    authz::{
+        access::{Access, AuditEvent, AuthzContext, Request},
+        external::{answer::Answer, grpc},
+    },
     downstream::gateway::Gateway,
     http::{
         codec,
@@ -143,6 +146,27 @@ pub fn route(data: &[u8]) {
 fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let (n, rest) = data.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_le_bytes(*n)))
+}
+
+/// What a provider of external authorization has answered by gRPC: a request that it lets through is still the one that was asked
+/// about, and one that comes in may have.
+pub fn authorization(data: &[u8]) {
+    let ok = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let Ok(request) = http::Request::get("/a?b=c").header(header::HOST, "shop").body(()) else { return };
+    let (mut head, ()) = request.into_parts();
+    match grpc::answer(data, &ok) {
+        Ok(Answer::Allowed(changes)) => {
+            if changes.apply(&mut head).is_ok() {
+                assert_eq!((head.uri.path(), head.headers.get_all(header::HOST).iter().count()), ("/a", 1));
+                let fixed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
+                assert!(!fixed.iter().any(|name| head.headers.contains_key(name)), "{:?}", head.headers);
+                assert!(canonical(&mut head).is_ok(), "{head:?}");
+            }
+            changes.apply_to_response(&mut HeaderMap::new());
+        }
+        Ok(Answer::Denied(refusal)) => assert!(refusal.status.as_u16() >= 200),
+        Err(_) => {}
+    }
 }
 
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.

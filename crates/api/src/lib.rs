@@ -95,6 +95,17 @@ pub mod otlp {
     tonic::include_proto!("opentelemetry.proto.trace.v1");
 }
 
+/// Envoy's protocol of external authorization, as far as it is spoken.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
+
 /// Where a ztunnel stands by: a socket beside that of ZDS, with the same protocol, whose callers get all pods and are never the one
 /// that serves the node. (Not a word in the hello: Istio's agent takes whoever connects last for the node's ztunnel.)
 pub fn zds_standby(zds: &Path) -> PathBuf {
@@ -110,6 +121,12 @@ impl std::fmt::Debug for route::KeyPair {
 impl std::fmt::Debug for route::CollectorHeader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CollectorHeader").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for route::CheckHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckHeader").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

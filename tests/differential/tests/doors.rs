@@ -9,7 +9,8 @@ use std::{fs, panic, path::Path};
 type Door = fn(&[u8]);
 
 /// As `tests/fuzz/src/bin` has them.
-const DOORS: [(&str, Door); 12] = [
+const DOORS: [(&str, Door); 13] = [
+    ("authorization", karst_waypoint::fuzz::authorization),
     ("connect", karst_ztunnel::fuzz::connect),
     ("convert", convert),
     ("dns", karst_ztunnel::fuzz::dns),

@@ -189,6 +189,19 @@ impl Downstream {
         TcpRouteInput { port: self.port, namespace: self.namespace(), labels, sni }
     }
 
+    /// What policies look at. `client`: who that is, as trusted proxies tell.
+    pub fn asked<'a>(&'a self, client: IpAddr, request: Option<access::Request<'a>>) -> access::AuthzContext<'a> {
+        access::AuthzContext {
+            peer: self.peer.as_ref(),
+            source: self.direct(),
+            remote: client,
+            destination: self.to,
+            port: self.port,
+            sni: self.sni(),
+            request,
+        }
+    }
+
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log. `client`: who that is, as trusted
     /// proxies tell.
     pub fn authorize(
@@ -198,15 +211,7 @@ impl Downstream {
         client: IpAddr,
         request: Option<access::Request<'_>>,
     ) -> Option<Denial> {
-        let asked = access::AuthzContext {
-            peer: self.peer.as_ref(),
-            source: self.direct(),
-            remote: client,
-            destination: self.to,
-            port: self.port,
-            sni: self.sni(),
-            request,
-        };
+        let asked = self.asked(client, request);
         for (policy, told) in policies.audit(&asked) {
             let text = match told {
                 access::AuditEvent::Matches => "matches",

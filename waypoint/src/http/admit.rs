@@ -1,5 +1,5 @@
 //! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called.
+//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
 
 use crate::{
     authz::{
@@ -22,7 +22,7 @@ use crate::{
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
 };
-use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
 
 /// Why a request does not come in.
@@ -58,27 +58,48 @@ impl Refused {
     }
 }
 
-/// Lets a request in, or not; returns the routes that decide about it.
+/// The policies and the routes that decide about a request.
+#[derive(Clone, Copy)]
+pub(super) struct Entrance<'a> {
+    pub(super) access: Option<&'a Access>,
+    pub(super) routes: Option<&'a Routes>,
+}
+
+/// Which policies and routes decide about a request with these headers.
+///
+/// # Errors
+/// None do: it has come to a listener that it is not for.
+pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance<'a>, Refused> {
+    let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
+    Ok(match &downstream.target {
+        DownstreamTarget::Service(service) => Entrance {
+            access: snapshot.access_to(service),
+            routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
+        },
+        DownstreamTarget::Gateway(tls) => {
+            let is_https = is_https(call.topology, headers);
+            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
+            let routes = routes.map_err(Refused::Listener)?;
+            Entrance {
+                access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
+                routes: Some(routes.ok_or(Refused::NoRoute)?),
+            }
+        }
+    })
+}
+
+/// Lets a request in, or not.
 ///
 /// # Errors
 /// Why it does not come in.
-pub(super) fn admit<'a>(
-    call: &Call<'a>,
+pub(super) fn admit(
+    call: &Call<'_>,
+    entrance: Entrance<'_>,
     parts: &mut Parts,
     record: &mut RequestLog,
-) -> Result<Option<&'a Routes>, Refused> {
+) -> Result<(), Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let (access, routes) = match &downstream.target {
-        DownstreamTarget::Service(service) => {
-            (snapshot.access_to(service), snapshot.routes.get(&service.key).map(|routes| &**routes))
-        }
-        DownstreamTarget::Gateway(tls) => {
-            let is_https = is_https(call.topology, &parts.headers);
-            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
-            let routes = routes.map_err(Refused::Listener)?;
-            (snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes.ok_or(Refused::NoRoute)?))
-        }
-    };
+    let Entrance { access, routes } = entrance;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -98,7 +119,7 @@ pub(super) fn admit<'a>(
     if downstream.is_at_gateway() {
         record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
     }
-    Ok(routes)
+    Ok(())
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is

@@ -7,12 +7,12 @@ use crate::{
     downstream::busy::Busy,
     http::{
         answer::{local_reply, local_reply_of},
-        body::{Counted, discard},
+        body::{Counted, RequestBody, discard},
         call::Call,
         deadline::deadline,
         destination::{By, endpoints, hash, uses_http2},
         finish::{Ending, finish},
-        headers::{Template, request_id},
+        headers::{Template, identify},
         mirror::mirror,
         names,
         outgoing::Outgoing,
@@ -63,7 +63,7 @@ pub(super) async fn forward(
     call: &Call<'_>,
     by: By<'_>,
     mut parts: Parts,
-    incoming: Incoming,
+    incoming: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(status) = by.to.refuse {
@@ -81,11 +81,7 @@ pub(super) async fn forward(
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;
     let body = Outgoing::new(incoming, again, mirrors);
-    if record.request_id.is_none() {
-        let id = request_id();
-        parts.headers.insert(names::REQUEST_ID, id.clone());
-        record.request_id = Some(id);
-    }
+    identify(&mut parts, &mut record);
     if let (true, Some(rule)) = (mirrors, by.rule) {
         mirror(call, rule, &parts, &body, &values(call, &parts, &record));
     }
@@ -296,5 +292,5 @@ pub(crate) fn sent_on(
     impl crate::route::operators::Values for Nothing {
         fn write(&self, _: &karst_core::operators::Operator, _: &http::HeaderMap, _: &mut Vec<u8>) {}
     }
-    template.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
+    template.request(Body::Incoming(body.into()), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
 }
