@@ -140,7 +140,9 @@ impl Broker {
         let mut peers = self.peers.borrow_mut();
         for at in 0..peers.len() {
             let waits = peers.get_mut(at).filter(|peer| matches!(peer.here, Here::Waits(_)));
-            let Some(Here::Waits(end)) = waits.map(|peer| std::mem::replace(&mut peer.here, Here::Met)) else { continue };
+            let Some(Here::Waits(end)) = waits.map(|peer| std::mem::replace(&mut peer.here, Here::Met)) else {
+                continue;
+            };
             if let (Some(end), Some(peer)) = (pass_on(&peers, end), peers.get_mut(at)) {
                 peer.here = Here::Waits(end);
             }

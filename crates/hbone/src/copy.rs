@@ -12,7 +12,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -146,6 +146,7 @@ thread_local! {
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
 /// (a policy that came later, the end of a drain): an application must not take what is truncated for complete.
+#[derive(Debug)]
 struct Leg {
     tcp: TcpStream,
     complete: bool,
@@ -355,40 +356,163 @@ impl Buf for Pieces {
 /// # Errors
 /// If a leg broke; the other has then been reset.
 pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io::Result<()> {
-    let (mut client, mut server) = (Leg::new(client), Leg::new(server));
-    let result = {
-        let (mut ra, mut wa) = client.tcp.split();
-        let (mut rb, mut wb) = server.tcp.split();
-        let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client));
-        let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client));
-        both(up, down).await
-    };
-    (client.complete, server.complete) = (result.is_ok(), result.is_ok());
-    result
+    Pair::new(client, server).carry(counts).await
 }
 
-async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    loop {
-        match small(rd, wr, way).await? {
-            0 => {
-                way.ended();
-                end(wr);
-                return Ok(());
+/// Two sockets between which bytes are carried, in one stretch or in several: between two stretches nothing is lost, and the
+/// connection can go over to another process.
+#[derive(Debug)]
+pub struct Pair {
+    client: Leg,
+    server: Leg,
+    /// From the client.
+    up: Flow,
+    /// To the client.
+    down: Flow,
+}
+
+/// What of one direction outlives the task that carries it.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Read, and not taken by the other side yet.
+    rest: Bytes,
+    /// The same, in the kernel. Only while `rest` is empty.
+    pipe: Option<Pipe>,
+    /// Its end has been passed on.
+    ended: bool,
+}
+
+/// What of a direction another process has to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Read, and not taken by the other side yet.
+    pub rest: Bytes,
+    /// Its end has been passed on.
+    pub ended: bool,
+}
+
+/// A connection on its way to another process. Nothing may be read or written any more.
+#[derive(Debug)]
+pub struct Parts {
+    /// The client's socket.
+    pub client: OwnedFd,
+    /// The server's socket.
+    pub server: OwnedFd,
+    /// From the client.
+    pub up: Left,
+    /// To the client.
+    pub down: Left,
+}
+
+impl Pair {
+    /// Of two sockets of which nothing has been read yet.
+    pub fn new(client: TcpStream, server: TcpStream) -> Self {
+        let (client, server) = (Leg::new(client), Leg::new(server));
+        Self { client, server, up: Flow::default(), down: Flow::default() }
+    }
+
+    /// Of another process.
+    ///
+    /// # Errors
+    /// The runtime cannot take the sockets.
+    pub fn resume(parts: Parts) -> io::Result<Self> {
+        let tcp = |fd: OwnedFd| {
+            let tcp = std::net::TcpStream::from(fd);
+            tcp.set_nonblocking(true)?;
+            // Whoever had it may have been stopped in between.
+            socket2::SockRef::from(&tcp).set_linger(None)?;
+            TcpStream::from_std(tcp)
+        };
+        let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
+        Ok(Self {
+            client: Leg::new(tcp(parts.client)?),
+            server: Leg::new(tcp(parts.server)?),
+            up: flow(parts.up),
+            down: flow(parts.down),
+        })
+    }
+
+    /// Carries until both directions have ended. It may be dropped and called again.
+    ///
+    /// # Errors
+    /// If a leg broke; both are reset when this is dropped.
+    pub async fn carry(&mut self, counts: &Counts) -> io::Result<()> {
+        let result = {
+            let (mut ra, mut wa) = self.client.tcp.split();
+            let (mut rb, mut wb) = self.server.tcp.split();
+            let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client, &mut self.up));
+            let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client, &mut self.down));
+            both(up, down).await
+        };
+        (self.client.complete, self.server.complete) = (result.is_ok(), result.is_ok());
+        result
+    }
+
+    /// What another process needs to go on. Until [`Pair::release`] this one may go on as well, if the other does not.
+    ///
+    /// # Errors
+    /// There are no descriptors left. Nothing is lost.
+    pub fn parts(&mut self) -> io::Result<Parts> {
+        let client = self.client.tcp.as_fd().try_clone_to_owned()?;
+        let server = self.server.tcp.as_fd().try_clone_to_owned()?;
+        Ok(Parts { client, server, up: self.up.left()?, down: self.down.left()? })
+    }
+
+    /// Lets go of the sockets, which are another process's now: when this is dropped they are neither reset nor shut down.
+    pub fn release(&mut self) {
+        (self.client.complete, self.server.complete) = (true, true);
+    }
+}
+
+impl Flow {
+    fn left(&mut self) -> io::Result<Left> {
+        if let Some(pipe) = &mut self.pipe {
+            if pipe.held > 0 {
+                self.rest = pipe.take()?.into();
             }
-            // What is watched is copied.
-            n if n >= SPLICE_FROM && !way.is_watched() && spliced(rd, wr, way).await? => {
-                way.ended();
-                end(wr);
-                return Ok(());
-            }
-            _ => {}
+            self.give_back();
+        }
+        Ok(Left { rest: self.rest.clone(), ended: self.ended })
+    }
+
+    /// An empty pipe is somebody else's next.
+    fn give_back(&mut self) {
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held == 0) {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < PIPES {
+                    spare.push(pipe);
+                }
+            });
         }
     }
 }
 
+/// Whenever it waits, what was read and not written is in `flow`: it may be dropped there.
+async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    if flow.ended {
+        return Ok(());
+    }
+    // What a stretch before has left.
+    write_rest(wr, way, flow).await?;
+    write_pipe(wr, way, flow).await?;
+    flow.give_back();
+    loop {
+        match small(rd, wr, way, flow).await? {
+            0 => break,
+            // What is watched is copied.
+            n if n >= SPLICE_FROM && !way.is_watched() && spliced(rd, wr, way, flow).await? => break,
+            _ => {}
+        }
+    }
+    way.ended();
+    end(wr);
+    flow.ended = true;
+    Ok(())
+}
+
 /// One read and its writes, through the worker's scratch buffer; what the socket does not take at once is kept.
-async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<usize> {
-    let (length, rest) = poll_fn(|cx| {
+async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<usize> {
+    let length = poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|buf| {
             if buf.is_empty() {
                 buf.resize(64 << 10, 0);
@@ -408,43 +532,70 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
                     Poll::Pending => break,
                 }
             }
-            Poll::Ready(Ok::<_, io::Error>((length, buf[done..length].to_vec())))
+            way.add(done);
+            if done < length {
+                flow.rest = Bytes::copy_from_slice(&buf[done..length]);
+            }
+            Poll::Ready(Ok::<_, io::Error>(length))
         })
     })
     .await?;
-    let mut at = 0;
-    while at < rest.len() {
-        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await.inspect_err(|_| way.receiver_gone())?;
-    }
-    way.add(length);
+    write_rest(wr, way, flow).await?;
     Ok(length)
 }
 
+async fn write_rest(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    while !flow.rest.is_empty() {
+        let written = poll_fn(|cx| poll_write(wr, cx, &flow.rest)).await.inspect_err(|_| way.receiver_gone())?;
+        way.add(written);
+        flow.rest.advance(written);
+        if flow.rest.is_empty() {
+            // An idle connection holds no buffer.
+            flow.rest = Bytes::new();
+        }
+    }
+    Ok(())
+}
+
+async fn write_pipe(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    while let Some(pipe) = flow.pipe.as_mut().filter(|pipe| pipe.held > 0) {
+        match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
+            Ok(n) => way.add(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
-async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<bool> {
-    let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
-        Some(p) => p,
-        None => Pipe::new()?,
-    };
+async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<bool> {
+    if flow.pipe.is_none() {
+        flow.pipe = Some(match SPARE.with_borrow_mut(Vec::pop) {
+            Some(p) => p,
+            None => Pipe::new()?,
+        });
+    }
     let mut rounds = 0;
     loop {
+        let Some(pipe) = &mut flow.pipe else { return Ok(false) };
         // The pipe is empty here, so "would block" can only be about the socket.
         let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd()));
         match filled {
             Ok(0) => {
-                give_back(pipe);
+                flow.give_back();
                 return Ok(true);
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if rounds == 0 {
-                    give_back(pipe);
+                    flow.give_back();
                     return Ok(false);
                 }
                 // In the middle of a bulk transfer the next bytes are near; but an idle connection must hold no pipe.
                 let more = tokio::time::timeout(std::time::Duration::from_millis(1), rd.readable()).await;
                 if more.is_err() {
-                    give_back(pipe);
+                    flow.give_back();
                     return Ok(false);
                 }
                 rounds = 1;
@@ -453,23 +604,9 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
             Err(e) => return Err(e),
         }
         rounds += 1;
-        while pipe.held > 0 {
-            match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
-                Ok(n) => way.add(n),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
-                Err(e) => return Err(e),
-            }
-        }
+        write_pipe(wr, way, flow).await?;
         tokio::task::coop::consume_budget().await;
     }
-}
-
-fn give_back(pipe: Pipe) {
-    SPARE.with_borrow_mut(|v| {
-        if v.len() < PIPES && pipe.held == 0 {
-            v.push(pipe);
-        }
-    });
 }
 
 /// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
@@ -656,6 +793,81 @@ mod tests {
             let _ = tokio::join!(run, connection);
         };
         tokio::join!(server, client);
+    }
+
+    /// As a successor takes a connection over.
+    fn go_over(mut pair: Pair) -> Pair {
+        let parts = pair.parts().unwrap();
+        pair.release();
+        Pair::resume(parts).unwrap()
+    }
+
+    /// Applications that read late, so that something is always on the way; every few milliseconds another process carries them.
+    #[tokio::test]
+    async fn a_connection_that_goes_over_and_over_loses_nothing() {
+        let ((client, a), (app, b)) = (pair().await, pair().await);
+        let bytes = |seed: u8, length: usize| (0..length).map(|n| (n / 7) as u8 ^ seed).collect::<Vec<_>>();
+        let (said, answered) = (bytes(3, 24 << 20), bytes(9, 16 << 20));
+        let (counts, went) = (Counts::default(), Cell::new(0));
+        let carried = async {
+            let mut pair = Pair::new(a, b);
+            let mut pause = 100;
+            loop {
+                let stretch = tokio::time::timeout(std::time::Duration::from_micros(pause), pair.carry(&counts)).await;
+                if let Ok(result) = stretch {
+                    return result;
+                }
+                pair = go_over(pair);
+                went.set(went.get() + 1);
+                // 0.1 ms to 3 ms.
+                pause = 100 + (pause * 7 + 13) % 2900;
+            }
+        };
+        let (carried, asked, heard) = tokio::join!(carried, talk(app, &answered), talk(client, &said));
+        carried.unwrap();
+        assert!(asked == said && heard == answered && went.get() > 3, "{}", went.get());
+        assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// What the application has not taken yet goes along, and so does the client's end, which is not passed on twice.
+    #[tokio::test]
+    async fn what_is_on_the_way_and_what_has_ended_goes_along() {
+        let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+        let counts = Counts::default();
+        let wait = std::time::Duration::from_millis(300);
+        // Small queues, which are full soon.
+        socket2::SockRef::from(&a).set_recv_buffer_size(64 << 10).unwrap();
+        socket2::SockRef::from(&b).set_send_buffer_size(64 << 10).unwrap();
+        socket2::SockRef::from(&app).set_recv_buffer_size(64 << 10).unwrap();
+        let mut carried = Pair::new(a, b);
+        let said = vec![7; 32 << 20];
+        // Nobody reads: the queues fill, and the rest is ours.
+        let write = tokio::time::timeout(wait, client.write_all(&said));
+        tokio::select! {
+            _ = carried.carry(&counts) => panic!("nobody has ended it"),
+            r = write => assert!(r.is_err(), "all of it was taken"),
+        }
+        let parts = carried.parts().unwrap();
+        assert!(!parts.up.rest.is_empty() && !parts.up.ended && parts.down == Left::default());
+        // The other process refuses: this one goes on, and then the next takes it.
+        drop(parts);
+        assert!(tokio::time::timeout(wait / 10, carried.carry(&counts)).await.is_err());
+        let mut carried = go_over(carried);
+        client.shutdown().await.unwrap();
+        let mut heard = vec![];
+        tokio::select! {
+            _ = carried.carry(&counts) => panic!("the application has not ended"),
+            r = app.read_to_end(&mut heard) => drop(r.unwrap()),
+        }
+        assert_eq!(counts.from_client.get(), heard.len() as u64);
+        // Half closed: the application answers the next process.
+        let _ = tokio::time::timeout(wait / 10, carried.carry(&counts)).await;
+        assert!(carried.parts().unwrap().up.ended);
+        let mut carried = go_over(carried);
+        app.write_all(b"the answer").await.unwrap();
+        drop(app);
+        carried.carry(&counts).await.unwrap();
+        assert_eq!(end(client).await, Ok(b"the answer".to_vec()));
     }
 
     #[tokio::test]
