@@ -257,7 +257,11 @@ impl Guard {
         self.all.taps.tell(|| tapped::ended(&conn, outcome));
         if self.all.access_log {
             let Some(error) = outcome.text() else {
-                return Self::line(&conn, tracing::Level::INFO, "connection complete", &[]);
+                let message = match outcome {
+                    Outcome::HandedOver => "connection handed over",
+                    _ => "connection complete",
+                };
+                return Self::line(&conn, tracing::Level::INFO, message, &[]);
             };
             let (level, message) = match outcome.failed() {
                 true => (tracing::Level::WARN, "connection failed"),

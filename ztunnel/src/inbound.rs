@@ -3,30 +3,34 @@
 use crate::{
     conn::Conn,
     conns::Guard,
+    handover::end::describe,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
-    signals,
+    relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
     worker::{Direction, Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, Method, Response, StatusCode};
+use karst_api::handover::Offer;
 use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
 use karst_flows::{Decision, Seen};
-use karst_hbone::{copy, server, stream::TlsStream};
+use karst_hbone::{
+    copy::{self, Pair},
+    server,
+    stream::TlsStream,
+};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
-    drain,
-    on_wake::OnWake,
     socket,
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Instant,
@@ -62,9 +66,11 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     guard.established();
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
-        let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
+        let mut pair = Pair::new(tcp, app);
+        let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)) };
+        let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
-            o = relay(&worker, &guard, bytes) => o,
+            o = bytes => o,
             () = share.evicted() => {
                 worker.shared.metrics.plaintext.note(Ended::Evicted);
                 Outcome::GaveWay
@@ -211,7 +217,7 @@ async fn connect(
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
-        relay(&worker, &guard, bytes).await
+        relay::relay(&worker, &guard, bytes).await
     };
     guard.end(&outcome);
 }
@@ -438,6 +444,16 @@ async fn authorized(worker: &Worker, pod: &LocalPod, check: &Connection, guard: 
     }
 }
 
+/// Do policies allow, by what is known now, what another process has allowed before? What is not known is not waited for.
+///
+/// # Errors
+/// Why not.
+pub fn still_allowed(worker: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+    let (told, snapshot) = (*worker.shared.stream.borrow(), worker.snapshot());
+    let (verdict, _) = judge(&snapshot, &pod.own(), told, check)?;
+    if verdict.is_allow() { Ok(()) } else { Err(Outcome::Denied(verdict)) }
+}
+
 /// A verdict, and what policies in dry run would have done.
 type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
 
@@ -472,27 +488,6 @@ pub fn arrives(
         Ok((Verdict::DeniedBy(policy), _)) => Err(policy.to_string()),
         Ok((Verdict::NotAllowed, _)) => Err(String::new()),
         Err(outcome) => Err(outcome.text().unwrap_or_default()),
-    }
-}
-
-/// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
-/// in the connection's task twice.)
-pub async fn relay(
-    worker: &Worker,
-    guard: &Guard,
-    bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>,
-) -> Outcome {
-    let mut drain = worker.drain.clone();
-    let ended = pin!(async {
-        tokio::select! {
-            v = guard.forbidden() => Outcome::ClosedByPolicy(v),
-            () = drain.reached(drain::Phase::Forced) => Outcome::Drained,
-        }
-    });
-    let mut ended = OnWake::new(ended);
-    tokio::select! {
-        r = bytes => Outcome::of_copy(r),
-        outcome = &mut ended => outcome,
     }
 }
 

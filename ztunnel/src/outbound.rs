@@ -8,18 +8,19 @@ use crate::{
     connect::{Ready, attempt},
     conns::Guard,
     dns::{self, Preamble},
-    inbound,
+    handover::end::describe,
     mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
     plan::{Balance, ByName, Plan, Refusal, binds, resolved},
-    signals,
+    relay, signals,
     state::{Snapshot, Workload},
     worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
+use karst_api::handover::Offer;
 use karst_core::limits;
-use karst_hbone::copy::{self, Counts};
+use karst_hbone::copy::{self, Counts, Pair};
 use karst_proxy::{dial::Candidate, untold::Told};
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
@@ -122,9 +123,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 if first.is_empty() && !by_waypoint {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
-                let o =
-                    inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
-                        .await;
+                let o = relay::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
+                    .await;
                 drop(lease);
                 return guard.end(&o);
             }
@@ -133,16 +133,25 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
-                let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
+                let mut pair = Pair::new(tcp, other);
+                let offer = || Offer { source: Some(describe(guard.conn(), &served.pod.uid)), destination: None };
+                let o = relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer).await;
+                drop(pair);
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
+                let mut pair = Pair::new(tcp, app);
                 guard.established();
                 inner.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
                 }
-                let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let offer = || Offer {
+                    source: Some(describe(guard.conn(), &served.pod.uid)),
+                    destination: inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid)),
+                };
+                let outcome = relay::plain(&worker, &inner, &guard.conn().counts, &mut pair, &offer).await;
+                drop(pair);
                 let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
                 theirs.counts.from_client.set(mine.counts.from_client.get());
                 theirs.counts.to_client.set(mine.counts.to_client.get());
@@ -223,6 +232,7 @@ pub(crate) mod tests {
         config::Config,
         conns::Conns,
         gate::Gate,
+        handover::desk::Desk,
         inpod::LocalPod,
         worker::{Budget, Shared},
     };
@@ -293,6 +303,7 @@ pub(crate) mod tests {
                 affinity: Affinity::default(),
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
+                desk: Desk::default(),
                 flows: karst_proxy::flows::Books::new(1, false),
                 taps: karst_proxy::tap::Taps::new(""),
             }),

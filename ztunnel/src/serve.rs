@@ -3,6 +3,7 @@
 use crate::{
     client::Caller,
     conns::Conns,
+    handover::{incoming::Incoming, resume::resume},
     inbound,
     inpod::{AddError, LocalPod},
     listeners::{Listeners, Redirection, started},
@@ -153,6 +154,10 @@ impl Worker {
                 }
             }
             Command::Take(t) => self.take(*t),
+            Command::Resume(incoming) => {
+                let Incoming { offered, running } = *incoming;
+                Self::run(running, resume(self, offered));
+            }
             Command::Dump(to) => {
                 let _ = to.send(self.conns.dump());
             }

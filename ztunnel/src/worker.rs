@@ -6,6 +6,7 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
+    handover::{desk::Desk, incoming::Incoming},
     inpod::{AddError, LocalPod, LocalPods},
     listeners::Listeners,
     mesh_config::Outbound,
@@ -69,6 +70,8 @@ pub struct Shared {
     /// May pods of the mesh call what it does not know?
     pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
+    /// Where open connections go when this process leaves.
+    pub desk: Desk,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.
@@ -184,6 +187,8 @@ pub enum Command {
     Del { uid: String },
     /// Serve a connection that another worker has accepted.
     Take(Box<Taken>),
+    /// Serve a connection that the process before would pass on.
+    Resume(Box<Incoming>),
     /// Describe the open connections.
     Dump(oneshot::Sender<Vec<serde_json::Value>>),
 }

@@ -19,7 +19,6 @@ use karst_rt::{
 use prost::Message;
 use std::{
     collections::HashMap,
-    convert::Infallible,
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
@@ -34,7 +33,7 @@ use tokio::{
 const STUCK: Duration = Duration::from_secs(1);
 
 /// Finds a successor, again and again, until this is dropped. When there is one, the drain's connections are told.
-pub async fn give(path: &Path, instance: u64, desk: &Desk, drain: &Drain) -> Infallible {
+pub async fn give(path: &Path, instance: u64, desk: &Desk, drain: &Drain) {
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
     loop {
         match meet(path, instance).await {

@@ -15,7 +15,7 @@ use karst_api::{
 use karst_hbone::copy::{Pair, Parts};
 use karst_rt::{backoff::Backoff, clock::Instant, seqpacket::Packets};
 use prost::{DecodeError, Message};
-use std::{convert::Infallible, io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
 /// The first thing that a process that leaves hears, so that it knows that somebody is there. (Any packet that is not empty.)
@@ -37,7 +37,7 @@ enum TalkError {
 }
 
 /// Waits for processes that leave, for ever.
-pub async fn take(path: &Path, instance: u64, shared: Arc<Shared>) -> Infallible {
+pub async fn take(path: &Path, instance: u64, shared: Arc<Shared>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     loop {
         if let Err(e) = wait(path, instance, &shared, &mut backoff).await {
@@ -126,7 +126,8 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
 /// To the worker that has the least to do; why not, if it cannot.
 fn dispatch(shared: &Shared, offered: Offered) -> Option<String> {
     let workers = &shared.workers;
-    let to = (0..workers.commands().count()).min_by_key(|worker| workers.running(*worker))?;
+    let idlest = (0..workers.commands().count()).min_by_key(|worker| workers.running(*worker));
+    let Some(to) = idlest else { return Some("there is no worker".into()) };
     let incoming = Incoming { offered, running: workers.start(to) };
     let sent = workers.dispatch(to, Command::Resume(Box::new(incoming)));
     sent.is_err().then(|| "all workers are busy or about to end".into())

@@ -1,0 +1,202 @@
+//! A worker goes on with a connection of the process before.
+//!
+//! What must always hold: it has its place among the pod's connections, its pods are of this node and known, and policies allow it
+//! *now*; what was decided before counts for nothing.
+
+use super::{
+    end::{EndError, describe, of_destination, of_source},
+    incoming::Offered,
+};
+use crate::{
+    conn::Conn,
+    inbound::still_allowed,
+    inpod::LocalPod,
+    outcome::Outcome,
+    relay,
+    worker::{Direction, Place, Worker},
+};
+use karst_api::handover::{Answer, Offer};
+use karst_hbone::copy::{Pair, Parts};
+use karst_rt::admission::{Ended, Permit, Source};
+use std::{
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// Why a connection is not taken over. The text goes to the process that leaves.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    /// Of a newer version, or gone wrong.
+    #[error("it is of no pod")]
+    NoEnd,
+    #[error("pod {0} is not of this node (yet)")]
+    NoPod(String),
+    #[error(transparent)]
+    End(#[from] EndError),
+    #[error("{}", .0.text().unwrap_or_default())]
+    Outcome(Outcome),
+}
+
+/// The pods of this node that it belongs to; at least one.
+struct Pods {
+    source: Option<Arc<LocalPod>>,
+    destination: Option<Arc<LocalPod>>,
+}
+
+impl Pods {
+    fn of(worker: &Worker, offer: &Offer) -> Result<Self, Refusal> {
+        let all = worker.shared.pods.load();
+        let find = |end: &Option<karst_api::handover::End>| match end {
+            None => Ok(None),
+            Some(end) => match all.get(&end.pod) {
+                Some(pod) => Ok(Some(pod.clone())),
+                None => Err(Refusal::NoPod(end.pod.clone())),
+            },
+        };
+        let pods = Self { source: find(&offer.source)?, destination: find(&offer.destination)? };
+        match (&pods.source, &pods.destination) {
+            (None, None) => Err(Refusal::NoEnd),
+            (Some(_), _) | (_, Some(_)) => Ok(pods),
+        }
+    }
+
+    /// As at the first time: that of the pod that has opened it, or else of the one that serves it.
+    fn place<'a>(&'a self, worker: &'a Worker) -> Result<Place<'a>, Refusal> {
+        let (pod, direction) = match (&self.source, &self.destination) {
+            (Some(source), _) => (source, Direction::Outbound),
+            (None, Some(destination)) => (destination, Direction::Inbound),
+            (None, None) => return Err(Refusal::NoEnd),
+        };
+        worker.shared.budget.place(pod, direction).ok_or_else(|| {
+            worker.refused(direction);
+            Refusal::Outcome(Outcome::Limit)
+        })
+    }
+
+    /// Both ends, as far as they are here, by what is known now.
+    fn conns(&self, worker: &Worker, offer: &Offer) -> Result<(Option<Conn>, Option<Conn>), Refusal> {
+        let snapshot = worker.snapshot();
+        let source = match (&self.source, &offer.source) {
+            (Some(pod), Some(end)) => Some(of_source(end, pod, &snapshot)?),
+            _ => None,
+        };
+        let destination = match (&self.destination, &offer.destination) {
+            (Some(pod), Some(end)) => {
+                let conn = of_destination(end, pod, &snapshot)?;
+                vouched(&conn, source.as_ref())?;
+                if let Some(check) = &conn.check {
+                    still_allowed(worker, pod, check).map_err(Refusal::Outcome)?;
+                }
+                Some(conn)
+            }
+            _ => None,
+        };
+        Ok((source, destination))
+    }
+}
+
+/// Without a tunnel only the pod's own namespace proves who calls: on this node, and as what that pod is here.
+fn vouched(conn: &Conn, source: Option<&Conn>) -> Result<(), Refusal> {
+    let Some(said) = &conn.source_identity else { return Ok(()) };
+    let own = source.and_then(|source| source.source.as_ref()).map(|own| &own.identity);
+    if own == Some(said) { Ok(()) } else { Err(Refusal::Outcome(Outcome::NoIdentity)) }
+}
+
+/// Answers an offer, waits for the connection, and carries it on.
+pub async fn resume(worker: Rc<Worker>, offered: Offered) {
+    let Offered { id, offer, answers, arrives } = offered;
+    let refuse = async |why: Refusal| {
+        tracing::debug!(id, refusal = %why, "a connection of the ztunnel before is not taken over (yet)");
+        let _ = answers.send(Answer { id, refusal: why.to_string() }).await;
+    };
+    let pods = match Pods::of(&worker, &offer) {
+        Ok(pods) => pods,
+        Err(why) => return refuse(why).await,
+    };
+    let _place = match pods.place(&worker) {
+        Ok(place) => place,
+        Err(why) => return refuse(why).await,
+    };
+    let (client, is_plaintext) = match pods.conns(&worker, &offer) {
+        Ok((None, Some(conn))) => (conn.source_addr.ip(), true),
+        Ok((Some(conn), _)) => (conn.source_addr.ip(), false),
+        Ok((None, None)) => return refuse(Refusal::NoEnd).await,
+        Err(why) => return refuse(why).await,
+    };
+    // Captured plaintext has its client's share, too.
+    let share = match &pods.destination {
+        Some(pod) if is_plaintext => {
+            let source = Source::address(client, worker.snapshot().workload(client).is_some());
+            match Permit::admit(&[&pod.usage.plaintext], &source) {
+                Ok(share) => Some(share),
+                Err(e) => {
+                    worker.shared.metrics.plaintext.note(e);
+                    return refuse(Refusal::Outcome(Outcome::Limit)).await;
+                }
+            }
+        }
+        Some(_) | None => None,
+    };
+    let _in_use = share.as_ref().map(Permit::in_use);
+    if answers.send(Answer { id, refusal: String::new() }).await.is_err() {
+        return;
+    }
+    // Until the process before lets go of it, or says that it has ended, or is gone.
+    let Ok(parts) = arrives.await else { return };
+    let evicted = async {
+        match &share {
+            Some(share) => share.evicted().await,
+            None => std::future::pending().await,
+        }
+    };
+    carry(&worker, &pods, &offer, parts, evicted).await;
+}
+
+/// It is ours.
+async fn carry(worker: &Worker, pods: &Pods, offer: &Offer, parts: Parts, evicted: impl Future<Output = ()>) {
+    // Dropped before its end, both its sockets are reset.
+    let mut pair = match Pair::resume(parts) {
+        Ok(pair) => pair,
+        Err(error) => return tracing::warn!(error = %error, "a connection that was taken over cannot be served"),
+    };
+    worker.shared.metrics.handed_over.taken.fetch_add(1, Relaxed);
+    // Something may have changed since the answer. Nothing is waited for until it is registered: no change falls between.
+    let (source, destination) = match pods.conns(worker, offer) {
+        Ok(conns) => conns,
+        Err(why) => return tracing::info!(refusal = %why, "a connection that was taken over is closed"),
+    };
+    let (source, destination) =
+        (source.map(|conn| worker.conns.add(conn)), destination.map(|conn| worker.conns.add(conn)));
+    let Some(judged) = destination.as_ref().or(source.as_ref()) else { return };
+    let Some(counted) = source.as_ref().or(destination.as_ref()) else { return };
+    [&source, &destination].into_iter().flatten().for_each(crate::conns::Guard::established);
+    let counts = &counted.conn().counts;
+    let again = || Offer {
+        source: source.as_ref().zip(pods.source.as_ref()).map(|(guard, pod)| describe(guard.conn(), &pod.uid)),
+        destination: destination
+            .as_ref()
+            .zip(pods.destination.as_ref())
+            .map(|(guard, pod)| describe(guard.conn(), &pod.uid)),
+    };
+    let outcome = {
+        let bytes = pin!(relay::plain(worker, judged, counts, &mut pair, &again));
+        tokio::select! {
+            outcome = bytes => outcome,
+            () = evicted => {
+                worker.shared.metrics.plaintext.note(Ended::Evicted);
+                Outcome::GaveWay
+            }
+        }
+    };
+    drop(pair);
+    if let (Some(source), Some(destination)) = (&source, &destination) {
+        // Counted once, told at both ends.
+        let (from, to) = (&source.conn().counts, &destination.conn().counts);
+        to.from_client.set(from.from_client.get());
+        to.to_client.set(from.to_client.get());
+    }
+    for guard in [destination, source].into_iter().flatten() {
+        guard.end(&outcome);
+    }
+}
