@@ -3,13 +3,15 @@
 //! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
 //! other, so that an application can tell truncation from completion (docs/hbone.md §6).
 
+mod tunnel;
+
+pub use tunnel::{Interrupted, Tunnel, tunnel};
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
 use karst_rt::{socket::reset_on_close, splice::Pipe};
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::VecDeque,
     future::poll_fn,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -126,11 +128,6 @@ impl Way {
 /// Largest read of a tunnelled stream, in bytes: as much as a stream may have waiting to be sent, so that a turn of the
 /// stream's task is followed by one of the tunnel's, while the bytes are in the cache.
 const CHUNK: usize = limits::SEND_BUFFER;
-/// Largest DATA frame that we send, in bytes. The receiver collects a frame before it passes any of it on.
-const FRAME: usize = 256 << 10;
-/// Frames of a stream that are waiting go to the application in one write of about this much, and of this many pieces.
-const GATHER: usize = 256 << 10;
-const PIECES: usize = 16;
 /// A worker's arena: reads take from it, and it is used again when what was read has been sent.
 const ARENA: usize = 1 << 20;
 /// Plain copies change to splice(2) after a read of at least this much: small messages are cheaper by read and write.
@@ -166,34 +163,6 @@ impl Drop for Leg {
     }
 }
 
-/// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
-/// side that opened the connection.
-///
-/// # Errors
-/// If a leg broke; the other has then been reset.
-pub async fn tunnel(
-    tcp: TcpStream,
-    mut send: SendStream<Bytes>,
-    mut recv: RecvStream,
-    counts: &Counts,
-    client: bool,
-) -> io::Result<()> {
-    let (up, down) =
-        if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
-    let mut leg = Leg::new(tcp);
-    let result = {
-        let (mut rd, mut wr) = leg.tcp.split();
-        let upward = pin!(to_stream(&mut rd, &mut send, up));
-        let downward = pin!(to_socket(&mut recv, &mut wr, down));
-        both(upward, downward).await
-    };
-    leg.complete = result.is_ok();
-    if result.is_err() {
-        send.send_reset(Reason::CANCEL);
-    }
-    result
-}
-
 /// Runs both; the first error ends it. They are pinned by the caller: an async function holds what it is given twice, as its
 /// argument and where it is awaited, and this is in the task of every connection.
 async fn both(
@@ -213,142 +182,6 @@ async fn both(
         if first_done && second_done { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
-}
-
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
-}
-
-async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Way) -> io::Result<()> {
-    loop {
-        // Nothing is reserved while the application is silent: a reservation would take window from other streams.
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
-                return Poll::Ready(result);
-            }
-            match send.poll_reset(cx) {
-                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
-                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
-                }
-                Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
-                Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
-        .inspect_err(|_| way.receiver_gone())?;
-        send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
-        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
-        let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
-            // Readiness was stale: give the window back while we wait again.
-            Poll::Pending => Poll::Ready(Ok(None)),
-            Poll::Ready(r) => Poll::Ready(r.map(Some)),
-        })
-        .await
-        .inspect_err(|_| way.sender_gone())?;
-        match data {
-            None => send.reserve_capacity(0),
-            Some(d) if d.is_empty() => {
-                send.reserve_capacity(0);
-                way.ended();
-                return send.send_data(Bytes::new(), true).map_err(broken);
-            }
-            Some(mut d) => {
-                way.add(d.len());
-                way.show(&d);
-                while d.len() > FRAME {
-                    send.send_data(d.split_to(FRAME), false).map_err(broken)?;
-                }
-                send.send_data(d, false).map_err(broken)?;
-                send.reserve_capacity(0);
-            }
-        }
-    }
-}
-
-async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
-        // What else has come goes into the same write.
-        let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
-        while total < GATHER && more.len() + 1 < PIECES && !ended {
-            match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
-                Poll::Ready(Ok(Some(d))) => {
-                    total += d.len();
-                    more.push(d);
-                }
-                Poll::Ready(Ok(None)) => ended = true,
-                // After what came before it.
-                Poll::Ready(Err(_)) | Poll::Pending => break,
-            }
-        }
-        way.show(&first);
-        more.iter().for_each(|d| way.show(d));
-        write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
-        way.add(total);
-        recv.flow_control().release_capacity(total).map_err(broken)?;
-        if ended {
-            break;
-        }
-    }
-    way.ended();
-    end(wr);
-    Ok(())
-}
-
-/// The next frame's bytes; None at an orderly end, also one that is said by a reset (reference ztunnel §1.4).
-fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-    Poll::Ready(match ready!(recv.poll_data(cx)) {
-        None => Ok(None),
-        Some(Ok(d)) => Ok(Some(d)),
-        Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => Ok(None),
-        Some(Err(e)) => Err(broken(e)),
-    })
-}
-
-async fn write_all(wr: &mut WriteHalf<'_>, first: Bytes, more: Vec<Bytes>) -> io::Result<()> {
-    let mut pieces = first.chain(Pieces(more.into()));
-    while pieces.has_remaining() {
-        let written = poll_fn(|cx| {
-            let mut iov = [io::IoSlice::new(&[]); PIECES];
-            let used = pieces.chunks_vectored(&mut iov);
-            Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used])
-        })
-        .await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        pieces.advance(written);
-    }
-    Ok(())
-}
-
-/// Several pieces as one buffer.
-struct Pieces(VecDeque<Bytes>);
-impl Buf for Pieces {
-    fn remaining(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-    fn chunk(&self) -> &[u8] {
-        self.0.front().map_or(&[], |d| d)
-    }
-    fn chunks_vectored<'a>(&'a self, to: &mut [io::IoSlice<'a>]) -> usize {
-        let count = to.len().min(self.0.len());
-        to.iter_mut().zip(&self.0).for_each(|(v, d)| *v = io::IoSlice::new(d));
-        count
-    }
-    fn advance(&mut self, mut count: usize) {
-        while let Some(data) = self.0.front_mut() {
-            let part = count.min(data.len());
-            data.advance(part);
-            count -= part;
-            if !data.is_empty() {
-                break;
-            }
-            self.0.pop_front();
-        }
-    }
 }
 
 /// Carries bytes between two sockets until both directions have ended. `client` is the side that opened the connection.
