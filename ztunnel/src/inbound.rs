@@ -7,6 +7,7 @@ use crate::{
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
+    parking::{Bound, Parked},
     plan::{OWN_PORTS, Refusal},
     relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
@@ -19,7 +20,8 @@ use karst_api::handover::Offer;
 use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
 use karst_flows::{Decision, Seen};
 use karst_hbone::{
-    copy::{self, Pair},
+    continuation::{self, Said, Token},
+    copy::{self, Pair, Tunnel},
     server,
     stream::TlsStream,
 };
@@ -32,7 +34,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 use tokio::net::TcpStream;
@@ -67,7 +69,8 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let mut pair = Pair::new(tcp, app);
-        let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)) };
+        let offer =
+            || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: false };
         let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
             o = bytes => o,
@@ -196,8 +199,20 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
+    let continues = match worker.shared.config.hand_over {
+        true => continuation::said(request.headers()),
+        false => Said::Nothing,
+    };
+    let bound = Bound { peer: peer.clone(), from: from.ip(), pod: served.pod.uid.clone(), to: target };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
-    let (guard, ready) = open(&worker, &served.pod, ask).await;
+    // A connection that another stream has begun, or a new one.
+    let (guard, ready) = match continues {
+        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, &token, &bound)).await,
+        Said::Nothing | Said::Knows => {
+            let (guard, ready) = open(&worker, &served.pod, ask).await;
+            (guard, ready.map(App::New))
+        }
+    };
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -209,17 +224,73 @@ async fn connect(
     if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
         response.headers_mut().insert("baggage", baggage);
     }
+    if continues != Said::Nothing {
+        continuation::announce(response.headers_mut());
+    }
     let send = match respond.send_response(response, false) {
         Ok(s) => s,
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
-    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
-    let outcome = {
-        let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
-        relay::relay(&worker, &guard, bytes).await
+    let stream = (send, request.into_body());
+    let mut tunnel = match app {
+        App::New(app) => {
+            signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
+            Tunnel::new(app, stream, false, continues != Said::Nothing)
+        }
+        App::Resumed(parked) => match parked.take().map(|cut| Tunnel::resume(cut, stream)) {
+            Some(Ok(tunnel)) => tunnel,
+            Some(Err(e)) => return guard.end(&Outcome::Broken(e.to_string())),
+            None => return guard.end(&Outcome::Drained),
+        },
     };
+    let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
+    let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
+        // The peer has left, and its successor will ask for it.
+        Ok(token) => Box::pin(park(&worker, &mut tunnel, token, bound)).await,
+        Err(outcome) => outcome,
+    };
+    drop(tunnel);
     guard.end(&outcome);
+}
+
+/// The application of a stream.
+enum App {
+    /// It has had no byte yet.
+    New(TcpStream),
+    /// Of a stream before.
+    Resumed(Parked),
+}
+
+/// The connection that goes on with a stream. It is judged as a new one is.
+async fn resumed(
+    worker: &Worker,
+    pod: &Arc<LocalPod>,
+    request: InboundRequest,
+    token: &Token,
+    bound: &Bound,
+) -> (Guard, Result<App, Outcome>) {
+    let parked = worker.shared.parking.claim(*token, bound.clone()).await;
+    let (guard, judged) = judged(worker, pod, request).await;
+    let app = match (judged, parked) {
+        (Err(outcome), _) => Err(outcome),
+        (Ok(()), Some(parked)) => Ok(App::Resumed(parked)),
+        (Ok(()), None) => Err(Outcome::NotFound("no connection waits for this stream (any more)")),
+    };
+    (guard, app)
+}
+
+/// Keeps a connection whose stream was interrupted until the next one comes.
+async fn park(worker: &Worker, tunnel: &mut Tunnel, token: Token, bound: Bound) -> Outcome {
+    match tunnel.interrupted() {
+        Ok(cut) => {
+            tunnel.release();
+            worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+            worker.shared.parking.park(token, bound, cut).await;
+            Outcome::HandedOver
+        }
+        Err(e) => Outcome::Broken(e.to_string()),
+    }
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
@@ -319,6 +390,28 @@ pub async fn open(
     pod: &Arc<LocalPod>,
     request: InboundRequest,
 ) -> (Guard, Result<TcpStream, Outcome>) {
+    let (from, to) = (request.from, request.to);
+    let (guard, judged) = judged(worker, pod, request).await;
+    if let Err(outcome) = judged {
+        return (guard, Err(outcome));
+    }
+    let source_ip = worker.shared.config.orig_src.then_some(from.ip());
+    let app = if pod.holds(to.ip()) {
+        pod.connector.connect_app(to, source_ip, limits::CONNECT_TIMEOUT).await
+    } else {
+        // What the pod would have forwarded to a container or virtual machine of its own.
+        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
+        let own = if pod.ips.is_empty() { known } else { &pod.ips };
+        if let Err(outcome) = is_inside(pod, own, to) {
+            return (guard, Err(outcome));
+        }
+        pod.connector.connect(to, limits::CONNECT_TIMEOUT).await
+    };
+    (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+}
+
+/// Registers and authorizes.
+async fn judged(worker: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (Guard, Result<(), Outcome>) {
     let known = worker.workload(pod).await;
     let source = known.as_ref().and_then(|(s, _)| s.workload(request.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
@@ -354,22 +447,7 @@ pub async fn open(
     }
     let judged = authorized(worker, pod, &check, &guard).await;
     note(worker, pod, &guard, judged.as_ref().err());
-    if let Err(outcome) = judged {
-        return (guard, Err(outcome));
-    }
-    let source_ip = worker.shared.config.orig_src.then_some(request.from.ip());
-    let app = if pod.holds(request.to.ip()) {
-        pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
-    } else {
-        // What the pod would have forwarded to a container or virtual machine of its own.
-        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
-        let own = if pod.ips.is_empty() { known } else { &pod.ips };
-        if let Err(outcome) = is_inside(pod, own, request.to) {
-            return (guard, Err(outcome));
-        }
-        pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
-    };
-    (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+    (guard, judged)
 }
 
 /// Notes what policies have said, in the book of flows. (What was refused for another reason says nothing of policies.)

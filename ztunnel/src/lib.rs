@@ -23,6 +23,7 @@ pub mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
+mod parking;
 pub mod plan;
 mod queries;
 mod relay;
@@ -109,6 +110,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
+    let (parking, parked) = parking::new();
+    tokio::task::spawn_local(parking::run(parked));
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -123,6 +126,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
         desk: handover::desk::Desk::default(),
+        parking,
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.place.node),
         workers,

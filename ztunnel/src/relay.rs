@@ -1,8 +1,11 @@
 //! Carries a connection's bytes until it ends, a policy forbids it, the process must stop, or its successor has it.
 
-use crate::{conns::Guard, outcome::Outcome, worker::Worker};
+use crate::{conns::Guard, handover::pieces::Moved, outcome::Outcome, worker::Worker};
 use karst_api::handover::Offer;
-use karst_hbone::copy::{Counts, Pair};
+use karst_hbone::{
+    continuation::{End, Token},
+    copy::{Counts, Pair, Tunnel},
+};
 use karst_rt::{drain::Phase, on_wake::OnWake};
 use std::{
     io,
@@ -10,14 +13,9 @@ use std::{
     sync::atomic::Ordering::Relaxed,
 };
 
-/// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
-/// in the connection's task twice.)
-pub async fn relay(worker: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output = io::Result<()>>>) -> Outcome {
-    until(worker, guard, Phase::Forced, bytes).await.unwrap_or(Outcome::Drained)
-}
-
-/// The same of two sockets, which go over to a successor if there is one. `guard`: whom policies close. `offer`: what a successor is
-/// told of the connection.
+/// Carries the bytes of two sockets until the end, or until a policy forbids it, the process must stop, or its successor has them.
+/// `guard`: whom policies close. `offer`: what a successor is told of the connection. (What it carries is the caller's, or it would
+/// be in the connection's task twice.)
 pub async fn plain(
     worker: &Worker,
     guard: &Guard,
@@ -25,14 +23,37 @@ pub async fn plain(
     pair: &mut Pair,
     offer: &dyn Fn() -> Offer,
 ) -> Outcome {
-    let ended = {
+    let stop = {
         let bytes = pin!(pair.carry(counts));
         until(worker, guard, Phase::HandOver, bytes).await
     };
-    match ended {
-        Some(outcome) => outcome,
+    match stop {
+        Stop::Done(result) => Outcome::of_copy(result),
+        Stop::Closed(outcome) => outcome,
         // Rare, and large: not in the task of every connection.
-        None => Box::pin(leave(worker, guard, counts, pair, offer)).await,
+        Stop::Phase => Box::pin(leave(worker, guard, counts, pair, offer)).await,
+    }
+}
+
+/// The same of a socket and a stream. If the peer leaves: the token with which the connection goes on.
+///
+/// # Errors
+/// Its end.
+pub async fn stream(
+    worker: &Worker,
+    guard: &Guard,
+    counts: &Counts,
+    tunnel: &mut Tunnel,
+    offer: &dyn Fn() -> Offer,
+) -> Result<Token, Outcome> {
+    let stop = {
+        let bytes = pin!(tunnel.carry(counts));
+        until(worker, guard, Phase::HandOver, bytes).await
+    };
+    match stop {
+        Stop::Done(_) | Stop::Closed(_) => goes_on(stop),
+        // As above.
+        Stop::Phase => Box::pin(leave_stream(worker, guard, counts, tunnel, offer)).await,
     }
 }
 
@@ -43,7 +64,7 @@ async fn leave(worker: &Worker, guard: &Guard, counts: &Counts, pair: &mut Pair,
         let ticket = {
             let bytes = pin!(pair.carry(counts));
             tokio::select! {
-                ended = until(worker, guard, Phase::Forced, bytes) => return ended.unwrap_or(Outcome::Drained),
+                stop = until(worker, guard, Phase::Forced, bytes) => return stop.into(),
                 ticket = worker.shared.desk.ask(handed_over, offer) => ticket,
             }
         };
@@ -53,10 +74,10 @@ async fn leave(worker: &Worker, guard: &Guard, counts: &Counts, pair: &mut Pair,
             Err(error) => {
                 tracing::warn!(error = %error, "an open connection cannot go over to the next ztunnel");
                 drop(ticket);
-                return relay(worker, guard, pin!(pair.carry(counts))).await;
+                return until(worker, guard, Phase::Forced, pin!(pair.carry(counts))).await.into();
             }
         };
-        if ticket.go(parts).await {
+        if ticket.go(Moved::Pair(parts)).await {
             pair.release();
             handed_over.given.fetch_add(1, Relaxed);
             return Outcome::HandedOver;
@@ -64,23 +85,108 @@ async fn leave(worker: &Worker, guard: &Guard, counts: &Counts, pair: &mut Pair,
     }
 }
 
-/// None: the drain has come to this phase.
-async fn until(
+/// The same of a stream: once the successor would take it the stream comes to its end, both ways, before the socket goes.
+async fn leave_stream(
+    worker: &Worker,
+    guard: &Guard,
+    counts: &Counts,
+    tunnel: &mut Tunnel,
+    offer: &dyn Fn() -> Offer,
+) -> Result<Token, Outcome> {
+    let handed_over = &worker.shared.metrics.handed_over;
+    let mut ask = pin!(worker.shared.desk.ask(handed_over, offer));
+    let asked = {
+        let may_leave = tunnel.may_leave();
+        let bytes = pin!(tunnel.carry(counts));
+        tokio::select! {
+            stop = until(worker, guard, Phase::Forced, bytes) => Err(stop),
+            ticket = &mut ask, if may_leave => Ok(ticket),
+        }
+    };
+    let (ticket, token) = match asked {
+        // Our half has ended meanwhile: nothing can be said in it any more.
+        Ok(_) if !tunnel.may_leave() => {
+            let bytes = pin!(tunnel.carry(counts));
+            return goes_on(until(worker, guard, Phase::Forced, bytes).await);
+        }
+        Ok(ticket) => {
+            match Token::new() {
+                Ok(token) => tunnel.leave(token),
+                Err(e) => return Err(Outcome::Broken(e.to_string())),
+            }
+            let stop = {
+                let bytes = pin!(tunnel.carry(counts));
+                until(worker, guard, Phase::Forced, bytes).await
+            };
+            (ticket, goes_on(stop)?)
+        }
+        // It has ended, or its peer leaves, too.
+        Err(stop) => {
+            let token = goes_on(stop)?;
+            let nothing = pin!(std::future::pending::<io::Result<()>>());
+            let ticket = tokio::select! {
+                stop = until(worker, guard, Phase::Forced, nothing) => return Err(stop.into()),
+                ticket = &mut ask => ticket,
+            };
+            (ticket, token)
+        }
+    };
+    let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
+    if ticket.go(Moved::Stream(cut, token)).await {
+        tunnel.release();
+        handed_over.given.fetch_add(1, Relaxed);
+        return Err(Outcome::HandedOver);
+    }
+    Err(Outcome::Broken("the next ztunnel has gone before it had the connection".into()))
+}
+
+/// A stream's end: the token with which it goes on, or else that of the connection.
+fn goes_on(stop: Stop<End>) -> Result<Token, Outcome> {
+    match stop {
+        Stop::Done(Ok(End::Continues(token))) => Ok(token),
+        Stop::Done(Ok(End::Over)) => Err(Outcome::Done),
+        Stop::Done(Err(e)) => Err(Outcome::of_copy(Err(e))),
+        Stop::Closed(outcome) => Err(outcome),
+        Stop::Phase => Err(Outcome::Drained),
+    }
+}
+
+/// Why nothing is carried any more.
+enum Stop<T> {
+    /// It has come to its end.
+    Done(io::Result<T>),
+    /// A policy forbids it.
+    Closed(Outcome),
+    /// The drain has come to the phase.
+    Phase,
+}
+
+impl From<Stop<()>> for Outcome {
+    fn from(stop: Stop<()>) -> Self {
+        match stop {
+            Stop::Done(result) => Outcome::of_copy(result),
+            Stop::Closed(outcome) => outcome,
+            Stop::Phase => Outcome::Drained,
+        }
+    }
+}
+
+async fn until<T>(
     worker: &Worker,
     guard: &Guard,
     phase: Phase,
-    bytes: Pin<&mut impl Future<Output = io::Result<()>>>,
-) -> Option<Outcome> {
+    bytes: Pin<&mut impl Future<Output = io::Result<T>>>,
+) -> Stop<T> {
     let mut drain = worker.drain.clone();
     let ended = pin!(async {
         tokio::select! {
-            v = guard.forbidden() => Some(Outcome::ClosedByPolicy(v)),
+            v = guard.forbidden() => Some(v),
             () = drain.reached(phase) => None,
         }
     });
     let mut ended = OnWake::new(ended);
     tokio::select! {
-        r = bytes => Some(Outcome::of_copy(r)),
-        outcome = &mut ended => outcome,
+        result = bytes => Stop::Done(result),
+        verdict = &mut ended => verdict.map_or(Stop::Phase, |v| Stop::Closed(Outcome::ClosedByPolicy(v))),
     }
 }

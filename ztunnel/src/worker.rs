@@ -12,6 +12,7 @@ use crate::{
     mesh_config::Outbound,
     metrics::{Metrics, Reporter},
     outcome::Outcome,
+    parking::Parking,
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
@@ -72,6 +73,8 @@ pub struct Shared {
     pub workers: WorkerPool<Command>,
     /// Where open connections go when this process leaves.
     pub desk: Desk,
+    /// Open connections that wait for their next stream.
+    pub parking: Parking,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.

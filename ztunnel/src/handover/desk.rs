@@ -1,8 +1,8 @@
 //! Where a connection of a process that leaves asks whether its successor would take it, and from where it goes.
 
+use super::pieces::Moved;
 use arc_swap::ArcSwapOption;
 use karst_api::handover::Offer;
-use karst_hbone::copy::Parts;
 use std::{
     fmt::Write,
     sync::{
@@ -41,7 +41,7 @@ pub enum Order {
         /// Its number.
         id: u64,
         /// All there is of it.
-        parts: Box<Parts>,
+        moved: Box<Moved>,
         /// False: nothing has happened.
         done: oneshot::Sender<bool>,
     },
@@ -58,6 +58,8 @@ pub struct Counts {
     pub taken: AtomicU64,
     /// Offers that were refused; they are made again.
     pub refused: AtomicU64,
+    /// Went on in another stream, because the other end's process was replaced.
+    pub followed: AtomicU64,
 }
 
 impl Counts {
@@ -66,9 +68,11 @@ impl Counts {
         let name = "karst_connections_handed_over_total";
         let _ = writeln!(
             out,
-            "# HELP {name} Open connections passed to the next process of this ztunnel (given), taken over from the one before (taken), and offers that the next one refused (refused).\n# TYPE {name} counter"
+            "# HELP {name} Open connections passed to the next process of this ztunnel (given), taken over from the one before (taken), offers that the next one refused (refused), and connections whose other end was replaced (followed).\n# TYPE {name} counter"
         );
-        for (role, count) in [("given", &self.given), ("taken", &self.taken), ("refused", &self.refused)] {
+        let all =
+            [("given", &self.given), ("taken", &self.taken), ("refused", &self.refused), ("followed", &self.followed)];
+        for (role, count) in all {
             let _ = writeln!(out, "{name}{{role=\"{role}\"}} {}", count.load(Relaxed));
         }
     }
@@ -131,9 +135,9 @@ pub struct Ticket<'a> {
 
 impl Ticket<'_> {
     /// Passes it on; nothing may be read or written before this is done. False: it has stayed here.
-    pub async fn go(mut self, parts: Parts) -> bool {
+    pub async fn go(mut self, moved: Moved) -> bool {
         let (done, is_done) = oneshot::channel();
-        let order = Order::Go { id: self.id, parts: Box::new(parts), done };
+        let order = Order::Go { id: self.id, moved: Box::new(moved), done };
         if self.orders.send(order).await.is_err() {
             return false;
         }
@@ -154,6 +158,7 @@ impl Drop for Ticket<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_hbone::copy::Parts;
 
     /// A desk, and the thread that talks to the successor.
     fn open() -> (Desk, Counts, mpsc::Receiver<Order>) {
@@ -172,9 +177,9 @@ mod tests {
         }
     }
 
-    fn parts() -> Parts {
+    fn parts() -> Moved {
         let socket = || std::fs::File::open("/dev/null").unwrap().into();
-        Parts { client: socket(), server: socket(), up: Default::default(), down: Default::default() }
+        Moved::Pair(Parts { client: socket(), server: socket(), up: Default::default(), down: Default::default() })
     }
 
     #[tokio::test(start_paused = true)]

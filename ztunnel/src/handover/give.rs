@@ -4,13 +4,12 @@
 
 use super::{
     desk::{Desk, ORDERS, Order},
-    pieces::pieces,
+    pieces::Moved,
 };
 use karst_api::{
     HANDOVER_MAX_PACKET, HANDOVER_VERSION,
     handover::{Answer, Given, Hello, Role, Withdrawn, given::What},
 };
-use karst_hbone::copy::Parts;
 use karst_rt::{
     backoff::Backoff,
     drain::{Drain, Phase},
@@ -90,8 +89,8 @@ async fn talk(successor: &Packets, mut orders: mpsc::Receiver<Order>) -> io::Res
                     asked.insert(id, answer);
                     send(successor, &Given { id, what: Some(What::Offer(*offer)) }, &[]).await?;
                 }
-                Some(Order::Go { id, parts, done }) => {
-                    let sent = go(successor, id, &parts).await;
+                Some(Order::Go { id, moved, done }) => {
+                    let sent = go(successor, id, &moved).await;
                     let _ = done.send(sent.is_ok());
                     sent?;
                 }
@@ -116,10 +115,10 @@ async fn talk(successor: &Packets, mut orders: mpsc::Receiver<Order>) -> io::Res
 }
 
 /// All there is of a connection; the last packet makes it the successor's.
-async fn go(successor: &Packets, id: u64, parts: &Parts) -> io::Result<()> {
-    for given in pieces(id, &parts.up, &parts.down) {
+async fn go(successor: &Packets, id: u64, moved: &Moved) -> io::Result<()> {
+    for given in moved.pieces(id) {
         match given.what {
-            Some(What::Go(_)) => send(successor, &given, &[parts.client.as_fd(), parts.server.as_fd()]).await?,
+            Some(What::Go(_)) => send(successor, &given, &moved.sockets()).await?,
             _ => send(successor, &given, &[]).await?,
         }
     }

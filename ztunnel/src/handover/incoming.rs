@@ -1,7 +1,7 @@
 //! A connection that the process before would pass on, on its way to a worker.
 
+use super::pieces::Moved;
 use karst_api::handover::{Answer, Offer};
-use karst_hbone::copy::Parts;
 use karst_proxy::workers::ConnectionGuard;
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,5 +22,5 @@ pub struct Offered {
     /// Where the answer goes.
     pub answers: mpsc::Sender<Answer>,
     /// The connection itself, once it is ours; an error: it stays where it is.
-    pub arrives: oneshot::Receiver<Parts>,
+    pub arrives: oneshot::Receiver<Moved>,
 }

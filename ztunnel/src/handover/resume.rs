@@ -6,17 +6,24 @@
 use super::{
     end::{EndError, describe, of_destination, of_source},
     incoming::Offered,
+    pieces::Moved,
 };
 use crate::{
     conn::Conn,
+    connect,
     inbound::still_allowed,
     inpod::LocalPod,
+    outbound,
     outcome::Outcome,
+    parking::{Bound, Parked},
     relay,
     worker::{Direction, Place, Worker},
 };
 use karst_api::handover::{Answer, Offer};
-use karst_hbone::copy::{Pair, Parts};
+use karst_hbone::{
+    continuation::Token,
+    copy::{Pair, Parts, Tunnel},
+};
 use karst_rt::admission::{Ended, Permit, Source};
 use std::{
     pin::pin,
@@ -84,7 +91,9 @@ impl Pods {
         let destination = match (&self.destination, &offer.destination) {
             (Some(pod), Some(end)) => {
                 let conn = of_destination(end, pod, &snapshot)?;
-                vouched(&conn, source.as_ref())?;
+                if !offer.tunnel {
+                    vouched(&conn, source.as_ref())?;
+                }
                 if let Some(check) = &conn.check {
                     still_allowed(worker, pod, check).map_err(Refusal::Outcome)?;
                 }
@@ -119,7 +128,7 @@ pub async fn resume(worker: Rc<Worker>, offered: Offered) {
         Err(why) => return refuse(why).await,
     };
     let (client, is_plaintext) = match pods.conns(&worker, &offer) {
-        Ok((None, Some(conn))) => (conn.source_addr.ip(), true),
+        Ok((None, Some(conn))) => (conn.source_addr.ip(), !offer.tunnel),
         Ok((Some(conn), _)) => (conn.source_addr.ip(), false),
         Ok((None, None)) => return refuse(Refusal::NoEnd).await,
         Err(why) => return refuse(why).await,
@@ -143,7 +152,13 @@ pub async fn resume(worker: Rc<Worker>, offered: Offered) {
         return;
     }
     // Until the process before lets go of it, or says that it has ended, or is gone.
-    let Ok(parts) = arrives.await else { return };
+    let parts = match arrives.await {
+        Ok(Moved::Pair(parts)) => parts,
+        Ok(Moved::Stream(cut, token)) => {
+            return Box::pin(stream(&worker, &pods, &offer, Parked::new(cut), token)).await;
+        }
+        Err(_) => return,
+    };
     let evicted = async {
         match &share {
             Some(share) => share.evicted().await,
@@ -151,6 +166,46 @@ pub async fn resume(worker: Rc<Worker>, offered: Offered) {
         }
     };
     carry(&worker, &pods, &offer, parts, evicted).await;
+}
+
+/// A socket whose stream has been interrupted is ours. Towards the application of a pod of ours it waits for its next stream; from an
+/// application it is for us to open one.
+async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token: Token) {
+    worker.shared.metrics.handed_over.taken.fetch_add(1, Relaxed);
+    let (source, destination) = match pods.conns(worker, offer) {
+        Ok(conns) => conns,
+        Err(why) => return tracing::info!(refusal = %why, "a connection that was taken over is closed"),
+    };
+    if let (Some(conn), Some(pod)) = (&destination, &pods.destination) {
+        let Some(peer) = conn.source_identity.clone() else { return };
+        let bound = Bound { peer, from: conn.source_addr.ip(), pod: pod.uid.clone(), to: conn.destination_addr };
+        if let Some(cut) = cut.take() {
+            worker.shared.parking.park(token, bound, cut).await;
+        }
+        return;
+    }
+    let (Some(conn), Some(pod)) = (source, &pods.source) else { return };
+    let guard = worker.conns.add(conn);
+    let opened = connect::again(worker, pod, guard.conn(), &token).await;
+    let (lease, stream) = match opened {
+        Ok(opened) => opened,
+        Err(outcome) => return guard.end(&outcome),
+    };
+    let Some(cut) = cut.take() else { return };
+    let mut tunnel = match Tunnel::resume(cut, stream) {
+        Ok(tunnel) => tunnel,
+        Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
+    };
+    guard.established();
+    let again = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let outcome = match relay::stream(worker, &guard, &guard.conn().counts, &mut tunnel, &again).await {
+        Ok(token) => outbound::follow(worker, pod, &guard, (lease, tunnel, token)).await,
+        Err(outcome) => {
+            drop((lease, tunnel));
+            outcome
+        }
+    };
+    guard.end(&outcome);
 }
 
 /// It is ours.
@@ -178,6 +233,7 @@ async fn carry(worker: &Worker, pods: &Pods, offer: &Offer, parts: Parts, evicte
             .as_ref()
             .zip(pods.destination.as_ref())
             .map(|(guard, pod)| describe(guard.conn(), &pod.uid)),
+        tunnel: false,
     };
     let outcome = {
         let bytes = pin!(relay::plain(worker, judged, counts, &mut pair, &again));

@@ -85,7 +85,7 @@ impl<W> Table<W> {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub fn go(&mut self, id: u64, go: Go) -> Result<(W, Left, Left), Fault> {
+    pub fn go(&mut self, id: u64, go: &Go) -> Result<(W, Left, Left), Fault> {
         let Waiting { who, up, down } = self.take(id).ok_or(Fault::Unknown)?;
         let left = |rest: BytesMut, ended: bool| Left { rest: Bytes::from(rest), ended };
         Ok((who, left(up, go.client_ended), left(down, go.server_ended)))
@@ -153,14 +153,14 @@ mod tests {
         table.offered(7, "worker").unwrap();
         // Others are under way, too.
         table.offered(8, "other").unwrap();
-        let (packets, dies) = (pieces(7, &from.up, &from.down), random.random_bool(0.3));
+        let (packets, dies) = (pieces(7, &from.up, &from.down, Go::default()), random.random_bool(0.3));
         let last = if dies { random.random_range(0..packets.len()) } else { packets.len() };
         let mut arrived = None;
         for given in packets.into_iter().take(last) {
             match given.what.unwrap() {
                 What::Rest(rest) => table.rest(given.id, &rest).unwrap(),
                 What::Go(go) => {
-                    let (who, up, down) = table.go(given.id, go).unwrap();
+                    let (who, up, down) = table.go(given.id, &go).unwrap();
                     assert_eq!(who, "worker");
                     arrived = Some(Process { up, down });
                 }
@@ -217,12 +217,12 @@ mod tests {
         let mut table = Table::new();
         let rest = |length: usize| Rest { to_client: true, data: vec![1; length] };
         assert_eq!(table.rest(1, &rest(1)), Err(Fault::Unknown));
-        assert_eq!(table.go(1, Go::default()).err(), Some(Fault::Unknown));
+        assert_eq!(table.go(1, &Go::default()).err(), Some(Fault::Unknown));
         table.offered(1, ()).unwrap();
         assert_eq!(table.offered(1, ()), Err(Fault::Twice));
         table.withdrawn(1);
         table.withdrawn(1);
-        assert_eq!(table.go(1, Go::default()).err(), Some(Fault::Unknown));
+        assert_eq!(table.go(1, &Go::default()).err(), Some(Fault::Unknown));
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
         let one = Rest { to_client: true, data: vec![0] };
         assert_eq!(table.rest(100, &one), Err(Fault::TooMuch));
         // What has gone on makes room.
-        let (_, up, _) = table.go(0, Go::default()).unwrap();
+        let (_, up, _) = table.go(0, &Go::default()).unwrap();
         assert_eq!(up.rest.len(), MAX_REST);
         table.rest(100, &one).unwrap();
     }

@@ -5,6 +5,7 @@
 
 use super::{
     incoming::{Incoming, Offered},
+    pieces::{Moved, PiecesError},
     table::{Fault, MAX_WAITING, Table},
 };
 use crate::worker::{Command, Shared};
@@ -12,10 +13,10 @@ use karst_api::{
     HANDOVER_MAX_PACKET, HANDOVER_VERSION,
     handover::{Answer, Given, Hello, Role, given::What},
 };
-use karst_hbone::copy::{Pair, Parts};
+use karst_hbone::copy::Pair;
 use karst_rt::{backoff::Backoff, clock::Instant, seqpacket::Packets};
 use prost::{DecodeError, Message};
-use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
 /// The first thing that a process that leaves hears, so that it knows that somebody is there. (Any packet that is not empty.)
@@ -30,8 +31,8 @@ enum TalkError {
     Decode(#[from] DecodeError),
     #[error("unknown kind of packet")]
     Unknown,
-    #[error("a connection without its two sockets")]
-    Sockets,
+    #[error(transparent)]
+    Pieces(#[from] PiecesError),
     #[error(transparent)]
     Fault(#[from] Fault),
 }
@@ -108,11 +109,11 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
                     }
                     Some(What::Rest(rest)) => table.rest(id, &rest)?,
                     Some(What::Go(go)) => {
-                        let (who, up, down) = table.go(id, go)?;
-                        let [client, server] = <[OwnedFd; 2]>::try_from(sockets).map_err(|_| TalkError::Sockets)?;
+                        let (who, up, down) = table.go(id, &go)?;
+                        let moved = Moved::read(&go, sockets, up, down)?;
                         *count += 1;
-                        if let Err(parts) = who.send(Parts { client, server, up, down }) {
-                            reset(parts);
+                        if let Err(moved) = who.send(moved) {
+                            reset(moved);
                         }
                     }
                     Some(What::Withdrawn(_)) => table.withdrawn(id),
@@ -134,7 +135,10 @@ fn dispatch(shared: &Shared, offered: Offered) -> Option<String> {
 }
 
 /// Nobody serves it any more: an application must not take it for complete.
-fn reset(parts: Parts) {
-    // Both its sockets are, when a pair is dropped that has not ended.
-    drop(Pair::resume(parts));
+fn reset(moved: Moved) {
+    match moved {
+        // Both its sockets are, when a pair is dropped that has not ended.
+        Moved::Pair(parts) => drop(Pair::resume(parts)),
+        Moved::Stream(cut, _) => cut.reset(),
+    }
 }

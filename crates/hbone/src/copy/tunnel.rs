@@ -17,6 +17,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::AsyncWrite,
@@ -190,6 +191,13 @@ impl Tunnel {
     /// Lets go of the socket: when this is dropped it is neither reset nor shut down.
     pub fn release(&mut self) {
         self.leg.complete = true;
+    }
+}
+
+impl Interrupted {
+    /// Nobody goes on with it: the application must not take it for complete.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -513,7 +521,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
     use super::*;
     use h2::client::SendRequest;
-    use std::time::Duration;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
