@@ -242,7 +242,10 @@ fn client(mut s: TcpStream, kind: Kind, seed: u64, shared: &Arc<Shared>) -> io::
 /// So many connections of every kind, from each of these to each of those.
 fn open(places: &[(&'static str, &Pod, SocketAddr)], count: usize, shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     let one = |n: usize| {
-        let ((place, from, to), kind) = (places[n % places.len()], KINDS[(n / places.len()) % KINDS.len()]);
+        let ((place, from, to), mut kind) = (places[n % places.len()], KINDS[(n / places.len()) % KINDS.len()]);
+        if !goes_over(place, kind) {
+            kind = Kind::PingPong;
+        }
         let (from, shared, seed) = (from.clone(), shared.clone(), n as u64 + 1);
         spawn(move || {
             let said = from.connect(to).and_then(|s| client(s, kind, seed, &shared));
@@ -263,8 +266,13 @@ fn open(places: &[(&'static str, &Pod, SocketAddr)], count: usize, shared: &Arc<
     (0..count).map(one).collect()
 }
 
-/// Replaces the ztunnel of the first node again and again. Each old one ends long before its drain would have ended it: it has
-/// nothing open any more.
+/// May it go over yet? Not what the replaced node's own application has half closed towards another node (docs/hbone.md §10.8).
+fn goes_over(place: &str, kind: Kind) -> bool {
+    place != "other node" || kind != Kind::HalfClosed
+}
+
+/// Replaces the ztunnels of two nodes in turn, again and again. Each old one ends long before its drain would have ended it: it
+/// has nothing open any more.
 fn rollouts(rounds: usize, connections: usize, longest: Duration) {
     let drain = Duration::from_secs(59);
     let ztunnel_env = vec![("TERMINATION_GRACE_PERIOD_SECONDS".into(), "64".into())];
@@ -272,12 +280,14 @@ fn rollouts(rounds: usize, connections: usize, longest: Duration) {
     w.namespace("app", true);
     w.namespace("out", false);
     let (a, near) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "near", 0)));
+    let far = w.mesh_pod(PodSpec::new("app", "far", 1));
     let outside = w.pod(PodSpec::new("out", "outside", 1));
     w.settle();
     let shared = Arc::new(Shared::default());
-    [&near, &outside].into_iter().for_each(|pod| serve(pod, &shared));
+    [&near, &far, &outside].into_iter().for_each(|pod| serve(pod, &shared));
     let places = [
         ("same node", &a, near.at(PORT)),
+        ("other node", &a, far.at(PORT)),
         ("to outside", &a, outside.at(PORT)),
         ("from outside", &outside, near.at(PORT)),
     ];
@@ -285,10 +295,11 @@ fn rollouts(rounds: usize, connections: usize, longest: Duration) {
     thread::sleep(Duration::from_secs(2));
     let opened = w.metric(0, "istio_tcp_sockets_open", &["reporter=\"destination\""]);
     assert!(opened > 0.0, "nothing is open");
-    let (mut port, mut slowest) = (15000, Duration::ZERO);
-    for _ in 0..rounds {
-        port = if port == 15000 { 16000 } else { 15000 };
-        let mut old = w.replace_ztunnel(0, port);
+    let (mut ports, mut slowest) = ([15000; 2], Duration::ZERO);
+    for round in 0..rounds {
+        let node = round % 2;
+        ports[node] = if ports[node] == 15000 { 16000 } else { 15000 };
+        let mut old = w.replace_ztunnel(node, ports[node]);
         let began = Instant::now();
         old.wait().unwrap();
         slowest = slowest.max(began.elapsed());
