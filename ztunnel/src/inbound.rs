@@ -203,11 +203,10 @@ async fn connect(
         true => continuation::said(request.headers()),
         false => Said::Nothing,
     };
-    let bound = Bound { peer: peer.clone(), from: from.ip(), pod: served.pod.uid.clone(), to: target };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     // A connection that another stream has begun, or a new one.
     let (guard, ready) = match continues {
-        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, &token, &bound)).await,
+        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, &token)).await,
         Said::Nothing | Said::Knows => {
             let (guard, ready) = open(&worker, &served.pod, ask).await;
             (guard, ready.map(App::New))
@@ -247,7 +246,7 @@ async fn connect(
     let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
         // The peer has left, and its successor will ask for it.
-        Ok(token) => Box::pin(park(&worker, &mut tunnel, token, bound)).await,
+        Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token)).await,
         Err(outcome) => outcome,
     };
     drop(tunnel);
@@ -268,9 +267,12 @@ async fn resumed(
     pod: &Arc<LocalPod>,
     request: InboundRequest,
     token: &Token,
-    bound: &Bound,
 ) -> (Guard, Result<App, Outcome>) {
-    let parked = worker.shared.parking.claim(*token, bound.clone()).await;
+    let (peer, from, to) = (request.identity.clone(), request.from.ip(), request.to);
+    let parked = match peer {
+        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
+        None => None,
+    };
     let (guard, judged) = judged(worker, pod, request).await;
     let app = match (judged, parked) {
         (Err(outcome), _) => Err(outcome),
@@ -281,7 +283,11 @@ async fn resumed(
 }
 
 /// Keeps a connection whose stream was interrupted until the next one comes.
-async fn park(worker: &Worker, tunnel: &mut Tunnel, token: Token, bound: Bound) -> Outcome {
+async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token) -> Outcome {
+    let conn = guard.conn();
+    let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
+    let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
+    let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
     match tunnel.interrupted() {
         Ok(cut) => {
             tunnel.release();

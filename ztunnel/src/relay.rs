@@ -105,7 +105,8 @@ async fn leave_stream(
     };
     let (ticket, token) = match asked {
         // Our half has ended meanwhile: nothing can be said in it any more.
-        Ok(_) if !tunnel.may_leave() => {
+        Ok(ticket) if !tunnel.may_leave() => {
+            drop(ticket);
             let bytes = pin!(tunnel.carry(counts));
             return goes_on(until(worker, guard, Phase::Forced, bytes).await);
         }
