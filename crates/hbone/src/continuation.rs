@@ -48,7 +48,7 @@ impl Token {
         let mut bytes = [0; 16];
         for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
             let [high, low] = pair else { return None };
-            *byte = digit(*high)? << 4 | digit(*low)?;
+            *byte = (digit(*high)? << 4) | digit(*low)?;
         }
         Some(Self(bytes))
     }

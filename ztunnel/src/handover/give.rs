@@ -129,3 +129,91 @@ async fn go(successor: &Packets, id: u64, moved: &Moved) -> io::Result<()> {
 async fn send(successor: &Packets, given: &Given, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     timeout(STUCK, successor.send(&given.encode_to_vec(), sockets)).await?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::handover::Offer;
+    use karst_hbone::copy::{Left, Parts};
+    use std::os::fd::OwnedFd;
+    use tokio::task::LocalSet;
+
+    fn moved(rest: usize) -> Box<Moved> {
+        let socket = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let up = Left { rest: vec![7; rest].into(), ended: true };
+        Box::new(Moved::Pair(Parts { client: socket(), server: socket(), up, down: Left::default() }))
+    }
+
+    /// The next packet, and how many descriptors it brings.
+    async fn next(successor: &Packets) -> (Given, usize) {
+        let (bytes, sockets) = successor.recv(HANDOVER_MAX_PACKET).await.unwrap();
+        (Given::decode(&bytes[..]).unwrap(), sockets.len())
+    }
+
+    /// Whoever leaves, its orders, and the other end.
+    fn leaving() -> (tokio::task::JoinHandle<io::Result<()>>, mpsc::Sender<Order>, Packets) {
+        let (own, other) = Packets::pair().unwrap();
+        let (orders, received) = mpsc::channel(ORDERS);
+        let talk = tokio::task::spawn_local(async move { talk(&own, received).await });
+        (talk, orders, Packets::from_fd(other).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_with_all_there_is_of_it() {
+        let run = async {
+            let (talk, orders, successor) = leaving();
+            let (answer, answered) = oneshot::channel();
+            assert!(orders.send(Order::Offer { id: 5, offer: Box::<Offer>::default(), answer }).await.is_ok());
+            assert!(matches!(next(&successor).await, (Given { id: 5, what: Some(What::Offer(_)) }, 0)));
+            // Of one that was not asked for, then the answer.
+            for (id, refusal) in [(4, "x"), (5, "not yet")] {
+                successor.send(&Answer { id, refusal: refusal.into() }.encode_to_vec(), &[]).await.unwrap();
+            }
+            assert_eq!(answered.await.unwrap(), "not yet");
+            let (done, is_done) = oneshot::channel();
+            assert!(orders.send(Order::Go { id: 6, moved: moved(100_000), done }).await.is_ok());
+            let (mut rest, mut sockets) = (0, 0);
+            while sockets == 0 {
+                let (given, count) = next(&successor).await;
+                match given.what {
+                    Some(What::Rest(piece)) => rest += piece.data.len(),
+                    Some(What::Go(go)) => assert!(go.client_ended && !go.server_ended && count == 2),
+                    other => panic!("{other:?}"),
+                }
+                sockets = count;
+            }
+            assert!(is_done.await.unwrap() && rest == 100_000);
+            assert!(orders.send(Order::Withdraw(7)).await.is_ok());
+            assert!(matches!(next(&successor).await, (Given { id: 7, what: Some(What::Withdrawn(_)) }, 0)));
+            drop(orders);
+            talk.await.unwrap().unwrap();
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_successor_does_not_get_stays_here() {
+        let run = async {
+            let (talk, orders, successor) = leaving();
+            drop(successor);
+            // It hears of that, or fails to send.
+            let (done, is_done) = oneshot::channel();
+            let _ = orders.send(Order::Go { id: 1, moved: moved(0), done }).await;
+            assert!(!is_done.await.unwrap_or(false));
+            assert!(talk.await.unwrap().is_err());
+            // One that stands still takes some, and then no more.
+            let (talk, orders, _successor) = leaving();
+            let mut stayed = 0;
+            for id in 0..20 {
+                let (done, is_done) = oneshot::channel();
+                let sent = orders.send(Order::Go { id, moved: moved(60_000), done }).await.is_ok();
+                if !sent || !is_done.await.unwrap_or(false) {
+                    stayed += 1;
+                }
+            }
+            assert!(stayed > 10, "{stayed}");
+            assert!(talk.await.unwrap().is_err());
+        };
+        LocalSet::new().run_until(run).await;
+    }
+}

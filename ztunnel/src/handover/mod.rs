@@ -8,7 +8,8 @@
 //!
 //! What must always hold: of two processes exactly one reads and writes a connection's sockets. The one that leaves does until it
 //! has sent `go`, and never after; the other one does from when it has received that, and never before. All that was read and not
-//! yet taken by the other side is in what is sent before. Who carries nothing on (the successor refuses, dies, or there is none)
+//! yet taken by the other side is in what is sent before. A stream to another node comes to its end first, both ways (docs/hbone.md
+//! §10), so that nothing is on its way; its socket then waits in [`crate::parking`], or for the stream that the successor opens. Who carries nothing on (the successor refuses, dies, or there is none)
 //! leaves the connection where it is, until the drain ends. Proven by the tests of [`table`] (random bytes, ends and deaths), of
 //! `karst_hbone::copy` and by tests/world (`handover`).
 
