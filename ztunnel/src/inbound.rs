@@ -270,6 +270,8 @@ async fn resumed(
 ) -> (Guard, Result<App, Outcome>) {
     let (peer, from, to) = (request.identity.clone(), request.from.ip(), request.to);
     let parked = match peer {
+        // It waits at our successor: the client is to ask there, at once.
+        Some(_) if worker.drain.started() => None,
         Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
         None => None,
     };
