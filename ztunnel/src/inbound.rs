@@ -28,7 +28,7 @@ use karst_hbone::{
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
-    socket,
+    drain, socket,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -246,7 +246,7 @@ async fn connect(
     let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
         // The peer has left, and its successor will ask for it.
-        Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token)).await,
+        Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,
         Err(outcome) => outcome,
     };
     drop(tunnel);
@@ -284,20 +284,28 @@ async fn resumed(
     (guard, app)
 }
 
-/// Keeps a connection whose stream was interrupted until the next one comes.
-async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token) -> Outcome {
+/// Keeps a connection whose stream was interrupted until the next one comes; or until this process leaves, too, and its successor
+/// keeps it.
+async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token, offer: &dyn Fn() -> Offer) -> Outcome {
     let conn = guard.conn();
     let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
     let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
     let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
-    match tunnel.interrupted() {
-        Ok(cut) => {
-            tunnel.release();
-            worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
-            worker.shared.parking.park(token, bound, cut).await;
-            Outcome::HandedOver
-        }
-        Err(e) => Outcome::Broken(e.to_string()),
+    let cut = match tunnel.interrupted() {
+        Ok(cut) => cut,
+        Err(e) => return Outcome::Broken(e.to_string()),
+    };
+    tunnel.release();
+    worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+    let gone = worker.shared.parking.park(token, bound.clone(), cut).await;
+    let mut drain = worker.drain.clone();
+    tokio::select! {
+        _ = gone => return Outcome::HandedOver,
+        () = drain.reached(drain::Phase::HandOver) => {}
+    }
+    match worker.shared.parking.claim(token, bound).await {
+        Some(parked) => relay::leave_cut(worker, guard, parked, token, offer).await,
+        None => Outcome::HandedOver,
     }
 }
 

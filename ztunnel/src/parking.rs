@@ -37,22 +37,26 @@ pub struct Bound {
 }
 
 /// A connection that waits; if it is dropped, it is reset.
-pub struct Parked(Option<Interrupted>);
+pub struct Parked {
+    cut: Option<Interrupted>,
+    /// Dropped when it does not wait any more.
+    _waits: Option<oneshot::Sender<()>>,
+}
 
 impl Parked {
     /// It waits from now on.
     pub fn new(cut: Interrupted) -> Self {
-        Self(Some(cut))
+        Self { cut: Some(cut), _waits: None }
     }
     /// It goes on.
     pub fn take(mut self) -> Option<Interrupted> {
-        self.0.take()
+        self.cut.take()
     }
 }
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        if let Some(cut) = self.0.take() {
+        if let Some(cut) = self.cut.take() {
             cut.reset();
         }
     }
@@ -77,9 +81,12 @@ pub fn new() -> (Parking, Orders) {
 }
 
 impl Parking {
-    /// Keeps a connection for its next stream.
-    pub async fn park(&self, token: Token, bound: Bound, cut: Interrupted) {
-        let _ = self.0.send(Order::Park(token, bound, Parked::new(cut))).await;
+    /// Keeps a connection for its next stream. What it gives ends when the connection does not wait any more.
+    pub async fn park(&self, token: Token, bound: Bound, cut: Interrupted) -> oneshot::Receiver<()> {
+        let (waits, gone) = oneshot::channel();
+        let parked = Parked { cut: Some(cut), _waits: Some(waits) };
+        let _ = self.0.send(Order::Park(token, bound, parked)).await;
+        gone
     }
 
     /// The connection that goes on with a stream; waits for it for a bounded time.

@@ -1,6 +1,6 @@
 //! Carries a connection's bytes until it ends, a policy forbids it, the process must stop, or its successor has it.
 
-use crate::{conns::Guard, handover::pieces::Moved, outcome::Outcome, worker::Worker};
+use crate::{conns::Guard, handover::pieces::Moved, outcome::Outcome, parking::Parked, worker::Worker};
 use karst_api::handover::Offer;
 use karst_hbone::{
     continuation::{End, Token},
@@ -94,13 +94,13 @@ async fn leave_stream(
     offer: &dyn Fn() -> Offer,
 ) -> Result<Token, Outcome> {
     let handed_over = &worker.shared.metrics.handed_over;
-    let mut ask = pin!(worker.shared.desk.ask(handed_over, offer));
     let asked = {
+        let ask = pin!(worker.shared.desk.ask(handed_over, offer));
         let may_leave = tunnel.may_leave();
         let bytes = pin!(tunnel.carry(counts));
         tokio::select! {
             stop = until(worker, guard, Phase::Forced, bytes) => Err(stop),
-            ticket = &mut ask, if may_leave => Ok(ticket),
+            ticket = ask, if may_leave => Ok(ticket),
         }
     };
     let (ticket, token) = match asked {
@@ -124,12 +124,9 @@ async fn leave_stream(
         // It has ended, or its peer leaves, too.
         Err(stop) => {
             let token = goes_on(stop)?;
-            let nothing = pin!(std::future::pending::<io::Result<()>>());
-            let ticket = tokio::select! {
-                stop = until(worker, guard, Phase::Forced, nothing) => return Err(stop.into()),
-                ticket = &mut ask => ticket,
-            };
-            (ticket, token)
+            let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
+            tunnel.release();
+            return Err(leave_cut(worker, guard, Parked::new(cut), token, offer).await);
         }
     };
     let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
@@ -139,6 +136,30 @@ async fn leave_stream(
         return Err(Outcome::HandedOver);
     }
     Err(Outcome::Broken("the next ztunnel has gone before it had the connection".into()))
+}
+
+/// The same of a connection whose stream has come to its end already.
+pub async fn leave_cut(
+    worker: &Worker,
+    guard: &Guard,
+    cut: Parked,
+    token: Token,
+    offer: &dyn Fn() -> Offer,
+) -> Outcome {
+    let handed_over = &worker.shared.metrics.handed_over;
+    let ticket = {
+        let nothing = pin!(std::future::pending::<io::Result<()>>());
+        tokio::select! {
+            stop = until(worker, guard, Phase::Forced, nothing) => return stop.into(),
+            ticket = worker.shared.desk.ask(handed_over, offer) => ticket,
+        }
+    };
+    let Some(cut) = cut.take() else { return Outcome::Drained };
+    if ticket.go(Moved::Stream(cut, token)).await {
+        handed_over.given.fetch_add(1, Relaxed);
+        return Outcome::HandedOver;
+    }
+    Outcome::Broken("the next ztunnel has gone before it had the connection".into())
 }
 
 /// A stream's end: the token with which it goes on, or else that of the connection.

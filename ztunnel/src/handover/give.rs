@@ -92,6 +92,9 @@ async fn talk(successor: &Packets, mut orders: mpsc::Receiver<Order>) -> io::Res
                 Some(Order::Go { id, moved, done }) => {
                     let sent = go(successor, id, &moved).await;
                     let _ = done.send(sent.is_ok());
+                    if sent.is_err() {
+                        moved.give_up();
+                    }
                     sent?;
                 }
                 Some(Order::Withdraw(id)) => {

@@ -49,6 +49,14 @@ impl Moved {
         }
     }
 
+    /// It has not gone. Two sockets stay with whoever has carried them; with a stream that has come to its end nobody can go on.
+    pub fn give_up(self) {
+        match self {
+            Self::Pair(_) => {}
+            Self::Stream(cut, _) => cut.reset(),
+        }
+    }
+
     /// From what has come.
     ///
     /// # Errors

@@ -180,7 +180,7 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
         let Some(peer) = conn.source_identity.clone() else { return };
         let bound = Bound { peer, from: conn.source_addr.ip(), pod: pod.uid.clone(), to: conn.destination_addr };
         if let Some(cut) = cut.take() {
-            worker.shared.parking.park(token, bound, cut).await;
+            drop(worker.shared.parking.park(token, bound, cut).await);
         }
         return;
     }
