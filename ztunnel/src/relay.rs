@@ -11,7 +11,11 @@ use std::{
     io,
     pin::{Pin, pin},
     sync::atomic::Ordering::Relaxed,
+    time::Duration,
 };
+
+/// A peer that has not closed its half for this long, because its application takes nothing, does not hold the successor's attention.
+const PEER: Duration = Duration::from_secs(1);
 
 /// Carries the bytes of two sockets until the end, or until a policy forbids it, the process must stop, or its successor has them.
 /// `guard`: whom policies close. `offer`: what a successor is told of the connection. (What it carries is the caller's, or it would
@@ -115,19 +119,28 @@ async fn leave_stream(
                 Ok(token) => tunnel.leave(token),
                 Err(e) => return Err(Outcome::Broken(e.to_string())),
             }
-            let stop = {
+            let soon = {
                 let bytes = pin!(tunnel.carry(counts));
-                until(worker, guard, Phase::Forced, bytes).await
+                tokio::select! {
+                    stop = until(worker, guard, Phase::Forced, bytes) => Some(stop),
+                    () = tokio::time::sleep(PEER) => None,
+                }
             };
-            (ticket, goes_on(stop)?)
+            match soon {
+                Some(stop) => (ticket, goes_on(stop)?),
+                // Its place is for others: those whose peers' applications take nothing are not to hold up all.
+                None => {
+                    drop(ticket);
+                    let stop = {
+                        let bytes = pin!(tunnel.carry(counts));
+                        until(worker, guard, Phase::Forced, bytes).await
+                    };
+                    return Err(leave_ended(worker, guard, tunnel, goes_on(stop)?, offer).await);
+                }
+            }
         }
         // It has ended, or its peer leaves, too.
-        Err(stop) => {
-            let token = goes_on(stop)?;
-            let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
-            tunnel.release();
-            return Err(leave_cut(worker, guard, Parked::new(cut), token, offer).await);
-        }
+        Err(stop) => return Err(leave_ended(worker, guard, tunnel, goes_on(stop)?, offer).await),
     };
     let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
     if ticket.go(Moved::Stream(cut, token)).await {
@@ -138,7 +151,24 @@ async fn leave_stream(
     Err(Outcome::Broken("the next ztunnel has gone before it had the connection".into()))
 }
 
-/// The same of a connection whose stream has come to its end already.
+/// The same of one whose stream has come to its end already.
+async fn leave_ended(
+    worker: &Worker,
+    guard: &Guard,
+    tunnel: &mut Tunnel,
+    token: Token,
+    offer: &dyn Fn() -> Offer,
+) -> Outcome {
+    match tunnel.interrupted() {
+        Ok(cut) => {
+            tunnel.release();
+            leave_cut(worker, guard, Parked::new(cut), token, offer).await
+        }
+        Err(e) => Outcome::Broken(e.to_string()),
+    }
+}
+
+/// The same of a connection that is between two streams.
 pub async fn leave_cut(
     worker: &Worker,
     guard: &Guard,
