@@ -1,7 +1,8 @@
 //! Compiles the protobuf files with protox, so that no protoc has to be installed.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["workload", "authorization", "citadel", "zds", "ads", "status", "route", "otlp", "ext_authz"]
-        .map(|f| format!("proto/{f}.proto"));
+    let files =
+        ["workload", "authorization", "citadel", "zds", "ads", "status", "route", "otlp", "ext_authz", "handover"]
+            .map(|f| format!("proto/{f}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let set = protox::compile(&files, ["proto"])?;
     tonic_prost_build::configure()

@@ -289,7 +289,11 @@ impl Guard {
         self.all.taps.tell(|| tapped::ended(&conn, outcome));
         if self.all.access_log {
             let Some(error) = outcome.text() else {
-                return self.all.line(&conn, tracing::Level::INFO, "connection complete", &[]);
+                let message = match outcome {
+                    Outcome::HandedOver => "connection handed over",
+                    _ => "connection complete",
+                };
+                return self.all.line(&conn, tracing::Level::INFO, message, &[]);
             };
             let (level, message) = match outcome.failed() {
                 true => (tracing::Level::WARN, "connection failed"),

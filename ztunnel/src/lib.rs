@@ -13,6 +13,7 @@ mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
+mod handover;
 mod inbound;
 mod inpod;
 mod istio;
@@ -22,8 +23,10 @@ pub mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
+mod parking;
 pub mod plan;
 mod queries;
+mod relay;
 mod serve;
 mod shares;
 mod signals;
@@ -108,6 +111,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
+    let (parking, parked) = parking::new();
+    tokio::task::spawn_local(parking::run(parked));
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -121,6 +126,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
+        desk: handover::desk::Desk::default(),
+        parking,
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.place.node),
         workers,
@@ -186,6 +193,11 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         }
         inpod::run(&zds, keeper).await;
     });
+    let (meeting, instance) = (karst_api::zds_handover(&config.zds), rand::random());
+    let taker = config.hand_over.then(|| {
+        let (path, shared) = (meeting.clone(), shared.clone());
+        tokio::task::spawn_local(async move { handover::take::take(&path, instance, shared).await })
+    });
     let mut limit = config.drain_limit();
     loop {
         tokio::select! {
@@ -208,7 +220,18 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     }
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
     agent.abort();
-    bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections")).await;
+    let drained = bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections"));
+    match taker {
+        Some(taker) => {
+            taker.abort();
+            tokio::select! {
+                () = drained => {}
+                // It goes on for ever.
+                () = handover::give::give(&meeting, instance, &shared.desk, &drain) => {}
+            }
+        }
+        None => drained.await,
+    }
     threads.join().await;
     tracing::info!("ztunnel stops");
     bootstrap::last_lines().await;

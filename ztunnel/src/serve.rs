@@ -3,6 +3,7 @@
 use crate::{
     client::Caller,
     conns::Conns,
+    handover::resume,
     inbound,
     inpod::{AddError, LocalPod},
     listeners::{Listeners, Redirection, started},
@@ -155,6 +156,7 @@ impl Worker {
                 }
             }
             Command::Take(t) => self.take(*t),
+            Command::Resume(incoming) => resume::begin(self, *incoming),
             Command::Dump(to) => {
                 let _ = to.send(self.conns.dump());
             }

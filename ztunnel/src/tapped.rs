@@ -71,7 +71,7 @@ fn peer(workload: &Workload) -> Peer<'_> {
 /// A refusal by a policy or a limit is one thing, what went wrong another.
 fn verdict(outcome: &Outcome) -> Verdict {
     match outcome {
-        Outcome::Done | Outcome::Drained => Verdict::Forwarded,
+        Outcome::Done | Outcome::Drained | Outcome::HandedOver => Verdict::Forwarded,
         Outcome::Denied(_)
         | Outcome::ClosedByPolicy(_)
         | Outcome::PolicyMissing(_)

@@ -6,11 +6,13 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
+    handover::{desk::Desk, incoming::Incoming},
     inpod::{AddError, LocalPod, LocalPods},
     listeners::Listeners,
     mesh_config::Outbound,
     metrics::{Metrics, Reporter},
     outcome::Outcome,
+    parking::Parking,
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
@@ -74,6 +76,10 @@ pub struct Shared {
     /// May pods of the mesh call what it does not know?
     pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
+    /// Where open connections go when this process leaves.
+    pub desk: Desk,
+    /// Open connections that wait for their next stream.
+    pub parking: Parking,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.
@@ -192,6 +198,8 @@ pub enum Command {
     Del { uid: String },
     /// Serve a connection that another worker has accepted.
     Take(Box<Taken>),
+    /// Serve a connection that the process before would pass on.
+    Resume(Box<Incoming>),
     /// Describe the open connections.
     Dump(oneshot::Sender<Vec<serde_json::Value>>),
 }

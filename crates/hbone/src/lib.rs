@@ -7,10 +7,12 @@
 //! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
 //! - [`frames`]: floods of frames that only ask for an answer, on any HTTP/2 connection.
+//! - [`continuation`]: streams that go on in another process.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
 pub mod certificate;
 pub mod client;
+pub mod continuation;
 pub mod copy;
 pub mod frames;
 pub mod names;

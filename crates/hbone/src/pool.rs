@@ -4,7 +4,10 @@
 //! good or bad, so that a dead peer costs each connection one timeout and not a queue of them. A tunnel leaves the pool when
 //! it ends or says GOAWAY, and one that was full is used again as soon as a stream ends.
 
-use crate::client::{self, ClientError};
+use crate::{
+    client::{self, ClientError},
+    continuation::{self, Said},
+};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::HeaderMap;
@@ -67,6 +70,8 @@ pub struct Opened {
     pub send: SendStream<Bytes>,
     /// From the peer.
     pub recv: RecvStream,
+    /// The peer knows of continuation ([`crate::continuation`]).
+    pub continues: bool,
 }
 
 impl Lease {
@@ -190,7 +195,10 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             undecided.0 = None;
             drop(undecided);
             match answer {
-                Ok((send, recv, _)) => return Ok(Opened { lease, send, recv }),
+                Ok((send, recv, answer)) => {
+                    let continues = continuation::said(&answer) != Said::Nothing;
+                    return Ok(Opened { lease, send, recv, continues });
+                }
                 Err(e) => {
                     if e.is_of_tunnel() {
                         lease.discard();
