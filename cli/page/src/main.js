@@ -91,15 +91,25 @@ async function choose(chosen) {
   state.chosen = chosen;
   state.history = null;
   graph.choose(chosen);
-  if (chosen?.edge != null) await read_history();
   show();
   if (chosen) $('detail').querySelector('.close')?.focus({ preventScroll: true });
   else if (before?.edge != null) (document.querySelector(`#list [data-edge="${before.edge}"]`) ?? $('list')).focus({ preventScroll: true });
+  // What there is to say is said at once; its last hour comes when it has been read.
+  if (chosen?.edge != null) { await read_history(); if (state.chosen === chosen) refresh(); }
 }
 
 async function read_history() {
-  try { state.history = await get('/api/history', { edge: state.chosen.edge }); } catch { state.history = null; }
+  const { chosen } = state;
+  let history = null;
+  try { history = await get('/api/history', { edge: chosen.edge }); } catch { /* without it */ }
+  if (state.chosen === chosen) state.history = history;
 }
+
+// What a pointer has gone down on stays there until it is up: else its click is nobody's.
+const HOLD = 5000;
+let down = -HOLD, late = false;
+const refresh = () => { late = performance.now() - down < HOLD; if (!late) show(); };
+const up = () => setTimeout(() => { down = -HOLD; if (late) refresh(); });
 
 async function read() {
   try {
@@ -115,7 +125,7 @@ async function read() {
     const text = `${count} ${count === 1 ? 'proxy' : 'proxies'}${unread.length ? `, ${unread.length} not read` : ''}${took > 2500 ? `, every ${Math.round(took / 1000)} s` : ''}`;
     if (status.textContent !== text) status.textContent = text;
     status.title = unread.map((one) => `${one.name}: ${one.why}`).join('\n') || answer.cluster;
-    show();
+    refresh();
   } catch (error) {
     const status = $('status');
     status.className = 'bad';
@@ -175,6 +185,8 @@ $('zoom-out').addEventListener('click', () => graph.zoom(1 / 1.3));
 $('fit').addEventListener('click', () => graph.layout());
 $('help').addEventListener('click', () => $('keys').showModal());
 document.addEventListener('keydown', keys);
+document.addEventListener('pointerdown', () => { down = performance.now(); }, true);
+for (const end of ['pointerup', 'pointercancel']) document.addEventListener(end, up, true);
 
 try {
   await login();

@@ -74,6 +74,24 @@ test('a denied call is shown with its policy', async ({ page }) => {
   assert.match(text, /GET \/reviews\/\{\*\}, port 9080, by the waypoint/);
 });
 
+test('a click is not lost when what it is on is shown anew', async ({ page }) => {
+  await page.keyboard.press('Escape');
+  const one = row(page, 'productpage-v1', 'details-v1');
+  await one.waitFor();
+  const element = await one.elementHandle();
+  const { x, y, width, height } = await one.boundingBox();
+  await page.mouse.move(x + width / 2, y + height / 2);
+  await page.mouse.down();
+  const answer = page.waitForResponse(/\/api\/graph/);
+  await answer;
+  await page.waitForTimeout(200);
+  assert.ok(await element.evaluate((node) => node.isConnected), 'it stays');
+  await page.mouse.up();
+  await page.locator('#detail h2', { hasText: 'details-v1' }).waitFor({ timeout: 1000 });
+  await page.keyboard.press('Escape');
+  await page.waitForFunction((node) => !node.isConnected, element, { timeout: 5000 });
+});
+
 test('the book has pictures of it', async ({ page }) => {
   await page.evaluate(() => document.activeElement.blur());
   if (pictures) await page.screenshot({ path: `${pictures}/dashboard-light.png` });
