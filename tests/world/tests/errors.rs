@@ -148,11 +148,11 @@ fn the_log_level_changes_at_run_time() {
         http::request(s, "POST", &format!("/logging{query}")).unwrap()
     };
     assert_eq!(post(""), (200, "current log level is info\n".into()));
-    assert!(!w.log_text("ztunnel0.log").contains("\ttrace\t"));
-    assert_eq!(post("?level=h2:trace,warn"), (200, "current log level is h2=trace,warn\n".into()));
+    assert!(!w.log_text("ztunnel0.log").contains("\tdebug\t"));
+    assert_eq!(post("?level=h2:debug,warn"), (200, "current log level is h2=debug,warn\n".into()));
     // The controller has something to say.
     w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: x}\nspec: {clusterIP: 10.96.0.1}\n");
-    wait_for("finer lines", Duration::from_secs(5), || w.log_text("ztunnel0.log").contains("\ttrace\t").then_some(()));
+    wait_for("finer lines", Duration::from_secs(5), || w.log_text("ztunnel0.log").contains("\tdebug\t").then_some(()));
     let (status, said) = post("?level=loud");
     assert!(status == 400 && said.contains("loud"), "{status} {said}");
     assert_eq!(post("?reset").1, "current log level is info\n");
