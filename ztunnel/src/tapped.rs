@@ -1,7 +1,8 @@
 //! A connection as it is told to who looks on ([`karst_proxy::tap`]).
 
-use crate::{conn::Conn, metrics::Reporter, outcome::Outcome, state::Workload};
-use karst_flows::tap::{Direction, Event, Peer, Phase, Verdict};
+use crate::{conn::Conn, metrics::Reporter, outcome::Outcome};
+use karst_flows::tap::{Direction, Event, Phase, Verdict};
+use karst_proxy::tap::peer;
 use std::borrow::Cow;
 
 /// A connection that has come about.
@@ -54,17 +55,6 @@ fn event(conn: &Conn, phase: Phase, verdict: Verdict) -> Event<'_> {
         received: conn.counts.from_client.get(),
         sent: conn.counts.to_client.get(),
         took: conn.started.elapsed(),
-    }
-}
-
-fn peer(workload: &Workload) -> Peer<'_> {
-    Peer {
-        namespace: &workload.namespace,
-        workload: &workload.workload_name,
-        kind: workload.workload_type,
-        pod: &workload.name,
-        identity: workload.identity.as_str(),
-        address: None,
     }
 }
 

@@ -4,10 +4,11 @@
 //! While nobody looks, a finished request or connection costs one relaxed load, and nothing is made (proven by
 //! `nothing_is_made_while_nobody_looks`).
 
+use crate::state::Workload;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use karst_core::limits;
-use karst_flows::tap::{End, Event, Filter, Line, Record};
+use karst_flows::tap::{End, Event, Filter, Line, Peer, Record};
 use karst_rt::{admin, clock, log};
 use std::{
     sync::{
@@ -205,6 +206,18 @@ fn encode(line: &Line) -> Bytes {
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     bytes.into()
+}
+
+/// A workload as one end, without an address; its identity is what the control plane says.
+pub fn peer(workload: &Workload) -> Peer<'_> {
+    Peer {
+        namespace: &workload.namespace,
+        workload: &workload.workload_name,
+        kind: workload.workload_type,
+        pod: &workload.name,
+        identity: workload.identity.as_str(),
+        address: None,
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use karst_flows::{
     Reporter,
     tap::{Direction, Event, Peer, Phase, Request, Verdict},
 };
-use karst_proxy::state::Workload;
+use karst_proxy::{state::Workload, tap::peer};
 use std::{borrow::Cow, time::Duration};
 
 /// Response code details of what an endpoint or a route has answered. With others, and without a flag, a request was not fit to be
@@ -74,17 +74,6 @@ fn event<'a>(info: &'a StreamInfo, phase: Phase, took: Duration, sent: u64, own:
         received: info.received.get(),
         sent,
         took,
-    }
-}
-
-fn peer(workload: &Workload) -> Peer<'_> {
-    Peer {
-        namespace: &workload.namespace,
-        workload: &workload.workload_name,
-        kind: workload.workload_type,
-        pod: &workload.name,
-        identity: workload.identity.as_str(),
-        address: None,
     }
 }
 
