@@ -152,7 +152,8 @@ impl Broker {
 
 /// Gives it back if there is nobody.
 fn pass_on(peers: &[Peer], mut end: End) -> Option<End> {
-    for peer in peers.iter().rev().filter(|peer| peer.instance != end.instance) {
+    let leaving = end.instance;
+    for peer in peers.iter().rev().filter(|peer| peer.instance != leaving) {
         if let Here::Takes(ends) = &peer.here {
             match ends.try_send(end) {
                 Ok(()) => return None,

@@ -20,7 +20,7 @@ pub fn client(lines: &[String], trusted: usize) -> Option<IpAddr> {
         text = &text[comma + 1..];
     }
     let text = text.trim_matches([' ', '\t']);
-    let four = dotted(text).map(|octets| IpAddr::V4(octets.into()));
+    let four = dotted(text).map(IpAddr::V4);
     let mapped = |six: Ipv6Addr| six.to_ipv4_mapped().map_or(IpAddr::V6(six), IpAddr::V4);
     four.or_else(|| text.parse().ok().map(mapped))
 }

@@ -81,7 +81,7 @@ async fn session(leaving: Packets, shared: Arc<Shared>) {
 async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(), TalkError> {
     let greeting = Answer { id: 0, refusal: GREETING.into() };
     leaving.send(&greeting.encode_to_vec(), &[]).await?;
-    let (tx, mut answers) = mpsc::channel(MAX_WAITING);
+    let (tx, mut answers) = mpsc::channel::<Answer>(MAX_WAITING);
     let mut table = Table::new();
     loop {
         tokio::select! {

@@ -79,7 +79,7 @@ fn a_waypoint_tells_of_callers_where_it_is_asked_to() {
         (asked("false"), String::new(), None),
         (configured(append), format!("proxy.istio.io/config: '{append}'"), Some((Mode::AppendForward, 1))),
     ] {
-        let (got, problems) = told(TWO, &[&gateway, &pod(&annotations)].concat(), "a/w-1");
+        let (got, problems) = told(TWO, &format!("{gateway}{}", pod(&annotations)), "a/w-1");
         let want = want.map(|(mode, trusted_proxies): (Mode, u32)| Topology {
             trusted_proxies,
             forward_client_cert: mode as i32,

@@ -514,11 +514,13 @@ fn a_rule_asks_a_provider_of_its_own() {
         assert_eq!(m.ask(request).await.0, 200);
         assert_eq!(m.ask(get("/no")).await, (StatusCode::UNAUTHORIZED, "no".into()));
         assert_eq!((asked.borrow().len(), m.count()), (2, 1));
-        let seen = m.seen.borrow();
-        assert_eq!(
-            (&seen[0].headers["x-user"], &seen[0].headers["content-type"]),
-            (&"alice".parse().unwrap(), &"application/json".parse().unwrap())
-        );
+        {
+            let seen = m.seen.borrow();
+            assert_eq!(
+                (&seen[0].headers["x-user"], &seen[0].headers["content-type"]),
+                (&"alice".parse().unwrap(), &"application/json".parse().unwrap())
+            );
+        }
         assert!(logged(" 401 UAEX ext_authz_denied "));
         // Nobody is there to be asked.
         let m = Mesh::of(guarded_rule(), |_, _| status(200));

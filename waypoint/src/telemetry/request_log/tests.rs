@@ -104,7 +104,7 @@ fn deny(path: &str) -> ir::Access {
         name: "ns/deny".into(),
         action: ir::AccessAction::Deny as i32,
         rules: vec![rule("/nobody"), rule(path)],
-        dry_run: false,
+        ..Default::default()
     };
     ir::Access { policies: vec![policy], ..Default::default() }
 }
