@@ -117,7 +117,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             worker.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
         });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
-        let ready = attempt(&worker, &served, &planned, &source, &client, candidate).await;
+        // It is over once the connection is established: not in the task of every open one.
+        let ready = Box::pin(attempt(&worker, &served, &planned, &source, &client, candidate)).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
             let port = (service.key.clone(), to.port());
             worker.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());

@@ -339,13 +339,16 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow:
     // What a stretch before has left, perhaps in another process.
     turns::spend(flow.rest.len());
     write_rest(wr, way, flow).await?;
-    write_pipe(wr, way, flow).await?;
-    flow.give_back();
+    if flow.pipe.is_some() {
+        // Large, as what splices is: not in the task of every connection.
+        Box::pin(write_pipe(wr, way, flow)).await?;
+        flow.give_back();
+    }
     loop {
         match small(rd, wr, way, flow).await? {
             0 => break,
             // What is watched is copied.
-            n if n >= SPLICE_FROM && !way.is_watched() && spliced(rd, wr, way, flow).await? => break,
+            n if n >= SPLICE_FROM && !way.is_watched() && Box::pin(spliced(rd, wr, way, flow)).await? => break,
             _ => turns::pass().await,
         }
     }

@@ -119,10 +119,6 @@ pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> 
     /// In milliseconds.
     const TIMEOUT: u64 = 10_000;
     let wrong = |why: String| (at.to_string(), why);
-    if to.refuse_status != 0 || to.port == 0 {
-        let text = format!("{} cannot be asked: specify a Service, and a port that it has [KARST-0307]", to.service);
-        return Err((format!("{at}.backendRef"), text));
-    }
     let size = auth.forward_body.as_ref().map_or(0, |body| body.max_size);
     if size > MAX_BODY {
         let text = format!("{size} is out of range: must be at most {MAX_BODY} [KARST-0017]");

@@ -549,6 +549,11 @@ mod tests {
 
     impl Wire {
         async fn new() -> Self {
+            Self::with_window(65_535).await
+        }
+
+        /// `window`: of a stream and of all, in bytes.
+        async fn with_window(window: u32) -> Self {
             let (near, far) = tokio::io::duplex(256 << 10);
             let (tx, accepted) = mpsc::unbounded_channel();
             spawn_local(async move {
@@ -558,7 +563,9 @@ mod tests {
                     let _ = tx.send((send, request.into_body()));
                 }
             });
-            let (client, connection) = h2::client::handshake(near).await.unwrap();
+            let mut ours = h2::client::Builder::new();
+            ours.initial_window_size(window).initial_connection_window_size(window);
+            let (client, connection) = ours.handshake(near).await.unwrap();
             spawn_local(connection);
             Self { client, accepted }
         }
@@ -674,7 +681,8 @@ mod tests {
     #[tokio::test]
     async fn what_an_application_has_not_taken_goes_along() {
         let run = async {
-            let mut wire = Wire::new().await;
+            // More than the sockets hold.
+            let mut wire = Wire::with_window(1 << 20).await;
             let ((app, a), (b, mut other)) = (pair().await, pair().await);
             for socket in [&app, &a] {
                 socket2::SockRef::from(socket).set_recv_buffer_size(32 << 10).unwrap();

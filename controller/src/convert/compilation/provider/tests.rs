@@ -179,13 +179,15 @@ fn a_rule_of_a_route_asks_or_is_closed() {
         format!("{{protocol: HTTP, {to}, http: {{path: check}}}}"),
         format!("{{protocol: HTTP, {to}, http: {{allowedHeaders: ['*']}}}}"),
         format!("{{protocol: HTTP, {to}, forwardBody: {{maxSize: 10485761}}}}"),
-        "{protocol: HTTP, backendRef: {name: nobody, port: 80}}".into(),
-        "{protocol: HTTP, backendRef: {name: s, port: 81}}".into(),
-        "{protocol: HTTP, backendRef: {name: s}}".into(),
-        "{protocol: HTTP, backendRef: {name: s, namespace: b, port: 80}}".into(),
     ] {
         let (rule, problems) = rule(&wrong);
         assert_eq!(rule.response.map(|response| response.status), Some(500), "{wrong}");
         assert_eq!((problems.len(), rule.authorization), (1, None), "{wrong}: {problems:?}");
+    }
+    // Of these the route's status tells, as of other backends.
+    for nobody in ["name: nobody, port: 80", "name: s, port: 81", "name: s", "name: s, namespace: b, port: 80"] {
+        let (rule, problems) = rule(&format!("{{protocol: HTTP, backendRef: {{{nobody}}}}}"));
+        assert_eq!(rule.response.map(|response| response.status), Some(500), "{nobody}");
+        assert_eq!((problems.len(), rule.authorization), (0, None), "{nobody}: {problems:?}");
     }
 }

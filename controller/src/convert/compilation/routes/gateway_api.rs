@@ -537,7 +537,12 @@ impl<'a> Convert<'a> {
                         return Err((at, "a rule can have only one filter of type ExternalAuth [KARST-0013]".into()));
                     }
                     let to = self.destination(&auth.backend_ref, &format!("{at}.backendRef"))?;
-                    out.authorization = Some(provider::of_filter(auth, &to, &at)?);
+                    let asked = provider::of_filter(auth, &to, &at)?;
+                    // The status says why (ResolvedRefs); requests do not go on unasked.
+                    match (to.refuse_status, to.port) {
+                        (0, 1..) => out.authorization = Some(asked),
+                        _ => out.unknown = true,
+                    }
                 }
                 _ => out.unknown = true,
             }
