@@ -166,6 +166,8 @@ fn answer(mut s: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             });
             heard(read_all(&mut s, Bytes::of(seed), shared, false)?);
             write.join().unwrap();
+            // The writer has shut it down.
+            return Ok(());
         }
         Kind::HalfClosed => {
             heard(read_all(&mut s, Bytes::of(seed), shared, false)?);
