@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod events;
 mod guards;
+mod handover;
 mod install;
 mod kubelet;
 mod local;

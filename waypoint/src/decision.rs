@@ -16,7 +16,7 @@ pub use answer::{
 pub use noted::Noted;
 
 use crate::{
-    authz::access::{Access, AuthzContext, Request, Verdict},
+    authz::access::{Access, Request, Verdict},
     cluster::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
@@ -26,7 +26,7 @@ use crate::{
         context::{ClientHello, Downstream},
         tunnel,
     },
-    http::entry,
+    http::{entry, forwarded},
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule, TcpRule, status},
     snapshot::Snapshot,
 };
@@ -39,7 +39,11 @@ use karst_proxy::{
     xds::ApplyResource,
 };
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 /// A waypoint's pod, and what the control plane has told it.
 pub struct Waypoint {
@@ -138,7 +142,7 @@ impl Waypoint {
         let Some(service) = downstream.service() else {
             return Decision::answered(StatusCode::NOT_FOUND, "no service");
         };
-        let access = self.judge(self.snapshot.access_to(service), downstream, None);
+        let access = self.judge(self.snapshot.access_to(service), downstream, downstream.from.ip(), None);
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             return Decision { access: Some(access), route: None, end: End::Reset("RBAC: access denied".into()) };
         }
@@ -170,18 +174,23 @@ impl Waypoint {
     /// What becomes of a request, whose head is as a client sends it. `claims`: those of a token that its issuer has signed.
     pub fn request(&self, call: &Call, mut head: Parts, claims: Option<&Map<String, Value>>) -> Decision {
         let downstream = &call.0;
+        let topology = self.snapshot.topology();
+        let client = forwarded::client(downstream, topology, &head.headers);
         let entry = match entry::canonical(&mut head) {
             Ok(entry) => entry,
             Err(why) => return Decision::answered(why.status(), why.details()),
         };
         let authority = entry.authority.as_str();
-        let (policies, routes) = match self.routes_of(downstream, entry.authority.host()) {
+        let is_https = forwarded::is_https(topology, &head.headers);
+        let (policies, routes) = match self.routes_of(downstream, entry.authority.host(), is_https) {
             Ok(found) => found,
             Err(answered) => return *answered,
         };
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);
         }
+        let asked =
+            policies.map(|access| asked(access, (downstream, client.ip()), &head, authority)).unwrap_or_default();
         let token = match policies.map(|access| access.tokens.verify(&mut head)) {
             None => None,
             Some(Ok(token)) => token,
@@ -197,12 +206,13 @@ impl Waypoint {
             known: None,
             token: token.as_ref().or(assumed.as_ref()),
         };
-        let access = self.judge(policies, downstream, Some(request));
+        let access = self.judge(policies, downstream, client.ip(), Some(request));
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (route, end) = self.routed(downstream, routes, &head, authority);
+        let (mut route, end) = self.routed(downstream, routes, &head, authority);
+        route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 
@@ -290,22 +300,31 @@ impl Waypoint {
         }
     }
 
-    fn judge(&self, access: Option<&Access>, downstream: &Downstream, request: Option<Request<'_>>) -> Judged {
+    fn judge(
+        &self,
+        access: Option<&Access>,
+        downstream: &Downstream,
+        client: IpAddr,
+        request: Option<Request<'_>>,
+    ) -> Judged {
         let Some(access) = access else { return Judged::NoPolicies };
-        let context = AuthzContext {
-            peer: downstream.peer.as_ref(),
-            source: downstream.from.ip(),
-            destination: downstream.to,
-            port: downstream.port,
-            sni: downstream.sni(),
-            request,
-        };
+        let context = downstream.asked(client, request);
         match access.evaluate(&context) {
             Verdict::Allow => Judged::Allowed(access.allowing(&context).map(|(policy, rule)| (policy.into(), rule))),
             Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
             Verdict::NotAllowed => Judged::NotAllowed,
         }
     }
+}
+
+/// Who is asked about a request before anything else is decided. What they say is not known.
+fn asked(access: &Access, (downstream, client): (&Downstream, IpAddr), head: &Parts, authority: &str) -> Vec<Setting> {
+    let path = Path::new(head.uri.path());
+    let (method, headers) = (head.method.as_str(), &head.headers);
+    let request = Request { method, authority, path: &path, headers, known: None, token: None };
+    let context = downstream.asked(client, Some(request));
+    let all = access.providers().iter().filter_map(|provider| access.asks(provider, &context));
+    all.map(|asks| settings::of_provider(&asks)).collect()
 }
 
 /// No listener of the gateway has a virtual host for the name.

@@ -2,12 +2,16 @@
 //! must hold whatever comes; none may panic. And one for the differential tests (tests/differential): [`Judge`].
 
 use crate::{
-    authz::access::{Access, AuditEvent, AuthzContext, Request},
+    authz::{
+        access::{Access, AuditEvent, AuthzContext, Request},
+        external::{answer::Answer, grpc},
+    },
     downstream::gateway::Gateway,
     http::{
         codec,
         entry::{canonical, plain_path},
         forward::sent_on,
+        forwarded,
     },
     route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
@@ -16,7 +20,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
-use karst_core::Identity;
+use karst_core::{
+    Identity,
+    proxy_protocol::{self, Origin, Version},
+};
 use karst_policy::{Path, Readings};
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
@@ -64,6 +71,29 @@ fn decoded(b: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The first bytes of a connection, as a header of the PROXY protocol: what is read does not depend on how it comes, and is written
+/// as it was read.
+pub fn proxy(data: &[u8]) {
+    let Ok(Some(header)) = proxy_protocol::read(data) else { return };
+    assert!(header.length <= data.len().min(proxy_protocol::MAX), "{header:?}");
+    assert_eq!(proxy_protocol::read(&data[..header.length]), Ok(Some(header)));
+    assert_eq!(proxy_protocol::read(&data[..header.length - 1]), Ok(None), "{header:?}");
+    let Origin::Client { from, to } = header.origin else { return };
+    for version in [Version::V1, Version::V2] {
+        let again = proxy_protocol::read(&proxy_protocol::write(version, from, to));
+        assert_eq!(again.ok().flatten().map(|h| h.origin), Some(header.origin), "{version:?}");
+    }
+}
+
+/// Whom so many trusted proxies name in these lines of X-Forwarded-For. For the differential tests.
+pub fn client(lines: &[HeaderValue], trusted: usize) -> Option<std::net::IpAddr> {
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        headers.append("x-forwarded-for", line.clone());
+    }
+    forwarded::named(&headers, trusted)
+}
+
 /// What the control plane may send (two messages, each after its length), and a request: `METHOD target` and header lines.
 pub fn route(data: &[u8]) {
     let Some((routes, rest)) = part(data) else { return };
@@ -103,6 +133,7 @@ pub fn route(data: &[u8]) {
         let asked = AuthzContext {
             peer: Some(peer),
             source: ip,
+            remote: ip,
             destination: ip,
             port: 80,
             sni: None,
@@ -115,6 +146,27 @@ pub fn route(data: &[u8]) {
 fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let (n, rest) = data.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_le_bytes(*n)))
+}
+
+/// What a provider of external authorization has answered by gRPC: a request that it lets through is still the one that was asked
+/// about, and one that comes in may have.
+pub fn authorization(data: &[u8]) {
+    let ok = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let Ok(request) = http::Request::get("/a?b=c").header(header::HOST, "shop").body(()) else { return };
+    let (mut head, ()) = request.into_parts();
+    match grpc::answer(data, &ok) {
+        Ok(Answer::Allowed(changes)) => {
+            if changes.apply(&mut head).is_ok() {
+                assert_eq!((head.uri.path(), head.headers.get_all(header::HOST).iter().count()), ("/a", 1));
+                let fixed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
+                assert!(!fixed.iter().any(|name| head.headers.contains_key(name)), "{:?}", head.headers);
+                assert!(canonical(&mut head).is_ok(), "{head:?}");
+            }
+            changes.apply_to_response(&mut HeaderMap::new());
+        }
+        Ok(Answer::Denied(refusal)) => assert!(refusal.status.as_u16() >= 200),
+        Err(_) => {}
+    }
 }
 
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
@@ -300,6 +352,7 @@ impl Judge {
         let asked = AuthzContext {
             peer: caller.peer.as_ref(),
             source: caller.source,
+            remote: caller.source,
             destination: caller.destination,
             port: caller.port,
             sni: caller.sni.as_deref(),

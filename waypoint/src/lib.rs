@@ -40,12 +40,12 @@ use karst_proxy::{
     options::worker_count,
     revocation, secrets,
     tap::Taps,
-    untold,
+    trim, untold,
     workers::WorkerPool,
     xds::StateWriter,
 };
 use karst_rt::{drain, ready::Ready};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 use tokio::sync::watch;
 
 /// The process: reads its options, serves until it is told to stop.
@@ -112,6 +112,11 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tokio::task::spawn_local(async move {
         while own.get(&id, std::time::Duration::from_secs(60)).await.is_none() {}
         drop(certificate);
+    });
+    let looked_at = shared.clone();
+    tokio::task::spawn_local(async move {
+        let gate = &looked_at.gate;
+        trim::after_floods(|| (gate.open(), gate.turns.load(Relaxed))).await;
     });
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
     tokio::task::spawn_local(downstream::ports::open(

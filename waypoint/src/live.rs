@@ -77,9 +77,9 @@ impl Live {
             }
             let (target, port) = (DownstreamTarget::Gateway(None), to.port());
             let to = to.ip();
-            let (permit, written) = (None, Default::default());
-            let downstream =
-                Downstream { peer: None, from, source: None, target, port, to, hello: None, permit, written };
+            let (peer, source, hello, permit) = (None, None, None, None);
+            let (entered, written) = Default::default();
+            let downstream = Downstream { peer, from, source, target, port, to, hello, permit, entered, written };
             request(&self.worker, downstream, true, head, &self.seen).await
         })
     }

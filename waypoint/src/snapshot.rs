@@ -1,6 +1,11 @@
 //! What is known at one time: the mesh, routes, and how services are called, immutable.
 
-use crate::{authz::access::Access, downstream::gateway::Gateway, route::table::Routes, telemetry::rules::Telemetry};
+use crate::{
+    authz::access::Access,
+    downstream::{gateway::Gateway, topology::Topology},
+    route::table::Routes,
+    telemetry::rules::Telemetry,
+};
 use imbl::HashMap;
 use karst_api::route as ir;
 use karst_proxy::state::{self, Service};
@@ -81,6 +86,11 @@ impl Snapshot {
     pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
         let own = self.gateway.iter().filter_map(|g| g.access.as_ref());
         self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
+    }
+
+    /// Who in front of us is believed.
+    pub fn topology(&self) -> Topology {
+        self.gateway.as_ref().map(|g| g.topology).unwrap_or_default()
     }
 
     /// What is told of requests, where it differs from the standard.

@@ -2,10 +2,12 @@
 //! that answers as it is told to.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod client;
+
 use crate::{
     authz::access::Access,
     downstream::{
-        context::{Downstream, DownstreamTarget},
+        context::{Downstream, DownstreamTarget, Entered},
         gateway::Gateway,
         requests,
     },
@@ -123,6 +125,8 @@ struct Proxy {
     at_gateway: bool,
     /// Where clients call from, and what they call.
     ends: Cell<(SocketAddr, IpAddr)>,
+    /// What the next connection has shown on its way in.
+    entered: Cell<Entered>,
 }
 
 impl Proxy {
@@ -136,7 +140,8 @@ impl Proxy {
         change(&mut s);
         let at_gateway = s.gateway.is_some();
         let ends = Cell::new((([10, 0, 0, 9], 1234).into(), [10, 96, 0, 1].into()));
-        Self { worker: worker(s, if at_gateway { "router" } else { "waypoint" }), at_gateway, ends }
+        let worker = worker(s, if at_gateway { "router" } else { "waypoint" });
+        Self { worker, at_gateway, ends, entered: Cell::default() }
     }
 
     /// A client's connection.
@@ -153,6 +158,7 @@ impl Proxy {
             to: self.ends.get().1,
             hello: None,
             permit: None,
+            entered: self.entered.take(),
             written: Default::default(),
         };
         let w = self.worker.clone();

@@ -40,7 +40,12 @@ use karst_proxy::{
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
-use karst_rt::{admission::InUse, drain, socket::Keepalive};
+use karst_rt::{
+    admission::{InUse, Source},
+    drain,
+    socket::Keepalive,
+    turns::Shares,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -131,6 +136,8 @@ pub struct Worker {
     samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
+    /// Each caller's share of this worker.
+    pub callers: Shares<Source>,
     sets: RefCell<Sets>,
     /// See [`Worker::latest`].
     state: RefCell<watch::Receiver<Arc<Snapshot>>>,
@@ -167,6 +174,7 @@ impl Worker {
             connector,
             settings,
             flows: shared.flows.recorder(),
+            callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,
             upstream,

@@ -2,6 +2,7 @@
 
 use crate::{
     inpod::LocalPod,
+    shares,
     worker::{Command, Shared},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -73,6 +74,7 @@ impl Pages {
                 self.shared.secrets.revocation().render(&mut page);
                 self.shared.outbound.render(&mut page);
                 self.shared.flows.render(&mut page);
+                shares::render(&mut page, &self.shared.pods.load(), self.shared.budget.descriptors);
                 admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),

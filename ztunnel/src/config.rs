@@ -130,6 +130,10 @@ pub struct Config {
     /// connections are counted.
     #[arg(long, env = "KARST_HTTP_SIGNALS", default_value_t = true, action = clap::ArgAction::Set)]
     pub http_signals: bool,
+    /// Pass open connections to the next ztunnel of the node when this one is told to stop, and take over those of the one before.
+    /// If false, they may finish until the drain ends.
+    #[arg(long, env = "KARST_HAND_OVER", default_value_t = true, action = clap::ArgAction::Set)]
+    pub hand_over: bool,
     /// Keep a second process ready, with the mesh's state and certificates, that takes over at once if the serving one crashes or
     /// is killed (the charts set it). It needs about as much memory as an idle ztunnel.
     #[arg(long, env = "KARST_WARM_SPARE", default_value_t = false, action = clap::ArgAction::Set)]

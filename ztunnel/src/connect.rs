@@ -3,6 +3,7 @@
 
 use crate::{
     client::Client,
+    conn::Conn,
     conns::Guard,
     inbound::{self, InboundRequest},
     inpod::{LocalPod, LocalPods},
@@ -12,15 +13,28 @@ use crate::{
     worker::{Served, Worker},
 };
 use bytes::Bytes;
-use karst_hbone::{copy::Counts, pool::Lease};
+use karst_hbone::{
+    continuation::{self, Token},
+    copy::Counts,
+    pool::Lease,
+};
 use karst_proxy::dial::{self, Candidate, Target};
-use std::{rc::Rc, sync::Arc};
+use karst_rt::{backoff::Backoff, clock::Instant};
+use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+/// The next stream of an interrupted connection is asked for this long, and so often.
+const AGAIN_FOR: Duration = Duration::from_secs(10);
+const AGAIN_FIRST: Duration = Duration::from_millis(10);
+const AGAIN_CAP: Duration = Duration::from_millis(500);
+
+/// Both halves of a stream.
+pub type Stream = (h2::SendStream<Bytes>, h2::RecvStream);
 
 /// A destination that is reached.
 pub enum Ready {
-    /// A stream on a tunnel.
-    Tunnel(Lease, h2::SendStream<Bytes>, h2::RecvStream),
+    /// A stream on a tunnel; may it be continued?
+    Tunnel(Lease, Stream, bool),
     /// Without a tunnel.
     Socket(TcpStream),
     /// A pod of this node, with the record of its side.
@@ -32,7 +46,7 @@ impl Ready {
     /// after that.
     pub async fn after(mut self, first: &Bytes, counts: &Counts) -> Result<Self, Outcome> {
         let sent = match &mut self {
-            Ready::Tunnel(_, send, _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
+            Ready::Tunnel(_, (send, _), _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
             Ready::Socket(s) | Ready::Local(_, s) => s.write_all(first).await.map_err(|e| e.to_string()),
         };
         match sent {
@@ -94,6 +108,11 @@ pub async fn attempt(
                 };
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
+            // Of bytes that are carried as they are no trace is known.
+            let mut headers = dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None);
+            if worker.shared.config.hand_over && !t.waypoint {
+                continuation::announce(&mut headers);
+            }
             let target = Target {
                 connector: &served.pod.connector,
                 pod: &served.pod.uid,
@@ -102,11 +121,48 @@ pub async fn attempt(
                 address: t.address,
                 expected: &t.expected,
                 authority: &t.target.to_string(),
-                // Of bytes that are carried as they are no trace is known.
-                headers: dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None),
+                headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
-            Ok(Ready::Tunnel(opened.lease, opened.send, opened.recv))
+            let continues = opened.continues && worker.shared.config.hand_over && !t.waypoint;
+            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), continues))
+        }
+    }
+}
+
+/// The next stream of a connection whose stream has been interrupted, to the same peer. The one that takes it may not be there yet,
+/// so it is asked for some time.
+///
+/// # Errors
+/// There is none, and will be none.
+pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) -> Result<(Lease, Stream), Outcome> {
+    let (Some(source), Some(peer), Some(target)) = (&conn.source, &conn.destination, conn.hbone_addr) else {
+        return Err(Outcome::NoWorkload);
+    };
+    // As it is known now: another workload may have the address.
+    let known = worker.snapshot().workloads.get(&peer.uid).cloned();
+    let peer = known.filter(|known| known.identity == peer.identity).ok_or(Outcome::NoWorkload)?;
+    let mut expected = vec![peer.identity.clone()];
+    expected.extend(conn.service.iter().flat_map(|s| s.sans.iter().cloned()));
+    let host = conn.service.as_ref().map(|s| &*s.hostname);
+    let mut headers = dial::headers(source.baggage.as_ref(), conn.source_addr, host, None);
+    continuation::name(&mut headers, token);
+    let (until, mut backoff) = (Instant::now() + AGAIN_FOR, Backoff::new(AGAIN_FIRST, AGAIN_CAP));
+    loop {
+        let wanted = Target {
+            connector: &pod.connector,
+            pod: &pod.uid,
+            own: &source.identity,
+            peer: &peer,
+            address: conn.destination_addr,
+            expected: &expected,
+            authority: &target.to_string(),
+            headers: headers.clone(),
+        };
+        match worker.dialer.tunnel(&wanted, None).await {
+            Ok(opened) => return Ok((opened.lease, (opened.send, opened.recv))),
+            Err(e) if e.may_retry() && Instant::now() < until => tokio::time::sleep(backoff.next_delay()).await,
+            Err(e) => return Err(e.into()),
         }
     }
 }

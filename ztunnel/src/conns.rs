@@ -3,6 +3,7 @@
 
 use crate::{
     conn::Conn,
+    inpod::LocalPod,
     metrics::{Metrics, Reporter},
     outcome::Outcome,
     state::Snapshot,
@@ -12,7 +13,7 @@ use karst_policy::{Action, Policy, Verdict, Would, authorize, dry_run};
 use karst_proxy::{dry_run::summary, tap::Taps, traffic::Traffic};
 use karst_rt::{
     limited::Limited,
-    log::{self, Format},
+    log::{self, Cause, Format},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -47,6 +48,9 @@ pub struct Conns {
     taps: Arc<Taps>,
     access_log: bool,
     refusals: RefCell<Limited>,
+    /// Who causes lines of the log: the pods that are served, by `namespace/name`, and what has been found so far, by workload.
+    pods: RefCell<HashMap<String, Arc<Cause>>>,
+    causes: RefCell<HashMap<Arc<str>, Arc<Cause>>>,
 }
 
 /// A registered connection; dropping it without [`Guard::end`] counts it as drained.
@@ -61,7 +65,35 @@ impl Conns {
     /// An empty registry.
     pub fn new(metrics: Arc<Metrics>, taps: Arc<Taps>, access_log: bool) -> Rc<Self> {
         let (open, loads, next, refusals) = (RefCell::default(), RefCell::default(), Cell::new(0), RefCell::default());
-        Rc::new(Self { open, loads, next, metrics, taps, access_log, refusals })
+        let (pods, causes) = (RefCell::default(), RefCell::default());
+        Rc::new(Self { open, loads, next, metrics, taps, access_log, refusals, pods, causes })
+    }
+    /// From now on a pod's lines of the log are its own.
+    pub fn serve(&self, pod: &LocalPod) {
+        self.pods.borrow_mut().insert(pod.key.clone(), pod.usage.log.clone());
+        self.causes.borrow_mut().clear();
+    }
+    /// A pod is not served any more.
+    pub fn leave(&self, pod: &LocalPod) {
+        self.pods.borrow_mut().retain(|_, cause| !Arc::ptr_eq(cause, &pod.usage.log));
+        self.causes.borrow_mut().clear();
+    }
+    /// Writes a line about a connection, as one of its pod's.
+    fn write(&self, conn: &Conn, text: String) {
+        let own = match conn.reporter {
+            Reporter::Source => &conn.source,
+            Reporter::Destination => &conn.destination,
+        };
+        let Some(own) = own else { return log::line(text) };
+        let mut causes = self.causes.borrow_mut();
+        if let Some(cause) = causes.get(&own.uid) {
+            return log::line_of(cause, text);
+        }
+        let pod = self.pods.borrow().get(&format!("{}/{}", own.namespace, own.name)).cloned();
+        // None: it has left, and what is open ends.
+        let Some(cause) = pod else { return log::line(text) };
+        log::line_of(&cause, text);
+        causes.insert(own.uid.clone(), cause);
     }
     /// May a refusal be logged? Then: how many of the reason were left out before it. Whoever connects again and again must not fill
     /// the log.
@@ -114,7 +146,7 @@ impl Conns {
         let Some((would, policies)) = summary(new.iter().map(|(k, w)| (&**k, *w))) else { return };
         if self.access_log {
             let more = [("dry_run.policy", policies.as_str()), ("dry_run.result", would.result())];
-            Guard::line(&open.conn, tracing::Level::INFO, would.text(), &more);
+            self.line(&open.conn, tracing::Level::INFO, would.text(), &more);
         }
     }
     /// After a change: closes what is no longer allowed, a few connections at a time, each by the newest of what is known then. (A
@@ -201,7 +233,7 @@ impl Guard {
         *self.open.traffic.borrow_mut() = Some(traffic);
         self.all.taps.tell(|| tapped::opened(self.conn()));
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
-            Self::line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
+            self.all.line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
         }
     }
     /// Policies in dry run would have done this to it.
@@ -257,7 +289,11 @@ impl Guard {
         self.all.taps.tell(|| tapped::ended(&conn, outcome));
         if self.all.access_log {
             let Some(error) = outcome.text() else {
-                return Self::line(&conn, tracing::Level::INFO, "connection complete", &[]);
+                let message = match outcome {
+                    Outcome::HandedOver => "connection handed over",
+                    _ => "connection complete",
+                };
+                return self.all.line(&conn, tracing::Level::INFO, message, &[]);
             };
             let (level, message) = match outcome.failed() {
                 true => (tracing::Level::WARN, "connection failed"),
@@ -269,13 +305,15 @@ impl Guard {
             let policy = outcome.policy().map(|policy| ("policy", policy));
             let left_out = left_out.as_deref().map(|count| ("left_out", count));
             let more = [Some(("error", error.as_str())), Some(("reason", outcome.reason())), policy, left_out];
-            Self::line(&conn, level, message, &more.into_iter().flatten().collect::<Vec<_>>());
+            self.all.line(&conn, level, message, &more.into_iter().flatten().collect::<Vec<_>>());
         }
     }
+}
 
+impl Conns {
     /// Writes one record of the access log.
-    fn line(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
-        log::line(Self::text(conn, level, message, more, log::format() == Format::Json));
+    fn line(&self, conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
+        self.write(conn, Self::text(conn, level, message, more, log::format() == Format::Json));
     }
 
     /// One record of the access log, in Istio's order of fields.
@@ -358,7 +396,6 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inpod::LocalPod;
     use karst_hbone::copy::Counts;
     use karst_policy::{Connection, Scope};
     use karst_proxy::{
@@ -527,7 +564,7 @@ mod tests {
             trace,
         };
         let text =
-            |conn: &Conn, json| Guard::text(conn, tracing::Level::INFO, "connection complete", &[("error", "e")], json);
+            |conn: &Conn, json| Conns::text(conn, tracing::Level::INFO, "connection complete", &[("error", "e")], json);
         let (traced, plain) = (conn(OnceCell::new()), conn(OnceCell::new()));
         traced.trace.set(Box::new(SpanContext { trace: 0xab, span: 0xcd })).unwrap();
         let ids = ["000000000000000000000000000000ab", "00000000000000cd"];

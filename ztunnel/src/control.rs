@@ -225,7 +225,7 @@ mod tests {
                     let _ = done.send(Ok(()));
                 }
                 Command::Del { uid } => seen.push(format!("del {uid}")),
-                Command::Take(_) | Command::Dump(_) => {}
+                Command::Take(_) | Command::Resume(_) | Command::Dump(_) => {}
             }
         }
         seen

@@ -3,33 +3,39 @@
 use crate::{
     conn::Conn,
     conns::Guard,
+    handover::end::describe,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
+    parking::{Bound, Parked},
     plan::{OWN_PORTS, Refusal},
-    signals,
+    relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
     worker::{Direction, Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, Method, Response, StatusCode};
+use karst_api::handover::Offer;
 use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
 use karst_flows::{Decision, Seen};
-use karst_hbone::{copy, server, stream::TlsStream};
+use karst_hbone::{
+    continuation::{self, Said, Token},
+    copy::{self, Pair, Tunnel},
+    server,
+    stream::TlsStream,
+};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_proxy::trace;
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
-    drain,
-    on_wake::OnWake,
-    socket,
+    drain, socket,
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 use tokio::net::TcpStream;
@@ -63,9 +69,12 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     guard.established();
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
-        let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
+        let mut pair = Pair::new(tcp, app);
+        let offer =
+            || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: false };
+        let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
-            o = relay(&worker, &guard, bytes) => o,
+            o = bytes => o,
             () = share.evicted() => {
                 worker.shared.metrics.plaintext.note(Ended::Evicted);
                 Outcome::GaveWay
@@ -80,12 +89,27 @@ pub async fn tunnel(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, from
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
     // Boxed, and gone when the tunnel is there.
     let Some((stream, peer, permit)) = Box::pin(admitted(&worker, &served, tcp, from)).await else { return };
+    // Its peer is known: from here on it is in the pod's turn.
+    let carried = carry(worker.clone(), served.clone(), stream, (peer, permit), (from, to));
+    worker.task(&served.share, from.ip(), carried);
+}
+
+/// A tunnel that is there.
+async fn carry(
+    worker: Rc<Worker>,
+    served: Rc<Served>,
+    stream: TlsStream,
+    (peer, permit): (Identity, Rc<Permit>),
+    (from, to): (SocketAddr, SocketAddr),
+) {
     let stop = served.watch();
+    let settings = worker.settings.beside(served.pod.usage.gate.tunnels.len().saturating_sub(1));
     let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
-        w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
+        let connection = connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use());
+        w2.task(&p2.share, from.ip(), connection);
     };
-    if let Err(e) = server::serve_until(stream, &worker.settings, stop, permit.evicted(), on_stream).await {
+    if let Err(e) = server::serve_until(stream, &settings, stop, permit.evicted(), on_stream).await {
         if matches!(e, server::ServerError::Evicted) {
             worker.shared.metrics.tunnels.note(Ended::Evicted);
         }
@@ -191,8 +215,19 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
+    let continues = match worker.shared.config.hand_over {
+        true => continuation::said(request.headers()),
+        false => Said::Nothing,
+    };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
-    let (guard, ready) = open(&worker, &served.pod, ask).await;
+    // A connection that another stream has begun, or a new one.
+    let (guard, ready) = match continues {
+        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, &token)).await,
+        Said::Nothing | Said::Knows => {
+            let (guard, ready) = open(&worker, &served.pod, ask).await;
+            (guard, ready.map(App::New))
+        }
+    };
     // Read only now, and kept only where there is one: no connection's task is larger for it.
     if let Some(trace) = trace::of_connect(request.headers()) {
         let _ = guard.conn().trace.set(Box::new(trace));
@@ -208,17 +243,90 @@ async fn connect(
     if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
         response.headers_mut().insert("baggage", baggage);
     }
+    if continues != Said::Nothing {
+        continuation::announce(response.headers_mut());
+    }
     let send = match respond.send_response(response, false) {
         Ok(s) => s,
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
-    signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
-    let outcome = {
-        let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
-        relay(&worker, &guard, bytes).await
+    let stream = (send, request.into_body());
+    let mut tunnel = match app {
+        App::New(app) => {
+            signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
+            Tunnel::new(app, stream, false, continues != Said::Nothing)
+        }
+        App::Resumed(parked) => match parked.take().map(|cut| Tunnel::resume(cut, stream)) {
+            Some(Ok(tunnel)) => tunnel,
+            Some(Err(e)) => return guard.end(&Outcome::Broken(e.to_string())),
+            None => return guard.end(&Outcome::Drained),
+        },
     };
+    let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
+    let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
+        // The peer has left, and its successor will ask for it.
+        Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,
+        Err(outcome) => outcome,
+    };
+    drop(tunnel);
     guard.end(&outcome);
+}
+
+/// The application of a stream.
+enum App {
+    /// It has had no byte yet.
+    New(TcpStream),
+    /// Of a stream before.
+    Resumed(Parked),
+}
+
+/// The connection that goes on with a stream. It is judged as a new one is.
+async fn resumed(
+    worker: &Worker,
+    pod: &Arc<LocalPod>,
+    request: InboundRequest,
+    token: &Token,
+) -> (Guard, Result<App, Outcome>) {
+    let (peer, from, to) = (request.identity.clone(), request.from.ip(), request.to);
+    let parked = match peer {
+        // It waits at our successor: the client is to ask there, at once.
+        Some(_) if worker.drain.started() => None,
+        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
+        None => None,
+    };
+    let (guard, judged) = judged(worker, pod, request).await;
+    let app = match (judged, parked) {
+        (Err(outcome), _) => Err(outcome),
+        (Ok(()), Some(parked)) => Ok(App::Resumed(parked)),
+        (Ok(()), None) => Err(Outcome::NotFound("no connection waits for this stream (any more)")),
+    };
+    (guard, app)
+}
+
+/// Keeps a connection whose stream was interrupted until the next one comes; or until this process leaves, too, and its successor
+/// keeps it.
+async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token, offer: &dyn Fn() -> Offer) -> Outcome {
+    let conn = guard.conn();
+    let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
+    let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
+    let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
+    let cut = match tunnel.interrupted() {
+        Ok(cut) => cut,
+        Err(e) => return Outcome::Broken(e.to_string()),
+    };
+    tunnel.release();
+    worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+    let gone = worker.shared.parking.park(token, bound.clone(), cut).await;
+    let mut drain = worker.drain.clone();
+    tokio::select! {
+        _ = gone => return Outcome::HandedOver,
+        () = drain.reached(drain::Phase::HandOver) => {}
+    }
+    match worker.shared.parking.claim(token, bound).await {
+        Some(parked) => relay::leave_cut(worker, guard, parked, token, offer).await,
+        None => Outcome::HandedOver,
+    }
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
@@ -318,6 +426,28 @@ pub async fn open(
     pod: &Arc<LocalPod>,
     request: InboundRequest,
 ) -> (Guard, Result<TcpStream, Outcome>) {
+    let (from, to) = (request.from, request.to);
+    let (guard, judged) = judged(worker, pod, request).await;
+    if let Err(outcome) = judged {
+        return (guard, Err(outcome));
+    }
+    let source_ip = worker.shared.config.orig_src.then_some(from.ip());
+    let app = if pod.holds(to.ip()) {
+        pod.connector.connect_app(to, source_ip, limits::CONNECT_TIMEOUT).await
+    } else {
+        // What the pod would have forwarded to a container or virtual machine of its own.
+        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
+        let own = if pod.ips.is_empty() { known } else { &pod.ips };
+        if let Err(outcome) = is_inside(pod, own, to) {
+            return (guard, Err(outcome));
+        }
+        pod.connector.connect(to, limits::CONNECT_TIMEOUT).await
+    };
+    (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+}
+
+/// Registers and authorizes.
+async fn judged(worker: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (Guard, Result<(), Outcome>) {
     let known = worker.workload(pod).await;
     let source = known.as_ref().and_then(|(s, _)| s.workload(request.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
@@ -354,22 +484,7 @@ pub async fn open(
     }
     let judged = authorized(worker, pod, &check, &guard).await;
     note(worker, pod, &guard, judged.as_ref().err());
-    if let Err(outcome) = judged {
-        return (guard, Err(outcome));
-    }
-    let source_ip = worker.shared.config.orig_src.then_some(request.from.ip());
-    let app = if pod.holds(request.to.ip()) {
-        pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
-    } else {
-        // What the pod would have forwarded to a container or virtual machine of its own.
-        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
-        let own = if pod.ips.is_empty() { known } else { &pod.ips };
-        if let Err(outcome) = is_inside(pod, own, request.to) {
-            return (guard, Err(outcome));
-        }
-        pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
-    };
-    (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+    (guard, judged)
 }
 
 /// Notes what policies have said, in the book of flows. (What was refused for another reason says nothing of policies.)
@@ -444,6 +559,16 @@ async fn authorized(worker: &Worker, pod: &LocalPod, check: &Connection, guard: 
     }
 }
 
+/// Do policies allow, by what is known now, what another process has allowed before? What is not known is not waited for.
+///
+/// # Errors
+/// Why not.
+pub fn still_allowed(worker: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+    let (told, snapshot) = (*worker.shared.stream.borrow(), worker.snapshot());
+    let (verdict, _) = judge(&snapshot, &pod.own(), told, check)?;
+    if verdict.is_allow() { Ok(()) } else { Err(Outcome::Denied(verdict)) }
+}
+
 /// A verdict, and what policies in dry run would have done.
 type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
 
@@ -478,27 +603,6 @@ pub fn arrives(
         Ok((Verdict::DeniedBy(policy), _)) => Err(policy.to_string()),
         Ok((Verdict::NotAllowed, _)) => Err(String::new()),
         Err(outcome) => Err(outcome.text().unwrap_or_default()),
-    }
-}
-
-/// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
-/// in the connection's task twice.)
-pub async fn relay(
-    worker: &Worker,
-    guard: &Guard,
-    bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>,
-) -> Outcome {
-    let mut drain = worker.drain.clone();
-    let ended = pin!(async {
-        tokio::select! {
-            v = guard.forbidden() => Outcome::ClosedByPolicy(v),
-            () = drain.reached(drain::Phase::Forced) => Outcome::Drained,
-        }
-    });
-    let mut ended = OnWake::new(ended);
-    tokio::select! {
-        r = bytes => Outcome::of_copy(r),
-        outcome = &mut ended => outcome,
     }
 }
 

@@ -12,6 +12,7 @@ use karst_api::{
 use karst_rt::{
     admission::Admission,
     backoff::Backoff,
+    log::Cause,
     netns::Netns,
     seqpacket::Packets,
     socket::{Exempt, NetnsConnector},
@@ -23,7 +24,10 @@ use std::{
     net::{IpAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -99,6 +103,10 @@ pub struct Usage {
     pub gate: Gate,
     /// Those who call it without a tunnel.
     pub plaintext: Admission,
+    /// How often one of its tasks has had to wait for others' turns.
+    pub turns: Arc<AtomicU64>,
+    /// Lines of the log about its connections that wait to be written.
+    pub log: Arc<Cause>,
 }
 
 impl Default for Usage {
@@ -106,7 +114,8 @@ impl Default for Usage {
         let descriptors = karst_rt::process::raise_descriptor_limit().unwrap_or(1024);
         let [connections, inbound, outbound] = Default::default();
         let (gate, plaintext) = (Gate::of_pod(descriptors), gate::plaintext(descriptors));
-        Self { connections, inbound, outbound, gate, plaintext }
+        let (turns, log) = Default::default();
+        Self { connections, inbound, outbound, gate, plaintext, turns, log }
     }
 }
 

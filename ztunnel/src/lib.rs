@@ -13,6 +13,7 @@ mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
+mod handover;
 mod inbound;
 mod inpod;
 mod istio;
@@ -22,9 +23,12 @@ pub mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
+mod parking;
 pub mod plan;
 mod queries;
+mod relay;
 mod serve;
+mod shares;
 mod signals;
 mod standby;
 mod supervisor;
@@ -44,7 +48,7 @@ use karst_proxy::{
     remote::NodeMetadata,
     revocation, secrets, state,
     tap::Taps,
-    untold,
+    trim, untold,
     xds::StateWriter,
 };
 use karst_rt::{drain, ready::Ready};
@@ -107,6 +111,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
+    let (parking, parked) = parking::new();
+    tokio::task::spawn_local(parking::run(parked));
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -120,6 +126,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
+        desk: handover::desk::Desk::default(),
+        parking,
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.place.node),
         workers,
@@ -164,6 +172,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone(), quit: quit.clone() });
     ports.serve(pages.clone().admin(), pages.clone().stats(), pages.readiness());
 
+    let looked_at = shared.clone();
+    tokio::task::spawn_local(async move { trim::after_floods(|| shares::tide(&looked_at)).await });
     let (dns_tx, dns_rx) = mpsc::channel(DNS_ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
     let (changed, complete) = (Arc::new(Notify::new()), Rc::new(Cell::new(false)));
@@ -182,6 +192,11 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             held.hand_over(&mut keeper, at).await;
         }
         inpod::run(&zds, keeper).await;
+    });
+    let (meeting, instance) = (karst_api::zds_handover(&config.zds), rand::random());
+    let taker = config.hand_over.then(|| {
+        let (path, shared) = (meeting.clone(), shared.clone());
+        tokio::task::spawn_local(async move { handover::take::take(&path, instance, shared).await })
     });
     let mut limit = config.drain_limit();
     loop {
@@ -205,7 +220,18 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     }
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
     agent.abort();
-    bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections")).await;
+    let drained = bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections"));
+    match taker {
+        Some(taker) => {
+            taker.abort();
+            tokio::select! {
+                () = drained => {}
+                // It goes on for ever.
+                () = handover::give::give(&meeting, instance, &shared.desk, &drain) => {}
+            }
+        }
+        None => drained.await,
+    }
     threads.join().await;
     tracing::info!("ztunnel stops");
     bootstrap::last_lines().await;

@@ -1,6 +1,6 @@
 //! The metrics of the process, with Istio's names and labels; those of connections are in [`karst_proxy::traffic`].
 
-use crate::{outcome::Outcome, state::Workload};
+use crate::{handover::desk, outcome::Outcome, state::Workload};
 use karst_proxy::{
     discovery,
     dry_run::DryRuns,
@@ -90,6 +90,8 @@ pub struct Metrics {
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// Open connections that have gone to another process or come from one.
+    pub handed_over: desk::Counts,
     /// Processes that have crashed before this one took over.
     pub crashes: AtomicU64,
     /// By policy; rendered with the state at hand, which says which policies there are.
@@ -119,6 +121,7 @@ impl Default for Metrics {
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            handed_over: desk::Counts::default(),
             crashes: AtomicU64::new(0),
             dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
@@ -151,6 +154,7 @@ impl Metrics {
             self.open_destination.load(Relaxed)
         );
         self.ends.render(&mut out);
+        self.handed_over.render(&mut out);
         self.discovery.render(&mut out);
         for (name, kind, help, v) in [
             (

@@ -5,24 +5,36 @@ use crate::{
     choose::{choose, has_other},
     client::{Caller, Client},
     conn::Conn,
-    connect::{Ready, attempt},
+    connect::{self, Ready, attempt},
     conns::Guard,
     dns::{self, Preamble},
-    inbound,
+    handover::end::describe,
+    inpod::LocalPod,
     mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
+    parking::Parked,
     plan::{Balance, ByName, Plan, Refusal, binds, resolved},
-    signals,
+    relay, signals,
     state::{Snapshot, Workload},
     worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
+use karst_api::handover::Offer;
 use karst_core::limits;
-use karst_hbone::copy::{self, Counts};
+use karst_hbone::{
+    continuation::Token,
+    copy::{Counts, Pair, Tunnel},
+    pool::Lease,
+};
 use karst_proxy::{dial::Candidate, untold::Told};
 use karst_rt::socket;
-use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 use tokio::net::TcpStream;
 
 /// Endpoints tried for one connection: a lost node may have had most of a service's.
@@ -105,7 +117,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             worker.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
         });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
-        let ready = attempt(&worker, &served, &planned, &source, &client, candidate).await;
+        // It is over once the connection is established: not in the task of every open one.
+        let ready = Box::pin(attempt(&worker, &served, &planned, &source, &client, candidate)).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
             let port = (service.key.clone(), to.port());
             worker.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
@@ -116,33 +129,53 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         };
         // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
-            Ok(Ready::Tunnel(lease, send, recv)) => {
+            Ok(Ready::Tunnel(lease, stream, continues)) => {
                 guard.established();
                 let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
                 if first.is_empty() && !by_waypoint {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
-                let o =
-                    inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
-                        .await;
-                drop(lease);
-                return guard.end(&o);
+                let mut tunnel = Tunnel::new(tcp, stream, true, continues);
+                let offer =
+                    || Offer { source: Some(describe(guard.conn(), &served.pod.uid)), destination: None, tunnel: true };
+                let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
+                    Ok(token) => Box::pin(follow(&worker, &served.pod, &guard, (lease, tunnel, token))).await,
+                    Err(outcome) => {
+                        drop((lease, tunnel));
+                        outcome
+                    }
+                };
+                return guard.end(&outcome);
             }
             Ok(Ready::Socket(other)) => {
                 guard.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
-                let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
+                let mut pair = Pair::new(tcp, other);
+                let offer = || Offer {
+                    source: Some(describe(guard.conn(), &served.pod.uid)),
+                    destination: None,
+                    tunnel: false,
+                };
+                let o = relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer).await;
+                drop(pair);
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
+                let mut pair = Pair::new(tcp, app);
                 guard.established();
                 inner.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
                 }
-                let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let offer = || Offer {
+                    source: Some(describe(guard.conn(), &served.pod.uid)),
+                    destination: inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid)),
+                    tunnel: false,
+                };
+                let outcome = relay::plain(&worker, &inner, &guard.conn().counts, &mut pair, &offer).await;
+                drop(pair);
                 let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
                 theirs.counts.from_client.set(mine.counts.from_client.get());
                 theirs.counts.to_client.set(mine.counts.to_client.get());
@@ -165,6 +198,42 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 return;
             }
         }
+    }
+}
+
+/// A connection whose peer has left, and that goes on in another stream; as often as that happens.
+pub async fn follow(
+    worker: &Worker,
+    pod: &LocalPod,
+    guard: &Guard,
+    (mut lease, mut tunnel, mut token): (Lease, Tunnel, Token),
+) -> Outcome {
+    let offer = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    loop {
+        let cut = match tunnel.interrupted() {
+            Ok(cut) => Parked::new(cut),
+            Err(e) => return Outcome::Broken(e.to_string()),
+        };
+        tunnel.release();
+        drop(lease);
+        let (next, stream) = match connect::again(worker, pod, guard.conn(), &token).await {
+            Ok(next) => next,
+            Err(outcome) => return Outcome::Broken(outcome.text().unwrap_or_default()),
+        };
+        lease = next;
+        let Some(cut) = cut.take() else { return Outcome::Done };
+        tunnel = match Tunnel::resume(cut, stream) {
+            Ok(tunnel) => tunnel,
+            Err(e) => return Outcome::Broken(e.to_string()),
+        };
+        worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+        token = match relay::stream(worker, guard, &guard.conn().counts, &mut tunnel, &offer).await {
+            Ok(token) => token,
+            Err(outcome) => {
+                drop((lease, tunnel));
+                return outcome;
+            }
+        };
     }
 }
 
@@ -224,6 +293,7 @@ pub(crate) mod tests {
         config::Config,
         conns::Conns,
         gate::Gate,
+        handover::desk::Desk,
         inpod::LocalPod,
         worker::{Budget, Shared},
     };
@@ -294,6 +364,8 @@ pub(crate) mod tests {
                 affinity: Affinity::default(),
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
+                desk: Desk::default(),
+                parking: crate::parking::new().0,
                 flows: karst_proxy::flows::Books::new(1, false),
                 taps: karst_proxy::tap::Taps::new(""),
             }),

@@ -39,6 +39,8 @@ pub enum Outcome {
     GaveWay,
     /// The process stops.
     Drained,
+    /// The process stops, and the one that comes after it goes on with it.
+    HandedOver,
 }
 
 impl From<DialError> for Outcome {
@@ -63,7 +65,7 @@ impl Outcome {
     /// Status of the answer to a CONNECT that is refused (docs/hbone.md §5).
     pub fn status(&self) -> u16 {
         match self {
-            Outcome::Done | Outcome::Broken(_) => 200,
+            Outcome::Done | Outcome::Broken(_) | Outcome::HandedOver => 200,
             Outcome::Denied(_) | Outcome::ClosedByPolicy(_) | Outcome::PolicyMissing(_) => 401,
             Outcome::BadRequest(_) => 400,
             Outcome::NotFound(_)
@@ -80,7 +82,7 @@ impl Outcome {
     /// Istio's response flag.
     pub fn flag(&self) -> &'static str {
         match self {
-            Outcome::Done | Outcome::Broken(_) | Outcome::GaveWay | Outcome::Drained => "-",
+            Outcome::Done | Outcome::Broken(_) | Outcome::GaveWay | Outcome::Drained | Outcome::HandedOver => "-",
             Outcome::Denied(_) | Outcome::ClosedByPolicy(_) | Outcome::PolicyMissing(_) => "DENY",
             Outcome::NoIdentity | Outcome::NoWorkload => "IDENTITY_ERROR",
             Outcome::Refused(Refusal::NotInRegistry) => "REGISTRY_ONLY",
@@ -106,7 +108,7 @@ impl Outcome {
         }
     }
     /// All codes of [`Outcome::reason`].
-    pub const REASONS: [&'static str; 17] = [
+    pub const REASONS: [&'static str; 18] = [
         "done",
         "broken",
         "policy_denied",
@@ -124,6 +126,7 @@ impl Outcome {
         "limit",
         "evicted",
         "drained",
+        "handed_over",
     ];
     /// A code that stays when texts improve: for the log, and the label of a metric.
     pub fn reason(&self) -> &'static str {
@@ -145,6 +148,7 @@ impl Outcome {
             Outcome::Limit => "limit",
             Outcome::GaveWay => "evicted",
             Outcome::Drained => "drained",
+            Outcome::HandedOver => "handed_over",
         }
     }
     /// The policy (`namespace/name`) that has decided, or is waited for.
@@ -166,7 +170,8 @@ impl Outcome {
             | Outcome::NotFound(_)
             | Outcome::Limit
             | Outcome::GaveWay
-            | Outcome::Drained => None,
+            | Outcome::Drained
+            | Outcome::HandedOver => None,
         }
     }
     /// May another endpoint be tried? The application has sent nothing yet that has gone anywhere, and what went wrong is this
@@ -185,14 +190,20 @@ impl Outcome {
             | Outcome::NoIdentity
             | Outcome::BadRequest(_)
             | Outcome::GaveWay
-            | Outcome::Drained => false,
+            | Outcome::Drained
+            | Outcome::HandedOver => false,
         }
     }
     /// Did the connection never come about?
     pub fn failed(&self) -> bool {
         !matches!(
             self,
-            Outcome::Done | Outcome::Broken(_) | Outcome::ClosedByPolicy(_) | Outcome::GaveWay | Outcome::Drained
+            Outcome::Done
+                | Outcome::Broken(_)
+                | Outcome::ClosedByPolicy(_)
+                | Outcome::GaveWay
+                | Outcome::Drained
+                | Outcome::HandedOver
         )
     }
     /// For the log; None when there is nothing to say.
@@ -202,7 +213,7 @@ impl Outcome {
             Verdict::NotAllowed | Verdict::Allow => "connection denied: no allow policy matches".into(),
         };
         Some(match self {
-            Outcome::Done => return None,
+            Outcome::Done | Outcome::HandedOver => return None,
             Outcome::Broken(e) => e.clone(),
             Outcome::Denied(v) => verdict(v),
             Outcome::ClosedByPolicy(v) => format!("closed after a policy change: {}", verdict(v)),
@@ -256,6 +267,7 @@ mod tests {
             (Outcome::Limit, "limit", None),
             (Outcome::GaveWay, "evicted", None),
             (Outcome::Drained, "drained", None),
+            (Outcome::HandedOver, "handed_over", None),
         ];
         for (outcome, reason, policy) in &all {
             assert_eq!((outcome.reason(), outcome.policy()), (*reason, *policy), "{outcome:?}");

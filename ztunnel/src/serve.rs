@@ -3,6 +3,7 @@
 use crate::{
     client::Caller,
     conns::Conns,
+    handover::resume,
     inbound,
     inpod::{AddError, LocalPod},
     listeners::{Listeners, Redirection, started},
@@ -12,7 +13,7 @@ use crate::{
 };
 use karst_core::limits;
 use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
-use karst_rt::{accept::accept, drain, nat, socket};
+use karst_rt::{accept::accept, drain, nat, socket, turns};
 use std::{
     cell::{Cell, RefCell},
     os::fd::{AsFd, BorrowedFd},
@@ -71,6 +72,7 @@ pub fn run(
                 Ok(()) = state.changed() => changed = true,
                 _ = flush.tick() => {
                     worker.conns.flush();
+                    karst_hbone::release_unneeded();
                     if std::mem::take(&mut changed) {
                         // Their workloads are gone, and so will be their peers.
                         worker.dialer.retire(&worker.snapshot());
@@ -149,10 +151,12 @@ impl Worker {
             Command::Del { uid } => {
                 if let Some(served) = self.pods.borrow_mut().remove(&uid) {
                     served.stop.start(drain::Phase::Graceful);
+                    self.conns.leave(&served.pod);
                     self.dialer.retire_pod(&uid);
                 }
             }
             Command::Take(t) => self.take(*t),
+            Command::Resume(incoming) => resume::begin(self, *incoming),
             Command::Dump(to) => {
                 let _ = to.send(self.conns.dump());
             }
@@ -171,6 +175,7 @@ impl Worker {
         let forward = listeners.forward.map(queue).transpose()?;
         let dns = listeners.dns_tcp.into_iter().map(queue).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
+        self.conns.serve(&pod);
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
             tokio::task::spawn_local(async move {
@@ -196,7 +201,8 @@ impl Worker {
         if let Some(keepalive) = &self.keepalive {
             socket::keepalive(&queue, keepalive);
         }
-        tokio::task::spawn_local(async move {
+        let share = served.share_of(way).clone();
+        let accepting = async move {
             let mut stop = served.watch();
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
@@ -211,16 +217,24 @@ impl Worker {
                     }
                 },
             };
+            let mut accepted = 0;
             loop {
                 tokio::select! {
                     biased;
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&listener) => {
+                        turns::spend(limits::TURN_ACCEPT);
                         self.clone().place(way, &served, s, from);
                     }
                 }
+                accepted += 1;
+                if accepted % limits::ACCEPTS == 0 {
+                    // However long the queue is, other listeners are asked, too.
+                    tokio::task::yield_now().await;
+                }
             }
-        });
+        };
+        tokio::task::spawn_local(turns::of(Some(share), Box::pin(accepting)));
     }
 
     /// Serves a connection that was just accepted, here or where there is less to do.
@@ -263,15 +277,17 @@ impl Worker {
         tcp: TcpStream,
         from: std::net::SocketAddr,
     ) {
+        let share = served.share_of(way).clone();
+        let whose = (&share, from.ip());
         match way {
             Way::Outbound => {
                 let inside = served.pod.redirection.is_from_inside(&tcp);
                 let caller = if inside { Caller::Inside } else { Caller::Pod };
-                Self::run(running, outbound::serve(self, served, tcp, (from, caller)))
+                Self::run(whose, running, outbound::serve(self, served, tcp, (from, caller)))
             }
-            Way::Forwarded => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
-            Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
-            Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),
+            Way::Forwarded => Self::run(whose, running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
+            Way::Plaintext => Self::run(whose, running, inbound::plaintext(self, served, tcp, from)),
+            Way::Tunnel => Self::run(whose, running, inbound::tunnel(self, served, tcp, from)),
         }
     }
 }
@@ -280,6 +296,36 @@ impl Worker {
 mod tests {
     use super::*;
     use karst_proxy::testing::snapshot;
+
+    /// Others have their turn in between, however long the queue of a listener is.
+    #[tokio::test]
+    async fn a_long_queue_is_taken_a_few_at_a_time() {
+        const MANY: usize = 5 * limits::ACCEPTS;
+        let run = async {
+            // Nothing is known of the pod: what is accepted ends.
+            let (worker, _open) = outbound::tests::worker(snapshot(vec![], vec![]));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let to = listener.local_addr().unwrap();
+            let clients: Vec<_> = (0..MANY).map(|_| std::net::TcpStream::connect(to).unwrap()).collect();
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            worker.clone().listen(Queue::Agents(listener), served, Way::Outbound);
+            let accepted = || {
+                let page = worker.shared.metrics.render();
+                let ends = page.lines().filter(|line| line.starts_with("karst_connections_ended_total{"));
+                let ended = ends.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>();
+                ended + worker.shared.workers.running(0)
+            };
+            let (mut before, mut turns) = (0_usize, 0);
+            while before < clients.len() {
+                tokio::task::yield_now().await;
+                let now = accepted();
+                assert!(now <= before + limits::ACCEPTS, "{before} {now}");
+                (before, turns) = (now, turns + 1);
+                assert!(turns < 10_000, "{before}");
+            }
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
+    }
 
     #[tokio::test]
     async fn what_a_pods_listeners_accept_is_kept_alive() {

@@ -61,7 +61,7 @@ fn event(conn: &Conn, phase: Phase, verdict: Verdict) -> Event<'_> {
 /// A refusal by a policy or a limit is one thing, what went wrong another.
 fn verdict(outcome: &Outcome) -> Verdict {
     match outcome {
-        Outcome::Done | Outcome::Drained => Verdict::Forwarded,
+        Outcome::Done | Outcome::Drained | Outcome::HandedOver => Verdict::Forwarded,
         Outcome::Denied(_)
         | Outcome::ClosedByPolicy(_)
         | Outcome::PolicyMissing(_)

@@ -6,11 +6,13 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
+    handover::{desk::Desk, incoming::Incoming},
     inpod::{AddError, LocalPod, LocalPods},
     listeners::Listeners,
     mesh_config::Outbound,
     metrics::{Metrics, Reporter},
     outcome::Outcome,
+    parking::Parking,
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
@@ -28,10 +30,15 @@ use karst_proxy::{
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
-use karst_rt::{drain, socket::Keepalive};
+use karst_rt::{
+    drain,
+    socket::Keepalive,
+    turns::{self, Share},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -69,6 +76,10 @@ pub struct Shared {
     /// May pods of the mesh call what it does not know?
     pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
+    /// Where open connections go when this process leaves.
+    pub desk: Desk,
+    /// Open connections that wait for their next stream.
+    pub parking: Parking,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.
@@ -91,6 +102,8 @@ impl Shared {
 
 /// How many connections may be open, so that no pod uses up the descriptors of its neighbours, and accepting always goes on.
 pub struct Budget {
+    /// How many the process may have.
+    pub descriptors: u64,
     per_pod: usize,
     per_direction: usize,
     all: usize,
@@ -101,6 +114,7 @@ impl Budget {
     /// That of a process with so many descriptors.
     pub fn of(descriptors: u64) -> Self {
         Self {
+            descriptors,
             per_pod: limits::connections_per_pod(descriptors),
             per_direction: limits::connections_of_direction(descriptors),
             all: limits::connections(descriptors),
@@ -184,6 +198,8 @@ pub enum Command {
     Del { uid: String },
     /// Serve a connection that another worker has accepted.
     Take(Box<Taken>),
+    /// Serve a connection that the process before would pass on.
+    Resume(Box<Incoming>),
     /// Describe the open connections.
     Dump(oneshot::Sender<Vec<serde_json::Value>>),
 }
@@ -211,13 +227,26 @@ pub struct Served {
     /// Addresses of nobody's that it has called.
     nobody: Rc<Nobody>,
     pub stop: drain::Drain,
+    /// Its share of the worker.
+    pub share: Rc<Share>,
+    /// The share of those who knock: they have not shown who they are, and do not use up the pod's turn.
+    pub knocking: Rc<Share>,
 }
 
 impl Served {
     /// With nothing open yet.
     pub fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, nobody: Nobody::new(limits::MAX_NOBODY_OF_POD), stop })
+        let [share, knocking] = [(); 2].map(|()| Share::new(pod.usage.turns.clone()));
+        Rc::new(Self { pod, nobody: Nobody::new(limits::MAX_NOBODY_OF_POD), stop, share, knocking })
+    }
+
+    /// In whose turn connections of one of the listeners begin.
+    pub fn share_of(&self, way: Way) -> &Rc<Share> {
+        match way {
+            Way::Outbound | Way::Forwarded | Way::Plaintext => &self.share,
+            Way::Tunnel => &self.knocking,
+        }
     }
 
     /// Watches for the pod's own end of service.
@@ -227,15 +256,20 @@ impl Served {
 }
 
 impl Worker {
-    /// Runs a connection's task; counted from now on, not from when it is first polled.
-    pub fn task(&self, connection: impl Future<Output = ()> + 'static) {
-        Self::run(self.shared.workers.start(self.number), connection);
+    /// Runs the task of a connection that this peer has begun, in turn with those of other shares; counted from now on, not from when it
+    /// is first polled.
+    pub fn task(&self, share: &Rc<Share>, peer: IpAddr, connection: impl Future<Output = ()> + 'static) {
+        Self::run((share, peer), self.shared.workers.start(self.number), connection);
     }
 
     /// Runs a task that is counted already.
-    pub fn run(running: ConnectionGuard, connection: impl Future<Output = ()> + 'static) {
+    pub fn run(
+        (share, peer): (&Rc<Share>, IpAddr),
+        running: ConnectionGuard,
+        connection: impl Future<Output = ()> + 'static,
+    ) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
-        let connection = Box::pin(connection);
+        let connection = turns::of_peer(share.clone(), peer, Box::pin(connection));
         tokio::task::spawn_local(async move {
             connection.await;
             drop(running);
@@ -281,7 +315,7 @@ impl Worker {
     }
 
     /// Waits until it is known who is at an address of a pod range that a pod calls, or that nobody is.
-    pub async fn told(&self, served: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
+    pub async fn told(&self, served: &Served, ip: IpAddr, until: Instant) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let questions = self.shared.questions.clone();
         served.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await

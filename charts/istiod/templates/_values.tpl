@@ -306,7 +306,7 @@
 - meshConfig.enableTracing: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "extensionProviders" }}{{- if .extensionProviders }}
-- meshConfig.extensionProviders: those of kind opentelemetry and zipkin take spans (docs/tasks/tracing.md); others have no effect in this version: access logs and metrics have envoy and prometheus, and an AuthorizationPolicy with action CUSTOM is refused.
+- meshConfig.extensionProviders: those of kind opentelemetry and zipkin take spans (docs/tasks/tracing.md), those of kind envoyExtAuthzGrpc and envoyExtAuthzHttp decide about requests (docs/tasks/external-authorization.md); others have no effect in this version: access logs and metrics have envoy and prometheus.
 {{- end }}{{- end }}
 {{- if hasKey . "h2UpgradePolicy" }}{{- if and .h2UpgradePolicy (ne (toString .h2UpgradePolicy) "DO_NOT_UPGRADE") }}
 - meshConfig.h2UpgradePolicy: HTTP/2 is spoken to ports that say so (appProtocol, or the name of the port).
@@ -519,9 +519,6 @@
 {{- with .defaultConfig }}
 {{- if hasKey . "caCertificatesPem" }}{{- if .caCertificatesPem }}
 - meshConfig.defaultConfig.caCertificatesPem: roots beside istiod's are not supported: put them into root-cert.pem of Secret cacerts.
-{{- end }}{{- end }}
-{{- if hasKey . "gatewayTopology" }}{{- if and .gatewayTopology (ne (toJson .gatewayTopology) "{\"numTrustedProxies\":0}") }}
-- meshConfig.defaultConfig.gatewayTopology: in this version gateways trust no X-Forwarded-For, and rules for remote.ip would match the last proxy.
 {{- end }}{{- end }}
 {{- if hasKey . "privateKeyProvider" }}{{- if .privateKeyProvider }}
 - meshConfig.defaultConfig.privateKeyProvider: keys are held by the proxies themselves.

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     config::Config,
     events::{self, Event},
+    handover::Broker,
     install::Install,
     kubelet::{self, Kubelet},
     metrics, namespaces,
@@ -120,6 +121,11 @@ async fn start(config: Config) -> anyhow::Result<Started> {
     let exempt = node.exempt_map().try_clone()?;
     let hub = Hub::start(&config.zds, exempt)
         .with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
+    let at = karst_api::zds_handover(&config.zds);
+    if let Err(e) = Broker::start(&at) {
+        // Nothing else depends on it: a ztunnel that leaves drains, as ever.
+        tracing::warn!(path = %at.display(), error = %e, "open connections cannot go over to a new ztunnel");
+    }
     let metrics_at = karst_rt::admin::bind(config.metrics, "--metrics").await?;
     let agent = Agent::new(config, report, node, hub);
     let probed = agent.clone();

@@ -77,6 +77,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),
     ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestRedirect", IN_RULE),
     ("HTTPRoute", "spec.rules[].backendRefs[].filters[].cors", IN_RULE),
+    ("HTTPRoute", "spec.rules[].backendRefs[].filters[].externalAuth", IN_RULE),
     ("GRPCRoute", "spec.useDefaultGateways", NONE),
     ("GRPCRoute", "spec.rules[].sessionPersistence", NONE),
     ("GRPCRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),

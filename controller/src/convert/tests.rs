@@ -15,6 +15,7 @@ mod revisions;
 mod routes;
 mod services;
 mod statuses;
+mod topology;
 mod virtual_services;
 mod work;
 mod workloads;

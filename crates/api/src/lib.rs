@@ -1,9 +1,9 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with five exceptions that both ends need: [`convert`] turns a wire policy into the model that is
+//! Only shapes live here, with six exceptions that both ends need: [`convert`] turns a wire policy into the model that is
 //! evaluated, closed where it is not understood; [`route::Attribute::known`] does so for an attribute; [`route::Retry::istio`] is
-//! the default for retries; [`route::Backend::rules`] finds a client's rules; [`zds_standby`] is where ztunnels stand by; and
-//! [`secrets`] takes keys out of resources.
+//! the default for retries; [`route::Backend::rules`] finds a client's rules; [`zds_standby`] is where ztunnels stand by, and
+//! [`zds_handover`] where they follow one another; and [`secrets`] takes keys out of resources.
 
 mod attribute;
 pub mod convert;
@@ -95,6 +95,33 @@ pub mod otlp {
     tonic::include_proto!("opentelemetry.proto.trace.v1");
 }
 
+/// Envoy's protocol of external authorization, as far as it is spoken.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
+}
+
+/// `karst.handover.v1`: how a ztunnel passes open connections to its successor.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod handover {
+    tonic::include_proto!("karst.handover.v1");
+}
+
+/// Where a ztunnel that leaves and its successor find each other: a socket beside that of ZDS ([`handover`]). Istio's agent has none.
+pub fn zds_handover(zds: &Path) -> PathBuf {
+    zds.with_extension("handover.sock")
+}
+
 /// Where a ztunnel stands by: a socket beside that of ZDS, with the same protocol, whose callers get all pods and are never the one
 /// that serves the node. (Not a word in the hello: Istio's agent takes whoever connects last for the node's ztunnel.)
 pub fn zds_standby(zds: &Path) -> PathBuf {
@@ -110,6 +137,12 @@ impl std::fmt::Debug for route::KeyPair {
 impl std::fmt::Debug for route::CollectorHeader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CollectorHeader").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for route::CheckHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckHeader").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -190,6 +223,12 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Largest ZDS packet, in bytes (Istio's agent and ztunnel both use this buffer).
 pub const ZDS_MAX_PACKET: usize = 1024;
+/// Version of [`handover`].
+pub const HANDOVER_VERSION: u32 = 1;
+/// Largest packet of [`handover`], in bytes.
+pub const HANDOVER_MAX_PACKET: usize = 96 << 10;
+/// Largest piece of [`handover::Rest`], in bytes.
+pub const HANDOVER_PIECE: usize = 64 << 10;
 /// In the metadata of a node, `true`: a process that stands by for another one of the same pod, which serves.
 pub const SPARE: &str = "KARST_SPARE";
 /// Token audience that both discovery and the CA ask for.

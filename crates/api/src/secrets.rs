@@ -18,8 +18,11 @@ pub fn without_keys(mut gateway: Gateway) -> Gateway {
     gateway
 }
 
-/// Keys that verify tokens, without what a user may have left in them by mistake; none, if they cannot be read.
+/// Keys that verify tokens, without what a user may have left in them by mistake (none, if they cannot be read); and what providers of
+/// external authorization are sent besides the request, without values.
 pub fn without_secrets(access: &mut Access) {
+    let headers = access.providers.iter_mut().flat_map(|provider| &mut provider.additional_headers);
+    headers.for_each(|header| header.value.clear());
     for token in access.tokens.iter_mut().filter(|token| !token.jwks.is_empty()) {
         let mut set: serde_json::Value = serde_json::from_str(&token.jwks).unwrap_or_default();
         let keys = set.get_mut("keys").and_then(|keys| keys.as_array_mut());

@@ -6,6 +6,7 @@ pub mod civil;
 pub mod identity;
 pub mod limits;
 pub mod operators;
+pub mod proxy_protocol;
 pub mod untrusted;
 
 pub use addr::{Cidr, NetworkAddress, canonical};

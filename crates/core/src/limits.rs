@@ -128,6 +128,69 @@ pub const DNS_MAX_PENDING: usize = 512;
 /// How long an upstream resolver may take.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Work is counted in bytes: those that are moved, and for what moves none as many as take as long. What a pod (at a waypoint or
+/// gateway: a caller) may do in one worker before others have their turn; shared by those that wait, if there are several. It takes
+/// about 0.1 ms, which is then the longest time that one of them keeps the others waiting.
+pub const TURN: usize = 256 << 10;
+/// However many wait, a turn is not shorter: to change costs more than such a turn.
+pub const TURN_LEAST: usize = 128 << 10;
+/// A turn while nobody else has anything to do: then it only costs a look at the sockets.
+pub const TURN_ALONE: usize = 2 << 20;
+/// Bytes that are moved at once while others have something to do. (Alone: as many as there is room for. Fewer would cost bulk streams
+/// more than they would spare the others, who wait for a turn anyway.)
+pub const TURN_BYTES: usize = 128 << 10;
+/// One poll of a task, beside the bytes that it moves: about 3 us.
+pub const TURN_POLL: usize = 8 << 10;
+/// A connection that is accepted: the system calls.
+pub const TURN_ACCEPT: usize = 16 << 10;
+/// A TLS handshake, either side: about 0.4 ms. It cannot be interrupted, so its pod waits the longer afterwards.
+pub const TURN_HANDSHAKE: usize = 1 << 20;
+/// Most work that is held against a pod later on; the rest is forgiven.
+pub const TURN_DEBT: usize = 4 << 20;
+/// Who has taken longer than this for a turn's work waits for nobody: in that time the others have had their turns.
+pub const TURN_WINDOW: Duration = Duration::from_millis(2);
+/// After somebody else's turn, so many polls of one pod count as in company: its turns are the short ones.
+pub const TURN_COMPANY: u32 = 256;
+// There is room in a turn for some work of every kind; a record of TLS is read whole; and what cannot be interrupted is held against
+// who has done it.
+const _: () = {
+    assert!(TURN_LEAST >= TURN_BYTES && TURN_LEAST >= 4 * TURN_POLL && TURN >= TURN_LEAST && TURN_ALONE >= TURN);
+    assert!(TURN_BYTES > 2 * (16 << 10));
+    assert!(TURN_DEBT >= TURN_HANDSHAKE + SEND_BUFFER);
+};
+/// Connections that one listener accepts in one go; then the other listeners of the worker have their turn.
+pub const ACCEPTS: usize = 8;
+/// Callers of a waypoint or gateway that one worker tells apart at a time; those beyond have one turn together.
+pub const MAX_CALLERS: usize = 4096;
+
+/// Bytes that peers of one pod's tunnels may send before its applications take them: of all tunnels to it, and of those that one worker
+/// has for it to others. Beyond, further tunnels get smaller windows ([`connection_window`]), and their peers wait earlier.
+pub const POD_BUFFERS: usize = 64 << 20;
+/// The smallest receive window of a tunnel, in bytes: its streams still have 64 KiB each, and one that stalls does not stop all.
+pub const LEAST_CONNECTION_WINDOW: u32 = 256 << 10;
+/// Tunnels that one worker keeps for one pod towards others without a stream on them; beyond, those that were unused for the longest
+/// time are closed. (With streams they are counted as connections.)
+pub const MAX_IDLE_TUNNELS_OF_POD: usize = 256;
+/// An unused tunnel is closed after this long where there is another one to the same place: what a flood has opened goes soon.
+pub const POOL_SURPLUS_IDLE: Duration = Duration::from_secs(10);
+
+/// The receive window of one more tunnel of a pod that has so many in its worker, where it would be `wanted` if it were the only one.
+pub fn connection_window(wanted: u32, tunnels: usize) -> u32 {
+    let share = u32::try_from(POD_BUFFERS / tunnels.saturating_add(1)).unwrap_or(u32::MAX);
+    wanted.min(share).max(LEAST_CONNECTION_WINDOW.min(wanted))
+}
+
+/// Lines of the log that may wait to be written; then lines are lost, and counted: who reads the log slowly, or not at all, holds up
+/// nobody's bytes.
+pub const LOG_LINES: usize = 10_000;
+/// Of these, lines of one pod's connections (ztunnel).
+pub const LOG_LINES_OF_POD: usize = LOG_LINES / 4;
+
+/// How often it is looked whether a flood has ended, whose memory is then given back to the system.
+pub const EBB_LOOK: Duration = Duration::from_secs(5);
+/// So many connections fewer than there were at most, and fewer than half of them: that was a flood.
+pub const EBB_CONNECTIONS: usize = 256;
+
 /// Flows that a proxy remembers, over all workers ([`flows_per_worker`]); then the one that was not seen for the longest time makes
 /// room.
 pub const FLOWS: usize = 4096;
@@ -170,4 +233,21 @@ pub const TAP_TEXT: usize = 1024;
 /// Flows that one of so many workers remembers.
 pub fn flows_per_worker(workers: usize) -> usize {
     (FLOWS / workers.max(1)).max(FLOWS_OF_WORKER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tunnels_of_a_pod_share_its_buffers() {
+        let windows =
+            |tunnels: usize| (0..tunnels).map(|n| connection_window(CONNECTION_WINDOW, n) as usize).sum::<usize>();
+        assert_eq!(windows(4), 4 * CONNECTION_WINDOW as usize, "a few have all they want");
+        // However many, each has the least one, and together a few times the share: not as many times as there are tunnels.
+        assert!(windows(MAX_TUNNELS_PER_PEER) < 8 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_PEER));
+        assert!(windows(MAX_TUNNELS_PER_POD) < 24 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_POD));
+        assert_eq!(connection_window(CONNECTION_WINDOW, usize::MAX), LEAST_CONNECTION_WINDOW);
+        assert_eq!(connection_window(1000, 100_000), 1000, "never more than was asked for");
+    }
 }

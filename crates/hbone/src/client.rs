@@ -111,7 +111,8 @@ pub async fn handshake(
         .max_header_list_size(limits::MAX_HEADER_LIST)
         .max_send_buffer_size(limits::SEND_BUFFER)
         .initial_max_send_streams(settings.pool_streams)
-        .data_frame_budget(settings.connection_window as usize)
+        // Not by the window where that is small: many small writes are no attack.
+        .data_frame_budget(settings.connection_window.max(limits::CONNECTION_WINDOW) as usize)
         .enable_push(false);
     let turn = stream.flush_turn();
     let mut begin = Box::pin(builder.handshake::<_, Bytes>(Limited::new(stream, 0)));

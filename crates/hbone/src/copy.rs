@@ -3,16 +3,23 @@
 //! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
 //! other, so that an application can tell truncation from completion (docs/hbone.md §6).
 
+mod tunnel;
+
+pub use tunnel::{Interrupted, Tunnel, tunnel};
+
+use crate::spare::Spare;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
 use karst_core::limits;
-use karst_rt::{socket::reset_on_close, splice::Pipe};
+use karst_rt::{
+    socket::reset_on_close,
+    splice::{PIPE_SIZE, Pipe},
+    turns,
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::VecDeque,
     future::poll_fn,
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -126,11 +133,6 @@ impl Way {
 /// Largest read of a tunnelled stream, in bytes: as much as a stream may have waiting to be sent, so that a turn of the
 /// stream's task is followed by one of the tunnel's, while the bytes are in the cache.
 const CHUNK: usize = limits::SEND_BUFFER;
-/// Largest DATA frame that we send, in bytes. The receiver collects a frame before it passes any of it on.
-const FRAME: usize = 256 << 10;
-/// Frames of a stream that are waiting go to the application in one write of about this much, and of this many pieces.
-const GATHER: usize = 256 << 10;
-const PIECES: usize = 16;
 /// A worker's arena: reads take from it, and it is used again when what was read has been sent.
 const ARENA: usize = 1 << 20;
 /// Plain copies change to splice(2) after a read of at least this much: small messages are cheaper by read and write.
@@ -141,11 +143,22 @@ const PIPES: usize = 64;
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare<Pipe>> = const { RefCell::new(Spare::new(PIPES)) };
+    /// Has the arena been used since the last look?
+    static USED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets go of what this thread has not needed since the last time: pipes, and the memory of reads.
+pub(crate) fn release_unneeded() {
+    SPARE.with_borrow_mut(Spare::release);
+    if !USED.replace(false) {
+        BUFFER.with_borrow_mut(|arena| *arena = BytesMut::new());
+    }
 }
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
 /// (a policy that came later, the end of a drain): an application must not take what is truncated for complete.
+#[derive(Debug)]
 struct Leg {
     tcp: TcpStream,
     complete: bool,
@@ -163,34 +176,6 @@ impl Drop for Leg {
             reset_on_close(&self.tcp);
         }
     }
-}
-
-/// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
-/// side that opened the connection.
-///
-/// # Errors
-/// If a leg broke; the other has then been reset.
-pub async fn tunnel(
-    tcp: TcpStream,
-    mut send: SendStream<Bytes>,
-    mut recv: RecvStream,
-    counts: &Counts,
-    client: bool,
-) -> io::Result<()> {
-    let (up, down) =
-        if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
-    let mut leg = Leg::new(tcp);
-    let result = {
-        let (mut rd, mut wr) = leg.tcp.split();
-        let upward = pin!(to_stream(&mut rd, &mut send, up));
-        let downward = pin!(to_socket(&mut recv, &mut wr, down));
-        both(upward, downward).await
-    };
-    leg.complete = result.is_ok();
-    if result.is_err() {
-        send.send_reset(Reason::CANCEL);
-    }
-    result
 }
 
 /// Runs both; the first error ends it. They are pinned by the caller: an async function holds what it is given twice, as its
@@ -214,181 +199,168 @@ async fn both(
     .await
 }
 
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
-}
-
-async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Way) -> io::Result<()> {
-    loop {
-        // Nothing is reserved while the application is silent: a reservation would take window from other streams.
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
-                return Poll::Ready(result);
-            }
-            match send.poll_reset(cx) {
-                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
-                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
-                }
-                Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
-                Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
-        .inspect_err(|_| way.receiver_gone())?;
-        send.reserve_capacity(CHUNK);
-        let room = poll_fn(|cx| send.poll_capacity(cx)).await;
-        let room = room.ok_or(io::ErrorKind::ConnectionReset.into()).and_then(|room| room.map_err(broken));
-        let room = room.inspect_err(|_| way.receiver_gone())?;
-        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
-            // Readiness was stale: give the window back while we wait again.
-            Poll::Pending => Poll::Ready(Ok(None)),
-            Poll::Ready(r) => Poll::Ready(r.map(Some)),
-        })
-        .await
-        .inspect_err(|_| way.sender_gone())?;
-        match data {
-            None => send.reserve_capacity(0),
-            Some(d) if d.is_empty() => {
-                send.reserve_capacity(0);
-                way.ended();
-                return send.send_data(Bytes::new(), true).map_err(broken);
-            }
-            Some(mut d) => {
-                way.add(d.len());
-                way.show(&d);
-                while d.len() > FRAME {
-                    send.send_data(d.split_to(FRAME), false).map_err(broken)?;
-                }
-                send.send_data(d, false).map_err(broken)?;
-                send.reserve_capacity(0);
-            }
-        }
-    }
-}
-
-async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    while let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? {
-        // What else has come goes into the same write.
-        let (mut total, mut ended, mut more) = (first.len(), false, Vec::new());
-        while total < GATHER && more.len() + 1 < PIECES && !ended {
-            match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
-                Poll::Ready(Ok(Some(d))) => {
-                    total += d.len();
-                    more.push(d);
-                }
-                Poll::Ready(Ok(None)) => ended = true,
-                // After what came before it.
-                Poll::Ready(Err(_)) | Poll::Pending => break,
-            }
-        }
-        way.show(&first);
-        more.iter().for_each(|d| way.show(d));
-        write_all(wr, first, more).await.inspect_err(|_| way.receiver_gone())?;
-        way.add(total);
-        recv.flow_control().release_capacity(total).map_err(broken)?;
-        if ended {
-            break;
-        }
-    }
-    way.ended();
-    end(wr);
-    Ok(())
-}
-
-/// The next frame's bytes; None at an orderly end, also one that is said by a reset (reference ztunnel §1.4).
-fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-    Poll::Ready(match ready!(recv.poll_data(cx)) {
-        None => Ok(None),
-        Some(Ok(d)) => Ok(Some(d)),
-        Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => Ok(None),
-        Some(Err(e)) => Err(broken(e)),
-    })
-}
-
-async fn write_all(wr: &mut WriteHalf<'_>, first: Bytes, more: Vec<Bytes>) -> io::Result<()> {
-    let mut pieces = first.chain(Pieces(more.into()));
-    while pieces.has_remaining() {
-        let written = poll_fn(|cx| {
-            let mut iov = [io::IoSlice::new(&[]); PIECES];
-            let used = pieces.chunks_vectored(&mut iov);
-            Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used])
-        })
-        .await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        pieces.advance(written);
-    }
-    Ok(())
-}
-
-/// Several pieces as one buffer.
-struct Pieces(VecDeque<Bytes>);
-impl Buf for Pieces {
-    fn remaining(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-    fn chunk(&self) -> &[u8] {
-        self.0.front().map_or(&[], |d| d)
-    }
-    fn chunks_vectored<'a>(&'a self, to: &mut [io::IoSlice<'a>]) -> usize {
-        let count = to.len().min(self.0.len());
-        to.iter_mut().zip(&self.0).for_each(|(v, d)| *v = io::IoSlice::new(d));
-        count
-    }
-    fn advance(&mut self, mut count: usize) {
-        while let Some(data) = self.0.front_mut() {
-            let part = count.min(data.len());
-            data.advance(part);
-            count -= part;
-            if !data.is_empty() {
-                break;
-            }
-            self.0.pop_front();
-        }
-    }
-}
-
 /// Carries bytes between two sockets until both directions have ended. `client` is the side that opened the connection.
 ///
 /// # Errors
 /// If a leg broke; the other has then been reset.
 pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io::Result<()> {
-    let (mut client, mut server) = (Leg::new(client), Leg::new(server));
-    let result = {
-        let (mut ra, mut wa) = client.tcp.split();
-        let (mut rb, mut wb) = server.tcp.split();
-        let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client));
-        let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client));
-        both(up, down).await
-    };
-    (client.complete, server.complete) = (result.is_ok(), result.is_ok());
-    result
+    Pair::new(client, server).carry(counts).await
 }
 
-async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
-    loop {
-        match small(rd, wr, way).await? {
-            0 => {
-                way.ended();
-                end(wr);
-                return Ok(());
+/// Two sockets between which bytes are carried, in one stretch or in several: between two stretches nothing is lost, and the
+/// connection can go over to another process.
+#[derive(Debug)]
+pub struct Pair {
+    client: Leg,
+    server: Leg,
+    /// From the client.
+    up: Flow,
+    /// To the client.
+    down: Flow,
+}
+
+/// What of one direction outlives the task that carries it.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Read, and not taken by the other side yet.
+    rest: Bytes,
+    /// The same, in the kernel. Only while `rest` is empty.
+    pipe: Option<Pipe>,
+    /// Its end has been passed on.
+    ended: bool,
+}
+
+/// What of a direction another process has to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Read, and not taken by the other side yet.
+    pub rest: Bytes,
+    /// Its end has been passed on.
+    pub ended: bool,
+}
+
+/// A connection on its way to another process. Nothing may be read or written any more.
+#[derive(Debug)]
+pub struct Parts {
+    /// The client's socket.
+    pub client: OwnedFd,
+    /// The server's socket.
+    pub server: OwnedFd,
+    /// From the client.
+    pub up: Left,
+    /// To the client.
+    pub down: Left,
+}
+
+impl Pair {
+    /// Of two sockets of which nothing has been read yet.
+    pub fn new(client: TcpStream, server: TcpStream) -> Self {
+        let (client, server) = (Leg::new(client), Leg::new(server));
+        Self { client, server, up: Flow::default(), down: Flow::default() }
+    }
+
+    /// Of another process.
+    ///
+    /// # Errors
+    /// The runtime cannot take the sockets.
+    pub fn resume(parts: Parts) -> io::Result<Self> {
+        let tcp = |fd: OwnedFd| {
+            let tcp = std::net::TcpStream::from(fd);
+            tcp.set_nonblocking(true)?;
+            // Whoever had it may have been stopped in between.
+            socket2::SockRef::from(&tcp).set_linger(None)?;
+            TcpStream::from_std(tcp)
+        };
+        let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
+        Ok(Self {
+            client: Leg::new(tcp(parts.client)?),
+            server: Leg::new(tcp(parts.server)?),
+            up: flow(parts.up),
+            down: flow(parts.down),
+        })
+    }
+
+    /// Carries until both directions have ended. It may be dropped and called again.
+    ///
+    /// # Errors
+    /// If a leg broke; both are reset when this is dropped.
+    pub async fn carry(&mut self, counts: &Counts) -> io::Result<()> {
+        let result = {
+            let (mut ra, mut wa) = self.client.tcp.split();
+            let (mut rb, mut wb) = self.server.tcp.split();
+            let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client, &mut self.up));
+            let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client, &mut self.down));
+            both(up, down).await
+        };
+        (self.client.complete, self.server.complete) = (result.is_ok(), result.is_ok());
+        result
+    }
+
+    /// What another process needs to go on. Until [`Pair::release`] this one may go on as well, if the other does not.
+    ///
+    /// # Errors
+    /// There are no descriptors left. Nothing is lost.
+    pub fn parts(&mut self) -> io::Result<Parts> {
+        let client = self.client.tcp.as_fd().try_clone_to_owned()?;
+        let server = self.server.tcp.as_fd().try_clone_to_owned()?;
+        Ok(Parts { client, server, up: self.up.left()?, down: self.down.left()? })
+    }
+
+    /// Lets go of the sockets, which are another process's now: when this is dropped they are neither reset nor shut down.
+    pub fn release(&mut self) {
+        (self.client.complete, self.server.complete) = (true, true);
+    }
+}
+
+impl Flow {
+    fn left(&mut self) -> io::Result<Left> {
+        if let Some(pipe) = &mut self.pipe {
+            if pipe.held > 0 {
+                self.rest = pipe.take()?.into();
             }
-            // What is watched is copied.
-            n if n >= SPLICE_FROM && !way.is_watched() && spliced(rd, wr, way).await? => {
-                way.ended();
-                end(wr);
-                return Ok(());
-            }
-            _ => {}
+            self.give_back();
+        }
+        Ok(Left { rest: self.rest.clone(), ended: self.ended })
+    }
+
+    /// An empty pipe is somebody else's next.
+    fn give_back(&mut self) {
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held == 0) {
+            SPARE.with_borrow_mut(|spare| spare.give(pipe));
         }
     }
 }
 
+/// Whenever it waits, what was read and not written is in `flow`: it may be dropped there.
+async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    if flow.ended {
+        return Ok(());
+    }
+    // What a stretch before has left, perhaps in another process.
+    turns::spend(flow.rest.len());
+    write_rest(wr, way, flow).await?;
+    if flow.pipe.is_some() {
+        // Large, as what splices is: not in the task of every connection.
+        Box::pin(write_pipe(wr, way, flow)).await?;
+        flow.give_back();
+    }
+    loop {
+        match small(rd, wr, way, flow).await? {
+            0 => break,
+            // What is watched is copied.
+            n if n >= SPLICE_FROM && !way.is_watched() && Box::pin(spliced(rd, wr, way, flow)).await? => break,
+            _ => turns::pass().await,
+        }
+    }
+    way.ended();
+    end(wr);
+    flow.ended = true;
+    Ok(())
+}
+
 /// One read and its writes, through the worker's scratch buffer; what the socket does not take at once is kept.
-async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<usize> {
-    let (length, rest) = poll_fn(|cx| {
+async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<usize> {
+    let length = poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|buf| {
             if buf.is_empty() {
                 buf.resize(64 << 10, 0);
@@ -396,6 +368,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
             let mut read_buf = ReadBuf::new(buf);
             ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
+            turns::spend(length);
             let mut done = 0;
             way.show(&buf[..length]);
             while done < length {
@@ -408,43 +381,73 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::
                     Poll::Pending => break,
                 }
             }
-            Poll::Ready(Ok::<_, io::Error>((length, buf[done..length].to_vec())))
+            way.add(done);
+            if done < length {
+                flow.rest = Bytes::copy_from_slice(&buf[done..length]);
+            }
+            Poll::Ready(Ok::<_, io::Error>(length))
         })
     })
     .await?;
-    let mut at = 0;
-    while at < rest.len() {
-        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await.inspect_err(|_| way.receiver_gone())?;
-    }
-    way.add(length);
+    write_rest(wr, way, flow).await?;
     Ok(length)
 }
 
+async fn write_rest(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    while !flow.rest.is_empty() {
+        let written = poll_fn(|cx| poll_write(wr, cx, &flow.rest)).await.inspect_err(|_| way.receiver_gone())?;
+        way.add(written);
+        flow.rest.advance(written);
+        if flow.rest.is_empty() {
+            // An idle connection holds no buffer.
+            flow.rest = Bytes::new();
+        }
+    }
+    Ok(())
+}
+
+async fn write_pipe(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+    while let Some(pipe) = flow.pipe.as_mut().filter(|pipe| pipe.held > 0) {
+        match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
+            Ok(n) => {
+                turns::spend(n);
+                way.add(n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
-async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<bool> {
-    let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
-        Some(p) => p,
-        None => Pipe::new()?,
-    };
+async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<bool> {
+    if flow.pipe.is_none() {
+        flow.pipe = Some(match SPARE.with_borrow_mut(Spare::take) {
+            Some(p) => p,
+            None => Pipe::new()?,
+        });
+    }
     let mut rounds = 0;
     loop {
+        let Some(pipe) = &mut flow.pipe else { return Ok(false) };
         // The pipe is empty here, so "would block" can only be about the socket.
-        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd()));
+        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd(), turns::bytes(PIPE_SIZE)));
         match filled {
             Ok(0) => {
-                give_back(pipe);
+                flow.give_back();
                 return Ok(true);
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if rounds == 0 {
-                    give_back(pipe);
+                    flow.give_back();
                     return Ok(false);
                 }
                 // In the middle of a bulk transfer the next bytes are near; but an idle connection must hold no pipe.
                 let more = tokio::time::timeout(std::time::Duration::from_millis(1), rd.readable()).await;
                 if more.is_err() {
-                    give_back(pipe);
+                    flow.give_back();
                     return Ok(false);
                 }
                 rounds = 1;
@@ -453,27 +456,15 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io
             Err(e) => return Err(e),
         }
         rounds += 1;
-        while pipe.held > 0 {
-            match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
-                Ok(n) => way.add(n),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
-                Err(e) => return Err(e),
-            }
-        }
+        write_pipe(wr, way, flow).await?;
         tokio::task::coop::consume_budget().await;
+        turns::pass().await;
     }
-}
-
-fn give_back(pipe: Pipe) {
-    SPARE.with_borrow_mut(|v| {
-        if v.len() < PIPES && pipe.held == 0 {
-            v.push(pipe);
-        }
-    });
 }
 
 /// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
 fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
+    USED.set(true);
     BUFFER.with_borrow_mut(|arena| {
         if arena.capacity() < CHUNK {
             // Takes the old memory again if all that was read into it has been sent.
@@ -605,7 +596,7 @@ mod tests {
             ("given up", watched(false).0, true),
             ("watched", watched(true).0, false),
         ] {
-            SPARE.with_borrow_mut(Vec::clear);
+            SPARE.with_borrow_mut(|spare| *spare = Spare::new(PIPES));
             let ((client, a), (app, b)) = (pair().await, pair().await);
             let (carried, asked, _) = tokio::join!(plain(a, b, &counts), talk(app, b""), talk(client, &said));
             carried.unwrap();
@@ -656,6 +647,81 @@ mod tests {
             let _ = tokio::join!(run, connection);
         };
         tokio::join!(server, client);
+    }
+
+    /// As a successor takes a connection over.
+    fn go_over(mut pair: Pair) -> Pair {
+        let parts = pair.parts().unwrap();
+        pair.release();
+        Pair::resume(parts).unwrap()
+    }
+
+    /// Applications that read late, so that something is always on the way; every few milliseconds another process carries them.
+    #[tokio::test]
+    async fn a_connection_that_goes_over_and_over_loses_nothing() {
+        let ((client, a), (app, b)) = (pair().await, pair().await);
+        let bytes = |seed: u8, length: usize| (0..length).map(|n| (n / 7) as u8 ^ seed).collect::<Vec<_>>();
+        let (said, answered) = (bytes(3, 24 << 20), bytes(9, 16 << 20));
+        let (counts, went) = (Counts::default(), Cell::new(0));
+        let carried = async {
+            let mut pair = Pair::new(a, b);
+            let mut pause = 100;
+            loop {
+                let stretch = tokio::time::timeout(std::time::Duration::from_micros(pause), pair.carry(&counts)).await;
+                if let Ok(result) = stretch {
+                    return result;
+                }
+                pair = go_over(pair);
+                went.set(went.get() + 1);
+                // 0.1 ms to 3 ms.
+                pause = 100 + (pause * 7 + 13) % 2900;
+            }
+        };
+        let (carried, asked, heard) = tokio::join!(carried, talk(app, &answered), talk(client, &said));
+        carried.unwrap();
+        assert!(asked == said && heard == answered && went.get() > 3, "{}", went.get());
+        assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// What the application has not taken yet goes along, and so does the client's end, which is not passed on twice.
+    #[tokio::test]
+    async fn what_is_on_the_way_and_what_has_ended_goes_along() {
+        let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+        let counts = Counts::default();
+        let wait = std::time::Duration::from_millis(300);
+        // Small queues, which are full soon.
+        socket2::SockRef::from(&a).set_recv_buffer_size(64 << 10).unwrap();
+        socket2::SockRef::from(&b).set_send_buffer_size(64 << 10).unwrap();
+        socket2::SockRef::from(&app).set_recv_buffer_size(64 << 10).unwrap();
+        let mut carried = Pair::new(a, b);
+        let said = vec![7; 32 << 20];
+        // Nobody reads: the queues fill, and the rest is ours.
+        let write = tokio::time::timeout(wait, client.write_all(&said));
+        tokio::select! {
+            _ = carried.carry(&counts) => panic!("nobody has ended it"),
+            r = write => assert!(r.is_err(), "all of it was taken"),
+        }
+        let parts = carried.parts().unwrap();
+        assert!(!parts.up.rest.is_empty() && !parts.up.ended && parts.down == Left::default());
+        // The other process refuses: this one goes on, and then the next takes it.
+        drop(parts);
+        assert!(tokio::time::timeout(wait / 10, carried.carry(&counts)).await.is_err());
+        let mut carried = go_over(carried);
+        client.shutdown().await.unwrap();
+        let mut heard = vec![];
+        tokio::select! {
+            _ = carried.carry(&counts) => panic!("the application has not ended"),
+            r = app.read_to_end(&mut heard) => drop(r.unwrap()),
+        }
+        assert_eq!(counts.from_client.get(), heard.len() as u64);
+        // Half closed: the application answers the next process.
+        let _ = tokio::time::timeout(wait / 10, carried.carry(&counts)).await;
+        assert!(carried.parts().unwrap().up.ended);
+        let mut carried = go_over(carried);
+        app.write_all(b"the answer").await.unwrap();
+        drop(app);
+        carried.carry(&counts).await.unwrap();
+        assert_eq!(end(client).await, Ok(b"the answer".to_vec()));
     }
 
     #[tokio::test]

@@ -4,10 +4,14 @@
 //! good or bad, so that a dead peer costs each connection one timeout and not a queue of them. A tunnel leaves the pool when
 //! it ends or says GOAWAY, and one that was full is used again as soon as a stream ends.
 
-use crate::client::{self, ClientError};
+use crate::{
+    client::{self, ClientError},
+    continuation::{self, Said},
+};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::HeaderMap;
+use karst_core::limits;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -30,9 +34,16 @@ pub struct Tunnel {
     /// Has a stream been on it before the one of now?
     used: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// Says that it is to be closed now if nothing is on it.
+    end: Notify,
 }
 
 impl Tunnel {
+    /// Is it unused, and open?
+    fn is_idle(&self) -> bool {
+        self.active.get() == 0 && !self.closed.get()
+    }
+
     /// Closed, or told to go away by the peer: readiness then fails.
     fn is_closed(&self) -> bool {
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
@@ -59,6 +70,8 @@ pub struct Opened {
     pub send: SendStream<Bytes>,
     /// From the peer.
     pub recv: RecvStream,
+    /// The peer knows of continuation ([`crate::continuation`]).
+    pub continues: bool,
 }
 
 impl Lease {
@@ -182,7 +195,10 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             undecided.0 = None;
             drop(undecided);
             match answer {
-                Ok((send, recv, _)) => return Ok(Opened { lease, send, recv }),
+                Ok((send, recv, answer)) => {
+                    let continues = continuation::said(&answer) != Said::Nothing;
+                    return Ok(Opened { lease, send, recv, continues });
+                }
                 Err(e) => {
                     if e.is_of_tunnel() {
                         lease.discard();
@@ -227,6 +243,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                     closed: Cell::new(false),
                     used: Cell::new(false),
                     idle_since: Cell::new(Instant::now()),
+                    end: Notify::new(),
                 });
                 slot.tunnels.borrow_mut().push(tunnel.clone());
                 Some((tunnel, drive))
@@ -239,7 +256,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         waiting.finished.set(true);
         waiting.done.notify_waiters();
         if let Some((tunnel, drive)) = drive {
-            self.keep(&tunnel, drive).await;
+            self.keep(&tunnel, &slot, drive).await;
         }
         // Ended: forget it, and the slot if nothing is left.
         let mut tunnels = slot.tunnels.borrow_mut();
@@ -254,23 +271,33 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         }
     }
 
-    async fn keep(&self, tunnel: &Rc<Tunnel>, drive: impl Future<Output = Result<(), h2::Error>>) {
+    async fn keep(&self, tunnel: &Rc<Tunnel>, slot: &Slot, drive: impl Future<Output = Result<(), h2::Error>>) {
         let mut drive = std::pin::pin!(drive);
         loop {
+            // Where there are several to one place, one is enough for what may come.
+            let idle = || match slot.tunnels.borrow().len() {
+                0 | 1 => self.idle,
+                _ => limits::POOL_SURPLUS_IDLE.min(self.idle),
+            };
             let idle_for = tunnel.idle_since.get().elapsed();
             let least = if tunnel.active.get() == 0 { LEAST_LOOK } else { LOOK.min(self.idle).max(LEAST_LOOK) };
-            let wait = self.idle.saturating_sub(idle_for).max(least);
+            // Nobody says when another one comes.
+            let wait = idle().saturating_sub(idle_for).max(least).min(limits::POOL_SURPLUS_IDLE);
             tokio::select! {
                 _ = &mut drive => break,
                 () = tokio::time::sleep(wait) => {
-                    let unused = || tunnel.closed.get() || tunnel.idle_since.get().elapsed() >= self.idle;
+                    let unused = || tunnel.closed.get() || tunnel.idle_since.get().elapsed() >= idle();
                     if tunnel.active.get() == 0 && unused() {
                         break;
                     }
                 }
+                () = tunnel.end.notified() => if tunnel.active.get() == 0 {
+                    break;
+                }
             }
         }
         tunnel.closed.set(true);
+        slot.tunnels.borrow_mut().retain(|t| !t.closed.get());
     }
 
     /// Tunnels at the moment.
@@ -280,6 +307,26 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// Before another tunnel for one of the keys that match: at most so many of them stay unused, those that were used last. How many
+    /// there are, used and unused.
+    pub fn make_room(&self, which: impl Fn(&K) -> bool, idle: usize) -> usize {
+        let slots = self.slots.borrow();
+        let (mut all, mut unused) = (0, Vec::new());
+        for (_, slot) in slots.iter().filter(|(key, _)| which(key)) {
+            let tunnels = slot.tunnels.borrow();
+            all += tunnels.len();
+            unused.extend(tunnels.iter().filter(|t| t.is_idle()).cloned());
+        }
+        let surplus = (unused.len() + 1).saturating_sub(idle).min(unused.len());
+        if surplus > 0 {
+            unused.sort_by_key(|t| t.idle_since.get());
+            for tunnel in unused.iter().take(surplus) {
+                tunnel.closed.set(true);
+                tunnel.end.notify_one();
+            }
+        }
+        all - surplus
     }
     /// Takes all tunnels of the keys that match out of the pool; their streams go on.
     pub fn retire(&self, which: impl Fn(&K) -> bool) {

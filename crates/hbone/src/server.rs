@@ -150,7 +150,8 @@ async fn serve_http2(
         .max_concurrent_streams(limits::MAX_STREAMS)
         .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS)
         .max_send_buffer_size(limits::SEND_BUFFER)
-        .data_frame_budget(settings.connection_window as usize);
+        // Not by the window where that is small: many small writes are no attack.
+        .data_frame_budget(settings.connection_window.max(limits::CONNECTION_WINDOW) as usize);
     let mut begin = Box::pin(builder.handshake::<_, Bytes>(Limited::new(stream, PREFACE)));
     let preface = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))));
     let mut conn = tokio::select! {

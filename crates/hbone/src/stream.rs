@@ -9,8 +9,10 @@
 use crate::{
     record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind},
     revocation::Standing,
+    spare::Spare,
 };
 use karst_core::limits;
+use karst_rt::turns;
 use rustls::{
     ClientConfig, CommonState, HandshakeKind, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
@@ -47,22 +49,23 @@ const MAX_MESSAGE: usize = 16 << 10;
 const MAX_EMPTY: u32 = 32;
 
 thread_local! {
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<Spare<Vec<u8>>> = const { RefCell::new(Spare::new(KEEP)) };
 }
 
 fn borrow() -> Vec<u8> {
-    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER])
+    BUFFERS.with_borrow_mut(Spare::take).unwrap_or_else(|| vec![0; BUFFER])
 }
 
 fn give_back(buffer: &mut Vec<u8>) {
     let buffer = std::mem::take(buffer);
     if buffer.len() == BUFFER {
-        BUFFERS.with_borrow_mut(|v| {
-            if v.len() < KEEP {
-                v.push(buffer);
-            }
-        });
+        BUFFERS.with_borrow_mut(|spare| spare.give(buffer));
     }
+}
+
+/// Lets go of buffers that this thread has not needed since the last time.
+pub(crate) fn release_unneeded() {
+    BUFFERS.with_borrow_mut(Spare::release);
 }
 
 /// What rustls keeps of a connection.
@@ -179,6 +182,7 @@ impl Out {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sealed.start += sent;
+            turns::spend(sent);
         }
         if self.open > 0 {
             // Moves to the front: the room behind it is used again.
@@ -222,13 +226,15 @@ impl In {
             self.buf = borrowed;
         }
         self.raw = 0..held;
-        let mut rb = ReadBuf::new(&mut self.buf[held..]);
+        let most = turns::bytes(BUFFER - held);
+        let mut rb = ReadBuf::new(&mut self.buf[held..held + most]);
         let result = Pin::new(tcp).poll_read(cx, &mut rb);
         let length = rb.filled().len();
         match result {
             Poll::Ready(Ok(())) => {
-                self.full = length == BUFFER - held;
+                self.full = length == most;
                 self.raw.end += length;
+                turns::spend(length);
                 Poll::Ready(Ok(length))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
@@ -624,6 +630,10 @@ impl Handshake {
                 }
                 Ok(Next::Receive) => {
                     let length = self.tcp.read_buf(&mut self.input).await?;
+                    if total == 0 {
+                        // From here on it costs something.
+                        turns::spend(limits::TURN_HANDSHAKE);
+                    }
                     total += length;
                     if length == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -121,3 +121,25 @@ async fn an_answer_is_no_reason_for_another_tunnel() {
         assert_eq!((seen, tunnels), (vec![Some(elsewhere); 2], 1), "{status}");
     }
 }
+
+#[tokio::test]
+async fn of_unused_tunnels_those_that_were_used_last_stay() {
+    let run = async {
+        let pool = Pool::new(10, Duration::from_secs(60));
+        let mut at = vec![];
+        for _ in 0..4 {
+            let (peer, _) = peer(&[Does::Answer(200)]).await;
+            open(&pool, peer).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            at.push(peer);
+        }
+        let (other, kept) = (at[0], [at[0], at[3]]);
+        assert_eq!(pool.make_room(|to| *to != other, 4), 3, "there is room");
+        assert_eq!(pool.make_room(|to| *to != other, 2), 1, "with the new one there are two");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(pool.len(), 2);
+        pool.retire(|to| kept.contains(to));
+        assert!(pool.is_empty(), "the others are closed");
+    };
+    LocalSet::new().run_until(run).await;
+}

@@ -20,7 +20,7 @@ pub struct AuthorizationPolicySpec {
     pub target_refs: Vec<TargetRef>,
     pub action: Option<String>,
     pub rules: Vec<PolicyRule>,
-    pub provider: Option<serde_json::Value>,
+    pub provider: Option<PolicyProvider>,
     /// It stands for one that cannot be read ([`crate::closed::closed`]): it closes, by its action.
     #[serde(skip)]
     pub is_unread: bool,
@@ -30,6 +30,13 @@ impl AuthorizationPolicySpec {
     pub fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
         TargetRef::all(self.target_ref.as_ref(), &self.target_refs)
     }
+}
+
+/// Of action CUSTOM: one of the mesh configuration's `extensionProviders`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyProvider {
+    pub name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

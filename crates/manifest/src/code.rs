@@ -39,8 +39,7 @@ pub const CODES: &[(u16, &str)] = &[
     (30, "the field has no effect in this version"),
     (31, "the field's name is deprecated"),
     (32, "not the name of a service account, or not a locality"),
-    (101, "the policy's action is not supported"),
-    (102, "a DENY policy without rules"),
+    (102, "a DENY or CUSTOM policy without rules"),
     (103, "not a value of istio.io/dry-run"),
     (104, "the target's kind or group is not supported"),
     (105, "a GatewayClass is a target outside of the root namespace"),
@@ -61,6 +60,9 @@ pub const CODES: &[(u16, &str)] = &[
     (122, "not a usable key set"),
     (123, "jwksUri leads to an address that is not allowed"),
     (124, "not the name of a trust domain"),
+    (130, "ztunnel cannot ask a provider of external authorization"),
+    (131, "the provider is not in extensionProviders, or decides about no requests"),
+    (132, "a provider of external authorization is asked before tokens are verified"),
     (201, "wildcard hosts do not fit the resolution"),
     (202, "address ranges do not fit the resolution"),
     (203, "endpoints do not fit the resolution"),
@@ -130,7 +132,7 @@ pub const CODES: &[(u16, &str)] = &[
 ];
 
 /// Codes that were given once, and are not used any more.
-pub const RETIRED: &[u16] = &[];
+pub const RETIRED: &[u16] = &[101];
 
 /// The code at the end of a text; or within it, where something is said after it (the last one counts).
 pub fn of(text: &str) -> Option<u16> {

@@ -127,7 +127,34 @@ pub struct Filter {
     pub request_redirect: Option<RequestRedirect>,
     pub url_rewrite: Option<UrlRewrite>,
     pub cors: Option<CorsFilter>,
+    pub external_auth: Option<ExternalAuth>,
     pub extension_ref: Option<ExtensionRef>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalAuth {
+    pub protocol: String,
+    pub backend_ref: BackendRef,
+    pub grpc: Option<GrpcAuth>,
+    pub http: Option<HttpAuth>,
+    pub forward_body: Option<ForwardBody>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcAuth {
+    pub allowed_headers: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpAuth {
+    pub path: String,
+    pub allowed_headers: Vec<String>,
+    pub allowed_response_headers: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ForwardBody {
+    pub max_size: u32,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -3,7 +3,7 @@
 //! users, fields that are not known are passed over: the file is Istio's own, and has many.
 
 use crate::telemetry::CustomTag;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 
 /// Key of the ConfigMap that holds it.
@@ -46,16 +46,102 @@ pub struct DefaultProviders {
     pub tracing: Vec<String>,
 }
 
-/// Istio's `extensionProviders[]`, as far as they take spans.
+/// Istio's `extensionProviders[]`, as far as they take spans or decide about requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ExtensionProvider {
-    /// What a Telemetry names it by.
+    /// What a Telemetry or an AuthorizationPolicy names it by.
     pub name: String,
     /// A collector that speaks OTLP.
     pub opentelemetry: Option<OpenTelemetryProvider>,
     /// One that takes Zipkin's spans.
     pub zipkin: Option<ZipkinProvider>,
+    /// One that is asked by gRPC whether a request may go on.
+    pub envoy_ext_authz_grpc: Option<ExtAuthzGrpcProvider>,
+    /// The same by HTTP.
+    pub envoy_ext_authz_http: Option<ExtAuthzHttpProvider>,
+}
+
+/// Istio's `envoyExtAuthzGrpc` provider.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtAuthzGrpcProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// A duration; empty: 600s.
+    pub timeout: String,
+    /// Without an answer the request goes on.
+    pub fail_open: bool,
+    /// Routes are chosen after the answer in any case.
+    pub clear_route_cache: bool,
+    /// The answer to requests about which there is none; empty: 403.
+    #[serde(deserialize_with = "text")]
+    pub status_on_error: String,
+    /// None: the body is not sent.
+    pub include_request_body_in_check: Option<RequestBodyInCheck>,
+}
+
+/// Istio's `envoyExtAuthzHttp` provider.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtAuthzHttpProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// A duration; empty: 600s.
+    pub timeout: String,
+    /// Before the path of the request.
+    pub path_prefix: String,
+    /// Without an answer the request goes on.
+    pub fail_open: bool,
+    /// Routes are chosen after the answer in any case.
+    pub clear_route_cache: bool,
+    /// The answer to requests about which there is none; empty: 403.
+    #[serde(deserialize_with = "text")]
+    pub status_on_error: String,
+    /// None: the body is not sent.
+    pub include_request_body_in_check: Option<RequestBodyInCheck>,
+    /// Headers of the request that are sent: names, `start*` or `*end`.
+    pub include_request_headers_in_check: Vec<String>,
+    /// An older name of the same.
+    pub include_headers_in_check: Vec<String>,
+    /// Sent in place of what the request has.
+    pub include_additional_headers_in_check: BTreeMap<String, String>,
+    /// Headers of the answer that the request goes on with.
+    pub headers_to_upstream_on_allow: Vec<String>,
+    /// Headers of the answer that the client gets with that of the service.
+    pub headers_to_downstream_on_allow: Vec<String>,
+    /// Headers of the answer that the client gets with it; empty: all.
+    pub headers_to_downstream_on_deny: Vec<String>,
+}
+
+/// Istio's `includeRequestBodyInCheck`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RequestBodyInCheck {
+    /// Most bytes that are sent.
+    pub max_request_bytes: u32,
+    /// Of a larger body the start is sent; else its request is answered 413.
+    pub allow_partial_message: bool,
+    /// By gRPC: as bytes and not as text.
+    pub pack_as_bytes: bool,
+}
+
+/// A number may be written without quotes.
+fn text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Number(u32),
+        Text(String),
+    }
+    Ok(match Value::deserialize(d)? {
+        Value::Number(number) => number.to_string(),
+        Value::Text(text) => text,
+    })
 }
 
 /// Istio's `opentelemetry` provider. With neither `http` nor `grpc` it is called by gRPC.
@@ -155,14 +241,64 @@ pub struct OutboundTrafficPolicy {
     pub mode: String,
 }
 
+/// Annotation of a pod with a `ProxyConfig` of its own (Istio's).
+pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
 /// Istio's `ProxyConfig`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ProxyConfig {
     /// Threads of each waypoint and gateway that is deployed for a Gateway; 0: one per core.
     pub concurrency: Option<u32>,
     /// Where a Telemetry says nothing.
     pub tracing: ProxyTracing,
+    /// What stands in front of gateways.
+    pub gateway_topology: Option<GatewayTopology>,
+}
+
+/// Istio's `gatewayTopology`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayTopology {
+    /// Proxies in front whose X-Forwarded-For is trusted.
+    pub num_trusted_proxies: u32,
+    /// What becomes of x-forwarded-client-cert.
+    pub forward_client_cert_details: ForwardClientCertDetails,
+    /// Connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Option<ProxyProtocolListener>,
+}
+
+/// Istio's `ForwardClientCertDetails`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ForwardClientCertDetails {
+    /// The default of the proxy.
+    #[default]
+    Undefined,
+    /// It is taken out.
+    Sanitize,
+    /// From clients with a certificate it goes on as it is.
+    ForwardOnly,
+    /// The same, and their certificate is added.
+    AppendForward,
+    /// Their certificate is put in its place.
+    SanitizeSet,
+    /// It goes on as it is, from whomever.
+    AlwaysForwardOnly,
+}
+
+/// Istio's `ProxyProtocolConfiguration`, which has no fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ProxyProtocolListener {}
+
+impl ProxyConfig {
+    /// Reads one that stands by itself ([`PROXY_CONFIG`]).
+    ///
+    /// # Errors
+    /// What cannot be used; then nothing of it is.
+    pub fn read(text: &str) -> Result<Self, MeshConfigError> {
+        Ok(from_yaml::<Option<Self>>(text)?.unwrap_or_default())
+    }
 }
 
 /// Istio's `defaultConfig.tracing`, as far as it is honoured. (Its collectors are of before `extensionProviders`: with them alone
@@ -203,18 +339,21 @@ pub enum MeshConfigError {
     Sampling(f64),
 }
 
+fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, MeshConfigError> {
+    let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
+    let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
+    // A section with nothing below it, as templates leave them.
+    crate::nulls::without_nulls(&mut value);
+    serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))
+}
+
 impl MeshConfig {
     /// Reads it. An empty text is a configuration that says nothing.
     ///
     /// # Errors
     /// What cannot be used; then nothing of it is.
     pub fn read(text: &str) -> Result<Self, MeshConfigError> {
-        let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
-        let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
-        // A section with nothing below it, as templates leave them.
-        crate::nulls::without_nulls(&mut value);
-        let config: Option<Self> = serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))?;
-        let config = config.unwrap_or_default();
+        let config = from_yaml::<Option<Self>>(text)?.unwrap_or_default();
         if let Some(file) = config.access_log_file.as_ref().filter(|f| !LOG_FILES.contains(&f.as_str())) {
             return Err(MeshConfigError::AccessLogFile(file.clone()));
         }
@@ -256,6 +395,51 @@ mod tests {
     }
 
     #[test]
+    fn a_topology_is_read_wherever_it_stands() {
+        let text =
+            "gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: APPEND_FORWARD, proxyProtocol: {}}";
+        let topology = ProxyConfig::read(text).unwrap().gateway_topology.unwrap();
+        assert_eq!(topology.num_trusted_proxies, 2);
+        assert_eq!(topology.forward_client_cert_details, ForwardClientCertDetails::AppendForward);
+        assert!(topology.proxy_protocol.is_some());
+        let whole = MeshConfig::read(&format!("defaultConfig:\n  {text}\n")).unwrap();
+        assert_eq!(whole.default_config.gateway_topology, Some(topology));
+        let without = ProxyConfig::read("gatewayTopology: {proxyProtocol: null}").unwrap();
+        assert_eq!(without.gateway_topology, Some(GatewayTopology::default()));
+        assert_eq!(ProxyConfig::read("").unwrap(), ProxyConfig::default());
+        assert!(ProxyConfig::read("gatewayTopology: [").is_err());
+    }
+
+    #[test]
+    fn providers_of_external_authorization_are_read_whole() {
+        let text = "
+extensionProviders:
+- name: grpc
+  envoyExtAuthzGrpc: {service: a/authz.example.com, port: 9000, timeout: 1s, failOpen: true, statusOnError: 503, clearRouteCache: true, includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true, packAsBytes: true}}
+- name: http
+  envoyExtAuthzHttp: {service: authz.a.svc, port: '8000', pathPrefix: /check, statusOnError: '429', includeRequestHeadersInCheck: [x-a], includeHeadersInCheck: [x-b], includeAdditionalHeadersInCheck: {x-c: d}, headersToUpstreamOnAllow: [x-e], headersToDownstreamOnAllow: [x-f], headersToDownstreamOnDeny: [x-g]}
+";
+        assert!(MeshConfig::read(text).unwrap_err().to_string().contains("port: invalid type"));
+        let config = MeshConfig::read(&text.replace("'8000'", "8000")).unwrap();
+        let grpc = config.extension_providers[0].envoy_ext_authz_grpc.as_ref().unwrap();
+        let body = RequestBodyInCheck { max_request_bytes: 10, allow_partial_message: true, pack_as_bytes: true };
+        assert_eq!((&*grpc.service, grpc.port, &*grpc.timeout), ("a/authz.example.com", 9000, "1s"));
+        assert_eq!((grpc.fail_open, &*grpc.status_on_error), (true, "503"));
+        assert_eq!((grpc.clear_route_cache, grpc.include_request_body_in_check.as_ref()), (true, Some(&body)));
+        let http = config.extension_providers[1].envoy_ext_authz_http.as_ref().unwrap();
+        assert_eq!((http.port, &*http.path_prefix, &*http.status_on_error), (8000, "/check", "429"));
+        let lists = [
+            &http.include_request_headers_in_check,
+            &http.include_headers_in_check,
+            &http.headers_to_upstream_on_allow,
+            &http.headers_to_downstream_on_allow,
+            &http.headers_to_downstream_on_deny,
+        ];
+        assert_eq!(lists.map(|list| &*list[0]), ["x-a", "x-b", "x-e", "x-f", "x-g"]);
+        assert_eq!(http.include_additional_headers_in_check["x-c"], "d");
+    }
+
+    #[test]
     fn what_cannot_be_used_is_named() {
         for (text, says) in [
             ("accessLogFile: /var/log/access", "accessLogFile: unsupported file \"/var/log/access\""),
@@ -263,6 +447,9 @@ mod tests {
             ("defaultDestinationRuleExportTo: [team]", "defaultDestinationRuleExportTo: unsupported value \"team\""),
             ("defaultConfig: {tracing: {sampling: 101}}", "defaultConfig.tracing.sampling: 101 is out of range"),
             ("defaultConfig: {concurrency: many}", "concurrency: invalid type"),
+            ("defaultConfig: {gatewayTopology: {numTrustedProxies: -1}}", "numTrustedProxies: invalid value"),
+            ("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALL}}", "unknown variant `ALL`"),
+            ("defaultConfig: {gatewayTopology: {proxyProtocol: true}}", "proxyProtocol: invalid type"),
             ("a: [", "cannot be read"),
         ] {
             let error = MeshConfig::read(text).unwrap_err().to_string();

@@ -321,9 +321,17 @@ pub struct TrafficPolicy {
     pub tls: Option<ClientTls>,
     pub port_level_settings: Vec<PortPolicy>,
     pub tunnel: Option<serde_json::Value>,
-    pub proxy_protocol: Option<serde_json::Value>,
+    /// Connections to the endpoints begin with a header of the PROXY protocol, which names the client.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Limit of concurrent retries; replaces connectionPool.http.maxRetries.
     pub retry_budget: Option<RetryBudget>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxyProtocol {
+    /// V1 (the default) or V2.
+    pub version: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

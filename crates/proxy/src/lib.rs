@@ -20,7 +20,7 @@
 //! - [`tap`]: who looks on live.
 //! - [`trace`]: a span's place in its trace, on requests and CONNECTs.
 //! - [`traffic`]: Istio's metrics of connections.
-//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update has freed.
+//! - [`xds`]: the one writer of the state; [`trim`]: memory that a large update or a flood has freed.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod bootstrap;
@@ -47,7 +47,7 @@ pub mod tap;
 pub mod testing;
 pub mod trace;
 pub mod traffic;
-mod trim;
+pub mod trim;
 pub mod unreachable;
 pub mod untold;
 pub mod workers;

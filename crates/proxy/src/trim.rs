@@ -1,9 +1,11 @@
-//! Memory that a large update has freed goes back to the system. Its messages, what is decoded from them and the snapshot before it
-//! lie between what stays, and glibc keeps such pages for good: a process would stay as large as its largest moment.
+//! Memory that a large update or a flood of connections has freed goes back to the system. Messages of an update, what is decoded from
+//! them and the snapshot before it lie between what stays, and so do the buffers of connections; glibc keeps such pages for good: a
+//! process would stay as large as its largest moment.
 //!
-//! Never in the way of an update, nor more often than once in [`PAUSE`]: a trim takes the allocator's locks one after the other, for
+//! Never in the way of an update or of a flood, nor more often than once in [`PAUSE`]: a trim takes the allocator's locks one after the other, for
 //! milliseconds with a large heap, and pages that are used again have to be faulted in again.
 
+use karst_core::limits;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -58,9 +60,61 @@ fn start(trim: Arc<dyn Fn() + Send + Sync>) -> mpsc::Sender<()> {
     wake
 }
 
+/// Looks after a flood to come back after this time (in looks): tunnels that are not needed any more, and who hangs on, have ended then.
+const AGAIN: u32 = 4;
+
+/// Whether there is a flood, and whether one has ended.
+#[derive(Debug, Default)]
+struct Tide {
+    /// The most that has been open since the last end.
+    most: usize,
+    /// How often somebody has had to wait, at the last look.
+    waited: u64,
+    /// Somebody has had to wait since the last end.
+    is_busy: bool,
+    /// Looks until one more trim.
+    again: u32,
+}
+
+impl Tide {
+    /// A look: so much is open, and so often somebody has had to wait so far. True: memory is to be given back now.
+    fn ebbs(&mut self, open: usize, waited: u64) -> bool {
+        let waits = std::mem::replace(&mut self.waited, waited) != waited;
+        self.is_busy |= waits;
+        self.most = self.most.max(open);
+        let fewer = self.most - open >= limits::EBB_CONNECTIONS && open <= self.most / 2;
+        if fewer || (self.is_busy && !waits) {
+            *self = Self { most: open, waited, is_busy: false, again: AGAIN };
+            return true;
+        }
+        let is_due = self.again == 1;
+        self.again = self.again.saturating_sub(1);
+        is_due
+    }
+}
+
+/// Gives memory back after each flood, for ever. `seen`: what is open, and how often somebody has had to wait so far.
+pub async fn after_floods(seen: impl Fn() -> (usize, u64)) {
+    watch(seen, karst_rt::process::trim_memory).await;
+}
+
+async fn watch(seen: impl Fn() -> (usize, u64), trim: impl Fn() + Clone + Send + 'static) {
+    let mut tide = Tide::default();
+    loop {
+        tokio::time::sleep(limits::EBB_LOOK).await;
+        let (open, waited) = seen();
+        if tide.ebbs(open, waited)
+            && let Err(error) = tokio::task::spawn_blocking(trim.clone()).await
+        {
+            tracing::warn!(%error, "memory that a flood has freed is kept");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use tokio::time::sleep;
 
@@ -92,5 +146,48 @@ mod tests {
         sleep(PAUSE * 3).await;
         let trims = count.load(Relaxed) - 1;
         assert!((9..=12).contains(&trims), "{trims}");
+    }
+
+    #[test]
+    fn a_flood_ends_when_its_connections_do_or_when_nobody_waits_any_more() {
+        let looks = |all: &[(usize, u64)]| {
+            let mut tide = Tide::default();
+            all.iter().map(|(open, waited)| u8::from(tide.ebbs(*open, *waited))).collect::<Vec<_>>()
+        };
+        let few = limits::EBB_CONNECTIONS - 1;
+        assert_eq!(looks(&[(0, 0), (few, 0), (0, 0), (few, 0), (0, 0)]), [0; 5], "what comes and goes");
+        let many = 10 * limits::EBB_CONNECTIONS;
+        assert_eq!(looks(&[(many, 0), (many - 500, 0), (10, 0), (10, 0)]), [0, 0, 1, 0], "most of them have ended");
+        assert_eq!(
+            looks(&[(many, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0)]),
+            [0, 1, 0, 0, 0, 1, 0],
+            "once more"
+        );
+        assert_eq!(looks(&[(9, 0), (9, 4), (9, 9), (9, 9), (9, 9)]), [0, 0, 0, 1, 0], "nobody waits any more");
+        // One that goes on is not disturbed.
+        let on: Vec<_> = (1..50).map(|look| (many + look % 7, look as u64)).collect();
+        assert_eq!(looks(&on).iter().sum::<u8>(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_goes_back_within_a_minute_of_a_floods_end() {
+        let (open, count) = (Cell::new(10_000), Arc::new(AtomicUsize::new(0)));
+        let counted = count.clone();
+        let trim = move || {
+            counted.fetch_add(1, Relaxed);
+        };
+        let end = async {
+            sleep(Duration::from_secs(600)).await;
+            assert_eq!(count.load(Relaxed), 0, "not before");
+            open.set(3);
+            sleep(Duration::from_secs(60)).await;
+            assert_eq!(count.load(Relaxed), 2);
+            sleep(Duration::from_secs(600)).await;
+            assert_eq!(count.load(Relaxed), 2, "and then no more");
+        };
+        tokio::select! {
+            () = watch(|| (open.get(), 0), trim) => {}
+            () = end => {}
+        }
     }
 }

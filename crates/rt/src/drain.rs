@@ -9,6 +9,8 @@ pub enum Phase {
     Open,
     /// No new connections; those that are open may finish.
     Graceful,
+    /// There is a successor: those that are open go over to it where they can, and else may finish.
+    HandOver,
     /// Everything ends now.
     Forced,
 }

@@ -25,3 +25,4 @@ pub mod signals;
 pub mod sock_diag;
 pub mod socket;
 pub mod splice;
+pub mod turns;

@@ -1,13 +1,15 @@
 //! Log output in Istio's two formats, text (`time<TAB>level<TAB>scope<TAB>message<TAB>k=v`) and JSON, written by a
-//! thread of its own so that the data plane never waits for a slow terminal until the queue is full.
+//! thread of its own: nobody waits for who reads it. What does not fit into the queue is lost and counted ([`lost`]), of one pod
+//! before it has filled the queue for all.
 
-use karst_core::civil::Civil;
+use karst_core::{civil::Civil, limits};
 use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     sync::{
-        OnceLock,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
     time::SystemTime,
 };
@@ -16,14 +18,59 @@ use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::ParseError, layer::SubscriberExt, registry::LookupSpan, reload,
 };
 
-/// Lines that may wait to be written; then writers wait (no line is lost).
-const QUEUE: usize = 10_000;
-
 /// After a write, lines are gathered for this long. (One line for each request: without this the waypoint's workers and this
 /// thread woke each other 15,000 times a second.)
 const GATHER: std::time::Duration = std::time::Duration::from_millis(2);
+/// Bytes that are written at once, about.
+const BATCH: usize = 64 << 10;
 
-static OUT: OnceLock<(SyncSender<String>, Format)> = OnceLock::new();
+static OUT: OnceLock<(Queue, Format)> = OnceLock::new();
+
+/// Who causes lines: so many of its may wait.
+#[derive(Debug, Default)]
+pub struct Cause(AtomicUsize);
+
+/// A line that waits to be written, and whose it is.
+struct Line(String, Option<Arc<Cause>>);
+
+impl Line {
+    /// It waits no longer.
+    fn taken(self) -> String {
+        if let Some(cause) = &self.1 {
+            cause.0.fetch_sub(1, Relaxed);
+        }
+        self.0
+    }
+}
+
+/// The lines that wait.
+struct Queue {
+    lines: SyncSender<Line>,
+    lost: AtomicU64,
+}
+
+impl Queue {
+    fn new() -> (Self, Receiver<Line>) {
+        let (lines, written) = sync_channel(limits::LOG_LINES);
+        (Self { lines, lost: AtomicU64::new(0) }, written)
+    }
+
+    fn put(&self, text: String, cause: Option<&Arc<Cause>>) {
+        if let Some(cause) = cause
+            && cause.0.fetch_add(1, Relaxed) >= limits::LOG_LINES_OF_POD
+        {
+            cause.0.fetch_sub(1, Relaxed);
+            self.lost.fetch_add(1, Relaxed);
+            return;
+        }
+        if let Err(TrySendError::Full(line) | TrySendError::Disconnected(line)) =
+            self.lines.try_send(Line(text, cause.cloned()))
+        {
+            drop(line.taken());
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
 
 /// The filter, and the text that it was at start.
 static FILTER: OnceLock<(reload::Handle<EnvFilter, Registry>, String)> = OnceLock::new();
@@ -89,8 +136,8 @@ impl std::str::FromStr for Format {
 /// If the filter cannot be read.
 pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
-    let (tx, rx) = sync_channel(QUEUE);
-    if OUT.set((tx, format)).is_err() {
+    let (queue, rx) = Queue::new();
+    if OUT.set((queue, format)).is_err() {
         return Ok(());
     }
     std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&rx)).map_err(LogError::Thread)?;
@@ -135,9 +182,21 @@ fn directives(spec: &str) -> Result<String, LogError> {
 
 /// Writes one line as it is. For records that are formatted elsewhere (the access log).
 pub fn line(text: String) {
-    if let Some((tx, _)) = OUT.get() {
-        let _ = tx.send(text);
+    if let Some((queue, _)) = OUT.get() {
+        queue.put(text, None);
     }
+}
+
+/// The same for one who has a share of the lines that may wait, and no more.
+pub fn line_of(cause: &Arc<Cause>, text: String) {
+    if let Some((queue, _)) = OUT.get() {
+        queue.put(text, Some(cause));
+    }
+}
+
+/// Lines that were lost because they came faster than they were read.
+pub fn lost() -> u64 {
+    OUT.get().map_or(0, |(queue, _)| queue.lost.load(Relaxed))
 }
 
 /// The format that was chosen at start.
@@ -145,23 +204,35 @@ pub fn format() -> Format {
     OUT.get().map_or(Format::Text, |o| o.1)
 }
 
-fn write_lines(rx: &Receiver<String>) {
-    let mut batch = Vec::with_capacity(64 << 10);
+fn write_lines(rx: &Receiver<Line>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut told = 0;
     while let Ok(first) = rx.recv() {
-        batch.extend_from_slice(first.as_bytes());
-        batch.push(b'\n');
-        while batch.len() < 64 << 10 {
-            let Ok(line) = rx.try_recv() else { break };
-            batch.extend_from_slice(line.as_bytes());
+        let mut next = Ok(first);
+        while let Ok(line) = next {
+            batch.extend_from_slice(line.taken().as_bytes());
             batch.push(b'\n');
+            next = if batch.len() < BATCH { rx.try_recv() } else { Err(TryRecvError::Empty) };
         }
+        let lost = lost();
+        if lost > told {
+            let count = (lost - told).to_string();
+            let fields = [("lines", count.as_str())].into_iter();
+            let text = "lines of the log were lost: they came faster than they were read";
+            batch.extend_from_slice(record(format(), Level::WARN, "log", text, fields).as_bytes());
+            batch.push(b'\n');
+            told = lost;
+        }
+        let full = batch.len() >= BATCH;
         let _ = std::io::stdout().write_all(&batch);
         batch.clear();
-        if batch.capacity() > 256 << 10 {
-            batch.shrink_to(64 << 10);
+        if batch.capacity() > 4 * BATCH {
+            batch.shrink_to(BATCH);
         }
         // Lines of the next moment wait for each other: a sender whose line nobody waits for wakes nobody.
-        std::thread::sleep(GATHER);
+        if !full {
+            std::thread::sleep(GATHER);
+        }
     }
 }
 
@@ -270,6 +341,24 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_reads_slowly_holds_up_nobody_and_who_writes_much_leaves_room() {
+        let (queue, waiting) = Queue::new();
+        let (loud, quiet) = (Arc::new(Cause::default()), Arc::new(Cause::default()));
+        let put = |cause: Option<&Arc<Cause>>, lines: usize| {
+            let before = queue.lost.load(Relaxed);
+            (0..lines).for_each(|_| queue.put("x".into(), cause));
+            lines - (queue.lost.load(Relaxed) - before) as usize
+        };
+        assert_eq!(put(Some(&loud), 2 * limits::LOG_LINES), limits::LOG_LINES_OF_POD);
+        assert_eq!((put(Some(&quiet), 100), put(None, 100)), (100, 100));
+        assert_eq!(put(None, limits::LOG_LINES), limits::LOG_LINES - limits::LOG_LINES_OF_POD - 200, "then it is full");
+        assert_eq!(put(Some(&quiet), 1), 0, "and nobody waits");
+        let written: Vec<String> = waiting.try_iter().map(Line::taken).collect();
+        assert_eq!((written.len(), loud.0.load(Relaxed), quiet.0.load(Relaxed)), (limits::LOG_LINES, 0, 0));
+        assert_eq!(put(Some(&loud), 1), 1);
+    }
 
     #[test]
     fn istio_s_way_to_write_levels_is_read() {

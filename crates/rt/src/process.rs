@@ -1,7 +1,21 @@
 //! Facts about the process itself.
 #![allow(unsafe_code, reason = "getrlimit, setrlimit and sysconf; setns of a thread that ends with it")]
 
-use std::{fs::File, io, os::fd::AsRawFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// See [`trims`].
+static TRIMS: AtomicU64 = AtomicU64::new(0);
+
+/// How often freed memory has been returned so far.
+pub fn trims() -> u64 {
+    TRIMS.load(Relaxed)
+}
 
 /// Where procfs can be written: in a container that has the node's at `/host/proc`, its own is read-only.
 pub fn proc_root() -> &'static Path {
@@ -76,6 +90,7 @@ pub fn tune_allocator() {
 /// Returns freed memory to the system after a burst: whole pages between what is still used, of all arenas. (glibc keeps them
 /// otherwise.) It holds each arena's lock meanwhile, for milliseconds with a large heap: not on a worker's thread, and rarely.
 pub fn trim_memory() {
+    TRIMS.fetch_add(1, Relaxed);
     #[cfg(target_env = "gnu")]
     // SAFETY: no preconditions.
     unsafe {

@@ -11,6 +11,16 @@ pub fn render(out: &mut String, component: &str) {
         "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"{component}\",tag=\"karst-{}\"}} 1",
         env!("CARGO_PKG_VERSION")
     );
+    let trims = process::trims();
+    let _ = writeln!(
+        out,
+        "# HELP karst_memory_returned_total How often freed memory was given back to the system, after a large update or a flood.\n# TYPE karst_memory_returned_total counter\nkarst_memory_returned_total {trims}"
+    );
+    let lost = crate::log::lost();
+    let _ = writeln!(
+        out,
+        "# HELP karst_log_lines_lost_total Lines of the log that were lost because they came faster than they were read.\n# TYPE karst_log_lines_lost_total counter\nkarst_log_lines_lost_total {lost}"
+    );
     let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
     let usage = Usage::read(&read("stat"), &read("limits"));
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);

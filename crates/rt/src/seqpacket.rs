@@ -61,6 +61,24 @@ impl Packets {
         socket.set_nonblocking(true)?;
         Ok(Self(register(socket)?))
     }
+    /// Two ends that are connected to each other: one to keep, and one to pass on.
+    ///
+    /// # Errors
+    /// Those of `socketpair`.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (own, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+        own.set_nonblocking(true)?;
+        Ok((Self(register(own)?), other.into()))
+    }
+    /// An end that somebody has passed on.
+    ///
+    /// # Errors
+    /// Those of `fcntl` and `epoll_ctl`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        socket.set_nonblocking(true)?;
+        Ok(Self(register(socket)?))
+    }
     /// Sends one packet with descriptors.
     ///
     /// # Errors
@@ -156,6 +174,20 @@ fn recv(socket: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[tokio::test]
+    async fn an_end_that_was_passed_on_is_an_end() {
+        let ((first, passed), (own, other)) = (Packets::pair().unwrap(), Packets::pair().unwrap());
+        first.send(b"take this", &[other.as_fd()]).await.unwrap();
+        drop(other);
+        let (data, mut fds) = Packets::from_fd(passed).unwrap().recv(64).await.unwrap();
+        assert_eq!((&data[..], fds.len()), (&b"take this"[..], 1));
+        let other = Packets::from_fd(fds.remove(0)).unwrap();
+        own.send(b"hello", &[]).await.unwrap();
+        assert_eq!(other.recv(64).await.unwrap().0, b"hello");
+        drop(other);
+        assert!(own.recv(64).await.unwrap().0.is_empty() && own.send(b"x", &[]).await.is_err());
+    }
 
     #[tokio::test]
     async fn packets_and_descriptors_arrive() {

@@ -2,12 +2,13 @@
 #![allow(unsafe_code, reason = "pipe2 and splice")]
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// Bytes that a pipe is asked to hold.
-const PIPE_SIZE: i32 = 1 << 20;
+pub const PIPE_SIZE: usize = 1 << 20;
 
 /// A pipe for splicing. Reused only when empty.
 #[derive(Debug)]
@@ -30,16 +31,16 @@ impl Pipe {
             if libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE);
+            libc::fcntl(fds[1], libc::F_SETPIPE_SZ, PIPE_SIZE as i32);
             Ok(Self { read: OwnedFd::from_raw_fd(fds[0]), write: OwnedFd::from_raw_fd(fds[1]), held: 0 })
         }
     }
-    /// Takes what the socket has, up to the pipe's size. 0: end of stream.
+    /// Takes what the socket has, `most` bytes and no more than the pipe's size. 0: end of stream.
     ///
     /// # Errors
     /// Those of `splice`; `WouldBlock` if the socket has nothing.
-    pub fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
-        let count = splice(from.as_raw_fd(), self.write.as_raw_fd(), PIPE_SIZE as usize)?;
+    pub fn fill(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        let count = splice(from.as_raw_fd(), self.write.as_raw_fd(), most.min(PIPE_SIZE))?;
         self.held += count;
         Ok(count)
     }
@@ -52,6 +53,18 @@ impl Pipe {
         self.held -= count.min(self.held);
         Ok(count)
     }
+    /// Takes what the pipe holds into memory, for somebody who is not given the pipe.
+    ///
+    /// # Errors
+    /// There is no descriptor left; then nothing was taken.
+    pub fn take(&mut self) -> io::Result<Vec<u8>> {
+        let mut from = File::from(self.read.try_clone()?);
+        let mut bytes = vec![0; self.held];
+        // All of it is there: neither does this wait, nor is it short.
+        from.read_exact(&mut bytes)?;
+        self.held = 0;
+        Ok(bytes)
+    }
 }
 
 fn splice(from: i32, to: i32, length: usize) -> io::Result<usize> {
@@ -59,4 +72,24 @@ fn splice(from: i32, to: i32, length: usize) -> io::Result<usize> {
     // SAFETY: both descriptors are open for the whole of the call; no offsets.
     let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) };
     if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Write, os::fd::AsFd, os::unix::net::UnixStream};
+
+    #[test]
+    fn what_a_pipe_holds_can_be_taken_out() {
+        let (mut one, other) = UnixStream::pair().unwrap();
+        other.set_nonblocking(true).unwrap();
+        let mut pipe = Pipe::new().unwrap();
+        assert!(pipe.take().unwrap().is_empty());
+        one.write_all(b"held by the pipe").unwrap();
+        assert_eq!(pipe.fill(other.as_fd(), PIPE_SIZE).unwrap(), 16);
+        assert_eq!((pipe.take().unwrap(), pipe.held), (b"held by the pipe".to_vec(), 0));
+        one.write_all(b"more").unwrap();
+        assert_eq!(pipe.fill(other.as_fd(), PIPE_SIZE).unwrap(), 4);
+        assert_eq!(pipe.take().unwrap(), b"more");
+    }
 }

@@ -4,8 +4,10 @@
 //! - [`naive`]: AuthorizationPolicies, evaluated straight on the values as users write them.
 //! - [`readings`]: what applications make of a path, and what servers make of an authority.
 //! - [`random`]: policies and calls, such that they often meet; [`shrink`]: a small case out of a large one.
+//! - [`forwarded`]: which of the addresses in X-Forwarded-For is the client's.
 //! - [`meshes`]: manifests of one mesh; [`worlds`]: small random meshes, and calls in them.
 
+pub mod forwarded;
 pub mod meshes;
 pub mod naive;
 pub mod random;

@@ -222,8 +222,9 @@ fn read(policy: &Value) -> Policy {
     let is_understood = [
         is_clear,
         has_only(spec, &known),
-        matches!(spec["action"].as_str(), None | Some("ALLOW" | "DENY" | "AUDIT")),
-        spec.get("provider").is_none(),
+        matches!(spec["action"].as_str(), None | Some("ALLOW" | "DENY" | "AUDIT" | "CUSTOM")),
+        // (There is no mesh configuration, and so no provider: what is to be asked about is denied.)
+        (spec["action"] == "CUSTOM") != text(spec, "/provider/name").is_empty(),
         spec.get("selector").is_none() || items(spec, "targetRefs").is_empty(),
         targets_are_known(policy),
         !labels.is_some_and(|all| all.iter().any(wildcard)),

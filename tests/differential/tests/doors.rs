@@ -9,13 +9,15 @@ use std::{fs, panic, path::Path};
 type Door = fn(&[u8]);
 
 /// As `tests/fuzz/src/bin` has them.
-const DOORS: [(&str, Door); 11] = [
+const DOORS: [(&str, Door); 13] = [
+    ("authorization", karst_waypoint::fuzz::authorization),
     ("connect", karst_ztunnel::fuzz::connect),
     ("convert", convert),
     ("dns", karst_ztunnel::fuzz::dns),
     ("head", karst_waypoint::fuzz::head),
     ("manifest", manifest),
     ("path", karst_waypoint::fuzz::path),
+    ("proxy", karst_waypoint::fuzz::proxy),
     ("route", karst_waypoint::fuzz::route),
     ("san", san),
     ("signals", karst_ztunnel::fuzz::signals),

@@ -31,9 +31,11 @@ const BOUNDED: Duration = Duration::from_secs(30);
 const BACKLOG: usize = 64 << 20;
 const TINY: usize = 10_000;
 
-type Sender = SendRequest<Bytes>;
+/// A tunnel, for streams.
+pub type Sender = SendRequest<Bytes>;
 
-async fn step<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
+/// Waits for a step.
+pub async fn step<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(STEP, f).await.context("no answer within 10 s")?
 }
 
@@ -148,14 +150,16 @@ async fn streams(s: &Server, config: Arc<ClientConfig>, report: &mut Report) -> 
     Ok(())
 }
 
-fn verdict(r: Result<String>) -> Seen {
+/// What was seen, or what went wrong.
+pub fn verdict(r: Result<String>) -> Seen {
     match r {
         Ok(s) => good(s),
         Err(e) => bad(format!("{e:#}")),
     }
 }
 
-fn connect(authority: &str) -> Result<Request<()>> {
+/// A CONNECT.
+pub fn connect(authority: &str) -> Result<Request<()>> {
     let uri = http::Uri::builder().authority(authority).build()?;
     Ok(Request::builder().method(Method::CONNECT).uri(uri).body(())?)
 }
@@ -166,7 +170,8 @@ async fn dial(to: SocketAddr, c: Arc<ClientConfig>) -> Result<TlsStream<TcpStrea
     Ok(TlsConnector::from(c).connect(ServerName::IpAddress(to.ip().into()), tcp).await?)
 }
 
-async fn tunnel(to: SocketAddr, c: Arc<ClientConfig>) -> Result<(Sender, h2::PingPong)> {
+/// A tunnel.
+pub async fn tunnel(to: SocketAddr, c: Arc<ClientConfig>) -> Result<(Sender, h2::PingPong)> {
     let tls = dial(to, c).await?;
     let (h, mut conn) = h2::client::Builder::new()
         .initial_window_size(1 << 20)
@@ -237,7 +242,8 @@ async fn closed(mut s: impl tokio::io::AsyncRead + Unpin) -> Result<Duration> {
     Ok(t.elapsed())
 }
 
-async fn open(h: &mut Sender, r: Request<()>, end: bool) -> Result<(Response<RecvStream>, SendStream<Bytes>)> {
+/// A stream, and its answer.
+pub async fn open(h: &mut Sender, r: Request<()>, end: bool) -> Result<(Response<RecvStream>, SendStream<Bytes>)> {
     *h = h.clone().ready().await?;
     let (answer, send) = h.send_request(r, end)?;
     Ok((answer.await?, send))
@@ -260,14 +266,15 @@ async fn status(h: &mut Sender, r: Request<()>, want: u16) -> Seen {
     }
 }
 
-async fn ok(h: &mut Sender, r: Request<()>) -> Result<(RecvStream, SendStream<Bytes>)> {
+/// A stream that is accepted.
+pub async fn ok(h: &mut Sender, r: Request<()>) -> Result<(RecvStream, SendStream<Bytes>)> {
     let (answer, send) = open(h, r, false).await?;
     ensure!(answer.status() == 200, "{}", answer.status().as_u16());
     Ok((answer.into_body(), send))
 }
 
 /// Sends as the window allows.
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<()> {
+pub async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<()> {
     while !data.is_empty() {
         to.reserve_capacity(data.len());
         let n = std::future::poll_fn(|cx| to.poll_capacity(cx)).await.context("the stream is closed")??;
@@ -278,7 +285,7 @@ async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<
 }
 
 /// Reads `n` bytes, or until the end.
-async fn receive(from: &mut RecvStream, n: Option<usize>) -> Result<Vec<u8>> {
+pub async fn receive(from: &mut RecvStream, n: Option<usize>) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     while n.is_none_or(|n| out.len() < n) {
         match from.data().await {

@@ -4,6 +4,7 @@
 mod against_client;
 mod against_server;
 mod certs;
+mod continuation;
 mod hello;
 mod options;
 mod report;
@@ -53,7 +54,10 @@ fn run(role: Role) -> Result<bool> {
     let mut report = Report::default();
     rt.block_on(async {
         match role {
-            Role::Server(s) => against_server::run(&s, &ca, &mut report).await,
+            Role::Server(s) => {
+                against_server::run(&s, &ca, &mut report).await?;
+                continuation::run(&s, &ca, &mut report).await
+            }
             Role::Client(c) => against_client::run(&c, &ca, &mut report).await,
         }
     })?;

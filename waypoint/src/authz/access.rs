@@ -1,5 +1,6 @@
-//! Who may call: AuthorizationPolicies as Istio's waypoints evaluate them. A DENY rule that matches refuses; if there are ALLOW
-//! policies, one of their rules must match. What is not understood never allows, and always denies.
+//! Who may call: AuthorizationPolicies as Istio's waypoints evaluate them. Where a CUSTOM rule matches, a provider is asked first
+//! ([`crate::authz::external`]). A DENY rule that matches refuses; if there are ALLOW policies, one of their rules must match. What is
+//! not understood never allows, and always denies or asks.
 //!
 //! Paths are compared in all the ways in which an application may read them ([`karst_policy::Readings`]): a value refuses if any of
 //! them matches, and grants only if all do, and what was sent is as it is written. (Istio compares them as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies
@@ -10,6 +11,7 @@ mod partly;
 use crate::{
     authz::{
         error::AccessError,
+        external::provider::Provider,
         jwt::{Token, Tokens},
     },
     http::entry::{self, Names},
@@ -31,7 +33,10 @@ pub use partly::Hidden;
 pub struct AuthzContext<'a> {
     /// None: it has shown no certificate of the mesh.
     pub peer: Option<&'a Identity>,
+    /// Where its packets come from.
     pub source: IpAddr,
+    /// The client, as trusted proxies tell (X-Forwarded-For, the PROXY protocol); where there are none, the same.
+    pub remote: IpAddr,
     pub destination: IpAddr,
     pub port: u16,
     /// The name in a TLS hello that has come to us; empty: it has none. None: no hello was read. A request has come without; what
@@ -61,6 +66,18 @@ pub struct Access {
     /// Whose tokens are taken.
     pub tokens: Tokens,
     headers: Arc<Names>,
+    /// Who is asked, in this order.
+    providers: Vec<Arc<Provider>>,
+}
+
+/// A provider that is to be asked about a call.
+#[derive(Debug)]
+pub struct Asks<'a> {
+    pub provider: &'a Arc<Provider>,
+    /// The CUSTOM policy that asks.
+    pub policy: &'a str,
+    /// Nothing follows from what it says.
+    pub dry_run: bool,
 }
 
 #[derive(Debug)]
@@ -69,6 +86,8 @@ struct Policy {
     action: AccessAction,
     rules: Vec<Vec<Vec<Vec<Condition>>>>,
     dry_run: bool,
+    /// Of CUSTOM: whom it asks.
+    provider: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -85,6 +104,7 @@ enum AttributeMatcher {
     ServiceAccount,
     TrustDomain,
     SourceIp,
+    RemoteIp,
     DestinationIp,
     Host,
     Method,
@@ -155,10 +175,17 @@ impl Access {
     /// # Errors
     /// If the message is not of this version; then nobody is to use it.
     pub fn new(access: &ir::Access) -> Result<Self, AccessError> {
+        let mut providers = access.providers.iter().map(provider).collect::<Result<Vec<_>, _>>()?;
+        providers.sort_by(|a, b| a.name.cmp(&b.name));
         let policy = |policy: &ir::AccessPolicy| {
             let action = AccessAction::try_from(policy.action)
                 .map_err(|_| AccessError::Action { policy: policy.name.clone(), action: policy.action })?;
-            let matched = |m: &ir::AccessMatch| m.tests.iter().map(Condition::new).collect::<Vec<_>>();
+            if action == AccessAction::Custom && !providers.iter().any(|p| *p.name == *policy.provider) {
+                let (policy, provider) = (policy.name.clone(), policy.provider.clone());
+                return Err(AccessError::NoProvider { policy, provider });
+            }
+            let condition = |test: &ir::AccessTest| Condition::new(test).of(action);
+            let matched = |m: &ir::AccessMatch| m.tests.iter().map(condition).collect::<Vec<_>>();
             let clause = |c: &ir::AccessClause| c.matches.iter().map(matched).collect::<Vec<_>>();
             let rule = |r: &ir::AccessRule| r.clauses.iter().map(clause).collect::<Vec<_>>();
             Ok::<_, AccessError>(Policy {
@@ -166,6 +193,7 @@ impl Access {
                 action,
                 rules: policy.rules.iter().map(rule).collect(),
                 dry_run: policy.dry_run,
+                provider: policy.provider.as_str().into(),
             })
         };
         let policies: Vec<Policy> = access.policies.iter().map(policy).collect::<Result<_, _>>()?;
@@ -173,7 +201,19 @@ impl Access {
         let tests = policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
         let named = tests.filter_map(|t| if let AttributeMatcher::Header(n) = &t.what { Some(n) } else { None });
         let headers = Arc::new(named.chain(tokens.headers()).collect());
-        Ok(Self { policies, tokens, headers })
+        Ok(Self { policies, tokens, headers, providers })
+    }
+
+    /// Those who may have to be asked about a request, in the order in which they are.
+    pub fn providers(&self) -> &[Arc<Provider>] {
+        &self.providers
+    }
+
+    /// Is one of them to be asked about a request? Once, if several policies say so; in earnest, if one of these is not in dry run.
+    pub fn asks<'a>(&'a self, provider: &'a Arc<Provider>, context: &AuthzContext<'_>) -> Option<Asks<'a>> {
+        let custom = self.policies.iter().filter(|p| p.action == AccessAction::Custom && p.provider == provider.name);
+        let policy = custom.filter(|p| p.matches(context)).min_by_key(|p| p.dry_run)?;
+        Some(Asks { provider, policy: &policy.name, dry_run: policy.dry_run })
     }
 
     /// The headers that policies look at, and those that hold tokens or are made of them.
@@ -184,16 +224,18 @@ impl Access {
     /// Allows nothing.
     pub fn closed() -> Self {
         let name = "a policy that is not understood".to_string();
-        let none = Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false };
+        let none =
+            Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false, provider: Arc::default() };
         Self { policies: vec![none], ..Self::default() }
     }
 
-    /// Judges.
+    /// Judges: a request, once those have been asked who are to be ([`Access::asks`]). Nobody can be asked about bytes: what is to be
+    /// asked about is denied.
     pub fn evaluate(&self, context: &AuthzContext<'_>) -> Verdict<'_> {
         let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
-        if let Some((policy, rule)) =
-            of(AccessAction::Deny).find_map(|policy| Some((policy, policy.matching(context)?)))
-        {
+        let unasked = of(AccessAction::Custom).filter(|_| context.request.is_none());
+        let mut closing = of(AccessAction::Deny).chain(unasked);
+        if let Some((policy, rule)) = closing.find_map(|policy| Some((policy, policy.matching(context)?))) {
             return Verdict::DeniedBy(&policy.name, rule);
         }
         let mut any = false;
@@ -222,7 +264,10 @@ impl Access {
         let say = move |p: &Policy| match (p.action, p.matches(context)) {
             (AccessAction::Audit, true) => Some(AuditEvent::Matches),
             (AccessAction::Deny, true) => Some(AuditEvent::DryRun { would: Would::Deny, deny: true }),
-            (AccessAction::Audit | AccessAction::Deny, false) => None,
+            (AccessAction::Audit | AccessAction::Deny | AccessAction::Custom, false) => None,
+            // Of a request its provider knows.
+            (AccessAction::Custom, true) if context.request.is_some() => None,
+            (AccessAction::Custom, true) => Some(AuditEvent::DryRun { would: Would::Deny, deny: true }),
             (AccessAction::Allow, true) => Some(AuditEvent::DryRun { would: Would::Allow, deny: false }),
             (AccessAction::Allow, false) if allowed => None,
             (AccessAction::Allow, false) => Some(AuditEvent::DryRun { would: Would::Deny, deny: false }),
@@ -249,12 +294,35 @@ impl Policy {
 
     /// The number of the first rule that matches.
     fn matching(&self, context: &AuthzContext<'_>) -> Option<usize> {
-        let deny = self.action == AccessAction::Deny;
+        let deny = closes(self.action);
         self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.matches(context, deny)))))
     }
 }
 
+/// Does a match keep somebody out, or may it? Then what is not understood, or not known, matches.
+fn closes(action: AccessAction) -> bool {
+    match action {
+        AccessAction::Deny | AccessAction::Custom => true,
+        AccessAction::Allow | AccessAction::Audit => false,
+    }
+}
+
+fn provider(said: &ir::AuthzProvider) -> Result<Arc<Provider>, AccessError> {
+    let wrong = |error| AccessError::Provider { name: said.name.clone(), error };
+    Provider::new(said).map(Arc::new).map_err(wrong)
+}
+
 impl Condition {
+    /// As policies of this action look at it. Tokens are verified after providers have been asked (their answer may bring one): at
+    /// that time nothing is known of them.
+    fn of(mut self, action: AccessAction) -> Self {
+        let of_token = matches!(self.what, AttributeMatcher::RequestPrincipal | AttributeMatcher::Claim(_));
+        if action == AccessAction::Custom && of_token {
+            self.what = AttributeMatcher::Unknown;
+        }
+        self
+    }
+
     fn new(test: &ir::AccessTest) -> Self {
         let unknown = Self { what: AttributeMatcher::Unknown, values: vec![], not_values: vec![] };
         let Some(attribute) = test.attribute().known() else { return unknown };
@@ -263,8 +331,8 @@ impl Condition {
             Attribute::Namespace => AttributeMatcher::Namespace,
             Attribute::ServiceAccount => AttributeMatcher::ServiceAccount,
             Attribute::TrustDomain => AttributeMatcher::TrustDomain,
-            // Who speaks to us is the client itself: no proxy before us is trusted to name another.
-            Attribute::SourceIp | Attribute::RemoteIp => AttributeMatcher::SourceIp,
+            Attribute::SourceIp => AttributeMatcher::SourceIp,
+            Attribute::RemoteIp => AttributeMatcher::RemoteIp,
             Attribute::DestinationIp => AttributeMatcher::DestinationIp,
             Attribute::Host => AttributeMatcher::Host,
             Attribute::Method => AttributeMatcher::Method,
@@ -310,6 +378,7 @@ impl Condition {
             AttributeMatcher::Sni if context.sni.is_none() && request.is_none() => deny,
             AttributeMatcher::Sni => self.has(|v| context.sni.is_some_and(|s| v.host(s))),
             AttributeMatcher::SourceIp => self.has(|v| v.net(context.source)),
+            AttributeMatcher::RemoteIp => self.has(|v| v.net(context.remote)),
             AttributeMatcher::DestinationIp => self.has(|v| v.net(context.destination)),
             AttributeMatcher::Port => one(&context.port.to_string()),
             // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
@@ -476,6 +545,7 @@ mod tests {
         f(&AuthzContext {
             peer: Some(&peer),
             source: ip,
+            remote: ip,
             destination: ip,
             port: 80,
             sni: None,
@@ -485,6 +555,77 @@ mod tests {
 
     fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
         asked(method, path, headers, http, |asked| a.evaluate(asked) == Verdict::Allow)
+    }
+
+    /// One that asks a provider `p`, by this test.
+    fn custom(name: &str, test: ir::AccessTest, dry_run: bool) -> ir::AccessPolicy {
+        let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests: vec![test] }] }];
+        let rules = vec![ir::AccessRule { clauses }];
+        let (name, provider) = (name.into(), "p".into());
+        let mut p = ir::AccessPolicy { name, rules, dry_run, provider, ..Default::default() };
+        p.set_action(AccessAction::Custom);
+        p
+    }
+
+    fn asking(policies: Vec<ir::AccessPolicy>) -> Access {
+        let provider = ir::AuthzProvider { name: "p".into(), service: "s".into(), port: 80, ..Default::default() };
+        Access::new(&ir::Access { policies, providers: vec![provider], ..Default::default() }).unwrap()
+    }
+
+    #[test]
+    fn a_provider_is_asked_about_what_may_be_meant() {
+        let path = test(Attribute::Path, "", &["/admin*"], &[]);
+        let unknown = ir::AccessTest { attribute: 99, ..Default::default() };
+        let a = asking(vec![custom("ns/a", path.clone(), false)]);
+        let asks = |a: &Access, path: &str, headers: &[(&'static str, &str)]| {
+            asked("GET", path, headers, true, |asked| {
+                let asks = a.asks(&a.providers()[0], asked);
+                asks.map(|asks| (asks.policy.to_string(), asks.dry_run))
+            })
+        };
+        let yes = |name: &str, dry_run: bool| Some((name.to_string(), dry_run));
+        for path in ["/admin", "/admin/x", "/%61dmin", "//admin", "/x/..%2fadmin"] {
+            assert_eq!(asks(&a, path, &[]), yes("ns/a", false), "{path}");
+        }
+        assert_eq!(asks(&a, "/other", &[]), None);
+        assert!(allowed(&a, "GET", "/admin", &[], true), "what follows is not its business");
+        // Exceptions grant: only what is written so, and is read in no other way.
+        let but = asking(vec![custom("ns/a", test(Attribute::Path, "", &[], &["/public/*"]), false)]);
+        assert_eq!(asks(&but, "/public/a", &[]), None);
+        assert!(asks(&but, "/public/..%2fadmin", &[]).is_some());
+        // Of tokens nothing is known yet; of conditions of a later version never.
+        for test in [
+            test(Attribute::RequestPrincipal, "", &["me/you"], &[]),
+            test(Attribute::RequestPrincipal, "", &[], &["*"]),
+            test(Attribute::Claim, "groups", &["admin"], &[]),
+            unknown,
+        ] {
+            assert!(asks(&asking(vec![custom("ns/a", test.clone(), false)]), "/", &[]).is_some(), "{test:?}");
+        }
+        // In earnest if one of them is.
+        let both = asking(vec![custom("ns/dry", path.clone(), true), custom("ns/a", path.clone(), false)]);
+        assert_eq!(asks(&both, "/admin", &[]), yes("ns/a", false));
+        let dry = asking(vec![custom("ns/dry", path.clone(), true)]);
+        assert_eq!(asks(&dry, "/admin", &[]), yes("ns/dry", true));
+        // A provider that we were not told of.
+        let policies = vec![custom("ns/a", path, false)];
+        assert!(Access::new(&ir::Access { policies, ..Default::default() }).is_err());
+    }
+
+    #[test]
+    fn nobody_can_be_asked_about_bytes() {
+        let port = |number: &str| test(Attribute::Port, "", &[number], &[]);
+        let path = test(Attribute::Path, "", &["/admin"], &[]);
+        for (test, denied) in [(port("80"), true), (port("81"), false), (path.clone(), true)] {
+            let a = asking(vec![custom("ns/a", test.clone(), false)]);
+            assert_eq!(allowed(&a, "GET", "/", &[], false), !denied, "{test:?}");
+        }
+        let dry = asking(vec![custom("ns/dry", path, true)]);
+        asked("GET", "/", &[], false, |asked| {
+            assert_eq!(dry.evaluate(asked), Verdict::Allow);
+            let told: Vec<_> = dry.audit(asked).collect();
+            assert_eq!(told, [("ns/dry", AuditEvent::DryRun { would: Would::Deny, deny: true })]);
+        });
     }
 
     #[test]
@@ -1018,6 +1159,7 @@ mod tests {
             let asked = AuthzContext {
                 peer: f.peer.as_ref(),
                 source: f.ip,
+                remote: f.ip,
                 destination: f.ip,
                 port: f.port,
                 sni: f.sni,

@@ -82,6 +82,8 @@ pub struct Route {
 /// What is done with calls besides sending them on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingKind {
+    /// Somebody else is asked whether a request may go on.
+    ExternalAuthorization,
     /// No more than so many requests.
     RateLimit,
     /// Some requests are delayed or answered with an error on purpose.

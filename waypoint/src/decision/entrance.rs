@@ -39,8 +39,9 @@ impl Waypoint {
         let call = |tls: Option<&str>| {
             let target = DownstreamTarget::Gateway(tls.map(Into::into));
             let (from, to, port) = (entering.from, entering.to, entering.port);
-            let written = Default::default();
-            Call(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: None, written })
+            let (entered, written) = Default::default();
+            let (peer, source, hello, permit) = (None, None, None, None);
+            Call(Downstream { peer, from, source, target, port, to, hello, permit, entered, written })
         };
         let name = entering.server_name.filter(|name| !name.is_empty());
         match port.protocol() {
@@ -59,11 +60,12 @@ impl Waypoint {
         }
     }
 
-    /// The policies and the routes for what is called; Err: how a gateway answers where no listener or host fits.
+    /// The policies and the routes for what is called; `is_https`: a trusted proxy has ended TLS. Err: how a gateway answers where no listener or host fits.
     pub(super) fn routes_of(
         &self,
         downstream: &Downstream,
         host: &str,
+        is_https: bool,
     ) -> Result<(Option<&Access>, Option<&Routes>), Box<Decision>> {
         let answered = |status, why: &str| Box::new(Decision::answered(status, why));
         let tls = match &downstream.target {
@@ -73,7 +75,7 @@ impl Waypoint {
             }
             DownstreamTarget::Gateway(tls) => tls.as_deref(),
         };
-        match at_gateway(&self.snapshot, downstream.port, tls, host) {
+        match at_gateway(&self.snapshot, downstream.port, tls, is_https, host) {
             Ok(Some(routes)) => Ok((self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes))),
             Ok(None) => Err(answered(StatusCode::NOT_FOUND, NO_HOST)),
             Err(WrongListener::Scheme) => {
@@ -89,7 +91,12 @@ impl Waypoint {
     /// Bytes, by the routes of a listener.
     fn carried(&self, call: &Call, listener: &Listener, name: &str) -> Entrance {
         let downstream = &call.0;
-        let access = self.judge(self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), downstream, None);
+        let access = self.judge(
+            self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
+            downstream,
+            downstream.from.ip(),
+            None,
+        );
         let origin = listener.origin.clone();
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             let end = End::Reset("RBAC: access denied".into());

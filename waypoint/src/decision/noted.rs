@@ -48,6 +48,8 @@ fn judge(access: Option<&Access>, call: &Noted<'_>, sni: bool) -> Option<Judged>
     let context = AuthzContext {
         peer: call.identity,
         source: call.from,
+        // The book has one address: that of the connection's client.
+        remote: call.from,
         destination: call.to.ip(),
         port: call.to.port(),
         sni: None,

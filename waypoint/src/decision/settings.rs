@@ -2,9 +2,12 @@
 //! ejection, TLS. Whether a limit is reached depends on other calls: it is only named.
 
 use super::answer::{Setting, SettingKind};
-use crate::route::{
-    limit::Limit,
-    table::{Routes, Rule},
+use crate::{
+    authz::access::Asks,
+    route::{
+        limit::Limit,
+        table::{Routes, Rule},
+    },
 };
 use karst_api::route as ir;
 
@@ -56,6 +59,19 @@ fn fault(fault: &ir::Fault, origin: &str) -> Option<Setting> {
     (!all.is_empty()).then(|| Setting { kind: SettingKind::Fault, text, origin: origin.into() })
 }
 
+/// A provider of external authorization, which decides by itself.
+pub(super) fn of_provider(asks: &Asks<'_>) -> Setting {
+    let name = &asks.provider.name;
+    let text = match (asks.dry_run, asks.provider.fail_open) {
+        (true, _) => format!("provider {name} is asked, and what it says is only logged (dry run)"),
+        (false, true) => {
+            format!("provider {name} is asked first, and denies what it does not allow (if it answers: failOpen)")
+        }
+        (false, false) => format!("provider {name} is asked first, and denies what it does not allow"),
+    };
+    Setting { kind: SettingKind::ExternalAuthorization, text, origin: format!("AuthorizationPolicy {}", asks.policy) }
+}
+
 /// What holds for all requests, whatever their rule.
 pub(super) fn of_routes(routes: Option<&Routes>) -> Vec<Setting> {
     routes.map(|routes| routes.limits.iter().map(|limit| limited(limit)).collect()).unwrap_or_default()
@@ -65,6 +81,10 @@ pub(super) fn of_routes(routes: Option<&Routes>) -> Vec<Setting> {
 pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
     let mut out: Vec<Setting> = rule.limits.iter().map(|limit| limited(limit)).collect();
     let mut add = |kind, text| out.push(Setting { kind, text, origin: rule.origin.clone() });
+    if let Some(provider) = &rule.authorization {
+        let text = format!("{} is asked first, and denies what it does not allow", provider.service);
+        add(SettingKind::ExternalAuthorization, text);
+    }
     if rule.timeout_ms > 0 {
         add(
             SettingKind::Timeout,

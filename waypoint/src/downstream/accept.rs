@@ -6,14 +6,21 @@ use crate::{
     upstream::connector::Connector,
     worker::{Job, Shared, Worker},
 };
+use http::{Response, StatusCode};
 use karst_core::{Identity, canonical, limits};
 use karst_hbone::{server, stream::TlsStream};
 use karst_rt::{
-    admission::{Ended, Permit},
+    admission::{Ended, Permit, Source},
     drain,
     socket::NetnsConnector,
+    turns,
 };
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
@@ -49,18 +56,29 @@ pub fn run(
         let mut draining = false;
         let mut configured = worker.shared.configured.clone();
         let mut open = false;
+        let mut accepted = 0;
         loop {
             tokio::select! {
                 job = jobs.recv() => match job {
                     Some(job) => serve(&worker, job),
                     None => break,
                 },
-                _ = retire.tick() => if std::mem::take(&mut changed) {
-                    worker.dialer.retire(&worker.snapshot().mesh);
-                },
+                _ = retire.tick() => {
+                    karst_hbone::release_unneeded();
+                    if std::mem::take(&mut changed) {
+                        worker.dialer.retire(&worker.snapshot().mesh);
+                    }
+                }
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 Ok(()) = state.changed() => changed = true,
-                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => accept(&worker, s, from),
+                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => {
+                    accept(&worker, s, from);
+                    accepted += 1;
+                    if accepted % limits::ACCEPTS == 0 {
+                        // However many more there are.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
                 _ = done.tick(), if draining => if worker.is_idle() {
                     break;
@@ -84,11 +102,15 @@ async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) 
 }
 
 fn accept(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr) {
-    let (open, worker) = (worker.connection(), worker.clone());
-    tokio::task::spawn_local(async move {
-        tunnel(&worker, socket, canonical(from)).await;
+    let (open, worker, from) = (worker.connection(), worker.clone(), canonical(from));
+    let known = worker.snapshot().mesh.workload(from.ip()).is_some();
+    let share = worker.callers.of(Source::address(from.ip(), known));
+    let task = async move {
+        turns::spend(limits::TURN_ACCEPT);
+        tunnel(&worker, socket, from).await;
         drop(open);
-    });
+    };
+    tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
 }
 
 async fn tunnel(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr) {
@@ -101,8 +123,9 @@ async fn tunnel(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr) {
     };
     let workers = &worker.shared.workers;
     let on_stream = |connect| {
+        let Some(in_use) = permit.in_use() else { return refuse(worker, connect) };
         let to = workers.pick_less_loaded(worker.number).unwrap_or(worker.number);
-        let job = Job { connect, peer: peer.clone(), from, in_use: permit.in_use(), running: workers.start(to) };
+        let job = Job { connect, peer: peer.clone(), from, in_use: Some(in_use), running: workers.start(to) };
         if to == worker.number {
             return serve(worker, job);
         }
@@ -146,9 +169,20 @@ async fn handshake(worker: &Worker, socket: TcpStream, from: SocketAddr) -> Opti
     server::handshake(socket, &creds).await.inspect_err(failed).ok()
 }
 
+/// Its caller has as many streams as it may.
+fn refuse(worker: &Worker, connect: server::Connect) {
+    worker.shared.gate.refused_streams.fetch_add(1, Relaxed);
+    let (mut respond, mut response) = (connect.respond, Response::new(()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    if respond.send_response(response, true).is_err() {
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+    }
+}
+
 fn serve(worker: &Rc<Worker>, job: Job) {
+    let share = worker.callers.of(Source::address(job.from.ip(), true));
     let worker = worker.clone();
-    tokio::task::spawn_local(async move {
+    let task = async move {
         let Job { connect, peer, from, in_use, running } = job;
         let mut forced = worker.drain.clone();
         tokio::select! {
@@ -156,5 +190,6 @@ fn serve(worker: &Rc<Worker>, job: Job) {
             () = forced.reached(drain::Phase::Forced) => {}
         }
         drop((in_use, running));
-    });
+    };
+    tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
 }

@@ -72,6 +72,8 @@ impl Policies {
 struct Open {
     peer: Option<Identity>,
     source: IpAddr,
+    /// The client, by the connection.
+    from: IpAddr,
     destination: IpAddr,
     port: u16,
     sni: Option<String>,
@@ -112,7 +114,8 @@ impl Open {
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);
-        access.evaluate(&AuthzContext { peer, source, destination, port, sni, request }).denial()
+        let remote = self.request.as_ref().map_or(self.from, |r| r.client);
+        access.evaluate(&AuthzContext { peer, source, remote, destination, port, sni, request }).denial()
     }
 }
 
@@ -142,7 +145,8 @@ impl Conns {
     ) -> Guard {
         let open = Rc::new(Open {
             peer: downstream.peer.clone(),
-            source: downstream.from.ip(),
+            source: downstream.direct(),
+            from: downstream.from.ip(),
             destination: downstream.to,
             port: downstream.port,
             sni: downstream.sni().map(String::from),
@@ -239,13 +243,14 @@ mod tests {
             to: [10, 0, 0, 1].into(),
             hello: None,
             permit: None,
+            entered: Default::default(),
             written: Default::default(),
         }
     }
 
     fn upgrade(path: &str) -> Option<Box<Upgrade>> {
-        let (method, authority) = (Method::GET, "shop".to_string());
-        Some(Box::new(Upgrade { method, authority, path: path.into(), headers: Kept::default(), token: None }))
+        let (method, authority, client) = (Method::GET, "shop".to_string(), [10, 0, 0, 9].into());
+        Some(Box::new(Upgrade { method, authority, path: path.into(), headers: Kept::default(), token: None, client }))
     }
 
     /// 10,000 open WebSockets once kept 600 MB of heads.

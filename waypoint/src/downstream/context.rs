@@ -3,6 +3,7 @@
 use crate::{
     authz::access::{self, Access, Denial},
     cluster::key::ClusterKeyRef,
+    downstream::client_cert,
     route::table::TcpRouteInput,
     snapshot::Snapshot,
     telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
@@ -29,6 +30,7 @@ use std::{
 pub struct Downstream {
     /// None: it has shown no certificate of the mesh.
     pub peer: Option<Identity>,
+    /// The client, as far as the connection tells: by the header of the PROXY protocol where one is asked for.
     pub from: SocketAddr,
     /// The caller's pod, if it is known.
     pub source: Option<Arc<Workload>>,
@@ -40,7 +42,17 @@ pub struct Downstream {
     pub hello: Option<ClientHello>,
     /// That of the client's connection, if it has come from outside.
     pub permit: Option<Rc<Permit>>,
+    pub entered: Entered,
     pub written: Written,
+}
+
+/// What a connection from outside has shown on its way in.
+#[derive(Default)]
+pub struct Entered {
+    /// Where its packets come from, where a header of the PROXY protocol names another client.
+    pub direct: Option<IpAddr>,
+    /// Its certificate, as `x-forwarded-client-cert` tells of it. None: it has shown none.
+    pub certificate: Option<HeaderValue>,
 }
 
 /// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.
@@ -48,6 +60,7 @@ pub struct Downstream {
 pub struct Written {
     address: OnceCell<HeaderValue>,
     principal: OnceCell<Option<Arc<str>>>,
+    certificate: OnceCell<Option<HeaderValue>>,
     /// The trace that the caller's CONNECT names.
     trace: Option<Rc<SpanContext>>,
 }
@@ -90,6 +103,27 @@ impl Downstream {
             // An address has no character that a header could not have.
             HeaderValue::try_from(self.from.ip().to_string()).unwrap_or(HeaderValue::from_static("-"))
         })
+    }
+
+    /// Where its packets come from.
+    pub fn direct(&self) -> IpAddr {
+        self.entered.direct.unwrap_or(self.from.ip())
+    }
+
+    /// What was called: address and port.
+    pub fn called(&self) -> SocketAddr {
+        SocketAddr::new(self.to, self.port)
+    }
+
+    /// Has the caller shown a certificate?
+    pub fn has_certificate(&self) -> bool {
+        self.peer.is_some() || self.entered.certificate.is_some()
+    }
+
+    /// What `x-forwarded-client-cert` says of the caller, by a proxy of this identity. None: it has shown no certificate.
+    pub fn certificate(&self, own: &Identity) -> Option<HeaderValue> {
+        let Some(peer) = &self.peer else { return self.entered.certificate.clone() };
+        self.written.certificate.get_or_init(|| client_cert::of_identity(own, peer)).clone()
     }
 
     /// The caller, for logs.
@@ -155,21 +189,29 @@ impl Downstream {
         TcpRouteInput { port: self.port, namespace: self.namespace(), labels, sni }
     }
 
-    /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn authorize(
-        &self,
-        dry_runs: &DryRuns,
-        policies: &Access,
-        request: Option<access::Request<'_>>,
-    ) -> Option<Denial> {
-        let asked = access::AuthzContext {
+    /// What policies look at. `client`: who that is, as trusted proxies tell.
+    pub fn asked<'a>(&'a self, client: IpAddr, request: Option<access::Request<'a>>) -> access::AuthzContext<'a> {
+        access::AuthzContext {
             peer: self.peer.as_ref(),
-            source: self.from.ip(),
+            source: self.direct(),
+            remote: client,
             destination: self.to,
             port: self.port,
             sni: self.sni(),
             request,
-        };
+        }
+    }
+
+    /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log. `client`: who that is, as trusted
+    /// proxies tell.
+    pub fn authorize(
+        &self,
+        dry_runs: &DryRuns,
+        policies: &Access,
+        client: IpAddr,
+        request: Option<access::Request<'_>>,
+    ) -> Option<Denial> {
+        let asked = self.asked(client, request);
         for (policy, told) in policies.audit(&asked) {
             let text = match told {
                 access::AuditEvent::Matches => "matches",
@@ -202,7 +244,7 @@ impl Downstream {
             request_id: None,
             forwarded_for: None,
             from: self.from,
-            to: SocketAddr::new(self.to, self.port),
+            to: self.called(),
             sni,
             source: self.source.clone(),
             principal: self.principal(),

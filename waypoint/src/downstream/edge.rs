@@ -4,11 +4,11 @@ use crate::{
     cluster::key::ClusterKey,
     downstream::{
         busy::Busy,
-        context::{Downstream, DownstreamTarget},
+        context::{Downstream, DownstreamTarget, Entered},
         gateway::Listener,
         hello::{HELLO, hello, preface},
         ports::Ports,
-        requests,
+        proxy_header, requests,
         stream::{Io, Reset},
         tcp,
     },
@@ -18,16 +18,17 @@ use crate::{
     upstream::tls::Speaks,
     worker::{SampleKind, Worker},
 };
+use http::HeaderValue;
 use karst_api::route::ListenerProtocol;
-use karst_core::{canonical, limits};
+use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
     accept,
-    admission::{Ended, Permit},
-    drain,
+    admission::{Ended, Permit, Source},
+    drain, turns,
 };
 use std::{
     collections::HashMap,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
 };
@@ -71,63 +72,131 @@ pub async fn accept(worker: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
 }
 
 async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
+    let mut accepted = 0;
     loop {
         let (socket, from) = accept::accept(&listener).await;
         let from = canonical(from);
+        accepted += 1;
+        if accepted % limits::ACCEPTS == 0 {
+            // However many more there are: those that are open have their turn.
+            tokio::task::yield_now().await;
+        }
         let Ok(permit) = worker.shared.gate.greeting(from.ip()) else { continue };
         let (open, worker) = (worker.connection(), worker.clone());
-        tokio::task::spawn_local(async move {
+        let share = worker.callers.of(Source::address(from.ip(), false));
+        let task = async move {
+            turns::spend(limits::TURN_ACCEPT);
             let mut forced = worker.drain.clone();
-            tokio::select! {
-                () = connection(&worker, socket, from, port, permit) => {}
-                () = forced.reached(drain::Phase::Forced) => {}
+            let arrived = tokio::select! {
+                arrived = arrive(&worker, socket, from, port, permit) => arrived,
+                () = forced.reached(drain::Phase::Forced) => None,
+            };
+            let Some(arrived) = arrived else { return };
+            let client = arrived.direct.map(|_| worker.callers.of(Source::address(arrived.from.ip(), false)));
+            let rest = Box::pin(async move {
+                tokio::select! {
+                    () = connection(&worker, arrived, port) => {}
+                    () = forced.reached(drain::Phase::Forced) => {}
+                }
+                drop(open);
+            });
+            match client {
+                // All of a proxy's connections have one address: from here on it is in the turn of the client that was named.
+                Some(share) => {
+                    tokio::task::spawn_local(turns::of(Some(share), rest));
+                }
+                None => rest.await,
             }
-            drop(open);
-        });
+        };
+        tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
     }
 }
 
-async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
+/// A connection of which it is known whose it is.
+struct Arrived {
+    snapshot: Arc<Snapshot>,
+    io: Io,
+    permit: Permit,
+    /// The client.
+    from: SocketAddr,
+    to: IpAddr,
+    /// The proxy that has named the client, if one has.
+    direct: Option<IpAddr>,
+}
+
+/// It has not come as far as to greet.
+fn ended(worker: &Worker, from: SocketAddr, port: u16, e: Ended) {
+    worker.shared.gate.counts.greetings.note(e);
+    tracing::debug!(peer = %from, port, error = %e, "no greeting");
+}
+
+/// Takes a connection from `peer`, which may be a proxy that names its client. None: it has ended.
+async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) -> Option<Arrived> {
     let _ = socket.set_nodelay(true);
-    let to = socket.local_addr().map_or(from.ip(), |a| canonical(a).ip());
+    let own = socket.local_addr().map_or(peer.ip(), |a| canonical(a).ip());
     let snapshot = worker.snapshot();
+    let gateway = snapshot.gateway.as_ref()?;
+    let protocol = gateway.ports.get(&port)?.protocol();
+    let has_header = gateway.topology.proxy_protocol;
+    // The client speaks first.
+    if (has_header || matches!(protocol, ListenerProtocol::Https | ListenerProtocol::Tls))
+        && let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await
+    {
+        ended(worker, peer, port, e);
+        return None;
+    }
+    let mut io = Io::socket(socket);
+    let (mut from, mut to, mut direct) = (peer, own, None);
+    if has_header {
+        match permit.within(HELLO, proxy_header::origin(&mut io)).await {
+            Ok(Ok(Origin::Client { from: client, to: called })) => {
+                (from, to, direct) = (client, called.ip(), Some(peer.ip()));
+            }
+            Ok(Ok(Origin::Sender)) => {}
+            Ok(Err(e)) => {
+                tracing::info!(target: "access", peer = %peer, port, error = %e, "connection closed");
+                return None;
+            }
+            Err(e) => {
+                ended(worker, peer, port, e);
+                return None;
+            }
+        }
+    }
+    Some(Arrived { snapshot, io, permit, from, to, direct })
+}
+
+/// Serves a connection.
+async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
+    let Arrived { snapshot, mut io, permit, from, to, direct } = arrived;
     let Some(listeners) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
     let gate = &worker.shared.gate;
-    let ended = |e: Ended| {
-        gate.counts.greetings.note(e);
-        tracing::debug!(peer = %from, port, error = %e, "no greeting");
-    };
-    // From here on it is one of those that have greeted.
-    let call = |tls: Option<Rc<str>>, permit| {
+    let ended = |e| ended(worker, from, port, e);
+    // From here on it is one of those that have greeted. Places are the client's: all of a proxy's connections have one address.
+    let call = |tls: Option<Rc<str>>, permit, certificate: Option<HeaderValue>| {
         let permit = gate
             .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
         let target = DownstreamTarget::Gateway(tls);
-        let (permit, written) = (Some(permit.ok()?), Default::default());
-        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit, written })
+        let (permit, entered) = (Some(permit.ok()?), Entered { direct, certificate });
+        let (source, hello, written) = (None, None, Default::default());
+        Some(Downstream { peer: None, from, source, target, port, to, hello, permit, entered, written })
     };
     match listeners.protocol() {
-        ListenerProtocol::Http => {
-            let mut io = Io::socket(socket);
-            match permit.within(HELLO, preface(&mut io)).await {
-                Ok(Some(http2)) => {
-                    let Some(downstream) = call(None, permit) else { return };
-                    requests::requests(worker, Rc::new(downstream), io, http2).await;
-                }
-                Ok(None) => {}
-                Err(e) => ended(e),
+        ListenerProtocol::Http => match permit.within(HELLO, preface(&mut io)).await {
+            Ok(Some(http2)) => {
+                let Some(downstream) = call(None, permit, None) else { return };
+                requests::requests(worker, Rc::new(downstream), io, http2).await;
             }
-        }
+            Ok(None) => {}
+            Err(e) => ended(e),
+        },
         ListenerProtocol::Tcp => {
             let Some(listener) = listeners.find(None).next() else { return };
-            let Some(downstream) = call(None, permit) else { return };
-            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), Io::socket(socket)).await;
+            let Some(downstream) = call(None, permit, None) else { return };
+            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), io).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
-            if let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await {
-                return ended(e);
-            }
-            let mut io = Io::socket(socket);
             let sni = match permit.within(HELLO, hello(&mut io)).await {
                 Ok(Ok(sni)) => sni,
                 Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
@@ -138,9 +207,10 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &listener.tls else {
-                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
+            turns::spend(limits::TURN_HANDSHAKE);
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
@@ -155,12 +225,13 @@ async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, po
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
             if listener.protocol == ListenerProtocol::Tls {
-                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
             }
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let Some(downstream) = call(Some(name.into()), permit) else { return };
+            let certificate = tls.forwarded(sni.as_deref(), io.get_ref().1.peer_certificates());
+            let Some(downstream) = call(Some(name.into()), permit, certificate) else { return };
             drop(snapshot);
             requests::requests(worker, Rc::new(downstream), io, http2).await;
         }
@@ -182,10 +253,11 @@ pub async fn bytes<I>(
     // It is told when it is dropped, whatever becomes of it.
     let mut record = downstream.connection(&worker.sink, snapshot);
     record.route.clone_from(&listener.origin);
+    let dry_runs = &worker.shared.metrics.dry_runs;
     let denied = snapshot
         .gateway
         .as_ref()
-        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None));
+        .and_then(|g| downstream.authorize(dry_runs, g.access.as_ref()?, downstream.from.ip(), None));
     worker.note(snapshot, downstream, None, denied.as_ref());
     if let Some(by) = denied {
         record.details = by.details.into();

@@ -3,7 +3,15 @@
 
 use karst_core::limits;
 use karst_rt::admission::{Admission, Counts, Ended, Limits, Permit, Source};
-use std::{net::IpAddr, rc::Rc};
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 /// Connections from outside that have not greeted yet.
 const GREETINGS: usize = 2048;
@@ -24,6 +32,12 @@ pub struct Gate {
     /// What has come in by a gateway's ports. One without a request gives way.
     connections: Admission,
     pub counts: AllCounts,
+    /// How often a task has had to wait for other callers' turns.
+    pub turns: Arc<AtomicU64>,
+    /// Streams that were refused because their caller had too many.
+    pub refused_streams: AtomicU64,
+    /// Streams that one caller may have.
+    streams: usize,
 }
 
 /// What limits have ended, as the tables.
@@ -40,14 +54,24 @@ impl Gate {
     pub fn new(descriptors: u64) -> Self {
         let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
         let tunnels = part(8, TUNNELS);
+        // As many as a ztunnel would take of one peer.
+        let streams = limits::connections_of_peer(descriptors);
         Self {
             handshakes: Admission::new(Limits::shared(part(32, 4 * limits::MAX_HANDSHAKES_PER_POD))),
-            tunnels: Admission::new(Limits { per_source: tunnels / 8, ..Limits::even(tunnels) }),
+            tunnels: Admission::new(Limits { per_source: tunnels / 8, in_use: streams, ..Limits::even(tunnels) }),
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
             greetings: Admission::new(Limits::even(part(16, GREETINGS))),
             connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
             counts: AllCounts::default(),
+            turns: Arc::default(),
+            refused_streams: AtomicU64::new(0),
+            streams,
         }
+    }
+
+    /// What is open, in whatever state.
+    pub fn open(&self) -> usize {
+        [&self.handshakes, &self.tunnels, &self.greetings, &self.connections].into_iter().map(Admission::len).sum()
     }
 
     /// A tunnel that begins. `known`: the address is a workload's.
@@ -104,6 +128,23 @@ impl Gate {
                 ("gateway", "open", &counts.connections),
             ],
         );
+        let (waited, refused) = (self.turns.load(Relaxed), self.refused_streams.load(Relaxed));
+        let _ = writeln!(
+            out,
+            "# HELP karst_turns_waited_total How often a connection has waited because its caller had used up its turn of a worker, and others had something to do.\n# TYPE karst_turns_waited_total counter\nkarst_turns_waited_total {waited}"
+        );
+        let _ = writeln!(
+            out,
+            "# HELP karst_streams_refused_total Streams of tunnels refused because their caller had too many.\n# TYPE karst_streams_refused_total counter\nkarst_streams_refused_total {refused}"
+        );
+        let name = "karst_share_limit";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Most that one caller may have of what all callers share.\n# TYPE {name} gauge"
+        );
+        for (share, most) in [("streams", self.streams), ("turn_bytes", limits::TURN)] {
+            let _ = writeln!(out, "{name}{{share=\"{share}\"}} {most}");
+        }
     }
 }
 
@@ -127,6 +168,24 @@ mod tests {
         let mut page = String::new();
         g.render(&mut page);
         assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
+    }
+
+    #[test]
+    fn one_caller_leaves_streams_to_others() {
+        let g = Gate::new(1024);
+        let open = |n: u8| {
+            let ip = IpAddr::from([10, 0, 0, n]);
+            g.tunnel(g.handshake(ip, true).unwrap(), ip).unwrap()
+        };
+        let (one, again, other) = (open(1), open(1), open(2));
+        let most = limits::connections_of_peer(1024);
+        let held: Vec<_> = (0..most).map(|n| if n % 2 == 0 { one.in_use() } else { again.in_use() }).collect();
+        assert!(held.iter().all(Option::is_some) && one.in_use().is_none() && again.in_use().is_none());
+        assert!(other.in_use().is_some());
+        let mut page = String::new();
+        g.render(&mut page);
+        assert!(page.contains(&format!("karst_share_limit{{share=\"streams\"}} {most}\n")), "{page}");
+        assert_eq!(g.open(), 3);
     }
 
     #[test]

@@ -2,9 +2,14 @@
 
 use crate::{
     authz::{access::Access, error::AccessError},
+    downstream::{
+        client_cert,
+        topology::{Topology, TopologyError},
+    },
     route::table::Routes,
     telemetry::rules::{Telemetry, TelemetryError},
 };
+use http::HeaderValue;
 use imbl::HashMap;
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
@@ -29,6 +34,8 @@ pub struct Gateway {
     pub credentials: BTreeMap<String, Pair>,
     /// What is told of requests; none: the standard.
     pub telemetry: Option<Arc<Telemetry>>,
+    /// Who in front of it is believed.
+    pub topology: Topology,
 }
 
 /// Certificates, the leaf first, and the leaf's key.
@@ -49,6 +56,9 @@ pub enum GatewayError {
     /// Of who may send anything through it.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// Of who in front of it is believed.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
 }
 
 /// What cannot be listened for.
@@ -131,6 +141,8 @@ pub struct Tls {
     names: Vec<String>,
     /// Who looks at the client's certificate.
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// What is shown to clients.
+    keys: Arc<Keys>,
 }
 
 impl Gateway {
@@ -184,12 +196,14 @@ impl Gateway {
         let credentials = gateway.credentials.iter().filter(|_| has_keys).map(pair).collect::<Result<_, _>>()?;
         let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
         let telemetry = telemetry?.map(Arc::new);
-        Ok(Self { ports, access: gateway.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
+        let topology = Topology::new(gateway.topology.as_ref())?;
+        let access = gateway.access.as_ref().map(Access::new).transpose()?;
+        Ok(Self { ports, access, credentials, telemetry, topology })
     }
 
     /// Nothing is listened on, and nobody may call anything.
     pub fn closed() -> Self {
-        Self { ports: BTreeMap::new(), access: Some(Access::closed()), credentials: BTreeMap::new(), telemetry: None }
+        Self { access: Some(Access::closed()), ..Self::default() }
     }
 
     /// For the admin page.
@@ -302,11 +316,20 @@ impl Tls {
             None => builder.with_no_client_auth(),
             Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
-        let mut server = builder.with_cert_resolver(Arc::new(Keys(keys)));
+        let keys = Arc::new(Keys(keys));
+        let mut server = builder.with_cert_resolver(keys.clone());
         if protocol == ListenerProtocol::Https {
             server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
-        Ok(Self { server: Arc::new(server), names: tls.client_names.clone(), clients })
+        Ok(Self { server: Arc::new(server), names: tls.client_names.clone(), clients, keys })
+    }
+
+    /// What `x-forwarded-client-cert` says of a client that has come by this name with these certificates. None: it has shown none.
+    pub fn forwarded(&self, name: Option<&str>, certificates: Option<&[CertificateDer<'_>]>) -> Option<HeaderValue> {
+        let first = certificates.and_then(<[_]>::first)?;
+        let shown = self.keys.choose(name);
+        let own = shown.and_then(|k| k.end_entity_cert().ok()).map(karst_hbone::tls::uris_of).unwrap_or_default();
+        client_cert::of_certificate(&own, first)
     }
 
     /// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may
@@ -369,12 +392,17 @@ fn clients(
 #[derive(Debug)]
 struct Keys(Vec<Arc<CertifiedKey>>);
 
+impl Keys {
+    /// What is shown to who asks for this name. A client that calls an address names nobody.
+    fn choose(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        let fits = |k: &&Arc<CertifiedKey>| name.is_some_and(|n| k.end_entity_cert().is_ok_and(|c| has_name(c, n)));
+        self.0.iter().find(fits).or(self.0.first())
+    }
+}
+
 impl ResolvesServerCert for Keys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // A client that calls an address names nobody.
-        let name = hello.server_name();
-        let fits = |k: &&Arc<CertifiedKey>| name.is_some_and(|n| k.end_entity_cert().is_ok_and(|c| has_name(c, n)));
-        self.0.iter().find(fits).or(self.0.first()).cloned()
+        self.choose(hello.server_name()).cloned()
     }
 }
 

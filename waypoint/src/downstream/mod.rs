@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod busy;
+pub mod client_cert;
 pub mod conns;
 pub mod context;
 pub mod edge;
@@ -9,9 +10,11 @@ pub mod gate;
 pub mod gateway;
 pub mod hello;
 pub mod ports;
+pub mod proxy_header;
 pub mod requests;
 pub mod sniff;
 pub mod stream;
 pub mod tcp;
+pub mod topology;
 pub mod tunnel;
 pub mod upgrade;

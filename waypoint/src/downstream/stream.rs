@@ -5,6 +5,7 @@
 
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
+use karst_rt::turns;
 use std::{
     io::{self, IoSlice},
     pin::Pin,
@@ -141,7 +142,12 @@ impl AsyncRead for Io {
         let this = &mut *self;
         if this.ahead.is_empty() {
             match &mut this.leg {
-                Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
+                Leg::Socket(s) => {
+                    let before = buf.filled().len();
+                    let result = Pin::new(s).poll_read(cx, buf);
+                    turns::spend(buf.filled().len() - before);
+                    return result;
+                }
                 Leg::Tls(t) => return Pin::new(&mut **t).poll_read(cx, buf),
                 #[cfg(any(test, feature = "fuzz"))]
                 Leg::Memory(s) => return Pin::new(s).poll_read(cx, buf),
@@ -166,6 +172,7 @@ impl AsyncRead for Io {
             }
         }
         let n = this.ahead.len().min(buf.remaining());
+        turns::spend(n);
         buf.put_slice(&this.ahead[..n]);
         this.ahead.advance(n);
         Poll::Ready(Ok(()))
@@ -183,7 +190,12 @@ impl AsyncWrite for Io {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let tunnel = match &mut self.leg {
-            Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
+            Leg::Socket(s) => {
+                return Pin::new(s).poll_write_vectored(cx, bufs).map_ok(|n| {
+                    turns::spend(n);
+                    n
+                });
+            }
             Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
             #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
@@ -206,6 +218,7 @@ impl AsyncWrite for Io {
             out.extend_from_slice(&b[..b.len().min(room - out.len())]);
         }
         tunnel.send.send_data(out.into(), false).map_err(broken)?;
+        turns::spend(room);
         Poll::Ready(Ok(room))
     }
 

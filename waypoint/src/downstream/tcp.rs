@@ -49,7 +49,8 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     let mut record = downstream.connection(&worker.sink, &snapshot);
     let Some(service) = downstream.service() else { return Err(record) };
     let access = snapshot.access_to(service);
-    let denied = access.and_then(|access| downstream.authorize(&worker.shared.metrics.dry_runs, access, None));
+    let dry_runs = &worker.shared.metrics.dry_runs;
+    let denied = access.and_then(|access| downstream.authorize(dry_runs, access, downstream.from.ip(), None));
     worker.note(&snapshot, downstream, None, denied.as_ref());
     if let Some(by) = denied {
         record.details = by.details.into();
@@ -99,8 +100,8 @@ pub async fn open(
         record.workload = Some((member.workload.clone(), member.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, index, &tried);
         let held = Cell::default();
-        let from = downstream.from;
-        let attempt = Attempt { set: &set, member, from, has_other: &has_other, held: &held, trace: &|| None };
+        let (from, to) = (downstream.from, downstream.called());
+        let attempt = Attempt { set: &set, member, from, to, has_other: &has_other, held: &held, trace: &|| None };
         let error = match open::open(worker, &attempt, speaks).await {
             Ok((io, lease)) => {
                 let guard = worker.register(judged, downstream, None);

@@ -105,6 +105,7 @@ pub fn target<B>(
         to,
         hello: None,
         permit: None,
+        entered: Default::default(),
         written: Written::of_connect(request.headers()),
     })
 }

@@ -5,7 +5,7 @@ use crate::{
     http::entry::{self, Names},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 /// The request that a stream has begun with, as it was judged.
 pub struct Upgrade {
@@ -14,6 +14,8 @@ pub struct Upgrade {
     pub path: String,
     pub headers: Kept,
     pub token: Option<Token>,
+    /// The client, as trusted proxies have told.
+    pub client: IpAddr,
 }
 
 /// Longest head that is kept whole for an open WebSocket, bytes. Those of browsers are a fourth of it.

@@ -1,7 +1,13 @@
 //! What is listened on: `proxy-config listeners`, and the policies in it for `x authz check`.
 
 use super::{View, routes, view::protocol};
-use crate::{authz::access::Access, downstream::gateway::Listener};
+use crate::{
+    authz::{
+        access::Access,
+        external::provider::{Protocol, Provider},
+    },
+    downstream::gateway::Listener,
+};
 use karst_api::route::{AccessAction, ListenerProtocol};
 use karst_proxy::state::Service;
 use serde_json::{Value, json};
@@ -146,8 +152,28 @@ fn policies(access: &Access) -> Vec<Value> {
             } })
         })
     };
-    [(AccessAction::Audit, "LOG"), (AccessAction::Deny, "DENY"), (AccessAction::Allow, "ALLOW")]
-        .into_iter()
-        .filter_map(|(action, name)| of(action, name))
-        .collect()
+    let own = [(AccessAction::Audit, "LOG"), (AccessAction::Deny, "DENY"), (AccessAction::Allow, "ALLOW")];
+    let own = own.into_iter().filter_map(|(action, name)| of(action, name));
+    access.providers().iter().map(|provider| external(provider)).chain(own).collect()
+}
+
+/// A filter that asks a provider of external authorization.
+fn external(provider: &Provider) -> Value {
+    let (_, host) = provider.service.split_once('/').unwrap_or(("", &provider.service));
+    let cluster = format!("outbound|{}||{host}", provider.port);
+    let timeout = format!("{}s", provider.timeout.as_secs_f64());
+    let (key, service) = match &provider.protocol {
+        Protocol::Grpc(_) => ("grpc_service", json!({ "envoy_grpc": { "cluster_name": cluster }, "timeout": timeout })),
+        Protocol::Http(rules) => {
+            let uri = format!("http://{host}:{}", provider.port);
+            let server = json!({ "uri": uri, "cluster": cluster, "timeout": timeout });
+            ("http_service", json!({ "server_uri": server, "path_prefix": rules.path_prefix }))
+        }
+    };
+    json!({ "name": "envoy.filters.http.ext_authz", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        "failure_mode_allow": provider.fail_open,
+        "status_on_error": { "code": provider.status_on_error.as_u16() },
+        key: service,
+    } })
 }

@@ -1,5 +1,5 @@
 //! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called.
+//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
 
 use crate::{
     authz::{
@@ -7,13 +7,13 @@ use crate::{
         jwt::{Token, TokenError},
     },
     downstream::{
-        context::{Downstream, DownstreamTarget},
+        context::DownstreamTarget,
         upgrade::{Kept, Upgrade},
     },
     http::{
         answer::{local_reply, log_reply},
         call::Call,
-        names,
+        forwarded::{introduce, is_https},
         rate_limit::{limited, over},
         redirect::to_https,
         reply::{self, ResponseBody},
@@ -58,26 +58,48 @@ impl Refused {
     }
 }
 
-/// Lets a request in, or not; returns the routes that decide about it.
+/// The policies and the routes that decide about a request.
+#[derive(Clone, Copy)]
+pub(super) struct Entrance<'a> {
+    pub(super) access: Option<&'a Access>,
+    pub(super) routes: Option<&'a Routes>,
+}
+
+/// Which policies and routes decide about a request with these headers.
+///
+/// # Errors
+/// None do: it has come to a listener that it is not for.
+pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance<'a>, Refused> {
+    let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
+    Ok(match &downstream.target {
+        DownstreamTarget::Service(service) => Entrance {
+            access: snapshot.access_to(service),
+            routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
+        },
+        DownstreamTarget::Gateway(tls) => {
+            let is_https = is_https(call.topology, headers);
+            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
+            let routes = routes.map_err(Refused::Listener)?;
+            Entrance {
+                access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
+                routes: Some(routes.ok_or(Refused::NoRoute)?),
+            }
+        }
+    })
+}
+
+/// Lets a request in, or not.
 ///
 /// # Errors
 /// Why it does not come in.
-pub(super) fn admit<'a>(
-    call: &Call<'a>,
+pub(super) fn admit(
+    call: &Call<'_>,
+    entrance: Entrance<'_>,
     parts: &mut Parts,
     record: &mut RequestLog,
-) -> Result<Option<&'a Routes>, Refused> {
+) -> Result<(), Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let (access, routes) = match &downstream.target {
-        DownstreamTarget::Service(service) => {
-            (snapshot.access_to(service), snapshot.routes.get(&service.key).map(|routes| &**routes))
-        }
-        DownstreamTarget::Gateway(tls) => {
-            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), authority.host());
-            let routes = routes.map_err(Refused::Listener)?;
-            (snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes.ok_or(Refused::NoRoute)?))
-        }
-    };
+    let Entrance { access, routes } = entrance;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -87,17 +109,17 @@ pub(super) fn admit<'a>(
         return Err(Refused::Denied(by));
     }
     if call.entry.websocket {
-        let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
-        let headers = Kept::of(&parts.headers, access);
-        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
+        let (method, path, authority) = (parts.method.clone(), parts.uri.path().into(), authority.as_str().into());
+        let (headers, client) = (Kept::of(&parts.headers, access), call.client.ip());
+        record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
-    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream)) {
+    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream, call.client.ip())) {
         return Err(Refused::Limited(over));
     }
     if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(downstream, &mut parts.headers);
+        record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
     }
-    Ok(routes)
+    Ok(())
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is
@@ -108,25 +130,9 @@ fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<
     let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
     let (headers, verified) = (&parts.headers, token.as_ref());
     let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
-    let denied = call.downstream.authorize(&call.worker.shared.metrics.dry_runs, access, Some(request));
+    let dry_runs = &call.worker.shared.metrics.dry_runs;
+    let denied = call.downstream.authorize(dry_runs, access, call.client.ip(), Some(request));
     Ok((token, denied))
-}
-
-/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns
-/// all that is told of who has come.
-fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
-    headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
-    let own = downstream.address();
-    let told = match headers.contains_key(names::FORWARDED_FOR) {
-        false => own.clone(),
-        true => {
-            let before = headers.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
-            let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
-            HeaderValue::from_bytes(&all.join(&b","[..])).ok()?
-        }
-    };
-    headers.insert(names::FORWARDED_FOR, told.clone());
-    Some(told)
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.

@@ -1,7 +1,7 @@
 //! Bodies. A request's body that may be needed again (a retry, a mirror) is kept, up to a bound, while it is sent; whoever
-//! reads it later reads the same bytes.
+//! reads it later reads the same bytes. So does whoever reads it after its beginning was looked at ([`RequestBody::read_ahead`]).
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -21,12 +21,116 @@ pub const BEHIND: usize = 1 << 20;
 /// An error of a body.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// A request's body, as its client sends it. Its beginning may have been read ahead.
+pub struct RequestBody {
+    ahead: Option<Box<Ahead>>,
+    rest: Incoming,
+}
+
+/// What was read ahead, and not yet by who sends it on.
+#[derive(Default)]
+struct Ahead {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+    trailers: Option<HeaderMap>,
+    /// Nothing comes after it.
+    end: bool,
+}
+
+impl From<Incoming> for RequestBody {
+    fn from(rest: Incoming) -> Self {
+        Self { ahead: None, rest }
+    }
+}
+
+impl RequestBody {
+    /// The first bytes, at most `limit`, and whether they are all. `is_part_enough`: nobody waits for what is beyond them.
+    ///
+    /// # Errors
+    /// The client has not sent them.
+    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), hyper::Error> {
+        let ahead = self.ahead.get_or_insert_default();
+        ahead.end |= self.rest.is_end_stream();
+        let wanted = if is_part_enough { limit } else { limit.saturating_add(1) };
+        while ahead.bytes < wanted && !ahead.end {
+            match std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await {
+                None => ahead.end = true,
+                Some(Err(error)) => return Err(error),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => {
+                        ahead.bytes += data.len();
+                        ahead.chunks.push_back(data);
+                    }
+                    Err(frame) => (ahead.trailers, ahead.end) = (frame.into_trailers().ok(), true),
+                },
+            }
+            ahead.end |= self.rest.is_end_stream();
+        }
+        let is_all = ahead.end && ahead.bytes <= limit;
+        // Mostly it is one part, and then nothing is copied.
+        if let (Some(only), 1) = (ahead.chunks.front(), ahead.chunks.len()) {
+            return Ok((only.slice(..only.len().min(limit)), is_all));
+        }
+        let mut out = BytesMut::with_capacity(ahead.bytes.min(limit));
+        for chunk in &ahead.chunks {
+            out.extend_from_slice(&chunk[..chunk.len().min(limit - out.len())]);
+        }
+        Ok((out.freeze(), is_all))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if let Some(chunk) = ahead.chunks.pop_front() {
+                ahead.bytes -= chunk.len();
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if let Some(trailers) = ahead.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if ahead.end {
+                return Poll::Ready(None);
+            }
+        }
+        Pin::new(&mut self.rest).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.ahead {
+            None => self.rest.is_end_stream(),
+            Some(ahead) => {
+                ahead.chunks.is_empty() && ahead.trailers.is_none() && (ahead.end || self.rest.is_end_stream())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.rest.size_hint();
+        if let Some(ahead) = &self.ahead {
+            let bytes = ahead.bytes as u64;
+            if ahead.end && ahead.trailers.is_none() {
+                return SizeHint::with_exact(bytes);
+            }
+            if let Some(upper) = hint.upper() {
+                hint.set_upper(upper + bytes);
+            }
+            hint.set_lower(hint.lower() + bytes);
+        }
+        hint
+    }
+}
+
 /// What is sent.
 pub enum Body {
     /// Nothing.
     Empty,
     /// As it comes.
-    Incoming(Incoming),
+    Incoming(RequestBody),
     /// As it comes, shared with others.
     Shared(Reader),
     /// All of it.
@@ -69,7 +173,7 @@ impl HttpBody for Body {
 /// A body that several read. The attempt that is under way decides how fast it comes; mirrors read what it has read. A mirror
 /// must not make an application fail by being faster, nor by being slower: it is given up when it is too far behind.
 struct Inner {
-    source: Incoming,
+    source: RequestBody,
     hint: SizeHint,
     chunks: VecDeque<Bytes>,
     /// Number of the first of them.
@@ -137,7 +241,7 @@ pub struct Source(Rc<RefCell<Inner>>);
 
 impl Source {
     /// Shares a body, of which at most `limit` bytes are kept.
-    pub fn new(source: Incoming, limit: usize) -> Self {
+    pub fn new(source: RequestBody, limit: usize) -> Self {
         let hint = source.size_hint();
         Self(Rc::new(RefCell::new(Inner {
             source,
@@ -300,7 +404,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     /// The body of a request of `n` bytes, as a server gets it.
-    async fn incoming(n: usize) -> Incoming {
+    async fn incoming(n: usize) -> RequestBody {
         let (mut client, server) = tokio::io::duplex(16 << 10);
         let (tx, rx) = tokio::sync::oneshot::channel();
         let tx = RefCell::new(Some(tx));
@@ -317,7 +421,7 @@ mod tests {
             client.write_all(&vec![7; n]).await.unwrap();
             std::future::pending::<()>().await;
         });
-        rx.await.unwrap()
+        rx.await.unwrap().into()
     }
 
     /// Reads what is there: bytes, and whether it has ended well.
@@ -348,6 +452,34 @@ mod tests {
                 None => tokio::task::yield_now().await,
             }
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_is_sent_all_the_same() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                const SIZE: usize = 100 << 10;
+                for (limit, is_part_enough, bytes, is_all) in [
+                    (SIZE, false, SIZE, true),
+                    (SIZE + 1, true, SIZE, true),
+                    (SIZE - 1, false, SIZE - 1, false),
+                    (10, true, 10, false),
+                ] {
+                    let mut body = incoming(SIZE).await;
+                    let (ahead, all) = body.read_ahead(limit, is_part_enough).await.unwrap();
+                    assert_eq!((ahead.len(), all), (bytes, is_all), "{limit}");
+                    assert_eq!(body.size_hint().exact(), Some(SIZE as u64), "{limit}");
+                    // Another one who asks for less, or for more.
+                    assert_eq!(body.read_ahead(7, true).await.unwrap().0.len(), 7);
+                    assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+                    assert!(!body.is_end_stream());
+                    assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
+                }
+                let mut none = incoming(0).await;
+                assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
+                assert!(none.is_end_stream());
+            })
+            .await;
     }
 
     #[tokio::test]

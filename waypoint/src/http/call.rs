@@ -1,12 +1,12 @@
 //! A request that is under way: what all of its stages look at.
 
 use crate::{
-    downstream::context::Downstream,
+    downstream::{context::Downstream, topology::Topology},
     http::entry::{Authority, Entry},
     snapshot::Snapshot,
     worker::Worker,
 };
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 /// A request that is under way. (Its head and what is told of it are changed on the way, and go from hand to hand.)
 #[derive(Clone, Copy)]
@@ -15,6 +15,10 @@ pub(super) struct Call<'a> {
     pub(super) downstream: &'a Rc<Downstream>,
     pub(super) snapshot: &'a Arc<Snapshot>,
     pub(super) entry: &'a Entry,
+    /// Who in front of us is believed.
+    pub(super) topology: Topology,
+    /// The client, as trusted proxies tell.
+    pub(super) client: SocketAddr,
 }
 
 impl<'a> Call<'a> {

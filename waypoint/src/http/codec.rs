@@ -2,6 +2,7 @@
 
 use hyper::{client, server};
 use hyper_util::rt::TokioTimer;
+use karst_rt::turns;
 use std::time::Duration;
 
 /// Largest head of a request or a response, and largest trailers, bytes (Envoy: 60 KiB). Peers of HTTP/2 are told
@@ -27,6 +28,19 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
     }
 }
 
+/// The same for what a client's connection starts: in the turn of the caller.
+#[derive(Clone, Copy)]
+pub struct LocalInTurn;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalInTurn {
+    fn execute(&self, f: F) {
+        let task = Box::pin(async move {
+            let _ = f.await;
+        });
+        tokio::task::spawn_local(turns::of(turns::current(), task));
+    }
+}
+
 /// HTTP/1.1 of a client. `patience`: its heads must be there after this time.
 pub fn server1(patience: Option<Duration>) -> server::conn::http1::Builder {
     let mut b = server::conn::http1::Builder::new();
@@ -36,8 +50,8 @@ pub fn server1(patience: Option<Duration>) -> server::conn::http1::Builder {
 }
 
 /// HTTP/2 of a client.
-pub fn server2() -> server::conn::http2::Builder<Local> {
-    let mut builder = server::conn::http2::Builder::new(Local);
+pub fn server2() -> server::conn::http2::Builder<LocalInTurn> {
+    let mut builder = server::conn::http2::Builder::new(LocalInTurn);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)

@@ -9,7 +9,7 @@ use crate::{
 };
 use http::{HeaderValue, Version, header, request::Parts};
 use karst_api::{route as ir, workload::AppProtocol};
-use std::rc::Rc;
+use std::{net::IpAddr, rc::Rc};
 
 /// What decides about a request that is sent on.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ pub(super) fn hash(
     set: &EndpointSet,
     parts: &Parts,
     authority: &Authority,
-    downstream: &Downstream,
+    client: IpAddr,
 ) -> (Option<u64>, Option<HeaderValue>) {
     use ir::hash_on::Key;
     let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
@@ -61,7 +61,7 @@ pub(super) fn hash(
         // Whatever version of HTTP.
         Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
         Some(Key::Header(n)) => (parts.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
-        Some(Key::SourceIp(_)) => (text(&downstream.from.ip().to_string()), None),
+        Some(Key::SourceIp(_)) => (text(&client.to_string()), None),
         Some(Key::Query(n)) => {
             let q = parts.uri.query().unwrap_or("");
             let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);

@@ -4,6 +4,7 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
+use crate::http::codec::MAX_HEADERS;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
@@ -39,6 +40,12 @@ const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 /// Most fields of a head, by whichever version of HTTP (Envoy's default, and that of our parser of HTTP/1.1). Cookies count as one:
 /// browsers split them.
 const MAX_FIELDS: usize = 100;
+
+/// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
+pub fn fits(headers: &HeaderMap) -> bool {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() <= MAX_FIELDS && bytes <= MAX_HEADERS as usize
+}
 
 /// The one protocol that a connection may change to (RFC 6455).
 const WEBSOCKET: &[u8] = b"websocket";
@@ -263,7 +270,7 @@ pub fn strip(headers: &mut HeaderMap) {
 }
 
 /// Does a field of this name concern one connection only, or may it?
-fn concerns_connection(name: &HeaderName) -> bool {
+pub fn concerns_connection(name: &HeaderName) -> bool {
     *name == header::TE || HOP.contains(name)
 }
 

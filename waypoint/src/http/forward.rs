@@ -7,12 +7,12 @@ use crate::{
     downstream::busy::Busy,
     http::{
         answer::{local_reply, local_reply_of},
-        body::{Counted, discard},
+        body::{Counted, RequestBody, discard},
         call::Call,
         deadline::deadline,
         destination::{By, endpoints, hash, uses_http2},
         finish::{Ending, finish},
-        headers::{Template, request_id},
+        headers::{Template, identify},
         mirror::mirror,
         names,
         outgoing::Outgoing,
@@ -63,7 +63,7 @@ pub(super) async fn forward(
     call: &Call<'_>,
     by: By<'_>,
     mut parts: Parts,
-    incoming: Incoming,
+    incoming: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(status) = by.to.refuse {
@@ -81,15 +81,11 @@ pub(super) async fn forward(
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;
     let body = Outgoing::new(incoming, again, mirrors);
-    if record.request_id.is_none() {
-        let id = request_id();
-        parts.headers.insert(names::REQUEST_ID, id.clone());
-        record.request_id = Some(id);
-    }
+    identify(&mut parts, &mut record);
     if let (true, Some(rule)) = (mirrors, by.rule) {
         mirror(call, rule, &parts, &body, &values(call, &parts, &record));
     }
-    let (hash, cookie) = hash(&set, &parts, call.authority(), call.downstream);
+    let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let deadline = deadline(by.rule, &parts);
     let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, client_upgrade };
     forwarding.attempt_until_answered(&parts, body, record).await
@@ -142,8 +138,8 @@ impl Forwarding<'_> {
             let has_other =
                 || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(set, index, &tried);
             let trace = || record.spans.as_ref()?.current();
-            let from = downstream.from;
-            let attempt = Attempt { set, member, from, has_other: &has_other, held: &held_back, trace: &trace };
+            let (from, to) = (downstream.from, downstream.called());
+            let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());
@@ -296,5 +292,5 @@ pub(crate) fn sent_on(
     impl crate::route::operators::Values for Nothing {
         fn write(&self, _: &karst_core::operators::Operator, _: &http::HeaderMap, _: &mut Vec<u8>) {}
     }
-    template.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
+    template.request(Body::Incoming(body.into()), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
 }

@@ -1,19 +1,23 @@
-//! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), policies
-//! and the service's rate limits ([`crate::http::admit`]), route, its rate limits, cross-origin rules, redirect or
-//! direct answer, injected fault, destination by weight; then mirrors, limits, endpoint, attempt, retry, answer
-//! ([`crate::http::forward`]).
+//! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), external
+//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route,
+//! its rate limits, cross-origin rules, redirect or direct answer, injected fault, destination by weight; then mirrors,
+//! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
+    authz::{access::Access, external::provider::Provider},
     downstream::context::Downstream,
     http::{
-        admit::{Refused, admit},
+        admit::{Entrance, Refused, admit, enter},
         answer::{local_reply, log_reply},
+        body::RequestBody,
         call::Call,
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
+        external,
         fault::{abort, inject},
         forward::forward,
+        forwarded,
         headers::request_id,
         names,
         rate_limit::{limited, over},
@@ -43,30 +47,110 @@ pub async fn handle(
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
     let request_head = wire::request_head(&parts);
-    let entered = entry::canonical(&mut parts);
     let snapshot = worker.latest();
+    let topology = snapshot.topology();
+    // Of the head as it has come: `Connection` may name what the entry takes out.
+    let client = forwarded::client(&downstream, topology, &parts.headers);
+    let certificates = forwarded::certificates(&downstream, topology, &parts.headers);
+    let entered = entry::canonical(&mut parts);
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
     record.request_head = request_head;
+    record.from = client;
     let entry = match entered {
         Ok(entry) => entry,
         Err(why) => return unfit(why, &parts, record),
     };
     record.authority = Some(entry.authority.value().clone());
+    let own = &worker.shared.identity;
+    forwarded::tell_certificates(&downstream, topology, certificates, own, &mut parts.headers);
     trace(&worker, &downstream, &mut parts, &mut record);
-    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry };
-    let routes = match admit(&call, &mut parts, &mut record) {
-        Ok(routes) => routes,
+    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry, topology, client };
+    let entrance = match enter(&call, &parts.headers) {
+        Ok(entrance) => entrance,
         Err(refused) => return refused.answer(&call, &parts, record),
     };
-    let rule = match find(&call, routes, &parts) {
+    let body = RequestBody::from(incoming);
+    match entrance.access.filter(|access| !access.providers().is_empty()) {
+        // Large: not in every request's task.
+        Some(access) => Box::pin(asked_about(&call, access, entrance, parts, body, record)).await,
+        None => allowed(&call, entrance, parts, body, record).await,
+    }
+}
+
+/// Providers of external authorization are asked before anything else is decided. What they say to clients is added to whatever
+/// these are answered.
+async fn asked_about(
+    call: &Call<'_>,
+    access: &Access,
+    entrance: Entrance<'_>,
+    mut parts: Parts,
+    mut body: RequestBody,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let changes = match external::check(call, access, &mut parts, &mut body, &mut record).await {
+        Ok(changes) => changes,
+        Err(stopped) => return stopped.answer(record),
+    };
+    let mut response = allowed(call, entrance, parts, body, record).await;
+    changes.iter().for_each(|changes| changes.apply_to_response(response.headers_mut()));
+    response
+}
+
+/// Nobody who was asked has refused it.
+async fn allowed(
+    call: &Call<'_>,
+    entrance: Entrance<'_>,
+    mut parts: Parts,
+    body: RequestBody,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
+        return refused.answer(call, &parts, record);
+    }
+    let routes = entrance.routes;
+    let rule = match find(call, routes, &parts) {
         Ok(rule) => rule,
-        Err(refused) => return refused.answer(&call, &parts, record),
+        Err(refused) => return refused.answer(call, &parts, record),
     };
     let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
     match rule {
-        Some(rule) => by_rule(&call, &rule, fault, parts, incoming, record).await,
-        None => by_default(&call, fault, parts, incoming, record).await,
+        Some(rule) => match &rule.authorization {
+            // Large: not in every request's task.
+            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
+            None => by_rule(call, &rule, fault, parts, body, record).await,
+        },
+        None => by_default(call, fault, parts, body, record).await,
     }
+}
+
+/// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
+/// yet, and is answered by the rule itself.)
+async fn by_guarded_rule(
+    call: &Call<'_>,
+    rule: &Rule,
+    provider: &Provider,
+    fault: Option<ir::Fault>,
+    mut parts: Parts,
+    mut body: RequestBody,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let is_preflight = rule.cors.as_ref().is_some_and(|cors| preflight(cors, &parts).is_some());
+    if is_preflight {
+        return by_rule(call, rule, fault, parts, body, record).await;
+    }
+    let by = (provider, rule.origin.as_str());
+    let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
+        Ok(changes) => changes,
+        Err(stopped) => {
+            record.route.clone_from(&rule.origin);
+            return stopped.answer(record);
+        }
+    };
+    let mut response = by_rule(call, rule, fault, parts, body, record).await;
+    if let Some(changes) = changes {
+        changes.apply_to_response(response.headers_mut());
+    }
+    response
 }
 
 /// What is known of a request at its beginning.
@@ -89,7 +173,7 @@ fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &m
     if !parts.headers.contains_key(names::REQUEST_ID) {
         parts.headers.insert(names::REQUEST_ID, request_id());
     }
-    let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(downstream.from.ip());
+    let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(record.from.ip());
     let origin = Origin { scheme: downstream.scheme(), is_external };
     let spans = spans::request::begin(tracing, origin, &mut parts.headers, |bound| worker.random(bound));
     let keeps_headers = spans.is_some() && tracing.wants_headers;
@@ -143,7 +227,7 @@ async fn by_default(
     call: &Call<'_>,
     fault: Option<ir::Fault>,
     parts: Parts,
-    incoming: Incoming,
+    body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = inject(call.worker, fault.as_ref(), &mut record).await {
@@ -155,7 +239,7 @@ async fn by_default(
     };
     record.route = "default".into();
     let to = Destination::same(&service.key);
-    forward(call, By { rule: None, to: &to }, parts, incoming, record).await
+    forward(call, By { rule: None, to: &to }, parts, body, record).await
 }
 
 /// As a rule says.
@@ -164,12 +248,12 @@ async fn by_rule(
     rule: &Rule,
     fault: Option<ir::Fault>,
     parts: Parts,
-    incoming: Incoming,
+    body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let Call { worker, downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, downstream) {
+    if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
         return limited(&over, record);
     }
     if let Some(cors) = &rule.cors
@@ -194,7 +278,7 @@ async fn by_rule(
     let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
-    let mut response = forward(call, By { rule: Some(rule), to }, parts, incoming, record).await;
+    let mut response = forward(call, By { rule: Some(rule), to }, parts, body, record).await;
     if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
         allow_origin(cors, &origin, response.headers_mut());
     }

@@ -10,6 +10,7 @@ use crate::{
         operators::Values,
         table::{Destination, Rewrite, Rule},
     },
+    telemetry::request_log::RequestLog,
 };
 use http::{
     HeaderValue, Request, Uri, Version, header,
@@ -97,6 +98,15 @@ fn shadowed(host: &str) -> String {
     match host.rsplit_once(':') {
         Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
         _ => format!("{host}-shadow"),
+    }
+}
+
+/// A request has an id from here on.
+pub(super) fn identify(parts: &mut Parts, record: &mut RequestLog) {
+    if record.request_id.is_none() {
+        let id = request_id();
+        parts.headers.insert(names::REQUEST_ID, id.clone());
+        record.request_id = Some(id);
     }
 }
 

@@ -33,9 +33,11 @@ pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoin
             let Some(index) = worker.choose(&set, None, &[], clock::now()) else { return };
             let Some(_counter) = RequestPermit::request(&set) else { return };
             let held = InFlightEndpoint::new(set.clone(), index, None);
-            let (member, from, held_back) = (&set.members[index], downstream.from, Cell::default());
+            let (member, from, to) = (&set.members[index], downstream.from, downstream.called());
+            let held_back = Cell::default();
             // It has no span.
-            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back, trace: &|| None };
+            let attempt =
+                Attempt { set: &set, member, from, to, has_other: &|| false, held: &held_back, trace: &|| None };
             let sent = match http2 {
                 true => send::http2(&worker, &attempt, request, &Cell::default()).await,
                 false => send::http1(&worker, &attempt, request, &Cell::default()).await,

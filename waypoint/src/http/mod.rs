@@ -2,6 +2,7 @@
 
 mod admit;
 mod answer;
+mod ask;
 pub mod body;
 mod call;
 pub mod codec;
@@ -9,9 +10,11 @@ mod cors;
 mod deadline;
 mod destination;
 pub mod entry;
+mod external;
 mod fault;
 mod finish;
 pub mod forward;
+pub(crate) mod forwarded;
 pub mod handle;
 mod headers;
 mod mirror;

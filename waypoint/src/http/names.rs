@@ -7,6 +7,10 @@ use http::HeaderName;
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How it has come: `http` or `https`.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Whose certificates it has come by.
+pub const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// The client, as trusted proxies tell.
+pub const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 /// What tells a request from others in logs.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The path before a rewrite.

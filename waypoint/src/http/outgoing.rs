@@ -1,21 +1,20 @@
 //! What is sent as the body of a request's attempts.
 
-use crate::http::body::{BEHIND, Body, REPLAY, Source};
-use hyper::body::Incoming;
+use crate::http::body::{BEHIND, Body, REPLAY, RequestBody, Source};
 
 /// The body that attempts send.
 pub(super) enum Outgoing {
     /// There is none.
     Empty,
     /// As it comes, once.
-    Once(Option<Incoming>),
+    Once(Option<RequestBody>),
     /// It is kept for other attempts and for mirrors, up to a bound.
     Kept(Source),
 }
 
 impl Outgoing {
     /// Of a request that may be sent `again`, or to `mirrors` as well.
-    pub(super) fn new(incoming: Incoming, again: bool, mirrors: bool) -> Self {
+    pub(super) fn new(incoming: RequestBody, again: bool, mirrors: bool) -> Self {
         if hyper::body::Body::is_end_stream(&incoming) {
             Outgoing::Empty
         } else if mirrors {

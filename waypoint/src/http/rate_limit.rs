@@ -10,14 +10,14 @@ use crate::{
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
 };
 use http::{HeaderValue, Response, header};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-/// The limit that the request is above, if there is one.
-pub(super) fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Over> {
+/// The limit that the request is above, if there is one. Callers without an identity are told apart by the client's address.
+pub(super) fn over(limits: &[Arc<Limit>], downstream: &Downstream, client: IpAddr) -> Option<Over> {
     if limits.is_empty() {
         return None;
     }
-    let who = || downstream.peer.as_ref().map_or_else(|| downstream.from.ip().to_string(), ToString::to_string);
+    let who = || downstream.peer.as_ref().map_or_else(|| client.to_string(), ToString::to_string);
     let now = limit::now();
     limits.iter().find_map(|l| l.take(now, who).err())
 }

@@ -47,7 +47,7 @@ impl Values for OfRequest<'_> {
         let text = match operator {
             Operator::Request(h) => return either(h, out, |n, out| self.request(n, headers, out)),
             Operator::Response(h) => return either(h, out, |n, out| self.response(n, headers, out)),
-            Operator::RemoteAddress(p) => address(self.downstream.from, *p),
+            Operator::RemoteAddress(p) => address(record.from, *p),
             Operator::LocalAddress(p) => address(SocketAddr::new(self.downstream.to, self.downstream.port), *p),
             // One that is known by name has none before it is called.
             Operator::UpstreamAddress(p) => match &record.workload {

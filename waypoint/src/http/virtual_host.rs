@@ -12,7 +12,8 @@ pub(crate) enum WrongListener {
     Name,
 }
 
-/// The routes of the virtual host that a request to a gateway is for. `tls`: the name in the hello, if TLS ends here.
+/// The routes of the virtual host that a request to a gateway is for. `tls`: the name in the hello, if TLS ends here; `is_https`: a
+/// trusted proxy has ended it.
 ///
 /// # Errors
 /// It has come to another listener than its own.
@@ -20,6 +21,7 @@ pub(crate) fn at_gateway<'a>(
     snapshot: &'a Snapshot,
     port: u16,
     tls: Option<&str>,
+    is_https: bool,
     host: &str,
 ) -> Result<Option<&'a Routes>, WrongListener> {
     let Some(port) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
@@ -29,7 +31,7 @@ pub(crate) fn at_gateway<'a>(
     let (mut routes, mut misdirected) = (None, false);
     for listener in port.find(Some(host)) {
         // Of several servers for a name one is enough.
-        if tls.is_none() && listener.redirect {
+        if tls.is_none() && !is_https && listener.redirect {
             return Err(WrongListener::Scheme);
         }
         if routes.is_some() {
@@ -71,7 +73,7 @@ mod tests {
             s.gateway = g.ok().map(Arc::new);
             s
         };
-        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, name) {
+        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, false, name) {
             Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
             Ok(None) => None,
             Err(WrongListener::Scheme) => Some("https".into()),

@@ -1,5 +1,6 @@
 //! Why a route cannot be executed: the control plane is told (NACK).
 
+use crate::authz::external::provider::ProviderError;
 use karst_core::operators::OperatorError;
 
 /// What cannot be executed.
@@ -38,6 +39,9 @@ pub enum CompileError {
     /// It is no status code.
     #[error("{0} is not a valid status")]
     Status(u32),
+    /// A provider of external authorization that cannot be asked.
+    #[error("external authorization: {0}")]
+    Provider(#[from] ProviderError),
     /// A host that requests cannot have.
     #[error("{0:?} is not a valid authority")]
     Authority(String),

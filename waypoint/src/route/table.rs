@@ -5,6 +5,7 @@
 mod why;
 
 use crate::{
+    authz::external::provider::Provider,
     http::entry,
     route::{
         error::CompileError,
@@ -309,6 +310,8 @@ pub struct Rule {
     pub timeout_ms: u64,
     pub retry: Option<ir::Retry>,
     pub limits: Vec<Arc<Limit>>,
+    /// Who is asked whether a request may go on.
+    pub authorization: Option<Arc<Provider>>,
 }
 
 impl Rule {
@@ -359,6 +362,7 @@ impl Rule {
             timeout_ms: rule.timeout_ms,
             retry: rule.retry.clone(),
             limits: rule.limits.iter().map(limit).collect(),
+            authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
         })
     }
 

@@ -4,12 +4,11 @@
 
 use crate::{
     clock,
-    cluster::{endpoint_set::EndpointSet, key::ClusterKeyRef},
+    cluster::endpoint_set::EndpointSet,
     http::{
         body::{Body, Counted},
         names,
     },
-    snapshot::Snapshot,
     spans::{
         attribute::Span,
         encode::{self, Producer},
@@ -20,6 +19,7 @@ use crate::{
         connector::Connector,
         error::Error,
         open::Attempt,
+        own::OwnCall,
         pool::ConnectionDisposition,
         send::{http1, http2},
     },
@@ -35,7 +35,7 @@ use karst_rt::{drain, repeated::Repeated, socket::NetnsConnector};
 use prost::Message;
 use std::{
     cell::Cell,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -227,38 +227,23 @@ async fn export(
 async fn send(worker: &Rc<Worker>, collector: &Collector, batch: &[Span]) -> Result<u64, ExportError> {
     let snapshot = worker.snapshot();
     let own = worker.own(&snapshot).ok_or(ExportError::NoService)?;
-    let service = service(&snapshot, own, collector).ok_or(ExportError::NoService)?;
+    let OwnCall { set, from } =
+        OwnCall::to(worker, &snapshot, &collector.service, collector.port).ok_or(ExportError::NoService)?;
     let producer = producer(worker, own, collector);
     let body: Bytes = match collector.protocol {
         CollectorProtocol::OtlpGrpc => framed(&encode::otlp(&producer, batch.iter())),
         CollectorProtocol::OtlpHttp => encode::otlp(&producer, batch.iter()).into(),
         CollectorProtocol::Zipkin => encode::zipkin(&producer, batch.iter()).into(),
     };
-    let ip = own.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    // A DestinationRule of this proxy's namespace counts, as for its other calls.
-    let backend = snapshot.backend_by_client(&service.key);
-    let client = backend.filter(|b| b.has_client(&own.namespace)).map_or("", |_| &*own.namespace);
-    let subset: Arc<str> = "".into();
-    let key = ClusterKeyRef { service: &service.key, port: collector.port, subset: &subset, client };
-    let set = worker.set(&snapshot, key, ip).ok_or(ExportError::NoService)?;
     let mut tried = vec![];
     loop {
         let index = worker.choose(&set, None, &tried, clock::now()).ok_or(ExportError::NoEndpoint)?;
         tried.push(index);
-        match once(worker, collector, (&*set, index, ip), body.clone()).await {
+        match once(worker, collector, (&*set, index, from), body.clone()).await {
             Err(e) if e.may_retry() && tried.len() < TRIES.min(set.members.len()) => {}
             ended => return ended,
         }
     }
-}
-
-/// `NAMESPACE/HOST`, or a host that is looked for as this proxy's own namespace sees it.
-fn service(snapshot: &Snapshot, own: &Workload, collector: &Collector) -> Option<Arc<Service>> {
-    let found = match collector.service.contains('/') {
-        true => snapshot.mesh.services.get(&collector.service),
-        false => snapshot.mesh.host(&collector.service, &own.namespace),
-    };
-    found.cloned()
 }
 
 /// Who creates the spans, as Istio names it: a waypoint by its account, a gateway by what it calls itself.
@@ -289,14 +274,13 @@ fn framed(message: &[u8]) -> Bytes {
 async fn once(
     worker: &Rc<Worker>,
     collector: &Collector,
-    (set, index, own): (&EndpointSet, usize, IpAddr),
+    (set, index, from): (&EndpointSet, usize, SocketAddr),
     body: Bytes,
 ) -> Result<u64, ExportError> {
     let member = &set.members[index];
     let (held, sent) = (Cell::new(false), Cell::new(false));
     let has_other = || false;
-    let from = SocketAddr::new(own, 0);
-    let attempt = Attempt { set, member, from, has_other: &has_other, held: &held, trace: &|| None };
+    let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held, trace: &|| None };
     let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
     let request = request(collector, &set.service, body).ok_or(ExportError::Host)?;
     let answered = match is_grpc {

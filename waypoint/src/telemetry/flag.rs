@@ -26,6 +26,8 @@ pub enum ResponseFlag {
     Overflow,
     /// A rate limit is reached.
     RateLimited,
+    /// External authorization has refused it, or could not be had.
+    Unauthorized,
     /// The answer took too long.
     Timeout,
     /// All retries are used up.
@@ -46,6 +48,10 @@ pub const VIA_UPSTREAM: &str = "via_upstream";
 pub const DIRECT_RESPONSE: &str = "direct_response";
 /// Of the answer to a browser that asks whether it may call.
 pub const CORS_RESPONSE: &str = "cors_response";
+/// Of what a provider of external authorization has refused.
+pub const EXT_AUTHZ_DENIED: &str = "ext_authz_denied";
+/// Of what was refused because it has not said anything that can be used.
+pub const EXT_AUTHZ_ERROR: &str = "ext_authz_error";
 /// Of an answer that broke off.
 pub const LATE_RESET: &str = "upstream_reset_after_response_started{connection_termination}";
 
@@ -63,6 +69,7 @@ impl ResponseFlag {
             ResponseFlag::BadRequest => "DPE",
             ResponseFlag::Overflow => "UO",
             ResponseFlag::RateLimited => "RL",
+            ResponseFlag::Unauthorized => "UAEX",
             ResponseFlag::Timeout => "UT",
             ResponseFlag::RetryLimit => "URX",
             ResponseFlag::FaultAbort => "FI",
@@ -84,6 +91,7 @@ impl ResponseFlag {
             ResponseFlag::BadRequest => "http1.codec_error",
             ResponseFlag::Overflow => "upstream_reset_before_response_started{overflow}",
             ResponseFlag::RateLimited => "local_rate_limited",
+            ResponseFlag::Unauthorized => EXT_AUTHZ_DENIED,
             ResponseFlag::Timeout => "response_timeout",
             ResponseFlag::RetryLimit | ResponseFlag::FaultDelay => VIA_UPSTREAM,
             ResponseFlag::FaultAbort => "fault_filter_abort",
@@ -97,6 +105,7 @@ impl ResponseFlag {
             ResponseFlag::NoRoute => (StatusCode::NOT_FOUND, ""),
             ResponseFlag::NoCluster => (StatusCode::SERVICE_UNAVAILABLE, ""),
             ResponseFlag::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "local_rate_limited"),
+            ResponseFlag::Unauthorized => (StatusCode::FORBIDDEN, ""),
             ResponseFlag::NoHealthy => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
             ResponseFlag::ConnectFailure => (
                 StatusCode::SERVICE_UNAVAILABLE,

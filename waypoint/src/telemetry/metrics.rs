@@ -1,6 +1,7 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
+    authz::external::counts::Counts as ExternalCounts,
     downstream::gate::Gate,
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
@@ -178,6 +179,8 @@ pub struct Metrics {
     pub closed_by_policy: AtomicU64,
     /// Of traces.
     pub spans: Arc<SpanCounts>,
+    /// Of external authorization.
+    pub external: ExternalCounts,
 }
 
 impl Metrics {
@@ -233,6 +236,7 @@ impl Metrics {
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
         self.spans.render(&mut out);
+        self.external.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

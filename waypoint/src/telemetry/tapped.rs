@@ -86,7 +86,7 @@ fn verdict(info: &StreamInfo) -> Verdict {
     let refused = ["rbac_access_denied", "jwt_authn_access_denied"].iter().any(|word| info.details.starts_with(*word));
     match info.flag {
         _ if refused => Verdict::Dropped,
-        ResponseFlag::RateLimited | ResponseFlag::Overflow => Verdict::Dropped,
+        ResponseFlag::RateLimited | ResponseFlag::Unauthorized | ResponseFlag::Overflow => Verdict::Dropped,
         ResponseFlag::None if info.error.is_empty() && ANSWERED.contains(&&*info.details) => Verdict::Forwarded,
         ResponseFlag::FaultDelay => Verdict::Forwarded,
         ResponseFlag::None

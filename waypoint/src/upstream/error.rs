@@ -26,6 +26,9 @@ pub enum ConnectError {
     /// TLS of ours that it does not take, or that cannot be spoken.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// It was gone before it was told who the client is.
+    #[error("PROXY protocol header: {0}")]
+    ProxyHeader(std::io::Error),
     /// HTTP could not be begun.
     #[error("{0}")]
     Http(#[from] hyper::Error),
@@ -55,6 +58,7 @@ impl ConnectError {
             | ConnectError::Lent(_)
             | ConnectError::Untold(_)
             | ConnectError::Tls(_)
+            | ConnectError::ProxyHeader(_)
             | ConnectError::Http(_) => true,
         }
     }
@@ -64,7 +68,11 @@ impl ConnectError {
         match self {
             ConnectError::Dial(e) => e.may_retry(),
             ConnectError::Lent(_) | ConnectError::Untold(_) => false,
-            ConnectError::Timeout | ConnectError::NoAddress(_) | ConnectError::Tls(_) | ConnectError::Http(_) => true,
+            ConnectError::Timeout
+            | ConnectError::NoAddress(_)
+            | ConnectError::Tls(_)
+            | ConnectError::ProxyHeader(_)
+            | ConnectError::Http(_) => true,
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod address;
 pub mod connector;
 pub mod error;
 pub mod open;
+pub mod own;
 pub mod pool;
 pub mod send;
 #[cfg(test)]

@@ -11,7 +11,11 @@ use crate::{
     },
     worker::Worker,
 };
-use karst_core::{Identity, limits};
+use karst_api::route as ir;
+use karst_core::{
+    Identity, limits,
+    proxy_protocol::{self, Version},
+};
 use karst_hbone::pool::Lease;
 use karst_proxy::{
     dial::{self, Candidate, Target},
@@ -26,7 +30,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt, time::Instant};
 
 /// One attempt to reach a destination: by which endpoint, and for whom.
 #[derive(Clone, Copy)]
@@ -35,6 +39,8 @@ pub struct Attempt<'a> {
     pub member: &'a LbEndpoint,
     /// The client.
     pub from: SocketAddr,
+    /// What it has called.
+    pub to: SocketAddr,
     /// Is there another endpoint that would be tried if this one does not answer?
     pub has_other: &'a dyn Fn() -> bool,
     /// Set while the attempt waits for the control plane's word and not for the endpoint: its end then says nothing of that.
@@ -49,6 +55,28 @@ impl<'a> Attempt<'a> {
     fn candidate(&self) -> Option<Candidate<'a>> {
         let Attempt { set, member, has_other, .. } = *self;
         (set.members.len() > 1).then_some(Candidate { endpoint: &*member.state, has_other })
+    }
+
+    /// What the connection begins with, where its destination is to be told who the client is (PROXY protocol).
+    fn proxy_header(&self) -> Option<Vec<u8>> {
+        let version = match self.set.policy.proxy_protocol() {
+            ir::ProxyProtocol::NoHeader => return None,
+            ir::ProxyProtocol::V1 => Version::V1,
+            ir::ProxyProtocol::V2 => Version::V2,
+        };
+        Some(proxy_protocol::write(version, self.from, self.to))
+    }
+
+    /// What tells connections to the same endpoint apart. One that says who the client is, is used for no other.
+    pub fn partition(&self) -> Option<Arc<[u8]>> {
+        match self.proxy_header() {
+            None => self.set.pool_partition.clone(),
+            Some(header) => {
+                let rest = self.set.pool_partition.as_deref().unwrap_or_default();
+                // The header says itself where it ends.
+                Some([&header[..], rest].concat().into())
+            }
+        }
     }
 }
 
@@ -81,7 +109,10 @@ pub async fn open(
     let limit = limit.saturating_sub(began.elapsed());
     let workload = told(worker, attempt, address.ip(), workload).await?;
     let whole = async {
-        let (io, lease) = connect(worker, attempt, address, workload).await?;
+        let (mut io, lease) = connect(worker, attempt, address, workload).await?;
+        if let Some(header) = attempt.proxy_header() {
+            io.write_all(&header).await.map_err(ConnectError::ProxyHeader)?;
+        }
         match set.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
             Some(t) => {

@@ -2,6 +2,7 @@
 
 use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted};
 use hyper::client::conn::{http1, http2};
+use karst_api::route as ir;
 use karst_hbone::pool::Lease;
 use std::{
     cell::{Cell, RefCell},
@@ -19,6 +20,8 @@ const IDLE: usize = 64;
 const ALL_IDLE: usize = 4096;
 /// A connection without requests is closed after this time where no rule says otherwise (Istio: an hour).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The same of one that is one client's (PROXY protocol): its next request comes soon, or not at all.
+const IDLE_OF_ONE: Duration = Duration::from_secs(60);
 /// Between two looks at those that are kept.
 pub const SWEEP: Duration = Duration::from_secs(1);
 
@@ -29,7 +32,8 @@ pub struct Pool {
     pub h2: RefCell<HashMap<PoolKey, Vec<Shared>>>,
 }
 
-/// An end of connections: whose, where, and with which TLS of ours. (What was opened by other rules for TLS is not used again.)
+/// An end of connections: whose, where, with which TLS of ours, and for which client if it says so. (What was opened by other rules
+/// for TLS is not used again.)
 pub type PoolKey = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
 /// Sends on a connection of HTTP/1.1.
 pub type Sender1 = http1::SendRequest<Counted>;
@@ -76,6 +80,7 @@ impl Pool {
 /// How long a destination's connections are kept without requests.
 pub fn idle_timeout(s: &EndpointSet) -> Duration {
     match s.policy.limits.as_ref().map_or(0, |l| l.idle_timeout_ms) {
+        0 if s.policy.proxy_protocol() != ir::ProxyProtocol::NoHeader => IDLE_OF_ONE,
         0 => IDLE_TIMEOUT,
         ms => Duration::from_millis(ms),
     }

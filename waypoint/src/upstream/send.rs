@@ -39,7 +39,7 @@ async fn dial_http1(
 fn pool_key(attempt: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
     match lent(attempt.set, &attempt.member.workload) {
         Some(why) => Err(why.into()),
-        None => Ok((attempt.member.workload.uid.clone(), attempt.member.address, attempt.set.pool_partition.clone())),
+        None => Ok((attempt.member.workload.uid.clone(), attempt.member.address, attempt.partition())),
     }
 }
 

@@ -76,6 +76,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         to: "10.96.0.1".parse().unwrap(),
         hello: None,
         permit: None,
+        entered: Default::default(),
         written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
@@ -161,7 +162,7 @@ async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
     let held = Cell::default();
-    let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held, trace: &|| None };
+    let attempt = Attempt { set: &set, member, from, to: from, has_other: &|| false, held: &held, trace: &|| None };
     open(&w, &attempt, Speaks::Anything).await.map(drop)
 }
 

@@ -1,7 +1,7 @@
 //! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
 
 use crate::convert::{
-    compilation::tokens,
+    compilation::{provider, tokens},
     facts::{
         attached::{Attached, applies, is_class},
         condition::{self, Condition},
@@ -14,7 +14,10 @@ use crate::convert::{
 use karst_api::route as ir;
 use karst_manifest::{PolicyAction, kinds::*, parse::Located};
 use karst_policy::{Attribute, attribute::Values};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The policies of each service.
 pub(crate) fn compile(
@@ -24,9 +27,10 @@ pub(crate) fn compile(
 ) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
     for judged in policies.iter().map(|(_, judged)| judged).filter(|judged| judged.written.is_attached()) {
-        let (written, out) = (judged.written, one(judged));
-        // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
-        let refuses = out.action == ir::AccessAction::Deny as i32 || judged.compiled.is_err();
+        let (written, out) = (judged.written, one(objects, judged));
+        // What refuses, or asks, does so by a canary, too. (To allow is the business of the first: both would allow it.)
+        let closing = [ir::AccessAction::Deny, ir::AccessAction::Custom];
+        let refuses = closing.iter().any(|action| out.action == *action as i32) || judged.compiled.is_err();
         let namespace = &written.metadata.namespace;
         for key in written.spec.targets().flat_map(|(_, t)| services(objects, hosts, namespace, t, refuses)) {
             let own = all.entry(key.to_string()).or_default();
@@ -48,7 +52,14 @@ pub(crate) fn compile(
             own.tokens.extend(new);
         }
     }
+    all.values_mut().for_each(|access| access.providers = providers(objects, access));
     all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
+}
+
+/// Those whom policies name, by name.
+fn providers(objects: &Objects<'_>, access: &ir::Access) -> Vec<ir::AuthzProvider> {
+    let names: BTreeSet<&str> = access.policies.iter().map(|p| &*p.provider).filter(|name| !name.is_empty()).collect();
+    names.into_iter().filter_map(|name| provider::compile(objects.mesh_config, name).ok()).collect()
 }
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
@@ -63,7 +74,7 @@ pub(crate) fn of_pod(
     let mut out = ir::Access::default();
     for (_, judged) in policies.iter().filter(|(_, judged)| judged.written.is_attached() || !waypoint) {
         if applies(objects, pod, gateway, judged.written) {
-            out.policies.push(one(judged));
+            out.policies.push(one(objects, judged));
         }
     }
     for r in tokens::placed(objects).filter(|r| r.is_attached() || r.spec.is_for_all || !waypoint) {
@@ -71,10 +82,11 @@ pub(crate) fn of_pod(
             out.tokens.extend(tokens::compile(objects, r));
         }
     }
+    out.providers = providers(objects, &out);
     (out != ir::Access::default()).then_some(out)
 }
 
-fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
+fn one(objects: &Objects<'_>, judged: &Judged<'_>) -> ir::AccessPolicy {
     let written = judged.written;
     let meta = &written.metadata;
     let mut out = ir::AccessPolicy {
@@ -94,13 +106,22 @@ fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
         }
         return out;
     }
-    out.set_action(match written.spec.action() {
+    let action = match written.spec.action() {
         PolicyAction::Deny => ir::AccessAction::Deny,
         PolicyAction::Audit => ir::AccessAction::Audit,
         PolicyAction::Allow => ir::AccessAction::Allow,
+        PolicyAction::Custom => match provider::of_policy(objects.mesh_config, written) {
+            Some(Ok(provider)) => {
+                out.provider = provider.name;
+                ir::AccessAction::Custom
+            }
+            // Nobody can be asked: what was to be asked about is denied.
+            Some(Err(_)) | None => ir::AccessAction::Deny,
+        },
         // Refused before. Without rules it allows nothing.
-        PolicyAction::Custom | PolicyAction::Unknown(_) => return out,
-    });
+        PolicyAction::Unknown(_) => return out,
+    };
+    out.set_action(action);
     out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &meta.namespace)).collect();
     out
 }

@@ -9,14 +9,21 @@ use crate::convert::{
         listeners::{GatewayListeners, Served, TAKEN},
         policy::Judged,
         secret::{ca_bundle, key_pair},
-        validate, waypoint,
+        topology, validate, waypoint,
     },
     objects::{Objects, address, problem},
 };
 use karst_api::route as ir;
-use karst_manifest::{Problem, kinds::*, parse::Located, traffic::GwServer};
+use karst_manifest::{
+    Problem,
+    kinds::*,
+    mesh_config::{MeshConfigError, PROXY_CONFIG},
+    parse::Located,
+    traffic::GwServer,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -148,11 +155,28 @@ pub(crate) fn compile(
         }
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
+        let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
+        let topology = topology.unwrap_or_else(|(error, closed)| {
+            problems.push(unread(meta, &error));
+            closed
+        });
+        gateway.topology = (topology != ir::Topology::default()).then_some(topology);
         if gateway != ir::Gateway::default() {
             out.insert(format!("{}/{}", meta.namespace, meta.name), Arc::new(gateway));
         }
     }
     out
+}
+
+/// A pod's annotation cannot be read. (Of pods nobody keeps where they stand.)
+fn unread(pod: &Meta, error: &MeshConfigError) -> Problem {
+    Problem {
+        file: PathBuf::new(),
+        line: 0,
+        object: format!("Pod {}/{}", pod.namespace, pod.name),
+        field: format!("metadata.annotations[{PROXY_CONFIG}]"),
+        message: error.to_string(),
+    }
 }
 
 fn istio<'a>(objects: &Objects<'a>, ns: &str, name: &str) -> Option<(&'a Located, &'a IstioGateway)> {

@@ -7,6 +7,7 @@ pub(crate) mod model;
 mod node;
 mod peer;
 pub(crate) mod policy;
+pub(crate) mod provider;
 pub(crate) mod routes;
 mod service;
 pub(crate) mod telemetry;

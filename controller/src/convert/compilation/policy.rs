@@ -1,7 +1,7 @@
 //! AuthorizationPolicies to L4 policies, and to whom those apply (reference control-plane §2.7).
 
 use crate::convert::{
-    compilation::peer::Peer,
+    compilation::{peer::Peer, provider},
     facts::{
         attached::target,
         policy::{Judged, Unread, is_dry_run, scope},
@@ -62,6 +62,9 @@ pub(crate) fn compile(
     for (at, judged) in policies {
         let written = judged.written;
         problems.extend(judged.dropped.iter().map(|(field, message)| problem(at, field, message)));
+        if judged.compiled.is_ok() {
+            problems.extend(provider::problem(objects, written).map(|(field, message)| problem(at, field, message)));
+        }
         let policy = match &judged.compiled {
             Ok(Some(policy)) => policy.clone(),
             Ok(None) => continue,

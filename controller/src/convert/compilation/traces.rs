@@ -5,6 +5,7 @@
 use crate::convert::{
     compilation::{
         expression::{ExpressionError, expression},
+        provider::{address, is_token},
         routes::scalar,
     },
     objects::{FieldError, Objects},
@@ -146,11 +147,6 @@ fn plain(text: &str) -> Result<(), TagError> {
     if parts.iter().all(kept) { Ok(()) } else { Err(TagError::Response(text.into())) }
 }
 
-/// RFC 9110 §5.6.2.
-fn is_token(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
 fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a ExtensionProvider> {
     config.extension_providers.iter().find(|p| p.name == name)
 }
@@ -240,15 +236,7 @@ fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, String> {
 }
 
 fn target(service: &str, port: u32) -> Result<ir::Collector, String> {
-    // The host becomes that of a URI.
-    let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    let (namespace, host) = service.split_once('/').unwrap_or(("ns", service));
-    if !is_name(namespace) || !is_name(host) {
-        return Err(format!("service: {service:?} is not [NAMESPACE/]HOST of a service [KARST-0022]"));
-    }
-    if !(1..=65535).contains(&port) {
-        return Err(format!("port: {port} is not a port: must be between 1 and 65535 [KARST-0019]"));
-    }
+    address(service, port)?;
     Ok(ir::Collector { service: service.into(), port, ..Default::default() })
 }
 

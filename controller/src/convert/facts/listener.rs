@@ -2,7 +2,7 @@
 //! is.
 
 use crate::convert::{
-    facts::{grant::granted_secret, host::common, secret::key_pair, validate},
+    facts::{grant::granted_secret, host::common, secret::key_pair, topology, validate},
     objects::{GATEWAY_API, INGRESS_CLASSES, Objects, VIRTUAL},
 };
 use karst_api::route as ir;
@@ -129,16 +129,19 @@ fn client_certificates(gateway: &Gateway, listener: &Listener) -> Option<String>
     (!matches!(mode.as_str(), "" | "SIMPLE")).then(|| format!("tls.options[{TERMINATE_MODE}]: {mode}"))
 }
 
-/// Listeners of a Gateway of ours that are refused whatever else is there: what is said as it is written.
+/// Listeners of a Gateway of ours that are refused whatever else is there, and an annotation that cannot be read: what is said as it
+/// is written.
 pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
+    let mut all = topology::warnings(gateway);
     if !INGRESS_CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
-        return vec![];
+        return all;
     }
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
     let one =
         |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(gateway, l)?)));
-    gateway.spec.listeners.iter().filter(ends).filter_map(one).collect()
+    all.extend(gateway.spec.listeners.iter().filter(ends).filter_map(one));
+    all
 }
 
 fn refusal(field: &str) -> String {

@@ -10,7 +10,7 @@ use crate::convert::{
         gateway::{by_label, is_ingress, of_pod, selected},
         host::{closeness, common, full_host, full_name},
         listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
-        waypoint, workload,
+        topology, waypoint, workload,
     },
     objects::{GATEWAY, GATEWAY_API, MESH, Objects, VIRTUAL, address, age},
 };
@@ -216,6 +216,7 @@ impl GatewayListeners {
             && objects.telemetry.is_empty()
             && objects.mesh_config.default_providers.tracing.is_empty()
             && !objects.gateways.values().copied().any(for_pods)
+            && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))
     }
 

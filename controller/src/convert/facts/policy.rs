@@ -162,30 +162,40 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
     }
     let action = match spec.action() {
         PolicyAction::Allow => Some(Action::Allow),
-        PolicyAction::Deny => Some(Action::Deny),
+        // ztunnel can ask nobody: what is to be asked about is denied there.
+        PolicyAction::Deny | PolicyAction::Custom => Some(Action::Deny),
         PolicyAction::Audit => None,
-        PolicyAction::Custom => {
-            return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
-        }
         PolicyAction::Unknown(other) => {
             return Err((
                 "spec.action".into(),
-                format!("unsupported value {other:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
+                format!("unsupported value {other:?}: use ALLOW, DENY, AUDIT or CUSTOM [KARST-0016]"),
             ));
         }
     };
-    if spec.provider.is_some() {
-        return Err((
-            "spec.provider".into(),
-            "is only for action CUSTOM, which is not supported: remove it [KARST-0101]".into(),
-        ));
+    let is_custom = spec.action() == PolicyAction::Custom;
+    match &spec.provider {
+        Some(_) if !is_custom => {
+            return Err((
+                "spec.provider".into(),
+                "is only for action CUSTOM: remove it, or set action: CUSTOM [KARST-0014]".into(),
+            ));
+        }
+        provider if is_custom && provider.as_ref().is_none_or(|p| p.name.is_empty()) => {
+            return Err((
+                "spec.provider.name".into(),
+                "is empty: specify the name of a provider in extensionProviders of the mesh configuration [KARST-0010]"
+                    .into(),
+            ));
+        }
+        Some(_) | None => {}
     }
     if action == Some(Action::Deny) && spec.rules.is_empty() {
-        return Err((
-            "spec.rules".into(),
+        let text = if is_custom {
+            "is empty: a CUSTOM policy without rules has no effect; to ask about all requests, set rules: [{}] [KARST-0102]"
+        } else {
             "is empty: a DENY policy without rules has no effect; to deny all traffic, set rules: [{}] [KARST-0102]"
-                .into(),
-        ));
+        };
+        return Err(("spec.rules".into(), text.into()));
     }
     let dry_run = match policy.metadata.annotations.get(DRY_RUN).map(String::as_str) {
         None | Some("false") => false,
@@ -267,13 +277,35 @@ pub(crate) fn effect(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Opt
     Some(format!("AuthorizationPolicy {}/{}: {what}", policy.metadata.namespace, policy.metadata.name))
 }
 
+/// Does a rule look at what only a verified token shows?
+fn names_token(rule: &PolicyRule) -> bool {
+    let is_of_token = |a: Attribute| {
+        matches!(a, Attribute::RequestPrincipal | Attribute::Claim | Attribute::Audience | Attribute::Presenter)
+    };
+    let from = rule
+        .from
+        .iter()
+        .any(|f| !f.source.request_principals.is_empty() || !f.source.not_request_principals.is_empty());
+    from || rule.when.iter().any(|w| attribute::find(&w.key).is_some_and(|(a, _)| is_of_token(a)))
+}
+
 /// What is valid, and yet hardly what was meant. For the one who applies it.
 pub(crate) fn warnings(policy: &AuthorizationPolicy) -> Vec<String> {
     let spec = &policy.spec;
     let mut out = Vec::new();
     let attached = spec.targets().next().is_some();
+    let is_custom = spec.action() == PolicyAction::Custom;
+    if is_custom && !attached {
+        out.push("spec.action: ztunnel cannot ask a provider: it denies all connections that the rules may match; gateways whose pods are selected ask it, and waypoints if the policy is attached to them (targetRefs) [KARST-0130]".into());
+    }
     for (i, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
+        if is_custom {
+            if names_token(rule) {
+                out.push(format!("{at}: has conditions on tokens, which are verified only after the provider was asked: it is asked whatever the token [KARST-0132]"));
+            }
+            continue;
+        }
         let from = rule.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
         let to = rule.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
         let cond = rule.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));

@@ -38,6 +38,7 @@ const USED: &[(&str, &[&str])] = &[
             ATTACHED[1],
             ATTACHED[2],
             "spec.action",
+            "spec.provider.name",
             "spec.rules[].from[].source.{principals,notPrincipals,requestPrincipals,notRequestPrincipals,namespaces,notNamespaces,serviceAccounts,notServiceAccounts,ipBlocks,notIpBlocks,remoteIpBlocks,notRemoteIpBlocks}[]",
             "spec.rules[].to[].operation.{hosts,notHosts,ports,notPorts,methods,notMethods,paths,notPaths}[]",
             "spec.rules[].when[].{key,values[],notValues[]}",
@@ -107,6 +108,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
             "spec.trafficPolicy.tls.{mode,credentialName,subjectAltNames[],sni,insecureSkipVerify}",
             "spec.trafficPolicy.retryBudget.{percent,minRetryConcurrency}",
+            "spec.trafficPolicy.proxyProtocol.version",
         ],
     ),
     (
@@ -139,6 +141,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].{filters[],backendRefs[].filters[]}.urlRewrite.{hostname,path.{type,replaceFullPath,replacePrefixMatch}}",
             "spec.rules[].filters[].requestRedirect.{scheme,hostname,port,statusCode,path.{type,replaceFullPath,replacePrefixMatch}}",
             "spec.rules[].filters[].requestMirror.{percent,fraction.{numerator,denominator},backendRef.{group,kind,name,namespace,port}}",
+            "spec.rules[].filters[].externalAuth.{protocol,backendRef.{group,kind,name,namespace,port},grpc.allowedHeaders[],http.{path,allowedHeaders[],allowedResponseHeaders[]},forwardBody.maxSize}",
             "spec.rules[].filters[].cors.{allowOrigins[],allowMethods[],allowHeaders[],exposeHeaders[],allowCredentials,maxAge}",
             "spec.rules[].{timeouts.{request,backendRequest},retry.{codes[],attempts,backoff}}",
         ],
@@ -180,9 +183,7 @@ const FOR_PEOPLE: &[(&str, &[&str])] = &[
 
 /// What is refused, and a spec that is, for this field.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("AuthorizationPolicy", "spec.provider.name", "{rules: [{}], provider: {name: p}}"),
     ("DestinationRule", "spec.trafficPolicy.tunnel", "{host: a, trafficPolicy: {tunnel: {targetHost: b}}}"),
-    ("DestinationRule", "spec.trafficPolicy.proxyProtocol", "{host: a, trafficPolicy: {proxyProtocol: {version: V1}}}"),
     (
         "DestinationRule",
         "spec.trafficPolicy.tls.clientCertificate",
@@ -226,12 +227,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
 ];
 
 /// What our types take and the API does not have: its schema refuses it.
-const NOT_IN_THE_API: [&str; 7] = [
+const NOT_IN_THE_API: [&str; 9] = [
     "TCPRoute spec.rules[].backendRefs[].filters[].",
     "TLSRoute spec.rules[].backendRefs[].filters[].",
     "TCPRoute spec.hostnames[]",
     ".requestMirror.backendRef.weight",
     ".requestMirror.backendRef.filters",
+    ".externalAuth.backendRef.weight",
+    ".externalAuth.backendRef.filters",
     "GRPCRoute spec.rules[].filters[].",
     "GRPCRoute spec.rules[].backendRefs[].filters[].",
 ];

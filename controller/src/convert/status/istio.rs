@@ -2,6 +2,7 @@
 //! the objects comes what differs from what they say now.
 
 use crate::convert::{
+    compilation::provider,
     deploy,
     facts::{
         listeners::{GatewayListeners, Unmapped},
@@ -211,7 +212,12 @@ fn given(automatic: &service::Automatic<'_>, to: Ref, entry: &ServiceEntry) -> O
 /// Who enforces a policy, and whether it is enforced as it stands.
 fn accepted(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Condition {
     let judged = policy::judged(objects, policy);
+    let is_understood = judged.compiled.is_ok();
     let mut out = enforced(objects, policy, judged.compiled.err());
+    if let Some((field, text)) = provider::unusable(objects.mesh_config, policy).filter(|_| is_understood) {
+        (out.status, out.reason, out.message) = (false, "Invalid", format!("{field}: {text}"));
+        return out;
+    }
     // As Istio says it of what is left out.
     if let Some((field, text)) = judged.dropped.first().filter(|_| out.status) {
         out.reason = "UnsupportedValue";

@@ -45,10 +45,11 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
                 let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(route), $filters(route));
                 let rules: Vec<&'a [BackendRef]> = route.spec.rules.iter().map(|r| &r.backend_refs[..]).collect();
                 let mut bad = compiled.bad(route).to_vec();
-                bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(rules.iter().copied())));
+                bad.extend(gateway_api::unexecuted($kind, of_rules.iter().copied().zip(rules.iter().copied())));
                 let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
                 let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
-                let refs = route.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
+                let asked = filters.iter().filter_map(|f| Some(&f.external_auth.as_ref()?.backend_ref));
+                let refs = route.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).chain(asked).collect();
                 let parents = &route.spec.parent_refs[..];
                 out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
             }

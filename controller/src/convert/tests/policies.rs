@@ -214,7 +214,10 @@ fn a_dry_run_is_told_and_never_enforced() {
 fn bad_policies_close_and_are_reported() {
     for (spec, field) in [
         ("{action: PERMIT}", "spec.action"),
-        ("{action: CUSTOM}", "spec.action"),
+        ("{action: CUSTOM, rules: [{}]}", "spec.provider.name"),
+        ("{action: CUSTOM, provider: {}, rules: [{}]}", "spec.provider.name"),
+        ("{action: CUSTOM, provider: {name: p}}", "spec.rules"),
+        ("{provider: {name: p}, rules: [{}]}", "spec.provider"),
         ("{action: DENY}", "spec.rules"),
         ("{rules: [{from: [{source: {ipBlocks: [10.0.0.0/40]}}]}]}", "spec.rules[0].from[0].source.ipBlocks[0]"),
         ("{rules: [{to: [{operation: {ports: [http]}}]}]}", "spec.rules[0].to[0].operation.ports[0]"),

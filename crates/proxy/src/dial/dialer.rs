@@ -16,7 +16,10 @@ use karst_hbone::{
     client::{self, ClientError},
     pool::{Opened, Pool},
 };
-use karst_rt::socket::{self, Keepalive, NetnsConnector};
+use karst_rt::{
+    socket::{self, Keepalive, NetnsConnector},
+    turns,
+};
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -138,8 +141,16 @@ impl Dialer {
         };
         let connect = || {
             let (connector, creds, keepalive) = (target.connector.clone(), creds.clone(), self.keepalive);
-            let (settings, expected) = (self.settings.clone(), target.expected.to_vec());
-            async move {
+            let (mut settings, expected) = (self.settings.clone(), target.expected.to_vec());
+            let of_pod = |key: &TunnelKey| key.pod == target.pod;
+            // A process's own are shared by all whom it serves: they are nobody's, and have no share.
+            let share = if target.pod.is_empty() { None } else { turns::current() };
+            if !target.pod.is_empty() {
+                let tunnels = self.pool.make_room(of_pod, limits::MAX_IDLE_TUNNELS_OF_POD);
+                settings = settings.beside(tunnels);
+            }
+            let drives = share.clone();
+            let connecting = async move {
                 let tcp = connector
                     .connect(to, limits::CONNECT_TIMEOUT)
                     .await
@@ -147,8 +158,10 @@ impl Dialer {
                 if let Some(k) = &keepalive {
                     socket::keepalive(&tcp, k);
                 }
-                client::handshake(tcp, to, &creds, &expected, &settings).await
-            }
+                let (send, drive) = client::handshake(tcp, to, &creds, &expected, &settings).await?;
+                Ok::<_, ClientError>((send, turns::of(drives, Box::pin(drive))))
+            };
+            turns::of(share, Box::pin(connecting))
         };
         let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, &target.headers).await?) });
         self.patience.reach(candidate, work).await

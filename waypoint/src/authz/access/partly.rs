@@ -1,7 +1,7 @@
 //! The judgement of a call of which not everything is known, as a book of flows has it (no headers, no token): what would be
 //! said whatever the rest is like, or that it depends on the rest.
 
-use super::{Access, AttributeMatcher, AuthzContext, Condition, Policy, Verdict};
+use super::{Access, AttributeMatcher, AuthzContext, Condition, Policy, Verdict, closes};
 use karst_api::route::AccessAction;
 
 /// What of a call is not known, beside its headers and tokens.
@@ -35,12 +35,20 @@ impl Access {
     /// As [`Access::evaluate`], of a request without its headers and token. None: they, or what else is hidden, would decide.
     pub fn evaluate_partly(&self, context: &AuthzContext<'_>, hidden: Hidden) -> Option<Verdict<'_>> {
         let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
-        let denies = || of(AccessAction::Deny).map(|policy| (policy, policy.matches_partly(context, hidden)));
+        let is_request = context.request.is_some();
+        let unasked = || of(AccessAction::Custom).filter(move |_| !is_request);
+        let denies =
+            || of(AccessAction::Deny).chain(unasked()).map(|policy| (policy, policy.matches_partly(context, hidden)));
         if let Some((policy, _)) = denies().find(|(_, matches)| *matches == Some(true)) {
             return Some(Verdict::DeniedBy(&policy.name, 0));
         }
         // None of them matches for sure: one may.
         any(denies().map(|(_, matches)| matches))?;
+        // What a provider would say is not known.
+        let mut asks = of(AccessAction::Custom).filter(move |_| is_request);
+        if asks.any(|policy| policy.matches_partly(context, hidden) != Some(false)) {
+            return None;
+        }
         let mut allows = of(AccessAction::Allow).peekable();
         if allows.peek().is_none() {
             return Some(Verdict::Allow);
@@ -52,7 +60,7 @@ impl Access {
 
 impl Policy {
     fn matches_partly(&self, context: &AuthzContext<'_>, hidden: Hidden) -> Option<bool> {
-        let deny = self.action == AccessAction::Deny;
+        let deny = closes(self.action);
         let one = |condition: &Condition| match condition.is_hidden(context, hidden) {
             true => None,
             false => Some(condition.matches(context, deny)),
@@ -77,6 +85,7 @@ impl Condition {
             | AttributeMatcher::ServiceAccount
             | AttributeMatcher::TrustDomain
             | AttributeMatcher::SourceIp
+            | AttributeMatcher::RemoteIp
             | AttributeMatcher::DestinationIp
             | AttributeMatcher::Port
             | AttributeMatcher::Unknown => false,
@@ -97,6 +106,33 @@ mod tests {
     fn test(attribute: Attribute, name: &str, value: &str) -> ir::AccessTest {
         let attribute = ir::Attribute::from(attribute) as i32;
         ir::AccessTest { attribute, name: name.into(), values: vec![value.into()], not_values: vec![] }
+    }
+
+    #[test]
+    fn what_a_provider_would_say_is_not_said() {
+        let mut policy = ir::AccessPolicy { name: "ns/p".into(), provider: "p".into(), ..Default::default() };
+        policy.set_action(AccessAction::Custom);
+        let tests = vec![test(Attribute::Path, "", "/admin")];
+        let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests }] }];
+        policy.rules = vec![ir::AccessRule { clauses }];
+        let provider = ir::AuthzProvider { name: "p".into(), service: "s".into(), port: 80, ..Default::default() };
+        let access =
+            Access::new(&ir::Access { policies: vec![policy], providers: vec![provider], ..Default::default() });
+        let (access, headers) = (access.unwrap(), HeaderMap::new());
+        for (path, request, wanted) in [
+            ("/admin", true, None),
+            ("/other", true, Some(Verdict::Allow)),
+            ("/other", false, Some(Verdict::DeniedBy("ns/p", 0))),
+        ] {
+            let path = Path::new(path);
+            let (method, authority) = ("GET", "web");
+            let asked = Request { method, authority, path: &path, headers: &headers, known: None, token: None };
+            let (source, destination) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+            let request = request.then_some(asked);
+            let context =
+                AuthzContext { peer: None, source, remote: source, destination, port: 80, sni: None, request };
+            assert_eq!(access.evaluate_partly(&context, Hidden::default()), wanted);
+        }
     }
 
     /// Each policy has one rule, whose tests must all hold.
@@ -138,6 +174,7 @@ mod tests {
             let context = AuthzContext {
                 peer: None,
                 source: [10, 0, 0, 1].into(),
+                remote: [10, 0, 0, 1].into(),
                 destination: [10, 0, 0, 2].into(),
                 port: 80,
                 sni: None,

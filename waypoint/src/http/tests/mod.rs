@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod bodies;
+mod certificates;
 mod deadlines;
+mod external;
 mod flows;
 mod heads;
 mod limits;
@@ -139,9 +141,20 @@ impl Mesh {
 
     /// An endpoint begins to listen.
     fn listen(&self, endpoint: usize, does: impl Fn(usize, &Seen) -> Does + 'static) {
-        let (seen, does) = (self.seen.clone(), Rc::new(does));
         let two = matches!(self.speaks, AppProtocol::Http2 | AppProtocol::Grpc);
-        self.memory.listen(address(endpoint), move |io| {
+        self.serve(address(endpoint), (endpoint, two), self.seen.clone(), does);
+    }
+
+    /// Somebody begins to listen at an address, `two`: by HTTP/2.
+    fn serve(
+        &self,
+        at: SocketAddr,
+        (endpoint, two): (usize, bool),
+        seen: All,
+        does: impl Fn(usize, &Seen) -> Does + 'static,
+    ) {
+        let does = Rc::new(does);
+        self.memory.listen(at, move |io| {
             let (seen, does) = (seen.clone(), does.clone());
             let answer = service_fn(move |r: Request<Incoming>| answered(endpoint, r, seen.clone(), does.clone()));
             let io = TokioIo::new(io);
@@ -167,6 +180,7 @@ impl Mesh {
             to: Ipv4Addr::new(10, 96, 0, 1).into(),
             hello: None,
             permit: None,
+            entered: Default::default(),
             written: Default::default(),
         };
         let w = self.worker.clone();

@@ -104,7 +104,7 @@ fn deny(path: &str) -> ir::Access {
         name: "ns/deny".into(),
         action: ir::AccessAction::Deny as i32,
         rules: vec![rule("/nobody"), rule(path)],
-        dry_run: false,
+        ..Default::default()
     };
     ir::Access { policies: vec![policy], ..Default::default() }
 }
@@ -122,6 +122,7 @@ fn call(target: DownstreamTarget, port: u16) -> Rc<Downstream> {
         to,
         hello: None,
         permit: None,
+        entered: Default::default(),
         written: Default::default(),
     })
 }

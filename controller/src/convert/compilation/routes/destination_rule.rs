@@ -274,16 +274,12 @@ fn policies(
     secret: Secrets<'_>,
     at: &str,
 ) -> Result<Policies, FieldError> {
-    for (field, there) in
-        [("tunnel", traffic_policy.tunnel.is_some()), ("proxyProtocol", traffic_policy.proxy_protocol.is_some())]
-    {
-        if there {
-            return Err((
-                format!("{at}.{field}"),
-                "is not supported in this version: traffic would not be handled as specified; remove it [KARST-0029]"
-                    .into(),
-            ));
-        }
+    if traffic_policy.tunnel.is_some() {
+        return Err((
+            format!("{at}.tunnel"),
+            "is not supported in this version: traffic would not be handled as specified; remove it [KARST-0029]"
+                .into(),
+        ));
     }
     let or = |a: &TrafficPolicy| (a.load_balancer.clone(), a.connection_pool.clone(), a.outlier_detection.clone());
     let (inner, outer) = (or(traffic_policy), around.map(or).unwrap_or_default());
@@ -292,6 +288,8 @@ fn policies(
     let budget = traffic_policy.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
     let own_tls = traffic_policy.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
     whole.tls = tls(own_tls, secret, at)?;
+    let header = traffic_policy.proxy_protocol.as_ref().or(around.and_then(|a| a.proxy_protocol.as_ref()));
+    whole.set_proxy_protocol(proxy_protocol(header, at)?);
     whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
     let mut ports = BTreeMap::new();
     for (i, settings) in traffic_policy.port_level_settings.iter().enumerate() {
@@ -307,6 +305,8 @@ fn policies(
             &at,
         )?;
         one.tls = tls(settings.tls.as_ref(), secret, &at)?;
+        // They cannot say it.
+        one.proxy_protocol = whole.proxy_protocol;
         ports.insert(u32::from(settings.port.number), one);
     }
     Ok((whole, ports))
@@ -324,7 +324,21 @@ fn policy(
         outlier: detection.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
         retries: None,
         tls: None,
+        proxy_protocol: ir::ProxyProtocol::NoHeader as i32,
     })
+}
+
+/// The header that connections begin with.
+fn proxy_protocol(header: Option<&ProxyProtocol>, at: &str) -> Result<ir::ProxyProtocol, FieldError> {
+    let Some(header) = header else { return Ok(ir::ProxyProtocol::NoHeader) };
+    match header.version.as_deref() {
+        None | Some("" | "V1") => Ok(ir::ProxyProtocol::V1),
+        Some("V2") => Ok(ir::ProxyProtocol::V2),
+        Some(other) => {
+            let text = format!("unsupported value {other:?}: use V1 or V2 [KARST-0016]");
+            Err((format!("{at}.proxyProtocol.version"), text))
+        }
+    }
 }
 
 /// TLS to endpoints. None: none of ours.

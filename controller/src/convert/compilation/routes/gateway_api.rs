@@ -1,10 +1,13 @@
 //! Gateway API's routes, of services and of gateways.
 
 use crate::convert::{
-    compilation::routes::{
-        filter,
-        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
-        table::{Api, Precision, Ranked, RankedTcp, Tables},
+    compilation::{
+        provider,
+        routes::{
+            filter,
+            scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+            table::{Api, Precision, Ranked, RankedTcp, Tables},
+        },
     },
     facts::{
         grant::{granted, is_parent},
@@ -83,19 +86,23 @@ pub(crate) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
 
 /// Filters that are not executed where they stand: those of types that are not known, and those of single backends that are executed
 /// for whole rules only. What they are for is answered 500: requests do not go on without them.
-pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<FieldError> {
+pub(crate) fn unexecuted<'a>(
+    route: &str,
+    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
+) -> Vec<FieldError> {
     let mut out = vec![];
+    let is_known = |kind: &str| KNOWN.contains(&kind) || (kind == EXTERNAL_AUTH && route == HTTP);
     for (index, (filters, backends)) in rules.enumerate() {
         let unknown = |(j, f): (usize, &Filter)| {
             let text = unsupported(&f.kind);
-            (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{index}].filters[{j}]"), text))
+            (!is_known(&f.kind)).then(|| (format!("spec.rules[{index}].filters[{j}]"), text))
         };
         out.extend(filters.iter().enumerate().filter_map(unknown));
         for (place, backend) in backends.iter().enumerate() {
             let wrong = |(filter_index, f): (usize, &Filter)| {
                 let text = match f.kind.as_str() {
                     kind if IN_BACKENDS.contains(&kind) => return None,
-                    kind if KNOWN.contains(&kind) => {
+                    kind if is_known(kind) => {
                         format!(
                             "filters of type {kind} are not supported for a single backend: move it to the filters of the rule [KARST-0029]"
                         )
@@ -119,6 +126,10 @@ const IN_BACKENDS: [&str; 3] = ["RequestHeaderModifier", "ResponseHeaderModifier
 /// And for a rule.
 const KNOWN: [&str; 7] =
     [IN_BACKENDS[0], IN_BACKENDS[1], IN_BACKENDS[2], "RequestMirror", "RequestRedirect", "ExtensionRef", "CORS"];
+
+/// And for a rule of an HTTPRoute.
+const EXTERNAL_AUTH: &str = "ExternalAuth";
+const HTTP: &str = "HTTPRoute";
 
 pub(crate) fn tcp(objects: &Objects<'_>, route: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let convert = Convert::new((objects, hosts), "TCPRoute", &route.metadata, &[], &route.spec.parent_refs);
@@ -221,6 +232,7 @@ struct Filters {
     redirect: Option<ir::Redirect>,
     rewrite: Option<ir::Rewrite>,
     cors: Option<ir::Cors>,
+    authorization: Option<ir::AuthzProvider>,
     /// HTTPFilters.
     extensions: Vec<filter::Compiled>,
     /// A filter that is not known: the requests must not go on without it.
@@ -408,6 +420,7 @@ impl<'a> Convert<'a> {
             retry,
             fault: filters.extensions.iter().find_map(|e| e.fault),
             limits: filters.extensions.into_iter().flat_map(|e| e.limits).collect(),
+            authorization: filters.authorization,
             ..Default::default()
         };
         if filters.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
@@ -516,6 +529,21 @@ impl<'a> Convert<'a> {
                     }
                 }
                 "CORS" => out.cors = Some(cors(filter.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
+                EXTERNAL_AUTH if self.kind == HTTP => {
+                    let auth = filter.external_auth.as_ref().ok_or_else(|| lacks("externalAuth"))?;
+                    let at = format!("{at}.externalAuth");
+                    // Several of them: nobody knows which is meant.
+                    if out.authorization.is_some() {
+                        return Err((at, "a rule can have only one filter of type ExternalAuth [KARST-0013]".into()));
+                    }
+                    let to = self.destination(&auth.backend_ref, &format!("{at}.backendRef"))?;
+                    let asked = provider::of_filter(auth, &to, &at)?;
+                    // The status says why (ResolvedRefs); requests do not go on unasked.
+                    match (to.refuse_status, to.port) {
+                        (0, 1..) => out.authorization = Some(asked),
+                        _ => out.unknown = true,
+                    }
+                }
                 _ => out.unknown = true,
             }
         }

@@ -1,0 +1,247 @@
+//! Providers of external authorization: the mesh configuration's `extensionProviders` of kind `envoyExtAuthzGrpc` and
+//! `envoyExtAuthzHttp`, which CUSTOM policies name. One that cannot be used closes what the policy selects.
+
+use crate::convert::{
+    compilation::routes::scalar,
+    objects::{FieldError, Objects},
+};
+use karst_api::route as ir;
+use karst_manifest::{
+    MeshConfig, PolicyAction,
+    gatewayapi::ExternalAuth,
+    kinds::AuthorizationPolicy,
+    mesh_config::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider, RequestBodyInCheck},
+};
+
+/// Most bytes of a body that proxies keep for a question.
+const MAX_BODY: u32 = 10 << 20;
+/// What a question has of its own, whatever the request.
+const OWN_HEADERS: [&str; 9] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "upgrade",
+    "te",
+    "http2-settings",
+];
+
+/// The provider that a CUSTOM policy names, or why it cannot be asked. None: it is no CUSTOM policy, or names none.
+pub(crate) fn of_policy(
+    config: &MeshConfig,
+    policy: &AuthorizationPolicy,
+) -> Option<Result<ir::AuthzProvider, String>> {
+    let named = policy.spec.provider.as_ref().filter(|_| policy.spec.action() == PolicyAction::Custom)?;
+    Some(compile(config, &named.name))
+}
+
+/// Why the provider of a policy cannot be asked, if it cannot.
+pub(crate) fn unusable(config: &MeshConfig, policy: &AuthorizationPolicy) -> Option<FieldError> {
+    let why = of_policy(config, policy)?.err()?;
+    let name = policy.spec.provider.as_ref().map_or("", |provider| &provider.name);
+    Some((
+        "spec.provider.name".into(),
+        format!("{name:?}: {why}; all requests that the policy selects are denied until it is fixed"),
+    ))
+}
+
+/// The same, where there is a mesh configuration to judge by: at admission, and where objects are read from files, there is none.
+pub(crate) fn problem(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Option<FieldError> {
+    let is_configured = *objects.mesh_config != MeshConfig::default();
+    unusable(objects.mesh_config, policy).filter(|_| is_configured)
+}
+
+/// The provider of a name.
+pub(crate) fn compile(config: &MeshConfig, name: &str) -> Result<ir::AuthzProvider, String> {
+    let mut all = config.extension_providers.iter().filter(|p| p.name == name);
+    let (found, other) = (all.next(), all.next());
+    let found = found.ok_or("no such provider in extensionProviders of the mesh configuration [KARST-0131]")?;
+    if other.is_some() {
+        return Err("the name is duplicated in extensionProviders of the mesh configuration [KARST-0013]".into());
+    }
+    let made = match (&found.envoy_ext_authz_grpc, &found.envoy_ext_authz_http) {
+        (Some(grpc), None) => by_grpc(grpc).map_err(|why| format!("envoyExtAuthzGrpc.{why}")),
+        (None, Some(http)) => by_http(http).map_err(|why| format!("envoyExtAuthzHttp.{why}")),
+        (Some(_), Some(_)) => {
+            Err("envoyExtAuthzGrpc cannot be combined with envoyExtAuthzHttp: remove one of them [KARST-0014]".into())
+        }
+        (None, None) => Err(
+            "decides about no requests: only providers of kind envoyExtAuthzGrpc or envoyExtAuthzHttp do [KARST-0131]"
+                .into(),
+        ),
+    };
+    Ok(ir::AuthzProvider { name: name.into(), ..made? })
+}
+
+fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, String> {
+    address(&provider.service, provider.port)?;
+    let mut out = ir::AuthzProvider {
+        service: provider.service.clone(),
+        port: provider.port,
+        timeout_ms: timeout(&provider.timeout)?,
+        fail_open: provider.fail_open,
+        status_on_error: status(&provider.status_on_error)?,
+        body: body(provider.include_request_body_in_check.as_ref())?,
+        ..Default::default()
+    };
+    out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
+    Ok(out)
+}
+
+fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, String> {
+    address(&provider.service, provider.port)?;
+    let mut request = patterns("includeRequestHeadersInCheck", &provider.include_request_headers_in_check)?;
+    request.extend(patterns("includeHeadersInCheck", &provider.include_headers_in_check)?);
+    let additional = provider.include_additional_headers_in_check.iter().map(|(name, value)| additional(name, value));
+    let mut out = ir::AuthzProvider {
+        service: provider.service.clone(),
+        port: provider.port,
+        timeout_ms: timeout(&provider.timeout)?,
+        fail_open: provider.fail_open,
+        status_on_error: status(&provider.status_on_error)?,
+        body: body(provider.include_request_body_in_check.as_ref())?,
+        path_prefix: prefix(&provider.path_prefix)?,
+        request_headers: request,
+        additional_headers: additional.collect::<Result<_, _>>()?,
+        upstream_on_allow: patterns("headersToUpstreamOnAllow", &provider.headers_to_upstream_on_allow)?,
+        downstream_on_allow: patterns("headersToDownstreamOnAllow", &provider.headers_to_downstream_on_allow)?,
+        downstream_on_deny: patterns("headersToDownstreamOnDeny", &provider.headers_to_downstream_on_deny)?,
+        ..Default::default()
+    };
+    out.set_protocol(ir::AuthzProtocol::AuthzHttp);
+    Ok(out)
+}
+
+/// That of an HTTPRoute's filter. (It says nothing of time; a larger body is rejected, as its description asks for.)
+pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> Result<ir::AuthzProvider, FieldError> {
+    /// In milliseconds.
+    const TIMEOUT: u64 = 10_000;
+    let wrong = |why: String| (at.to_string(), why);
+    let size = auth.forward_body.as_ref().map_or(0, |body| body.max_size);
+    if size > MAX_BODY {
+        let text = format!("{size} is out of range: must be at most {MAX_BODY} [KARST-0017]");
+        return Err((format!("{at}.forwardBody.maxSize"), text));
+    }
+    let mut out = ir::AuthzProvider {
+        name: to.service.clone(),
+        service: to.service.clone(),
+        port: to.port,
+        timeout_ms: TIMEOUT,
+        body: (size > 0).then(|| ir::CheckBody { max_bytes: size, ..Default::default() }),
+        ..Default::default()
+    };
+    match (auth.protocol.as_str(), &auth.grpc, &auth.http) {
+        ("GRPC", grpc, None) => {
+            out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
+            let grpc = grpc.clone().unwrap_or_default();
+            out.request_headers = patterns("grpc.allowedHeaders", &grpc.allowed_headers).map_err(wrong)?;
+        }
+        ("HTTP", None, http) => {
+            out.set_protocol(ir::AuthzProtocol::AuthzHttp);
+            let http = http.clone().unwrap_or_default();
+            out.path_prefix = prefix(&http.path).map_err(wrong)?;
+            out.request_headers = patterns("http.allowedHeaders", &http.allowed_headers).map_err(wrong)?;
+            let named = patterns("http.allowedResponseHeaders", &http.allowed_response_headers).map_err(wrong)?;
+            out.all_upstream_on_allow = named.is_empty();
+            out.upstream_on_allow = named;
+        }
+        ("GRPC" | "HTTP", ..) => {
+            let text = "grpc is for protocol GRPC, and http for protocol HTTP: remove the other one [KARST-0014]";
+            return Err(wrong(text.into()));
+        }
+        (other, ..) => {
+            let text = format!("unsupported value {other:?}: use HTTP or GRPC [KARST-0016]");
+            return Err((format!("{at}.protocol"), text));
+        }
+    }
+    Ok(out)
+}
+
+/// What a provider is called at.
+pub(crate) fn address(service: &str, port: u32) -> Result<(), String> {
+    // The host becomes that of a URI.
+    let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let (namespace, host) = service.split_once('/').unwrap_or(("ns", service));
+    if !is_name(namespace) || !is_name(host) {
+        return Err(format!("service: {service:?} is not [NAMESPACE/]HOST of a service [KARST-0022]"));
+    }
+    if !(1..=65535).contains(&port) {
+        return Err(format!("port: {port} is not a port: must be between 1 and 65535 [KARST-0019]"));
+    }
+    Ok(())
+}
+
+/// RFC 9110 §5.6.2.
+pub(crate) fn is_token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+fn timeout(text: &str) -> Result<u64, String> {
+    match text {
+        "" => Ok(0),
+        text => scalar::duration(text).map_err(|e| format!("timeout: {e}")),
+    }
+}
+
+/// One of success would be taken for an answer of the service.
+fn status(text: &str) -> Result<u32, String> {
+    match text {
+        "" => Ok(0),
+        text => text.parse().ok().filter(|number| (400..=599).contains(number)).ok_or_else(|| {
+            format!("statusOnError: {text:?} is not the status of an error: use 400 to 599 [KARST-0026]")
+        }),
+    }
+}
+
+fn body(said: Option<&RequestBodyInCheck>) -> Result<Option<ir::CheckBody>, String> {
+    let Some(said) = said else { return Ok(None) };
+    if !(1..=MAX_BODY).contains(&said.max_request_bytes) {
+        return Err(format!(
+            "includeRequestBodyInCheck.maxRequestBytes: {} is out of range: must be between 1 and {MAX_BODY} [KARST-0017]",
+            said.max_request_bytes
+        ));
+    }
+    Ok(Some(ir::CheckBody {
+        max_bytes: said.max_request_bytes,
+        allow_partial: said.allow_partial_message,
+        as_bytes: said.pack_as_bytes,
+    }))
+}
+
+fn prefix(path: &str) -> Result<String, String> {
+    let is_path = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>\\^`{|}#?".contains(&b));
+    match path {
+        "" => Ok(String::new()),
+        path if is_path => Ok(path.into()),
+        other => Err(format!("pathPrefix: {other:?} is not a path: it must begin with '/' [KARST-0022]")),
+    }
+}
+
+/// Names of headers, `start*` or `*end`.
+fn patterns(field: &str, all: &[String]) -> Result<Vec<String>, String> {
+    let is_pattern = |text: &str| {
+        let part = text.strip_suffix('*').or_else(|| text.strip_prefix('*')).unwrap_or(text);
+        is_token(part) && !part.contains('*')
+    };
+    match all.iter().find(|text| !is_pattern(text)) {
+        None => Ok(all.to_vec()),
+        Some(wrong) => Err(format!(
+            "{field}: {wrong:?} is not the name of a header, nor its beginning or end with one '*': use for example x-user or x-auth-* [KARST-0024]"
+        )),
+    }
+}
+
+fn additional(name: &str, value: &str) -> Result<ir::CheckHeader, String> {
+    let is_value = value.bytes().all(|b| b == b'\t' || (32..127).contains(&b));
+    if !is_token(name) || !is_value || OWN_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
+        return Err(format!(
+            "includeAdditionalHeadersInCheck: {name:?} is not the name of a header that can be set, or its value is none [KARST-0024]"
+        ));
+    }
+    Ok(ir::CheckHeader { name: name.into(), value: value.into() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,743 @@
+//! A socket and a stream of a tunnel, between which bytes are carried.
+//!
+//! It may be carried in several stretches, and go on in another stream and another process (docs/hbone.md §10). What must always
+//! hold: a side that leaves has sent all that it has read, and has got all that the other side has read, before the connection goes
+//! on elsewhere; so nothing is on its way then, and nothing can be lost or sent twice.
+
+use super::{CHUNK, Counts, Left, Leg, Way, both, end, poll_bytes};
+use crate::continuation::{self, End, Half, Said, Sides, Token};
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use karst_rt::turns;
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWrite,
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+/// Largest DATA frame that we send, in bytes. The receiver collects a frame before it passes any of it on.
+const FRAME: usize = 256 << 10;
+/// Frames of a stream that are waiting go to the application in one write of about this much, and of this many pieces.
+const GATHER: usize = 256 << 10;
+const PIECES: usize = 16;
+
+/// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
+/// side that opened the connection.
+///
+/// # Errors
+/// If a leg broke; the other has then been reset.
+pub async fn tunnel(
+    tcp: TcpStream,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    counts: &Counts,
+    client: bool,
+) -> io::Result<()> {
+    Tunnel::new(tcp, (send, recv), client, false).carry(counts).await.map(|_| ())
+}
+
+/// A socket and a stream.
+pub struct Tunnel {
+    leg: Leg,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    client: bool,
+    sides: Cell<Sides>,
+    /// Both sides know of continuation.
+    continues: bool,
+    /// Our half is to be closed with this.
+    asked: Cell<Option<Token>>,
+    /// We leave: what comes is taken in even while the application takes nothing.
+    leaves: bool,
+    down: Down,
+}
+
+/// From the stream to the socket: what outlives the task that carries it.
+#[derive(Default)]
+struct Down {
+    /// Received, and not taken by the socket yet; in this order.
+    first: Bytes,
+    more: Pieces,
+    /// Bytes for which the peer gets window when all of these are written.
+    unreleased: usize,
+    /// Nothing more comes.
+    complete: bool,
+    /// The socket has heard of the peer's end.
+    passed: bool,
+}
+
+/// A connection on its way to another stream, and perhaps another process.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// The application's socket.
+    pub socket: OwnedFd,
+    /// Is the application the side that has opened the connection?
+    pub client: bool,
+    /// The application has ended, and the other side has heard of it.
+    pub ended: bool,
+    /// To the application: what it has not taken yet, and whether it has heard of the other side's end.
+    pub down: Left,
+}
+
+impl Tunnel {
+    /// Of a socket and a stream of which nothing has been carried. `continues`: both sides know of continuation.
+    pub fn new(tcp: TcpStream, (send, recv): (SendStream<Bytes>, RecvStream), client: bool, continues: bool) -> Self {
+        Self {
+            leg: Leg::new(tcp),
+            send,
+            recv,
+            client,
+            sides: Cell::new(Sides::new(client)),
+            continues,
+            asked: Cell::new(None),
+            leaves: false,
+            down: Down::default(),
+        }
+    }
+
+    /// Goes on with an interrupted connection in a new stream.
+    ///
+    /// # Errors
+    /// The runtime cannot take the socket, or the stream has ended again.
+    pub fn resume(from: Interrupted, (mut send, recv): (SendStream<Bytes>, RecvStream)) -> io::Result<Self> {
+        let tcp = std::net::TcpStream::from(from.socket);
+        tcp.set_nonblocking(true)?;
+        // Whoever had it may have been stopped in between.
+        socket2::SockRef::from(&tcp).set_linger(None)?;
+        let leg = Leg::new(TcpStream::from_std(tcp)?);
+        let mut sides = Sides::new(from.client);
+        if from.ended {
+            // The peer has heard of it; in this stream it is said once more.
+            send.send_data(Bytes::new(), true).map_err(broken)?;
+            sides.close(Half::Ended);
+        }
+        if from.down.ended {
+            sides.closed(Half::Ended);
+        }
+        let down = Down { first: from.down.rest, passed: from.down.ended, ..Down::default() };
+        Ok(Self {
+            leg,
+            send,
+            recv,
+            client: from.client,
+            sides: Cell::new(sides),
+            continues: true,
+            asked: Cell::new(None),
+            leaves: false,
+            down,
+        })
+    }
+
+    /// May it go on in another process? Not if our half has ended: then nothing can be said in it any more.
+    pub fn may_leave(&self) -> bool {
+        self.continues && self.sides.get().sent() == Half::Open
+    }
+
+    /// From the next stretch on nothing is read from the application, and the stream comes to its end.
+    pub fn leave(&mut self, token: Token) {
+        // If the other side has left a moment before us, it is named already.
+        if self.asked.get().is_none() {
+            self.asked.set(Some(token));
+        }
+        self.leaves = true;
+    }
+
+    /// Carries until both halves of the stream are closed. It may be dropped and called again.
+    ///
+    /// # Errors
+    /// If a leg broke; the stream has then been reset, and the socket is when this is dropped.
+    pub async fn carry(&mut self, counts: &Counts) -> io::Result<End> {
+        let (up, down) = match self.client {
+            true => (&counts.from_client, &counts.to_client),
+            false => (&counts.to_client, &counts.from_client),
+        };
+        let result = {
+            let (mut rd, mut wr) = self.leg.tcp.split();
+            let talk = Talk { sides: &self.sides, asked: &self.asked, continues: self.continues };
+            let upward = pin!(to_stream(&mut rd, &mut self.send, up, &talk));
+            let downward = pin!(to_socket(&mut self.recv, &mut wr, down, &mut self.down, &talk, self.leaves));
+            both(upward, downward).await
+        };
+        let ended = result.and_then(|()| self.sides.get().end().ok_or_else(|| io::ErrorKind::ConnectionReset.into()));
+        self.leg.complete = matches!(ended, Ok(End::Over));
+        if ended.is_err() {
+            self.send.send_reset(Reason::CANCEL);
+        }
+        ended
+    }
+
+    /// What is needed to go on elsewhere, after [`End::Continues`]. Until [`Tunnel::release`] it is this one's.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn interrupted(&mut self) -> io::Result<Interrupted> {
+        let socket = self.leg.tcp.as_fd().try_clone_to_owned()?;
+        let down = Left { rest: self.down.rest(), ended: self.down.passed };
+        Ok(Interrupted { socket, client: self.client, ended: self.sides.get().sent() == Half::Ended, down })
+    }
+
+    /// Lets go of the socket: when this is dropped it is neither reset nor shut down.
+    pub fn release(&mut self) {
+        self.leg.complete = true;
+    }
+}
+
+impl Interrupted {
+    /// Nobody goes on with it: the application must not take it for complete.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// What both directions know.
+struct Talk<'a> {
+    sides: &'a Cell<Sides>,
+    asked: &'a Cell<Option<Token>>,
+    continues: bool,
+}
+
+impl Talk<'_> {
+    fn close(&self, half: Half) {
+        let mut sides = self.sides.get();
+        sides.close(half);
+        self.sides.set(sides);
+    }
+    /// The other side has closed its half. True: ours is to be closed now.
+    fn closed(&self, half: Half) -> bool {
+        let mut sides = self.sides.get();
+        let answer = sides.closed(half);
+        self.sides.set(sides);
+        if self.asked.get().is_none() {
+            self.asked.set(answer);
+        }
+        answer.is_some()
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
+}
+
+/// Whenever it waits, all that was read is HTTP/2's.
+async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Way, talk: &Talk<'_>) -> io::Result<()> {
+    if talk.sides.get().sent() != Half::Open {
+        return Ok(());
+    }
+    loop {
+        // Nothing is reserved while the application is silent: a reservation would take window from other streams.
+        let leaves = poll_fn(|cx| {
+            if let Some(token) = talk.asked.get() {
+                return Poll::Ready(Ok(Some(token)));
+            }
+            if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
+                return Poll::Ready(result.map(|()| None));
+            }
+            match send.poll_reset(cx) {
+                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+                Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
+                Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+        .inspect_err(|_| way.receiver_gone())?;
+        if let Some(token) = leaves {
+            return close(send, &token, talk);
+        }
+        // In a block, or what is in it would be in the connection's task also while it waits for its turn.
+        {
+            send.reserve_capacity(turns::bytes(CHUNK));
+            let room = poll_fn(|cx| match talk.asked.get() {
+                // The next turn closes it.
+                Some(_) => Poll::Ready(Ok(0)),
+                None => match ready!(send.poll_capacity(cx)) {
+                    None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    Some(room) => Poll::Ready(room.map_err(broken)),
+                },
+            })
+            .await
+            .inspect_err(|_: &io::Error| way.receiver_gone())?;
+            if room == 0 {
+                send.reserve_capacity(0);
+                continue;
+            }
+            let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(turns::bytes(CHUNK))) {
+                // Readiness was stale: give the window back while we wait again.
+                Poll::Pending => Poll::Ready(Ok(None)),
+                Poll::Ready(r) => Poll::Ready(r.map(Some)),
+            })
+            .await
+            .inspect_err(|_| way.sender_gone())?;
+            match data {
+                None => send.reserve_capacity(0),
+                Some(d) if d.is_empty() => {
+                    send.reserve_capacity(0);
+                    way.ended();
+                    send.send_data(Bytes::new(), true).map_err(broken)?;
+                    talk.close(Half::Ended);
+                    return Ok(());
+                }
+                Some(mut d) => {
+                    turns::spend(d.len());
+                    way.add(d.len());
+                    way.show(&d);
+                    while d.len() > FRAME {
+                        send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+                    }
+                    send.send_data(d, false).map_err(broken)?;
+                    send.reserve_capacity(0);
+                }
+            }
+        }
+        turns::pass().await;
+    }
+}
+
+/// Our half goes on elsewhere: what is in HTTP/2's hands has the peer's window, so nothing is in the way of this.
+fn close(send: &mut SendStream<Bytes>, token: &Token, talk: &Talk<'_>) -> io::Result<()> {
+    send.reserve_capacity(0);
+    let mut trailers = HeaderMap::with_capacity(1);
+    continuation::name(&mut trailers, token);
+    send.send_trailers(trailers).map_err(broken)?;
+    talk.close(Half::Continued(*token));
+    Ok(())
+}
+
+/// Whenever it waits, what was received and not written is in `down`.
+async fn to_socket(
+    recv: &mut RecvStream,
+    wr: &mut WriteHalf<'_>,
+    way: &Way,
+    down: &mut Down,
+    talk: &Talk<'_>,
+    leaves: bool,
+) -> io::Result<()> {
+    match (talk.sides.get().received(), leaves) {
+        (Half::Open, true) => return take_in(recv, wr, way, down, talk).await,
+        (Half::Open, false) => {}
+        // All of it has come, and what is left goes along.
+        (Half::Ended | Half::Continued(_), true) => return Ok(()),
+        (Half::Ended | Half::Continued(_), false) => return down.write(recv, wr, way).await,
+    }
+    down.write(recv, wr, way).await?;
+    while !down.complete {
+        let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? else { break };
+        // What else has come goes into the same write.
+        let mut total = first.len();
+        way.show(&first);
+        down.first = first;
+        while total < turns::bytes(GATHER) && down.more.0.len() + 1 < PIECES && !down.complete {
+            match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
+                Poll::Ready(Ok(Some(d))) => {
+                    total += d.len();
+                    way.show(&d);
+                    down.more.0.push_back(d);
+                }
+                Poll::Ready(Ok(None)) => down.complete = true,
+                // After what came before it.
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        down.unreleased += total;
+        down.write(recv, wr, way).await?;
+        if !down.complete {
+            turns::pass().await;
+        }
+    }
+    down.complete = true;
+    match poll_fn(|cx| poll_token(recv, cx, talk)).await {
+        Half::Continued(token) => {
+            if talk.closed(Half::Continued(token)) {
+                // The other direction is to look.
+                poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    Poll::Ready(())
+                })
+                .await;
+            }
+        }
+        Half::Open | Half::Ended => {
+            way.ended();
+            end(wr);
+            down.passed = true;
+            talk.closed(Half::Ended);
+        }
+    }
+    Ok(())
+}
+
+/// Takes in all that the peer has sent, whatever the application takes of it meanwhile; no more than the stream's window. The peer's
+/// end, if it comes now, is for whoever goes on.
+async fn take_in(
+    recv: &mut RecvStream,
+    wr: &mut WriteHalf<'_>,
+    way: &Way,
+    down: &mut Down,
+    talk: &Talk<'_>,
+) -> io::Result<()> {
+    poll_fn(|cx| {
+        while !down.complete {
+            match poll_data(recv, cx) {
+                Poll::Ready(Ok(Some(d))) => {
+                    way.show(&d);
+                    down.unreleased += d.len();
+                    down.more.0.push_back(d);
+                }
+                Poll::Ready(Ok(None)) => down.complete = true,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => break,
+            }
+        }
+        while down.has_some() {
+            match down.poll_write(wr, cx, way) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => break,
+            }
+        }
+        if !down.has_some() {
+            down.release(recv)?;
+        }
+        if down.complete { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+    .inspect_err(|_| way.sender_gone())?;
+    // An end is not passed on here: it comes again with the next stream.
+    let half = poll_fn(|cx| poll_token(recv, cx, talk)).await;
+    talk.closed(half);
+    Ok(())
+}
+
+impl Down {
+    fn has_some(&self) -> bool {
+        self.first.has_remaining() || self.more.has_remaining()
+    }
+
+    /// Writes all of it, and gives the peer window for it.
+    async fn write(&mut self, recv: &mut RecvStream, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<()> {
+        while self.has_some() {
+            poll_fn(|cx| self.poll_write(wr, cx, way)).await?;
+        }
+        self.release(recv)
+    }
+
+    fn poll_write(&mut self, wr: &mut WriteHalf<'_>, cx: &mut Context<'_>, way: &Way) -> Poll<io::Result<()>> {
+        let mut iov = [io::IoSlice::new(&[]); PIECES];
+        let mut used = 0;
+        if self.first.has_remaining() {
+            iov[0] = io::IoSlice::new(&self.first);
+            used = 1;
+        }
+        used += self.more.chunks_vectored(&mut iov[used..]);
+        let written = match ready!(Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used])) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            other => other,
+        };
+        let written: usize = written.inspect_err(|_: &io::Error| way.receiver_gone())?;
+        turns::spend(written);
+        way.add(written);
+        let of_first = written.min(self.first.len());
+        self.first.advance(of_first);
+        self.more.advance(written - of_first);
+        Poll::Ready(Ok(()))
+    }
+
+    /// All of it is written: an idle connection holds no buffer.
+    fn release(&mut self, recv: &mut RecvStream) -> io::Result<()> {
+        (self.first, self.more) = (Bytes::new(), Pieces::default());
+        match std::mem::take(&mut self.unreleased) {
+            0 => Ok(()),
+            count => recv.flow_control().release_capacity(count).map_err(broken),
+        }
+    }
+
+    /// All of it, in one piece.
+    fn rest(&mut self) -> Bytes {
+        let length = self.first.remaining() + self.more.remaining();
+        let more = std::mem::take(&mut self.more);
+        std::mem::take(&mut self.first).chain(more).copy_to_bytes(length)
+    }
+}
+
+/// The next frame's bytes; None at an orderly end, also one that is said by a reset (reference ztunnel §1.4).
+fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+    Poll::Ready(match ready!(recv.poll_data(cx)) {
+        None => Ok(None),
+        Some(Ok(d)) => Ok(Some(d)),
+        Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => Ok(None),
+        Some(Err(e)) => Err(broken(e)),
+    })
+}
+
+/// How the peer's half has ended, once there is no more data.
+fn poll_token(recv: &mut RecvStream, cx: &mut Context<'_>, talk: &Talk<'_>) -> Poll<Half> {
+    if !talk.continues {
+        return Poll::Ready(Half::Ended);
+    }
+    Poll::Ready(match ready!(recv.poll_trailers(cx)) {
+        Ok(Some(trailers)) => match continuation::said(&trailers) {
+            Said::Token(token) => Half::Continued(token),
+            Said::Knows | Said::Nothing => Half::Ended,
+        },
+        Ok(None) | Err(_) => Half::Ended,
+    })
+}
+
+/// Several pieces as one buffer.
+#[derive(Default)]
+struct Pieces(VecDeque<Bytes>);
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+    fn chunk(&self) -> &[u8] {
+        self.0.front().map_or(&[], |d| d)
+    }
+    fn chunks_vectored<'a>(&'a self, to: &mut [io::IoSlice<'a>]) -> usize {
+        let count = to.len().min(self.0.len());
+        to.iter_mut().zip(&self.0).for_each(|(v, d)| *v = io::IoSlice::new(d));
+        count
+    }
+    fn advance(&mut self, mut count: usize) {
+        while let Some(data) = self.0.front_mut() {
+            let part = count.min(data.len());
+            data.advance(part);
+            count -= part;
+            if !data.is_empty() {
+                break;
+            }
+            self.0.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
+    use super::*;
+    use h2::client::SendRequest;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::mpsc,
+        task::{LocalSet, spawn_local},
+        time::timeout,
+    };
+
+    type Stream = (SendStream<Bytes>, RecvStream);
+
+    /// A tunnel in memory: a client's handle, and the server's side of each stream.
+    struct Wire {
+        client: SendRequest<Bytes>,
+        accepted: mpsc::UnboundedReceiver<Stream>,
+    }
+
+    impl Wire {
+        async fn new() -> Self {
+            Self::with_window(65_535).await
+        }
+
+        /// `window`: of a stream and of all, in bytes.
+        async fn with_window(window: u32) -> Self {
+            let (near, far) = tokio::io::duplex(256 << 10);
+            let (tx, accepted) = mpsc::unbounded_channel();
+            spawn_local(async move {
+                let mut connection = h2::server::handshake(far).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let send = respond.send_response(http::Response::new(()), false).unwrap();
+                    let _ = tx.send((send, request.into_body()));
+                }
+            });
+            let mut ours = h2::client::Builder::new();
+            ours.initial_window_size(window).initial_connection_window_size(window);
+            let (client, connection) = ours.handshake(near).await.unwrap();
+            spawn_local(connection);
+            Self { client, accepted }
+        }
+
+        /// A stream, both its sides.
+        async fn open(&mut self) -> (Stream, Stream) {
+            let mut ready = self.client.clone().ready().await.unwrap();
+            let request = http::Request::connect("a:1").body(()).unwrap();
+            let (response, send) = ready.send_request(request, false).unwrap();
+            let recv = response.await.unwrap().into_body();
+            ((send, recv), self.accepted.recv().await.unwrap())
+        }
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (a, b) = tokio::join!(TcpStream::connect(l.local_addr().unwrap()), l.accept());
+        (a.unwrap(), b.unwrap().0)
+    }
+
+    fn bytes(seed: u8, length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n / 5) as u8 ^ (n >> 12) as u8 ^ seed).collect()
+    }
+
+    /// Says `said` and ends, perhaps before it has heard all; what it hears.
+    async fn talk(tcp: TcpStream, said: &[u8]) -> Vec<u8> {
+        let (mut rd, mut wr) = tcp.into_split();
+        let mut heard = vec![];
+        let write = async {
+            wr.write_all(said).await.unwrap();
+            wr.shutdown().await.unwrap();
+        };
+        let (_, read) = tokio::join!(write, rd.read_to_end(&mut heard));
+        read.unwrap();
+        heard
+    }
+
+    /// Who leaves, and when.
+    #[derive(Clone, Copy, Debug)]
+    enum Leaves {
+        Client,
+        Server,
+        Both,
+    }
+
+    /// Goes on in stream after stream, on each as long as `pause` says; how often that was.
+    async fn carried(
+        wire: &mut Wire,
+        (a, b): (TcpStream, TcpStream),
+        who: Leaves,
+        counts: &[Counts; 2],
+        mut pause: impl FnMut() -> Duration,
+    ) -> usize {
+        let (near, far) = wire.open().await;
+        let (mut client, mut server) = (Tunnel::new(a, near, true, true), Tunnel::new(b, far, false, true));
+        let mut streams = 1;
+        loop {
+            let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            let ends = match timeout(pause(), both).await {
+                Ok(ends) => ends,
+                Err(_) => {
+                    if matches!(who, Leaves::Client | Leaves::Both) && client.may_leave() {
+                        client.leave(Token::new().unwrap());
+                    }
+                    if matches!(who, Leaves::Server | Leaves::Both) && server.may_leave() {
+                        server.leave(Token::new().unwrap());
+                    }
+                    let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+                    timeout(Duration::from_secs(20), both).await.unwrap_or_else(|_| panic!("{who:?}: it does not end"))
+                }
+            };
+            let (one, other) = (ends.0.unwrap(), ends.1.unwrap());
+            assert_eq!(one, other, "{who:?}");
+            if one == End::Over {
+                return streams;
+            }
+            let (near, far) = wire.open().await;
+            let (one, other) = (client.interrupted().unwrap(), server.interrupted().unwrap());
+            client.release();
+            server.release();
+            (client, server) = (Tunnel::resume(one, near).unwrap(), Tunnel::resume(other, far).unwrap());
+            streams += 1;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_on_in_stream_after_stream() {
+        let run = async {
+            for (n, who) in [Leaves::Client, Leaves::Server, Leaves::Both].into_iter().enumerate() {
+                // Whose end comes first, and how much there is.
+                for (up, down) in [(6 << 20, 8 << 20), (9 << 20, 1000), (1, 5 << 20), (0, 0)] {
+                    let mut wire = Wire::new().await;
+                    let ((app, a), (b, other)) = (pair().await, pair().await);
+                    let (said, answered) = (bytes(n as u8, up), bytes(77, down));
+                    let (counts, mut step) = (<[Counts; 2]>::default(), 500u64);
+                    let pause = || {
+                        step = 300 + (step * 7 + 131) % 4000;
+                        Duration::from_micros(step)
+                    };
+                    let all = carried(&mut wire, (a, b), who, &counts, pause);
+                    let (streams, heard, asked) = tokio::join!(all, talk(app, &said), talk(other, &answered));
+                    assert!(asked == said && heard == answered, "{who:?} {up} {down}: {streams} streams");
+                    for counts in &counts {
+                        assert_eq!((counts.from_client.get(), counts.to_client.get()), (up as u64, down as u64));
+                    }
+                }
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// The application of the side that leaves takes nothing: what has come goes along.
+    #[tokio::test]
+    async fn what_an_application_has_not_taken_goes_along() {
+        let run = async {
+            // More than the sockets hold.
+            let mut wire = Wire::with_window(1 << 20).await;
+            let ((app, a), (b, mut other)) = (pair().await, pair().await);
+            for socket in [&app, &a] {
+                socket2::SockRef::from(socket).set_recv_buffer_size(32 << 10).unwrap();
+                socket2::SockRef::from(socket).set_send_buffer_size(32 << 10).unwrap();
+            }
+            let counts = <[Counts; 2]>::default();
+            let (near, far) = wire.open().await;
+            let (mut client, mut server) = (Tunnel::new(a, near, true, true), Tunnel::new(b, far, false, true));
+            let answer = bytes(5, 2 << 20);
+            let write = async { timeout(Duration::from_millis(300), other.write_all(&answer)).await };
+            let some = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            tokio::select! {
+                _ = some => panic!("nobody has ended it"),
+                _ = write => {}
+            }
+            client.leave(Token::new().unwrap());
+            let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            let (one, two) = timeout(Duration::from_secs(5), both).await.unwrap();
+            assert!(matches!((one.unwrap(), two.unwrap()), (End::Continues(x), End::Continues(y)) if x == y));
+            let (one, two) = (client.interrupted().unwrap(), server.interrupted().unwrap());
+            assert!(!one.down.rest.is_empty() && !one.ended && !one.down.ended && two.down.rest.is_empty());
+            client.release();
+            server.release();
+            let (near, far) = wire.open().await;
+            let (mut client, mut server) = (Tunnel::resume(one, near).unwrap(), Tunnel::resume(two, far).unwrap());
+            let written = (counts[1].to_client.get() as usize).min(answer.len());
+            let rest = async {
+                let (mut app, mut heard) = (app, vec![0; written]);
+                app.read_exact(&mut heard).await.unwrap();
+                heard
+            };
+            let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            tokio::select! {
+                _ = both => panic!("nobody has ended it"),
+                heard = rest => assert!(heard == answer[..written]),
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// A peer that does not know of continuation is served as ever: trailers are an end.
+    #[tokio::test]
+    async fn who_does_not_know_of_it_does_not_leave() {
+        let run = async {
+            let mut wire = Wire::new().await;
+            let ((app, a), (b, other)) = (pair().await, pair().await);
+            let (near, far) = wire.open().await;
+            let (mut client, counts) = (Tunnel::new(a, near, true, false), <[Counts; 2]>::default());
+            assert!(!client.may_leave());
+            let both = async { tokio::join!(client.carry(&counts[0]), tunnel(b, far.0, far.1, &counts[1], false)) };
+            let ((one, two), heard, asked) = tokio::join!(both, talk(app, b"asked"), talk(other, b"answered"));
+            assert_eq!(one.unwrap(), End::Over);
+            two.unwrap();
+            assert!(heard == b"answered" && asked == b"asked");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+}

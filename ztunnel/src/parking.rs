@@ -1,0 +1,251 @@
+//! Connections whose stream was interrupted by a process that leaves, until the stream comes with which they go on (docs/hbone.md
+//! §10). One task of the process has all of them, as streams may come to any worker.
+//!
+//! What must always hold: a connection goes to the one who shows its token, is the same peer, from the same address, and asks for
+//! the same application of the same pod; once; and to nobody after its time. Then it is reset. Proven by the tests below.
+
+use karst_core::Identity;
+use karst_hbone::{continuation::Token, copy::Interrupted};
+use karst_rt::clock::Instant;
+use std::{collections::HashMap, net::IpAddr, net::SocketAddr, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+
+/// A connection waits this long for its stream: a peer has to connect, and perhaps to find its own successor.
+const PARKED_FOR: Duration = Duration::from_secs(15);
+/// A stream waits this long for its connection, which may be on its way from the process before.
+const WAITS_FOR: Duration = Duration::from_secs(5);
+/// Connections that wait; one more is reset.
+const MAX_PARKED: usize = 4096;
+/// Streams that wait; one more is refused at once, so that who invents tokens holds up little.
+const MAX_WAITING: usize = 1024;
+/// How often it is looked who has waited too long.
+const LOOK: Duration = Duration::from_millis(500);
+/// Orders that may wait for the task; beyond, workers wait.
+const ORDERS: usize = 256;
+
+/// Whom a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The other end, as it has proven.
+    pub peer: Identity,
+    /// Where that is.
+    pub from: IpAddr,
+    /// The pod of this node, by its uid.
+    pub pod: String,
+    /// The application that was asked for.
+    pub to: SocketAddr,
+}
+
+/// A connection that waits; if it is dropped, it is reset.
+pub struct Parked {
+    cut: Option<Interrupted>,
+    /// Dropped when it does not wait any more.
+    _waits: Option<oneshot::Sender<()>>,
+}
+
+impl Parked {
+    /// It waits from now on.
+    pub fn new(cut: Interrupted) -> Self {
+        Self { cut: Some(cut), _waits: None }
+    }
+    /// It goes on.
+    pub fn take(mut self) -> Option<Interrupted> {
+        self.cut.take()
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Some(cut) = self.cut.take() {
+            cut.reset();
+        }
+    }
+}
+
+enum Order {
+    Park(Token, Bound, Parked),
+    Claim(Token, Bound, oneshot::Sender<Parked>),
+}
+
+/// All of them, for the workers.
+#[derive(Clone)]
+pub struct Parking(mpsc::Sender<Order>);
+
+/// What the task receives.
+pub struct Orders(mpsc::Receiver<Order>);
+
+/// A new one, and what its task receives ([`run`]).
+pub fn new() -> (Parking, Orders) {
+    let (tx, rx) = mpsc::channel(ORDERS);
+    (Parking(tx), Orders(rx))
+}
+
+impl Parking {
+    /// Keeps a connection for its next stream. What it gives ends when the connection does not wait any more.
+    pub async fn park(&self, token: Token, bound: Bound, cut: Interrupted) -> oneshot::Receiver<()> {
+        let (waits, gone) = oneshot::channel();
+        let parked = Parked { cut: Some(cut), _waits: Some(waits) };
+        let _ = self.0.send(Order::Park(token, bound, parked)).await;
+        gone
+    }
+
+    /// The connection that goes on with a stream; waits for it for a bounded time.
+    pub async fn claim(&self, token: Token, bound: Bound) -> Option<Parked> {
+        let (tx, rx) = oneshot::channel();
+        self.0.send(Order::Claim(token, bound, tx)).await.ok()?;
+        rx.await.ok()
+    }
+}
+
+/// The task, for as long as there are workers.
+pub async fn run(mut orders: Orders) {
+    let mut lot = Lot::new();
+    loop {
+        let order = tokio::select! {
+            order = orders.0.recv() => order,
+            () = tokio::time::sleep(LOOK), if !lot.is_empty() => {
+                lot.expire(Instant::now());
+                continue;
+            }
+        };
+        let met = match order {
+            None => return,
+            Some(Order::Park(token, bound, parked)) => lot.park(token, bound, parked, Instant::now()),
+            Some(Order::Claim(token, bound, who)) => lot.claim(token, bound, who, Instant::now()),
+        };
+        if let Some((parked, who)) = met {
+            // Whoever has gone meanwhile gives it back, and it is reset.
+            drop(who.send(parked));
+        }
+    }
+}
+
+/// One that waits.
+struct Waiting<T> {
+    bound: Bound,
+    what: T,
+    until: Instant,
+}
+
+/// Connections and streams that wait for one another. Pure; what it drops is refused, or reset.
+struct Lot<P, W> {
+    parked: HashMap<Token, Waiting<P>>,
+    waiting: HashMap<Token, Waiting<W>>,
+}
+
+impl<P, W> Lot<P, W> {
+    fn new() -> Self {
+        Self { parked: HashMap::new(), waiting: HashMap::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parked.is_empty() && self.waiting.is_empty()
+    }
+
+    /// A connection comes; both, if its stream is there.
+    fn park(&mut self, token: Token, bound: Bound, what: P, now: Instant) -> Option<(P, W)> {
+        // One that was here first with this token, and is not the same peer, has guessed it.
+        if let Some(waiting) = self.waiting.remove(&token)
+            && waiting.bound == bound
+        {
+            return Some((what, waiting.what));
+        }
+        if self.parked.len() < MAX_PARKED && !self.parked.contains_key(&token) {
+            self.parked.insert(token, Waiting { bound, what, until: now + PARKED_FOR });
+        }
+        None
+    }
+
+    /// A stream comes; both, if its connection is there.
+    fn claim(&mut self, token: Token, bound: Bound, what: W, now: Instant) -> Option<(P, W)> {
+        match self.parked.get(&token) {
+            // It is somebody else's.
+            Some(parked) if parked.bound != bound => return None,
+            Some(_) => return self.parked.remove(&token).map(|parked| (parked.what, what)),
+            None => {}
+        }
+        if self.waiting.len() < MAX_WAITING && !self.waiting.contains_key(&token) {
+            self.waiting.insert(token, Waiting { bound, what, until: now + WAITS_FOR });
+        }
+        None
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.parked.retain(|_, parked| parked.until > now);
+        self.waiting.retain(|_, waiting| waiting.until > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    fn bound() -> Bound {
+        Bound {
+            peer: "spiffe://td/ns/a/sa/a".parse().unwrap(),
+            from: [10, 0, 0, 1].into(),
+            pod: "uid".into(),
+            to: ([10, 0, 0, 2], 80).into(),
+        }
+    }
+
+    /// Everybody else that could show the token.
+    fn others() -> Vec<Bound> {
+        vec![
+            Bound { peer: "spiffe://td/ns/a/sa/b".parse().unwrap(), ..bound() },
+            Bound { from: [10, 0, 0, 9].into(), ..bound() },
+            Bound { pod: "other".into(), ..bound() },
+            Bound { to: ([10, 0, 0, 2], 81).into(), ..bound() },
+        ]
+    }
+
+    #[test]
+    fn a_connection_and_its_stream_meet_in_both_orders_and_once() {
+        let (now, token) = (Instant::now(), Token::new().unwrap());
+        let mut lot = Lot::new();
+        assert_eq!(lot.park(token, bound(), 1, now), None);
+        assert_eq!(lot.claim(token, bound(), 'a', now), Some((1, 'a')));
+        assert_eq!(lot.claim(token, bound(), 'b', now), None, "it is gone, and is waited for");
+        assert_eq!(lot.claim(token, bound(), 'c', now), None, "somebody waits already");
+        assert_eq!(lot.park(token, bound(), 2, now), Some((2, 'b')));
+        assert!(lot.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_another_gets_nothing() {
+        let (now, token) = (Instant::now(), Token::new().unwrap());
+        for other in others() {
+            let (mut lot, refused) = (Lot::new(), Rc::new(()));
+            assert_eq!(lot.park(token, bound(), 1, now), None);
+            assert_eq!(lot.claim(token, other.clone(), refused.clone(), now), None, "{other:?}");
+            assert_eq!(Rc::strong_count(&refused), 1, "it is refused at once");
+            assert_eq!(lot.claim(token, bound(), refused.clone(), now), Some((1, refused.clone())));
+            // It was there first.
+            assert_eq!(lot.claim(token, other, refused.clone(), now), None);
+            assert_eq!(lot.park(token, bound(), 2, now), None);
+            assert_eq!(Rc::strong_count(&refused), 1);
+            assert_eq!(lot.claim(token, bound(), refused.clone(), now), Some((2, refused.clone())));
+        }
+        let mut lot = Lot::new();
+        assert_eq!(lot.park(token, bound(), 1, now), None);
+        assert_eq!(lot.claim(Token::new().unwrap(), bound(), 'x', now), None, "another token");
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_and_not_too_many_do() {
+        let (now, token) = (Instant::now(), Token::new().unwrap());
+        let mut lot = Lot::new();
+        lot.park(token, bound(), 1, now);
+        lot.expire(now + PARKED_FOR - LOOK);
+        lot.claim(Token::new().unwrap(), bound(), 'a', now);
+        assert!(!lot.is_empty());
+        lot.expire(now + PARKED_FOR);
+        assert!(lot.is_empty());
+        for n in 0..MAX_PARKED + 10 {
+            lot.park(Token::new().unwrap(), bound(), n as i32, now);
+            lot.claim(Token::new().unwrap(), bound(), 'b', now);
+        }
+        assert_eq!((lot.parked.len(), lot.waiting.len()), (MAX_PARKED, MAX_WAITING));
+    }
+}

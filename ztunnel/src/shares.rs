@@ -1,0 +1,100 @@
+//! What each pod has of the process, and what it may have at most: for the page of metrics. (The bounds are in
+//! [`karst_core::limits`]; who keeps to them: [`crate::worker::Budget`], [`crate::gate`], [`karst_rt::turns`], [`karst_rt::log`].)
+
+use crate::{inpod::LocalPods, worker::Shared};
+use karst_core::limits;
+use karst_proxy::labels::put;
+use std::{collections::BTreeMap, fmt::Write, sync::atomic::Ordering::Relaxed};
+
+/// Adds both. `descriptors`: how many the process may have.
+pub fn render(out: &mut String, pods: &LocalPods, descriptors: u64) {
+    let name = "karst_share_limit";
+    let _ = writeln!(out, "# HELP {name} Most that one pod may have of what all pods share.\n# TYPE {name} gauge");
+    for (share, most) in bounds(descriptors) {
+        let _ = writeln!(out, "{name}{{share=\"{share}\"}} {most}");
+    }
+    // In order, and a name once: while a pod goes, its successor may be here.
+    let mut all = BTreeMap::new();
+    for pod in pods.values() {
+        let usage = &pod.usage;
+        let one: &mut [u64; 4] = all.entry((&*pod.namespace, &*pod.name)).or_default();
+        let open = [&usage.inbound, &usage.outbound].map(|count| count.load(Relaxed) as u64);
+        let more = [open[0], open[1], usage.gate.tunnels.len() as u64, usage.turns.load(Relaxed)];
+        one.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    }
+    let pod = |(namespace, pod): (&str, &str)| {
+        let mut labels = String::new();
+        put(&mut labels, "namespace", namespace);
+        put(&mut labels, "pod", pod);
+        labels
+    };
+    let name = "karst_pod_connections";
+    let _ = writeln!(out, "# HELP {name} Open connections of a pod, by who has opened them.\n# TYPE {name} gauge");
+    for (of, [inbound, outbound, ..]) in &all {
+        for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
+            let _ = writeln!(out, "{name}{{{},direction=\"{direction}\"}} {open}", pod(*of));
+        }
+    }
+    let name = "karst_pod_tunnels";
+    let _ = writeln!(out, "# HELP {name} Open tunnels to a pod.\n# TYPE {name} gauge");
+    for (of, [_, _, tunnels, _]) in &all {
+        let _ = writeln!(out, "{name}{{{}}} {tunnels}", pod(*of));
+    }
+    let name = "karst_turns_waited_total";
+    let _ = writeln!(
+        out,
+        "# HELP {name} How often a connection has waited because its pod had used up its turn of a worker, and others had something to do.\n# TYPE {name} counter"
+    );
+    for (of, [.., waited]) in &all {
+        let _ = writeln!(out, "{name}{{{}}} {waited}", pod(*of));
+    }
+}
+
+/// What is open, of all pods together, and how often somebody has had to wait or was refused: by these it is known that a flood has
+/// ended.
+pub fn tide(shared: &Shared) -> (usize, u64) {
+    let (gate, metrics) = (&shared.gate, &shared.metrics);
+    let open = [&metrics.open_source, &metrics.open_destination].map(|open| open.load(Relaxed).max(0) as usize);
+    let waited: u64 = shared.pods.load().values().map(|pod| pod.usage.turns.load(Relaxed)).sum();
+    let refused = metrics.tunnels_refused.load(Relaxed);
+    (open.iter().sum::<usize>() + gate.tunnels.len() + gate.handshakes.len(), waited + refused)
+}
+
+fn bounds(descriptors: u64) -> [(&'static str, usize); 8] {
+    [
+        ("connections", limits::connections_per_pod(descriptors)),
+        ("connections_one_way", limits::connections_of_direction(descriptors)),
+        ("connections_of_peer", limits::connections_of_peer(descriptors)),
+        ("tunnels", limits::MAX_TUNNELS_PER_POD),
+        ("handshakes", limits::MAX_HANDSHAKES_PER_POD),
+        ("buffer_bytes", limits::POD_BUFFERS),
+        ("turn_bytes", limits::TURN),
+        ("log_lines", limits::LOG_LINES_OF_POD),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inpod::LocalPod;
+
+    #[test]
+    fn each_pod_has_its_lines_once() {
+        let pods = ["1", "2"].map(|uid| (uid.to_owned(), LocalPod::test("a", "a", uid)));
+        for (_, pod) in &pods {
+            pod.usage.inbound.store(3, Relaxed);
+            pod.usage.turns.store(5, Relaxed);
+        }
+        let mut page = String::new();
+        render(&mut page, &pods.into(), 4096);
+        for line in [
+            "karst_share_limit{share=\"connections\"} 512",
+            "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"inbound\"} 6",
+            "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"outbound\"} 0",
+            "karst_pod_tunnels{namespace=\"ns\",pod=\"a\"} 0",
+            "karst_turns_waited_total{namespace=\"ns\",pod=\"a\"} 10",
+        ] {
+            assert_eq!(page.lines().filter(|known| *known == line).count(), 1, "{line}: {page}");
+        }
+    }
+}
