@@ -5,6 +5,7 @@
 
 mod bodies;
 mod certificates;
+mod cors;
 mod deadlines;
 mod external;
 mod flows;
@@ -12,6 +13,7 @@ mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod rewrites;
 mod traces;
 mod upgrades;
 
