@@ -15,6 +15,7 @@ mod revisions;
 mod routes;
 mod services;
 mod statuses;
+mod tcp_routes;
 mod topology;
 mod virtual_services;
 mod work;

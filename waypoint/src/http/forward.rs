@@ -173,7 +173,12 @@ impl Forwarding<'_> {
                 });
             }
             drop(held);
-            tokio::time::sleep(Duration::from_millis(worker.random(within.as_millis() as u64))).await;
+            let again = Instant::now() + Duration::from_millis(worker.random(within.as_millis() as u64));
+            if let Some(deadline) = self.deadline.filter(|deadline| *deadline <= again) {
+                tokio::time::sleep_until(deadline).await;
+                return local_reply_of(record, ResponseFlag::Timeout);
+            }
+            tokio::time::sleep_until(again).await;
         }
     }
 

@@ -113,14 +113,18 @@ async fn allowed(
         Err(refused) => return refused.answer(call, &parts, record),
     };
     let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
-    match rule {
-        Some(rule) => match &rule.authorization {
-            // Large: not in every request's task.
-            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
-            None => by_rule(call, &rule, fault, parts, body, record).await,
-        },
-        None => by_default(call, fault, parts, body, record).await,
+    let Some(rule) = rule else { return by_default(call, fault, parts, body, record).await };
+    let origin = rule.cors.as_ref().and_then(|_| parts.headers.get(header::ORIGIN).cloned());
+    let mut response = match &rule.authorization {
+        // Large: not in every request's task.
+        Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
+        None => by_rule(call, &rule, fault, parts, body, record).await,
+    };
+    // Whoever has answered: a page may read why it is refused, too.
+    if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
+        allow_origin(cors, &origin, response.headers_mut());
     }
+    response
 }
 
 /// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
@@ -274,13 +278,8 @@ async fn by_rule(
     if let Some(fault) = inject(worker, fault.as_ref(), &mut record).await {
         return abort(&fault, record);
     }
-    let origin = parts.headers.get(header::ORIGIN).cloned();
     let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
-    let mut response = forward(call, By { rule: Some(rule), to }, parts, body, record).await;
-    if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
-        allow_origin(cors, &origin, response.headers_mut());
-    }
-    response
+    forward(call, By { rule: Some(rule), to }, parts, body, record).await
 }

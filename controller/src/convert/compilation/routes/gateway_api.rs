@@ -18,10 +18,12 @@ use crate::convert::{
 use karst_api::route as ir;
 use karst_core::operators;
 use karst_manifest::{gatewayapi::*, kinds::*};
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 /// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
 const NO_BACKEND: u32 = 500;
+/// gRPC's UNAVAILABLE: the application has not acted on the call.
+const GRPC_UNAVAILABLE: u32 = 14;
 
 /// The services that a route is for.
 pub(crate) fn targets(
@@ -263,6 +265,10 @@ impl<'a> Convert<'a> {
                     nowhere(backend.weight.unwrap_or(1))
                 }));
             }
+            // Nobody is to be called: not whoever would be without the route, either.
+            if destinations.iter().all(|d| d.weight == 0) {
+                destinations.push(nowhere(1));
+            }
             let origin = format!("{} {}/{} rule {index}", self.kind, self.ns, meta.name);
             // At a gateway the listener's virtual host has chosen by name already.
             let sni = self.names.to_vec();
@@ -393,20 +399,8 @@ impl<'a> Convert<'a> {
             destinations.push(ir::Destination { timeout_ms: backend_ms, ..destination });
         }
         let retry = match &route_rule.retry {
-            None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
-            Some(retry) => {
-                let backoff = optional_duration(retry.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
-                Some(ir::Retry {
-                    attempts: retry.attempts.unwrap_or(1),
-                    per_try_ms: backend_ms,
-                    backoff_ms: if backoff == 0 { 25 } else { backoff },
-                    codes: retry.codes.clone(),
-                    connect_failure: true,
-                    refused_stream: true,
-                    reset: true,
-                    ..Default::default()
-                })
-            }
+            None => ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() },
+            Some(retry) => retries(retry, backend_ms, &format!("{at}.retry"))?,
         };
         let rule = ir::HttpRule {
             redirect: filters.redirect,
@@ -417,7 +411,7 @@ impl<'a> Convert<'a> {
             mirrors: filters.mirrors,
             cors: filters.cors,
             timeout_ms: request_ms,
-            retry,
+            retry: Some(retry),
             fault: filters.extensions.iter().find_map(|e| e.fault),
             limits: filters.extensions.into_iter().flat_map(|e| e.limits).collect(),
             authorization: filters.authorization,
@@ -551,20 +545,71 @@ impl<'a> Convert<'a> {
     }
 }
 
-fn cors(cors: &CorsFilter) -> ir::Cors {
-    let origin = |o: &String| match o.split_once('*') {
-        None => exact(o),
-        Some((a, b)) => {
-            let pattern = format!("{}.*{}", regex::escape(a), regex::escape(b));
-            ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }
-        }
+/// Status codes after which a request may be tried again (HTTPRouteRetryStatusCode).
+const RETRIABLE: RangeInclusive<u32> = 400..=599;
+
+/// When a request is tried again (HTTPRouteRetry): whenever no backend can have acted on it, and otherwise only after what the rule
+/// names: its codes, and the time of an attempt. A connection that breaks after the request was sent is not among these.
+fn retries(retry: &RouteRetry, per_try_ms: u64, at: &str) -> Result<ir::Retry, FieldError> {
+    let backoff = optional_duration(retry.backoff.as_deref(), || format!("{at}.backoff"))?;
+    if let Some((i, code)) = retry.codes.iter().enumerate().find(|(_, code)| !RETRIABLE.contains(*code)) {
+        let text = format!(
+            "{code} is out of range: must be between {} and {} [KARST-0017]",
+            RETRIABLE.start(),
+            RETRIABLE.end()
+        );
+        return Err((format!("{at}.codes[{i}]"), text));
+    }
+    Ok(ir::Retry {
+        attempts: retry.attempts.unwrap_or(1),
+        per_try_ms,
+        backoff_ms: if backoff == 0 { 25 } else { backoff },
+        codes: retry.codes.clone(),
+        connect_failure: true,
+        refused_stream: true,
+        reset_before_request: true,
+        attempt_timeout: true,
+        grpc: vec![GRPC_UNAVAILABLE],
+        ..Default::default()
+    })
+}
+
+/// The origins that an entry of `allowOrigins` stands for, as browsers write them: in lower case, and mostly without the port that is
+/// the scheme's own. `*` in a host stands for any text of it, dots included; alone, for every origin.
+fn origins(entry: &str) -> Vec<ir::Text> {
+    const ANY: &str = r"[^/:@\[\]]+";
+    let entry = entry.to_ascii_lowercase();
+    let Some((scheme, rest)) = entry.split_once("://") else { return vec![exact(entry.as_str())] };
+    let own = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
     };
+    let (host, port) = match rest.rfind(':').map(|colon| rest.split_at(colon)) {
+        Some((host, port)) if port.len() > 1 && port.bytes().skip(1).all(|b| b.is_ascii_digit()) => (host, port),
+        _ => (rest, own),
+    };
+    if !host.contains('*') {
+        let named = exact(format!("{scheme}://{host}{port}"));
+        return if port == own { vec![named, exact(format!("{scheme}://{host}"))] } else { vec![named] };
+    }
+    let host = match host {
+        "*" => format!(r"(?:{ANY}|\[[0-9a-f:.]+\])"),
+        _ => host.split('*').map(regex::escape).collect::<Vec<_>>().join(ANY),
+    };
+    let optional = if port == own { "?" } else { "" };
+    let pattern = format!("{}://{host}(?:{port}){optional}", regex::escape(scheme));
+    vec![ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }]
+}
+
+fn cors(cors: &CorsFilter) -> ir::Cors {
     ir::Cors {
-        origins: cors.allow_origins.iter().map(origin).collect(),
+        origins: cors.allow_origins.iter().flat_map(|entry| origins(entry)).collect(),
         methods: cors.allow_methods.clone(),
         headers: cors.allow_headers.clone(),
         expose: cors.expose_headers.clone(),
-        max_age_s: Some(cors.max_age.unwrap_or(5)),
+        // 0 is none (its minimum is 1).
+        max_age_s: Some(cors.max_age.filter(|seconds| *seconds > 0).unwrap_or(5)),
         credentials: cors.allow_credentials,
         forward_unmatched: false,
     }
