@@ -11,6 +11,7 @@ mod gateways;
 mod golden;
 mod messages;
 mod policies;
+mod precedence;
 mod revisions;
 mod routes;
 mod services;
