@@ -6,9 +6,11 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -57,7 +59,10 @@ const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HT
 /// What gateways do beyond the core.
 const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,TLSRoute,TLSRouteModeTerminate,TLSRouteModeMixed,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,BackendTLSPolicy,BackendTLSPolicySANValidation,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
 /// And what of it is about listeners. (The first is one of 1.7: older suites pass it over.)
-const LISTENERS: &str = "GatewayRouteHostnameIntersectionPrecedence";
+const LISTENERS: &str = "GatewayRouteHostnameIntersectionPrecedence,GatewayStaticAddresses";
+/// An address that our balancer assigns when it is asked for, and one that it does not.
+const USABLE: &str = "10.98.255.1";
+const UNUSABLE: &str = "192.0.2.1";
 /// The namespaces of the mesh's tests.
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
@@ -130,7 +135,9 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
         }
         Part::Gateway => run
             .arg("-conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS")
-            .arg(format!("-supported-features={GATEWAY},{LISTENERS}")),
+            .arg(format!("-supported-features={GATEWAY},{LISTENERS}"))
+            .arg(format!("-usable-address={USABLE}"))
+            .arg(format!("-unusable-address={UNUSABLE}")),
     };
     if let Some(t) = &what.only {
         run.arg(format!("-run-test={t}"));
@@ -249,16 +256,9 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
         let mut next = 1u32;
         while !done.load(Relaxed) {
             if let Ok(Some(text)) = c.output(&["get", "services", "-A", "-o", "json"])
-                && let Ok(all) = serde_json::from_str::<serde_json::Value>(&text)
+                && let Ok(all) = serde_json::from_str::<Value>(&text)
             {
-                for s in all["items"].as_array().into_iter().flatten() {
-                    if s["spec"]["type"] != "LoadBalancer" || !s["status"]["loadBalancer"]["ingress"].is_null() {
-                        continue;
-                    }
-                    let (ns, name) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str());
-                    let (Some(ns), Some(name)) = (ns, name) else { continue };
-                    let ip = cluster::balanced(next);
-                    next += 1;
+                for (ns, name, ip) in assignments(&all, &mut next) {
                     let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{ip}"}}]}}}}}}"#);
                     let _ = c.output(&["-n", ns, "patch", "service", name, "--subresource=status", "-p", &status]);
                 }
@@ -266,4 +266,70 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
             std::thread::sleep(Duration::from_millis(300));
         }
     }))
+}
+
+/// Who gets which address: the one that is asked for, if it is one of ours and nobody has it, and else none; the next, if none is
+/// asked for. (Namespace, name, address.)
+fn assignments<'a>(services: &'a Value, next: &mut u32) -> Vec<(&'a str, &'a str, Ipv4Addr)> {
+    let all = services["items"].as_array().into_iter().flatten();
+    let all: Vec<&'a Value> = all.filter(|s| s["spec"]["type"] == "LoadBalancer").collect();
+    let has = |s: &Value| s["status"]["loadBalancer"]["ingress"][0]["ip"].as_str()?.parse::<Ipv4Addr>().ok();
+    let mut taken: BTreeSet<Ipv4Addr> = all.iter().copied().filter_map(has).collect();
+    let mut out = vec![];
+    for s in all {
+        let (Some(ns), Some(name)) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str()) else {
+            continue;
+        };
+        let ip = match s["spec"]["loadBalancerIP"].as_str().filter(|asked| !asked.is_empty()) {
+            Some(asked) => asked.parse::<Ipv4Addr>().ok().filter(|ip| cluster::is_balanced(*ip) && !taken.contains(ip)),
+            None if has(s).is_some() => None,
+            None => {
+                let free = (*next..).map(cluster::balanced).find(|ip| !taken.contains(ip));
+                *next += 1;
+                free
+            }
+        };
+        if let Some(ip) = ip {
+            taken.insert(ip);
+            out.push((ns, name, ip));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn addresses_that_are_asked_for_are_given_if_they_are_ours_and_free() {
+        let service = |name: &str, asked: &str, has: &str| {
+            let ingress = if has.is_empty() { json!(null) } else { json!([{ "ip": has }]) };
+            json!({
+                "metadata": { "namespace": "a", "name": name },
+                "spec": { "type": "LoadBalancer", "loadBalancerIP": asked },
+                "status": { "loadBalancer": { "ingress": ingress } },
+            })
+        };
+        let given = |all: &[Value], mut next: u32| -> Vec<String> {
+            let services = json!({ "items": all });
+            let all = assignments(&services, &mut next);
+            all.into_iter().map(|(_, name, ip)| format!("{name} {ip}")).collect()
+        };
+        assert_eq!(given(&[service("x", "", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        assert_eq!(
+            given(&[service("x", USABLE, ""), service("y", "", "")], 1),
+            [format!("x {USABLE}").as_str(), "y 10.98.0.1"]
+        );
+        // Pending: not ours, not an address, somebody else's.
+        assert!(given(&[service("x", UNUSABLE, ""), service("y", "x", "")], 1).is_empty());
+        assert!(given(&[service("x", USABLE, USABLE), service("y", USABLE, "")], 1).is_empty());
+        // Who asks for another one gets that; nobody is given what somebody has.
+        assert_eq!(given(&[service("x", USABLE, "10.98.0.1")], 2), [format!("x {USABLE}")]);
+        assert_eq!(given(&[service("x", "10.98.0.1", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        let mut other = service("x", "", "");
+        other["spec"]["type"] = json!("ClusterIP");
+        assert!(given(&[other, service("y", "", "10.98.0.1")], 2).is_empty());
+    }
 }

@@ -6,6 +6,7 @@ use crate::{
     model::Model,
 };
 
+mod addresses;
 mod deploys;
 mod gateways;
 mod golden;

@@ -11,6 +11,7 @@ use crate::convert::{
 use karst_kube::Ref;
 use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 /// Values of [`MANAGED`] (Istio's).
 const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
@@ -98,9 +99,17 @@ pub(crate) fn name(objects: &Objects<'_>, gateway: &Gateway) -> String {
     shortened(&full)
 }
 
-/// The host name that the Gateway itself gives: somebody else runs it there.
+/// The (first) host name that the Gateway itself gives: somebody else runs it there.
 pub(crate) fn given(gateway: &Gateway) -> Option<&str> {
-    gateway.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
+    let mut all = gateway.spec.addresses.iter().filter(|a| a.kind == "Hostname").map(|a| a.value.as_str());
+    all.find(|host| !host.is_empty())
+}
+
+/// The address that its Service asks for; a Service can ask for one. (`externalIPs` would take whatever address one names from
+/// whoever has it.)
+fn asked(gateway: &Gateway) -> Option<&str> {
+    let all = gateway.spec.addresses.iter().filter(|a| matches!(a.kind.as_str(), "" | "IPAddress"));
+    all.map(|a| a.value.as_str()).find(|value| value.parse::<IpAddr>().is_ok())
 }
 
 fn one(
@@ -281,10 +290,8 @@ fn objects(
     if is_waypoint {
         service["trafficDistribution"] = json!("PreferClose");
     }
-    if let Some(address) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
-        && kind == "LoadBalancer"
-    {
-        service["loadBalancerIP"] = json!(address.value);
+    if let Some(address) = asked(gateway).filter(|_| kind == "LoadBalancer") {
+        service["loadBalancerIP"] = json!(address);
     }
     let mut out = vec![];
     if named.is_none() {

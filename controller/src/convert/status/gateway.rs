@@ -3,14 +3,15 @@
 
 use crate::convert::{
     deploy,
-    facts::{gateway, listener::GatewayListener, listeners::GatewayListeners, service},
-    objects::{GATEWAY_API, MANAGED, Objects},
+    facts::{gateway, listener::GatewayListener, listeners::GatewayListeners},
+    objects::{GATEWAY_API, Objects},
     status::{
+        address,
         condition::{Condition, Write, conditions, reference, same},
         route::Route,
     },
 };
-use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
+use karst_manifest::kinds::Gateway;
 use serde_json::{Value, json};
 
 /// All that differ.
@@ -77,69 +78,6 @@ fn listener(listener: &GatewayListener, refusal: &Option<(&'static str, String)>
     ]
 }
 
-/// Where it is reached, or why it is not yet.
-fn addresses(
-    objects: &Objects<'_>,
-    gateway: &Gateway,
-    name: &str,
-) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
-    let meta = &gateway.metadata;
-    let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
-    if let Some(host) = deploy::given(gateway) {
-        let mut services = objects.services.values().flatten();
-        let service = services.find(|s| service::hostname(objects, s) == host);
-        let lacks = |s: &Service| {
-            let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
-            gateway.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
-        };
-        return match service.and_then(|s| lacks(s)) {
-            Some(port) => Err((
-                "AddressNotUsable",
-                format!("port {port} not found for hostname {host}: add the port to that Service [KARST-0509]"),
-            )),
-            None => Ok(vec![address("Hostname", host)]),
-        };
-    }
-    let what = format!("Service {}/{name}", meta.namespace);
-    let service = objects
-        .service(&meta.namespace, name)
-        .ok_or_else(|| ("AddressNotAssigned", format!("{what} does not exist yet [KARST-0510]")))?;
-    if !service.metadata.labels.contains_key(MANAGED) {
-        return Err(("AddressNotUsable", format!("{what} is not managed by Karst: rename the Gateway [KARST-0511]")));
-    }
-    let available =
-        objects.deployments.get(&(meta.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
-    let found = published(service, &format!("{name}.{}.svc.{}", meta.namespace, objects.mesh.cluster_domain));
-    let found: Vec<_> = found.into_iter().map(|(kind, value)| address(kind, &value)).collect();
-    if found.is_empty() {
-        let text = format!(
-            "{what} of type LoadBalancer has no address yet: the cluster needs a load balancer controller, or annotate the Gateway with networking.istio.io/service-type: ClusterIP [KARST-0510]"
-        );
-        return Err(("AddressNotAssigned", text));
-    }
-    let asked =
-        gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress") && !a.value.is_empty());
-    if let Some(a) = asked.filter(|a| !found.iter().any(|f| f.value == a.value)) {
-        return Err(("AddressNotUsable", format!("{what} was not assigned the address {} [KARST-0510]", a.value)));
-    }
-    if available == 0 {
-        return Err(("Pending", format!("Deployment {}/{name} has no available pod yet [KARST-0510]", meta.namespace)));
-    }
-    Ok(found)
-}
-
-fn published(service: &Service, host: &str) -> Vec<(&'static str, String)> {
-    let mut all: Vec<(&'static str, String)> =
-        service.spec.external_ips.iter().map(|i| ("IPAddress", i.clone())).collect();
-    for i in &service.status.load_balancer.ingress {
-        all.push(if i.ip.is_empty() { ("Hostname", i.hostname.clone()) } else { ("IPAddress", i.ip.clone()) });
-    }
-    if all.is_empty() && service.spec.kind != "LoadBalancer" {
-        all.push(("Hostname", host.to_string()));
-    }
-    all
-}
-
 fn one(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
@@ -150,12 +88,11 @@ fn one(
     let meta = &gateway.metadata;
     let name = deploy::name(objects, gateway);
     let mine: Vec<&GatewayListener> = listeners.of(&meta.namespace, &meta.name).collect();
-    let other = gateway.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let refusals: Vec<_> = mine.iter().map(|f| refusal(listeners, f)).collect();
     let working = refusals.iter().filter(|r| r.is_none()).count();
     let parameters =
         deploy::parameters(objects, gateway).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
-    let accepted = match (other, working) {
+    let accepted = match (address::unsupported(gateway), working) {
         // What is asked for there is not known: nothing is run without it.
         _ if parameters.is_some() => condition("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
         (Some(address), _) => condition(
@@ -178,7 +115,8 @@ fn one(
         ),
         (None, _) => condition("Accepted", true, "Accepted", "Resource accepted"),
     };
-    let found = addresses(objects, gateway, &name);
+    let ports: Vec<u16> = gateway.spec.listeners.iter().map(|l| l.port).collect();
+    let found = address::of(objects, gateway, &name, &ports);
     let programmed = match &found {
         _ if !accepted.status => condition("Programmed", false, "Invalid", "see Accepted"),
         Ok(_) => condition(
@@ -187,11 +125,9 @@ fn one(
             "Programmed",
             format!("Resource programmed, served by Deployment {}/{name}", meta.namespace),
         ),
-        Err((reason, text)) => condition("Programmed", false, reason, text.clone()),
+        Err(e) => condition("Programmed", false, e.reason, e.text.clone()),
     };
-    // What was reached once stays known: its pods may come and go.
-    let pending = matches!(&found, Err(("Pending", _)));
-    let addresses = found.unwrap_or_else(|_| if pending { gateway.status.addresses.clone() } else { vec![] });
+    let addresses = found.unwrap_or_else(|e| e.bound);
     let own = [accepted, programmed];
     let mut unchanged = addresses == gateway.status.addresses
         && same(&own, &gateway.status.conditions, meta.generation)

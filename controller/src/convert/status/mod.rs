@@ -1,5 +1,6 @@
 //! The statuses that are written to objects, where they differ from what is there.
 
+mod address;
 pub(crate) mod backend_tls;
 mod condition;
 pub(crate) mod gateway;
