@@ -5,6 +5,8 @@ pub(crate) mod backend_tls;
 mod condition;
 pub(crate) mod gateway;
 pub(crate) mod istio;
+mod listener;
+mod listener_set;
 pub(crate) mod revision;
 pub(crate) mod route;
 
