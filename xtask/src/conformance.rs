@@ -59,7 +59,7 @@ const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HT
 /// What gateways do beyond the core.
 const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,TLSRoute,TLSRouteModeTerminate,TLSRouteModeMixed,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,BackendTLSPolicy,BackendTLSPolicySANValidation,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
 /// And what of it is about listeners. (The first is one of 1.7: older suites pass it over.)
-const LISTENERS: &str = "GatewayRouteHostnameIntersectionPrecedence,GatewayStaticAddresses";
+const LISTENERS: &str = "GatewayRouteHostnameIntersectionPrecedence,GatewayStaticAddresses,ListenerSet";
 /// An address that our balancer assigns when it is asked for, and one that it does not.
 const USABLE: &str = "10.98.255.1";
 const UNUSABLE: &str = "192.0.2.1";

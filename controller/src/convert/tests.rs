@@ -10,6 +10,7 @@ mod addresses;
 mod deploys;
 mod gateways;
 mod golden;
+mod listener_sets;
 mod messages;
 mod policies;
 mod precedence;
