@@ -270,8 +270,8 @@ fn istio_gateways_and_virtual_services() {
     assert!(log.contains("Secret edge/site not found: it must be in the namespace of the gateway's pods"), "{log}");
 }
 
-/// A ListenerSet of another namespace adds a host and a port with routes of its own; what the Gateway has it does not get, and what the
-/// Gateway allows no more is gone.
+/// A ListenerSet of another namespace adds a host and a port with routes of its own; what the Gateway has it does not get, and what
+/// the Gateway allows no more is gone.
 #[test]
 fn listeners_that_a_set_adds_are_served() {
     let s = Site::new(&[NAMED]);

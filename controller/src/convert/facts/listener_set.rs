@@ -84,8 +84,8 @@ pub(crate) fn is_ours(objects: &Objects<'_>, of: &Gateway) -> bool {
     gateway::is_ingress(objects, of) || waypoint::is_waypoint(objects, of)
 }
 
-/// Of the listeners that sets add to a Gateway, in their order, those have a conflict that want what somebody before them has: one of
-/// the Gateway's own, or of a set before. Who has it keeps it.
+/// Of the listeners that sets add to a Gateway, in their order, those have a conflict that want what one before them has: one of the
+/// Gateway's own, or of a set before. Who has it keeps it.
 pub(crate) fn conflicts(own: &[GatewayListener], added: &mut [GatewayListener]) {
     let mut taken: HashMap<u16, Port> = HashMap::new();
     // One of the Gateway's own that is in conflict with another is nobody else's chance.

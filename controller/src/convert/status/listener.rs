@@ -1,5 +1,5 @@
-//! What came of each listener of a Gateway or of a ListenerSet (Gateway API: ListenerStatus, ListenerEntryStatus), and how many routes
-//! are attached to it.
+//! What came of each listener of a Gateway or of a ListenerSet (Gateway API: ListenerStatus, ListenerEntryStatus), and how many
+//! routes are attached to it.
 
 use crate::convert::{
     facts::{listener::GatewayListener, listeners::GatewayListeners},
