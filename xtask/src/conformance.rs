@@ -266,10 +266,7 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
             if let Ok(Some(text)) = c.output(&["get", "services", "-A", "-o", "json"])
                 && let Ok(all) = serde_json::from_str::<Value>(&text)
             {
-                for s in all["items"].as_array().into_iter().flatten() {
-                    let (ns, name) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str());
-                    let (Some(ns), Some(name)) = (ns, name) else { continue };
-                    let Some(ip) = address(s, &mut next) else { continue };
+                for (ns, name, ip) in assignments(&all, &mut next) {
                     let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{ip}"}}]}}}}}}"#);
                     let _ = c.output(&["-n", ns, "patch", "service", name, "--subresource=status", "-p", &status]);
                 }
@@ -279,23 +276,33 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
     }))
 }
 
-/// The address that a Service is to get now: the one that it asks for, if that is one of ours; else the next one, if it has none.
-fn address(service: &Value, next: &mut u32) -> Option<Ipv4Addr> {
-    if service["spec"]["type"] != "LoadBalancer" {
-        return None;
-    }
-    let has = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str();
-    match service["spec"]["loadBalancerIP"].as_str().filter(|asked| !asked.is_empty()) {
-        Some(asked) if has == Some(asked) => None,
-        Some(asked) => {
-            asked.parse().ok().filter(|ip: &Ipv4Addr| ip.octets()[..2] == cluster::balanced(0).octets()[..2])
+/// Who gets which address: the one that is asked for, if it is one of ours and nobody has it, and else none; the next, if none is
+/// asked for. (Namespace, name, address.)
+fn assignments<'a>(services: &'a Value, next: &mut u32) -> Vec<(&'a str, &'a str, Ipv4Addr)> {
+    let all = services["items"].as_array().into_iter().flatten();
+    let all: Vec<&'a Value> = all.filter(|s| s["spec"]["type"] == "LoadBalancer").collect();
+    let has = |s: &Value| s["status"]["loadBalancer"]["ingress"][0]["ip"].as_str()?.parse::<Ipv4Addr>().ok();
+    let mut taken: BTreeSet<Ipv4Addr> = all.iter().copied().filter_map(has).collect();
+    let mut out = vec![];
+    for s in all {
+        let (Some(ns), Some(name)) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str()) else {
+            continue;
+        };
+        let ip = match s["spec"]["loadBalancerIP"].as_str().filter(|asked| !asked.is_empty()) {
+            Some(asked) => asked.parse::<Ipv4Addr>().ok().filter(|ip| cluster::is_balanced(*ip) && !taken.contains(ip)),
+            None if has(s).is_some() => None,
+            None => {
+                let free = (*next..).map(cluster::balanced).find(|ip| !taken.contains(ip));
+                *next += 1;
+                free
+            }
+        };
+        if let Some(ip) = ip {
+            taken.insert(ip);
+            out.push((ns, name, ip));
         }
-        None if has.is_some() => None,
-        None => {
-            *next += 1;
-            Some(cluster::balanced(*next - 1))
-        }
     }
+    out
 }
 
 #[cfg(test)]
@@ -304,28 +311,34 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn services_get_the_address_that_they_ask_for_if_it_is_ours() {
-        let service = |asked: Option<&str>, has: Option<&str>| {
-            let ingress = has.map(|ip| json!([{ "ip": ip }]));
-            json!({ "spec": { "type": "LoadBalancer", "loadBalancerIP": asked }, "status": { "loadBalancer": { "ingress": ingress } } })
-        };
-        let mut next = 1;
+    fn addresses_that_are_asked_for_are_given_if_they_are_ours_and_free() {
         let usable = cluster::balanced(USABLE).to_string();
-        for (asked, has, wanted) in [
-            (None, None, Some("10.98.0.1")),
-            (Some(""), None, Some("10.98.0.2")),
-            (None, Some("10.98.0.1"), None),
-            (Some(usable.as_str()), None, Some("10.98.255.1")),
-            (Some(usable.as_str()), Some("10.98.0.1"), Some("10.98.255.1")),
-            (Some(usable.as_str()), Some(usable.as_str()), None),
-            // Not ours: it stays without.
-            (Some("192.0.2.1"), None, None),
-            (Some("a.example.com"), None, None),
-            (None, None, Some("10.98.0.3")),
-        ] {
-            let got = address(&service(asked, has), &mut next).map(|ip| ip.to_string());
-            assert_eq!(got.as_deref(), wanted, "{asked:?} {has:?}");
-        }
-        assert_eq!(address(&json!({ "spec": { "type": "ClusterIP" } }), &mut next), None);
+        let service = |name: &str, asked: &str, has: &str| {
+            let ingress = if has.is_empty() { json!(null) } else { json!([{ "ip": has }]) };
+            json!({
+                "metadata": { "namespace": "a", "name": name },
+                "spec": { "type": "LoadBalancer", "loadBalancerIP": asked },
+                "status": { "loadBalancer": { "ingress": ingress } },
+            })
+        };
+        let given = |all: &[Value], mut next: u32| -> Vec<String> {
+            let services = json!({ "items": all });
+            let all = assignments(&services, &mut next);
+            all.into_iter().map(|(_, name, ip)| format!("{name} {ip}")).collect()
+        };
+        assert_eq!(given(&[service("x", "", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        assert_eq!(
+            given(&[service("x", &usable, ""), service("y", "", "")], 1),
+            [format!("x {usable}").as_str(), "y 10.98.0.1"]
+        );
+        // Pending: not ours, not an address, somebody else's.
+        assert!(given(&[service("x", &UNUSABLE.to_string(), ""), service("y", "x", "")], 1).is_empty());
+        assert!(given(&[service("x", &usable, &usable), service("y", &usable, "")], 1).is_empty());
+        // Who asks for another one gets that; nobody is given what somebody has.
+        assert_eq!(given(&[service("x", &usable, "10.98.0.1")], 2), [format!("x {usable}")]);
+        assert_eq!(given(&[service("x", "10.98.0.1", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        let mut other = service("x", "", "");
+        other["spec"]["type"] = json!("ClusterIP");
+        assert!(given(&[other, service("y", "", "10.98.0.1")], 2).is_empty());
     }
 }

@@ -246,6 +246,7 @@ fn plural(kind: &str) -> &'static str {
         ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
         ("GatewayClass", "gatewayclasses"),
         ("Gateway", "gateways"),
+        ("ListenerSet", "listenersets"),
         ("HTTPRoute", "httproutes"),
         ("GRPCRoute", "grpcroutes"),
         ("TCPRoute", "tcproutes"),

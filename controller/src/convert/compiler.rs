@@ -218,6 +218,7 @@ fn differ_by_status(before: &Object, after: &Object) -> Option<(usize, usize)> {
         (Object::RequestAuthentication(a), Object::RequestAuthentication(b)) => same!(a, b),
         (Object::Telemetry(a), Object::Telemetry(b)) => same!(a, b),
         (Object::BackendTLSPolicy(a), Object::BackendTLSPolicy(b)) => same!(a, b),
+        (Object::ListenerSet(a), Object::ListenerSet(b)) => same!(a, b),
         (Object::Gateway(a), Object::Gateway(b)) if a.status.addresses == b.status.addresses => same!(a, b),
         _ => None,
     }
@@ -287,7 +288,9 @@ mod tests {
     const FILTER: &str = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f%L, namespace: ns%M}\nspec: {targetRefs: [{kind: Service, name: a%L}], rateLimits: [{requests: %N}]}\n";
     const TLS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
     const LIMITED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: z%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L}], rules: [{filters: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: f%L}}], backendRefs: [{name: a%L, port: 80}]}]}\n";
-    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]}\n";
+    const SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: z%L, namespace: ns%M, creationTimestamp: MADE}\nspec: {parentRef: {name: g, namespace: ns0}, listeners: [{name: l%L, port: 8%N, protocol: HTTP, hostname: a%N.com}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}]}\nTOLD";
+    const IN_SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {parentRefs: [{kind: ListenerSet, name: z%L}, {name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
+    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, allowedListeners: {namespaces: {from: ALLOWED}}, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]}\n";
     const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\nTOLD";
     const SECRET: &str =
         "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: ns%M}\nstringData: {tls.crt: none}\n";
@@ -352,7 +355,9 @@ mod tests {
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(33) {
+        let text = match n(37) {
+            33 | 34 => SET,
+            35 | 36 => IN_SET,
             32 => NODE,
             30 => ENTRY,
             31 => MACHINE,
@@ -377,6 +382,7 @@ mod tests {
         let text = text
             .replace("ANNOTATION", &pick(&mut n, &["enabled", "''"]))
             .replace("GATEWAY", &pick(&mut n, &["gateway.networking.k8s.io/gateway-name", "x", "x", "x"]))
+            .replace("ALLOWED", &pick(&mut n, &["All", "All", "Same", "None"]))
             .replace("MADE", &pick(&mut n, &["first", "again"]))
             .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))

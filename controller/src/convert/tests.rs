@@ -6,11 +6,14 @@ use crate::{
     model::Model,
 };
 
+mod addresses;
 mod deploys;
 mod gateways;
 mod golden;
+mod listener_sets;
 mod messages;
 mod policies;
+mod precedence;
 mod revisions;
 mod routes;
 mod services;

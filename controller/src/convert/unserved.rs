@@ -8,6 +8,7 @@ use crate::{
         facts::{
             gateway,
             hosts::Hosts,
+            listener_set,
             listeners::{self, Taken},
             service, waypoint,
         },
@@ -52,7 +53,10 @@ pub(crate) fn alone(object: &Object) -> Option<Vec<Finding>> {
     if names_revision(object) {
         return None;
     }
-    let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
+    let looked_up = matches!(
+        object,
+        Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_) | Object::ListenerSet(_)
+    );
     let of_service = |p: &ParentRef| service_kind(p).is_some();
     let among_others = looked_up || parents(object).is_some_and(|p| p.iter().any(of_service));
     (!among_others).then(Vec::new)
@@ -106,6 +110,7 @@ fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
             lost.then(found).into_iter().collect()
         }
         Object::Gateway(g) => view.gateway(g),
+        Object::ListenerSet(s) => view.listener_set(s),
         other => parents(other).map(|p| view.parents(&meta.namespace, p)).unwrap_or_default(),
     };
     found.into_iter().map(|(reason, bad)| Finding::new(object.kind(), meta, reason, bad)).collect()
@@ -161,6 +166,13 @@ impl<'a> View<'a> {
         let parameters = deploy::parameters(self.objects, gateway).err();
         let parameters = parameters.map(|e| ("spec.infrastructure.parametersRef".to_string(), e.to_string()));
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
+    }
+
+    /// Why a Gateway of ours does not take the listeners of a set. (Which of them cannot be is a problem of the compilation.)
+    fn listener_set(&self, set: &ListenerSet) -> Vec<Found> {
+        let of = listener_set::parent(self.objects, set).filter(|of| listener_set::is_ours(self.objects, of));
+        let text = of.and_then(|of| listener_set::refusal(self.objects, of, &set.metadata.namespace));
+        text.map(|text| (Reason::Invalid, ("spec.parentRef".to_string(), text))).into_iter().collect()
     }
 
     fn virtual_service(&self, service: &VirtualService) -> Vec<Found> {
@@ -388,6 +400,29 @@ mod tests {
             assert_eq!(said(READY, &gateway(class, listener, more)), [want.clone(), vec![]], "{class}");
         }
         assert!(said(READY, &gateway("nginx", "port: 80, protocol: HTTP", more))[0].is_empty());
+    }
+
+    #[test]
+    fn listener_sets_that_a_gateway_does_not_take_are_told() {
+        let set = |of: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {{name: l, namespace: a}}\nspec: {{parentRef: {{name: {of}}}, listeners: [{{name: x, port: 80, protocol: HTTP}}]}}\n"
+            )
+        };
+        let want = vec!["Invalid spec.parentRef".to_string()];
+        // A waypoint takes none; of one that is not there nothing is known.
+        assert_eq!(said(READY, &set("w")), [want.clone(), want.clone()]);
+        assert_eq!(said(READY, &set("none")), [vec![], vec![]] as [Vec<String>; 2]);
+        for (from, want) in [("All", vec![]), ("Same", vec![]), ("None", want.clone()), ("Selector", want.clone())] {
+            let gateway = format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, allowedListeners: {{namespaces: {{from: {from}, selector: {{matchLabels: {{x: y}}}}}}}}, listeners: [{{name: l, port: 80, protocol: HTTP}}]}}\n---\n"
+            );
+            let all = state(&(SERVICES.to_string() + &gateway + &set("g")));
+            let object = &all.objects.last().unwrap().object;
+            let found = around(object, &all, &compile(&all, &mesh()).0, &mesh());
+            let fields: Vec<String> = found.iter().map(|f| format!("{} {}", f.reason.name(), f.field)).collect();
+            assert_eq!(fields, want, "{from}");
+        }
     }
 
     #[test]

@@ -107,6 +107,7 @@ pub const CODES: &[(u16, &str)] = &[
     (512, "the kind of route is not supported by the listener"),
     (513, "the type of address is not supported"),
     (514, "listeners of the Gateway are not valid"),
+    (518, "the Gateway does not take the ListenerSet"),
     (601, "not a CEL expression that can be evaluated"),
     (602, "not the name of a label"),
     (603, "REMOVE with a value"),

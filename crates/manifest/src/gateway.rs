@@ -31,6 +31,48 @@ pub struct GatewaySpec {
     pub addresses: Vec<GatewayAddress>,
     pub infrastructure: Infrastructure,
     pub tls: GatewayTls,
+    pub allowed_listeners: AllowedListeners,
+}
+/// Whose ListenerSets may add listeners.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AllowedListeners {
+    pub namespaces: ListenerNamespaces,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerNamespaces {
+    /// All, Same, Selector, None (the default).
+    pub from: String,
+    pub selector: LabelSelector,
+}
+/// More listeners of a Gateway, which may be somebody else's (GEP-1713).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerSet {
+    pub metadata: Meta,
+    pub spec: ListenerSetSpec,
+    pub status: ListenerSetStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerSetSpec {
+    pub parent_ref: GatewayRef,
+    pub listeners: Vec<Listener>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerSetStatus {
+    pub conditions: Vec<StatusCondition>,
+    pub listeners: Vec<ListenerStatus>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -150,11 +192,12 @@ pub struct ParametersRef {
     pub name: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct GatewayStatus {
     pub addresses: Vec<GatewayAddress>,
     pub conditions: Vec<StatusCondition>,
     pub listeners: Vec<ListenerStatus>,
+    pub attached_listener_sets: u32,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -70,6 +70,7 @@ kinds! {
     MutatingWebhookConfiguration "admissionregistration.k8s.io" false,
     GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
+    ListenerSet "gateway.networking.k8s.io" true,
     HTTPRoute "gateway.networking.k8s.io" true,
     GRPCRoute "gateway.networking.k8s.io" true,
     TCPRoute "gateway.networking.k8s.io" true,

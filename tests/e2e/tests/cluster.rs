@@ -1125,6 +1125,25 @@ fn ways_in(a: &Apps) {
         let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(443), Duration::from_secs(2)));
         s.unwrap().ok()
     });
+    // Listeners that somebody else adds: statuses, a port of the Service, a port of the pod.
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: bookinfo}\nspec: {parentRef: {name: secure}, listeners: [{name: http, port: 8080, protocol: HTTP, hostname: more.example}]}\n",
+    );
+    let set = ["listenersets.gateway.networking.k8s.io", "-n", "bookinfo", "more"];
+    wait_condition(&set, "Accepted", ("False", "NotAllowed"));
+    let allowed = r#"{"spec":{"allowedListeners":{"namespaces":{"from":"Same"}}}}"#;
+    kubectl(&["-n", "bookinfo", "patch", secure[0], "secure", "--type=merge", "-p", allowed]);
+    wait_condition(&set, "Programmed", ("True", "Programmed"));
+    wait_for("the set counted", LONG, || (get(&secure)["status"]["attachedListenerSets"] == 1).then_some(()));
+    wait_for("its port in the Service", LONG, || {
+        let service = get(&["service", "-n", "bookinfo", "secure-istio"]);
+        service["spec"]["ports"].as_array()?.iter().any(|port| port["port"] == 8080).then_some(())
+    });
+    wait_for("the port of the set open", LONG, || {
+        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(8080), Duration::from_secs(2)));
+        s.unwrap().ok()
+    });
+    kubectl(&["-n", "bookinfo", "delete", set[0], "more"]);
     kubectl(&["-n", "bookinfo", "delete", gateway[0], "bookinfo-gateway", "secure"]);
     helm(&["uninstall", name, "-n", "istio-ingress", "--wait"]);
     kubectl(&["delete", "namespace", "istio-ingress", "--wait=false"]);

@@ -270,6 +270,36 @@ fn istio_gateways_and_virtual_services() {
     assert!(log.contains("Secret edge/site not found: it must be in the namespace of the gateway's pods"), "{log}");
 }
 
+/// A ListenerSet of another namespace adds a host and a port with routes of its own; what the Gateway has it does not get, and what
+/// the Gateway allows no more is gone.
+#[test]
+fn listeners_that_a_set_adds_are_served() {
+    let s = Site::new(&[NAMED]);
+    let allowing = |from: &str| {
+        gateway(&format!("[{{name: web, port: 80, protocol: HTTP, hostname: own.com, {ALL}}}]"))
+            .replace("listeners:", &format!("allowedListeners: {{namespaces: {{from: {from}}}}}, listeners:"))
+    };
+    s.apply("gw", &allowing("All"), &[80]);
+    s.w.apply("own", &route("own", "hostnames: []", "shop-v1"));
+    s.apply(
+        "set",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: app}\nspec: {parentRef: {name: gw, namespace: edge}, listeners: [{name: added, port: 80, protocol: HTTP, hostname: added.com}, {name: taken, port: 80, protocol: HTTP, hostname: own.com}, {name: far, port: 8081, protocol: HTTP}]}\n",
+        &[8081],
+    );
+    s.w.apply(
+        "added",
+        &route("added", "hostnames: []", "shop-v2")
+            .replace("{name: gw, namespace: edge}", "{kind: ListenerSet, name: more}"),
+    );
+    assert_eq!(s.until(80, "added.com", "/", 200).text(), "v2");
+    assert_eq!(s.until(8081, "any.com", "/", 200).text(), "v2");
+    assert_eq!(s.until(80, "own.com", "/", 200).text(), "v1", "the Gateway's own comes first");
+    s.w.apply("gw", &allowing("None"));
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(8081)).is_err().then_some(()));
+    s.until(80, "added.com", "/", 404);
+    assert_eq!(s.ask(80, "own.com", "/").text(), "v1");
+}
+
 /// What holds keys is told to the pod that it is for only, whatever another asks for.
 #[test]
 fn keys_are_told_to_their_gateway_only() {

@@ -3,6 +3,7 @@
 use crate::{
     authz::{access::Access, error::AccessError},
     downstream::{
+        by_host::ByHost,
         client_cert,
         topology::{Topology, TopologyError},
     },
@@ -111,6 +112,7 @@ fn read(p: &ir::KeyPair) -> Result<Pair, KeyPairError> {
 #[derive(Debug, Default)]
 pub struct Port {
     listeners: Vec<Arc<Listener>>,
+    by_host: ByHost,
 }
 
 /// One listener.
@@ -190,6 +192,7 @@ impl Gateway {
                 chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
         }
+        ports.values_mut().for_each(|p| p.by_host = ByHost::new(p.listeners.iter().map(|l| l.hosts.as_slice())));
         let pair = |(name, k): (&String, &ir::KeyPair)| {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
@@ -223,13 +226,7 @@ impl Port {
     /// The listeners for a name (that of a request, or of a TLS hello): of those that it fits, the ones with the longest
     /// name of their own, in order.
     pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
-        // One that is alone is looked at once.
-        let best =
-            if self.listeners.len() > 1 { self.listeners.iter().filter_map(|l| l.rank(name)).max() } else { None };
-        self.listeners.iter().filter(move |l| match l.rank(name) {
-            None => false,
-            rank => best.is_none() || rank == best,
-        })
+        self.by_host.find(name).iter().filter_map(move |place| self.listeners.get(*place))
     }
 
     /// The port that clients call, who do not know where we listen.
@@ -264,10 +261,6 @@ impl Listener {
         &self.chains
     }
 
-    fn rank(&self, name: Option<&str>) -> Option<usize> {
-        self.hosts.iter().filter_map(|h| rank(h, name)).max()
-    }
-
     /// The routes for a name, of those of all virtual hosts: of the name itself, else of the longest wildcard that it fits.
     pub fn routes<'a>(&self, hosts: &'a HashMap<Arc<str>, Arc<Routes>>, name: &str) -> Option<&'a Routes> {
         let mut key = String::with_capacity(self.routes.len() + name.len() + 2);
@@ -283,16 +276,6 @@ impl Listener {
         }
         let mut dots = name.match_indices('.').map(|(i, _)| &name[i..]);
         dots.find_map(|rest| look("*", rest)).or_else(|| look("*", ""))
-    }
-}
-
-/// How closely a listener's name fits; None: not.
-fn rank(host: &str, name: Option<&str>) -> Option<usize> {
-    match (host, name) {
-        ("*", _) => Some(0),
-        (_, None) => None,
-        (h, Some(n)) if h == n => Some(usize::MAX),
-        (h, Some(n)) => h.strip_prefix('*').filter(|s| n.len() > s.len() && n.ends_with(s)).map(str::len),
     }
 }
 

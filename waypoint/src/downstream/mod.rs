@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod busy;
+pub mod by_host;
 pub mod client_cert;
 pub mod conns;
 pub mod context;

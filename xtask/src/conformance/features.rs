@@ -5,11 +5,11 @@
 /// not run, and the report lists it as unsupported. `UDPRoute` brings the profile GATEWAY-UDP with it.
 const ARRIVING: [(&str, bool); 7] = [
     // ListenerSets: listeners beside those of the Gateway.
-    ("ListenerSet", false),
+    ("ListenerSet", true),
     // spec.addresses with several, usable or not.
-    ("GatewayStaticAddresses", false),
+    ("GatewayStaticAddresses", true),
     // Of the routes at a listener the one with the more specific host name of its own comes first.
-    ("GatewayRouteHostnameIntersectionPrecedence", false),
+    ("GatewayRouteHostnameIntersectionPrecedence", true),
     // Client certificates at listeners (spec.tls.frontend), and connections without a valid one.
     ("GatewayFrontendClientCertificateValidation", false),
     ("GatewayFrontendClientCertificateValidationInsecureFallback", false),
@@ -126,12 +126,12 @@ mod tests {
 
     #[test]
     fn a_feature_that_has_arrived_is_declared_with_its_profile() {
-        let none = gateways_with(&[("ListenerSet", false), ("UDPRoute", false)]);
+        let none = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
         assert_eq!(none.features, GATEWAYS);
         assert!(!none.profiles.contains(&"GATEWAY-UDP"));
         let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
         assert_eq!((sets.features.len(), sets.profiles.len()), (GATEWAYS.len() + 1, 4));
-        let datagrams = gateways_with(&[("ListenerSet", false), ("UDPRoute", true)]);
+        let datagrams = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
         assert!(datagrams.features.contains(&"UDPRoute") && datagrams.profiles.contains(&"GATEWAY-UDP"));
     }
 

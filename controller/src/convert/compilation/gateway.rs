@@ -98,8 +98,11 @@ pub(crate) fn compile(
     let named = by_label(objects);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
     for (index, facts) in listeners.all.iter().enumerate() {
-        let ListenerParent::Api { namespace, gateway, listener, .. } = &facts.parent else { continue };
-        let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
+        let ListenerParent::Api { namespace, gateway, set, listener, .. } = &facts.parent else { continue };
+        let at = match set {
+            Some(set) => objects.listener_sets.get(&(set.namespace.as_str(), set.name.as_str())).map(|(at, _)| at),
+            None => objects.gateways_at.get(&(namespace.as_str(), gateway.as_str())),
+        };
         for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
         }

@@ -3,7 +3,7 @@
 
 use crate::convert::{
     facts::{grant::granted_secret, host::common, secret::key_pair, topology, validate},
-    objects::{GATEWAY_API, INGRESS_CLASSES, Objects, VIRTUAL},
+    objects::{GATEWAY, GATEWAY_API, INGRESS_CLASSES, LISTENER_SET, Objects, VIRTUAL},
 };
 use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
-    /// `Gateway/namespace/name/listener`; the names of its virtual hosts begin with it.
+    /// `Gateway/namespace/name/listener`, or that of a ListenerSet; the names of its virtual hosts begin with it.
     pub(crate) id: String,
     pub(crate) parent: ListenerParent,
     pub(crate) port: u16,
@@ -38,8 +38,27 @@ pub(crate) struct GatewayListener {
 
 /// Whose it is.
 pub(crate) enum ListenerParent {
-    Api { namespace: String, gateway: String, listener: String, allowed: RouteNamespaces },
-    Istio { namespace: String, gateway: String, server: usize, from: Vec<(String, String)> },
+    Api {
+        namespace: String,
+        gateway: String,
+        /// The ListenerSet that adds it to the Gateway.
+        set: Option<SetName>,
+        listener: String,
+        allowed: RouteNamespaces,
+    },
+    Istio {
+        namespace: String,
+        gateway: String,
+        server: usize,
+        from: Vec<(String, String)>,
+    },
+}
+
+/// A ListenerSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SetName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 impl GatewayListener {
@@ -85,7 +104,10 @@ impl GatewayListener {
     /// For people.
     pub(crate) fn name(&self) -> String {
         match &self.parent {
-            ListenerParent::Api { namespace, gateway, listener, .. } => {
+            ListenerParent::Api { set: Some(set), listener, .. } => {
+                format!("listener {listener} of {LISTENER_SET} {}/{}", set.namespace, set.name)
+            }
+            ListenerParent::Api { namespace, gateway, listener, set: None, .. } => {
                 format!("listener {listener} of Gateway {namespace}/{gateway}")
             }
             ListenerParent::Istio { namespace, gateway, server, .. } => {
@@ -121,6 +143,11 @@ fn client_certificates(gateway: &Gateway, listener: &Listener) -> Option<String>
         let of = at_port.map_or("default".into(), |n| format!("perPort[{n}].tls"));
         return Some(format!("spec.tls.frontend.{of}.validation"));
     }
+    own_client_certificates(listener)
+}
+
+/// The same of the listener itself.
+fn own_client_certificates(listener: &Listener) -> Option<String> {
     let own = listener.tls.as_ref()?;
     if own.frontend_validation.is_some() {
         return Some("tls.frontendValidation".into());
@@ -136,12 +163,24 @@ pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
     if !INGRESS_CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
         return all;
     }
-    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
-    let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one =
-        |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(gateway, l)?)));
-    all.extend(gateway.spec.listeners.iter().filter(ends).filter_map(one));
+    all.extend(refused(&gateway.spec.listeners, |l| client_certificates(gateway, l)));
     all
+}
+
+/// The same of a ListenerSet. (Its Gateway may ask clients for certificates besides.)
+pub(crate) fn set_warnings(set: &ListenerSet) -> Vec<String> {
+    refused(&set.spec.listeners, own_client_certificates).collect()
+}
+
+/// Of listeners that end TLS, those that ask clients for certificates by a field.
+fn refused<'a>(
+    all: &'a [Listener],
+    field: impl Fn(&Listener) -> Option<String> + 'a,
+) -> impl Iterator<Item = String> + 'a {
+    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
+    let ends = move |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
+    let one = move |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&field(l)?)));
+    all.iter().filter(ends).filter_map(one)
 }
 
 fn refusal(field: &str) -> String {
@@ -168,23 +207,27 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
     }
 }
 
-pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener) -> GatewayListener {
-    let meta = &gateway.metadata;
+/// A listener of a Gateway, its own or one that a ListenerSet adds.
+pub(crate) fn listener(
+    objects: &Objects<'_>,
+    gateway: &Gateway,
+    set: Option<&ListenerSet>,
+    spec: &Listener,
+) -> GatewayListener {
+    // What stands in an object refers to what is around that object.
+    let (kind, meta) = set.map_or((GATEWAY, &gateway.metadata), |set| (LISTENER_SET, &set.metadata));
     let tls = spec.tls.clone().unwrap_or_default();
     let passes = tls.mode.as_deref() == Some("Passthrough");
     let parent = ListenerParent::Api {
-        namespace: meta.namespace.clone(),
-        gateway: meta.name.clone(),
+        namespace: gateway.metadata.namespace.clone(),
+        gateway: gateway.metadata.name.clone(),
+        set: set.map(|_| SetName { namespace: meta.namespace.clone(), name: meta.name.clone() }),
         listener: spec.name.clone(),
         allowed: spec.allowed_routes.namespaces.clone(),
     };
     let host = spec.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
-    let mut listener = GatewayListener::new(
-        format!("Gateway/{}/{}/{}", meta.namespace, meta.name, spec.name),
-        parent,
-        spec.port,
-        vec![host],
-    );
+    let id = format!("{kind}/{}/{}/{}", meta.namespace, meta.name, spec.name);
+    let mut listener = GatewayListener::new(id, parent, spec.port, vec![host]);
     let supported: &[&'static str] = match spec.protocol.as_str() {
         "HTTP" => &["HTTPRoute", "GRPCRoute"],
         "HTTPS" => {
@@ -228,7 +271,7 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
     }
     if listener.terminates_tls {
         for r in &tls.certificate_refs {
-            match pair(objects, &meta.namespace, r) {
+            match pair(objects, (kind, &meta.namespace), r) {
                 Ok(p) => listener.certificates.push(p),
                 Err(e) => listener.unresolved = Some(e),
             }
@@ -241,7 +284,12 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
     listener
 }
 
-fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
+/// `kind`, `ns`: of the object that refers to it.
+fn pair(
+    objects: &Objects<'_>,
+    (kind, ns): (&str, &str),
+    reference: &SecretRef,
+) -> Result<ir::KeyPair, (&'static str, String)> {
     const BAD: &str = "InvalidCertificateRef";
     let of = reference.namespace.as_deref().unwrap_or(ns);
     if !matches!(reference.group.as_deref(), None | Some(""))
@@ -249,9 +297,9 @@ fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::Ke
     {
         return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", reference.name)));
     }
-    if of != ns && !granted_secret(objects, ns, of, &reference.name) {
+    if of != ns && !granted_secret(objects, kind, ns, of, &reference.name) {
         let text = format!(
-            "reference to Secret {of}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
+            "reference to Secret {of}/{} is not permitted: create a ReferenceGrant from {kind} in its namespace [KARST-0309]",
             reference.name
         );
         return Err(("RefNotPermitted", text));

@@ -26,6 +26,10 @@ const ROUTE: [&str; 2] = [
     "spec.parentRefs[].{group,kind,namespace,name,sectionName,port}",
     "spec.rules[].backendRefs[].{group,kind,name,namespace,port,weight}",
 ];
+const LISTENERS: [&str; 2] = [
+    "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
+    "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
+];
 const FAULT: &str =
     "fault.{delay.{percent,percentage.value,fixedDelay},abort.{percent,percentage.value,httpStatus,grpcStatus}}";
 
@@ -124,11 +128,13 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{gatewayClassName,addresses[].{type,value}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
-            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
+            LISTENERS[0],
             "spec.tls.frontend.{default.validation,perPort[].{port,tls.validation}}",
-            "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
+            LISTENERS[1],
+            "spec.allowedListeners.namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}",
         ],
     ),
+    ("ListenerSet", &["spec.parentRef.{group,kind,namespace,name}", LISTENERS[0], LISTENERS[1]]),
     (
         "HTTPRoute",
         &[
@@ -432,6 +438,7 @@ fn all_fields() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = of_crds();
     for (kind, fields) in [
         ("Gateway", of_type::<kinds::GatewaySpec>()),
+        ("ListenerSet", of_type::<kinds::ListenerSetSpec>()),
         ("HTTPRoute", of_type::<gatewayapi::HttpRouteSpec>()),
         ("GRPCRoute", of_type::<gatewayapi::GrpcRouteSpec>()),
         ("TCPRoute", of_type::<gatewayapi::TcpRouteSpec>()),

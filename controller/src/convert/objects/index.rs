@@ -26,6 +26,8 @@ pub(crate) struct Objects<'a> {
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
     /// Where they stand.
     pub gateways_at: HashMap<(&'a str, &'a str), &'a Located>,
+    /// By namespace and name.
+    pub listener_sets: BTreeMap<(&'a str, &'a str), (&'a Located, &'a ListenerSet)>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
     /// By namespace.
     pub entries_of: HashMap<&'a str, Vec<&'a ServiceEntry>>,
@@ -75,6 +77,7 @@ impl<'a> Objects<'a> {
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
             gateways_at: HashMap::new(),
+            listener_sets: BTreeMap::new(),
             service_entries: vec![],
             entries_of: HashMap::new(),
             workload_entries: vec![],
@@ -133,6 +136,9 @@ impl<'a> Objects<'a> {
                 Object::Gateway(g) => {
                     index.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
                     index.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), located);
+                }
+                Object::ListenerSet(s) => {
+                    index.listener_sets.insert((&s.metadata.namespace, &s.metadata.name), (located, s));
                 }
                 Object::ServiceEntry(s) => {
                     index.entries_of.entry(&s.metadata.namespace).or_default().push(s);

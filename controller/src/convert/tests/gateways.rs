@@ -3,7 +3,7 @@
 use super::*;
 
 /// Secret `c` of namespace a.
-fn key_pair() -> String {
+pub(super) fn key_pair() -> String {
     let pair = crate::ca::Signer::generate("cluster.local").unwrap();
     let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
     format!(
