@@ -553,7 +553,7 @@ mod tests {
     #[test]
     fn a_batch_is_one_buffer() {
         for protocol in [CollectorProtocol::OtlpGrpc, CollectorProtocol::OtlpHttp, CollectorProtocol::Zipkin] {
-            let buffer = Vec::with_capacity(1 << 16);
+            let buffer: Vec<u8> = Vec::with_capacity(1 << 16);
             let memory = buffer.as_ptr()..buffer.as_ptr().wrapping_add(1 << 16);
             let mut message = Message::begin(protocol, &producer(), buffer);
             (0..20).for_each(|_| message.span(&HEAD, &[], some));

@@ -656,7 +656,7 @@ fn a_buffer_that_comes_back_is_used_again() {
             r.queue.recv().await.unwrap()
         };
         let batch = full(&mut r).await;
-        let buffer = Vec::with_capacity(4 << 20);
+        let buffer: Vec<u8> = Vec::with_capacity(4 << 20);
         let memory = buffer.as_ptr()..buffer.as_ptr().wrapping_add(4 << 20);
         batch.buffers.try_send(buffer).unwrap();
         assert!(batch.buffers.try_send(vec![]).is_err(), "one is kept");
