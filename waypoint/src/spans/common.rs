@@ -4,8 +4,8 @@
 
 use crate::{
     spans::{
-        encode::{Form, Tags},
         names::{DESTINATION, SOURCE},
+        writer::{Form, Tags},
     },
     telemetry::stream_info::{Chosen, StreamInfo},
 };

@@ -1,22 +1,21 @@
 //! Spans in the forms that collectors take: OpenTelemetry's messages (protobuf), and Zipkin's JSON (v2). A message is one buffer that
 //! spans are appended to as they end, and that is sent as it is: nothing is built before it is encoded, and nothing is copied after.
 
-use crate::spans::context::SpanContext;
+use crate::spans::{
+    context::SpanContext,
+    writer::{Decimal, Form, Tags, VARINT, delimited, escaped, hexadecimal, varint, varint_length},
+};
 use bytes::Bytes;
 use karst_api::{
     otlp::{AnyValue, InstrumentationScope, KeyValue, Resource, SpanKind, StatusCode, any_value},
     route::CollectorProtocol,
 };
-use karst_proxy::trace::digits;
 use prost::Message as _;
-use std::io::Write;
 
 /// What created the spans.
 const SCOPE: &str = "karst-waypoint";
 /// The flags of a sampled span.
 const SAMPLED: u32 = 1;
-/// Longest varint of a length, in bytes.
-const VARINT: usize = 5;
 /// Before a message of gRPC: whether it is compressed, and its length.
 const GRPC_HEAD: usize = 5;
 
@@ -38,15 +37,10 @@ mod field {
     /// Eight bytes.
     pub(super) const START: u8 = 7 << 3 | 1;
     pub(super) const END: u8 = 8 << 3 | 1;
-    pub(super) const ATTRIBUTE: u8 = 9 << 3 | BYTES;
     pub(super) const STATUS: u8 = 15 << 3 | BYTES;
     /// Four bytes; field 16, whose beginning is a varint of two.
     pub(super) const FLAGS: [u8; 2] = [0x85, 1];
     pub(super) const STATUS_CODE: u8 = 3 << 3;
-    pub(super) const KEY: u8 = 1 << 3 | BYTES;
-    pub(super) const VALUE: u8 = 2 << 3 | BYTES;
-    pub(super) const STRING: u8 = 1 << 3 | BYTES;
-    pub(super) const INT: u8 = 3 << 3;
 }
 
 /// Whose side of a call a span tells of.
@@ -56,22 +50,6 @@ pub enum Kind {
     Server,
     /// One attempt at an endpoint.
     Client,
-}
-
-/// How tags are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    Otlp,
-    Zipkin,
-}
-
-impl From<CollectorProtocol> for Form {
-    fn from(protocol: CollectorProtocol) -> Self {
-        match protocol {
-            CollectorProtocol::OtlpGrpc | CollectorProtocol::OtlpHttp => Form::Otlp,
-            CollectorProtocol::Zipkin => Form::Zipkin,
-        }
-    }
 }
 
 /// Who creates spans.
@@ -100,164 +78,6 @@ pub struct Head<'a> {
     pub is_error: bool,
 }
 
-/// Writes tags behind one another.
-pub struct Tags<'a> {
-    out: &'a mut Vec<u8>,
-    form: Form,
-    /// Names that are left out: a user has given them values of their own.
-    without: &'a [&'a str],
-}
-
-impl<'a> Tags<'a> {
-    /// Appends to a buffer.
-    pub fn new(out: &'a mut Vec<u8>, form: Form, without: &'a [&'a str]) -> Self {
-        Self { out, form, without }
-    }
-
-    /// A text; what is empty is not there.
-    pub fn text(&mut self, key: &'static str, value: &str) {
-        self.texts(key, &[value]);
-    }
-
-    /// A text in several parts.
-    pub fn texts(&mut self, key: &'static str, parts: &[&str]) {
-        if parts.iter().any(|part| !part.is_empty()) && !self.is_without(key) {
-            self.put(key, parts);
-        }
-    }
-
-    /// A number that is told as text.
-    pub fn decimal(&mut self, key: &'static str, number: u64) {
-        self.text(key, Decimal::new(number).as_str());
-    }
-
-    /// A number.
-    pub fn number(&mut self, key: &'static str, number: u64) {
-        match self.form {
-            Form::Otlp => {
-                if !self.is_without(key) {
-                    attribute(self.out, key, 1 + varint_length(number));
-                    self.out.push(field::INT);
-                    varint(self.out, number);
-                }
-            }
-            Form::Zipkin => self.decimal(key, number),
-        }
-    }
-
-    /// What a user has said, empty or not.
-    pub fn custom(&mut self, name: &str, value: &str) {
-        self.put(name, &[value]);
-    }
-
-    /// Tags that were written before, in the same form.
-    pub fn written(&mut self, tags: &[u8]) {
-        self.out.extend_from_slice(tags);
-    }
-
-    fn is_without(&self, key: &str) -> bool {
-        self.without.contains(&key)
-    }
-
-    fn put(&mut self, key: &str, parts: &[&str]) {
-        match self.form {
-            Form::Otlp => {
-                let length: usize = parts.iter().map(|part| part.len()).sum();
-                attribute(self.out, key, 1 + varint_length(length as u64) + length);
-                self.out.push(field::STRING);
-                varint(self.out, length as u64);
-                parts.iter().for_each(|part| self.out.extend_from_slice(part.as_bytes()));
-            }
-            Form::Zipkin => {
-                self.out.push(b'"');
-                escaped(self.out, key);
-                self.out.extend_from_slice(b"\":\"");
-                parts.iter().for_each(|part| escaped(self.out, part));
-                self.out.extend_from_slice(b"\",");
-            }
-        }
-    }
-}
-
-/// The beginning of an attribute (`KeyValue`), whose value (`AnyValue`) has this length.
-fn attribute(out: &mut Vec<u8>, key: &str, value: usize) {
-    let length = 1 + varint_length(key.len() as u64) + key.len() + 1 + varint_length(value as u64) + value;
-    out.reserve(length + 1 + VARINT);
-    out.push(field::ATTRIBUTE);
-    varint(out, length as u64);
-    bytes(out, field::KEY, key.as_bytes());
-    out.push(field::VALUE);
-    varint(out, value as u64);
-}
-
-/// A number of any length in protobuf.
-fn varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-/// Its length in bytes.
-fn varint_length(number: u64) -> usize {
-    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
-}
-
-/// A field of bytes.
-fn bytes(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    out.push(field);
-    varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-/// The inside of a string of JSON.
-fn escaped(out: &mut Vec<u8>, text: &str) {
-    let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..0x20)) {
-        let (clean, special) = rest.split_at(at);
-        out.extend_from_slice(clean);
-        match special[0] {
-            plain @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', plain]),
-            control => drop(write!(out, "\\u{control:04x}")),
-        }
-        rest = &special[1..];
-    }
-    out.extend_from_slice(rest);
-}
-
-/// Hexadecimal digits.
-fn hexadecimal(out: &mut Vec<u8>, number: u128, length: usize) {
-    let at = out.len();
-    out.resize(at + length, b'0');
-    digits(number, &mut out[at..]);
-}
-
-/// A number as text, without an allocation.
-struct Decimal {
-    digits: [u8; 20],
-    from: usize,
-}
-
-impl Decimal {
-    fn new(mut number: u64) -> Self {
-        let (mut digits, mut from) = ([b'0'; 20], 19);
-        // The largest has 20 digits.
-        loop {
-            digits[from] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                return Self { digits, from };
-            }
-            from -= 1;
-        }
-    }
-
-    fn as_str(&self) -> &str {
-        str::from_utf8(&self.digits[self.from..]).unwrap_or_default()
-    }
-}
-
 /// A message to a collector, which spans are appended to.
 #[derive(Debug)]
 pub struct Message {
@@ -279,8 +99,8 @@ impl Message {
         let room = match Form::from(protocol) {
             Form::Otlp => {
                 let scope = InstrumentationScope { name: SCOPE.into(), version: env!("CARGO_PKG_VERSION").into() };
-                bytes(&mut before[0], field::RESOURCE, &resource(producer).encode_to_vec());
-                bytes(&mut before[1], field::SCOPE, &scope.encode_to_vec());
+                delimited(&mut before[0], field::RESOURCE, &resource(producer).encode_to_vec());
+                delimited(&mut before[1], field::SCOPE, &scope.encode_to_vec());
                 GRPC_HEAD + before.concat().len() + 2 * (1 + VARINT)
             }
             Form::Zipkin => {
@@ -322,15 +142,15 @@ impl Message {
         // Its length is known at its end; mostly it is of two bytes.
         out.extend_from_slice(&[field::SPAN, 0, 0]);
         let at = out.len();
-        bytes(out, field::TRACE_ID, &head.context.trace.to_be_bytes());
-        bytes(out, field::SPAN_ID, &head.context.span.to_be_bytes());
+        delimited(out, field::TRACE_ID, &head.context.trace.to_be_bytes());
+        delimited(out, field::SPAN_ID, &head.context.span.to_be_bytes());
         if !head.trace_state.is_empty() {
-            bytes(out, field::TRACE_STATE, head.trace_state.as_bytes());
+            delimited(out, field::TRACE_STATE, head.trace_state.as_bytes());
         }
         if let Some(parent) = head.parent {
-            bytes(out, field::PARENT, &parent.to_be_bytes());
+            delimited(out, field::PARENT, &parent.to_be_bytes());
         }
-        bytes(out, field::NAME, head.name.as_bytes());
+        delimited(out, field::NAME, head.name.as_bytes());
         let kind = match head.kind {
             Kind::Server => SpanKind::Server,
             Kind::Client => SpanKind::Client,
@@ -594,23 +414,5 @@ mod tests {
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&message.finish()).unwrap(), wanted);
         let empty = Message::begin(CollectorProtocol::Zipkin, &producer(), vec![]).finish();
         assert_eq!(empty, "[]");
-    }
-
-    #[test]
-    fn numbers_in_both_forms() {
-        for number in [0, 1, 9, 10, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
-            let mut out = vec![];
-            varint(&mut out, number);
-            assert_eq!((out.len(), &out), (varint_length(number), &wire(number)));
-            assert_eq!(Decimal::new(number).as_str(), number.to_string());
-        }
-    }
-
-    /// A number as prost writes it.
-    fn wire(number: u64) -> Vec<u8> {
-        let value = Some(any_value::Value::IntValue(number as i64));
-        let bytes = AnyValue { value }.encode_to_vec();
-        assert_eq!(bytes[0], field::INT);
-        bytes[1..].to_vec()
     }
 }

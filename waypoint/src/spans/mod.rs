@@ -3,7 +3,8 @@
 //!
 //! - [`request`]: a request that is traced, by [`sampling`] and with the headers of [`context`]; [`rules`]: what is said of traces.
 //! - [`tags`]: what its spans say; [`common`]: of this, what many have in common; [`names`]: of all that.
-//! - [`encode`]: the forms that collectors take; [`recorder`]: a worker's batches; [`queue`], [`export`]: their way from there.
+//! - [`writer`], [`encode`]: the forms that collectors take.
+//! - [`recorder`]: a worker's batches; [`queue`], [`export`]: their way from there.
 
 pub mod common;
 pub mod context;
@@ -16,6 +17,7 @@ pub mod request;
 pub mod rules;
 pub mod sampling;
 pub mod tags;
+pub mod writer;
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,10 @@ use crate::{
     spans::{
         common::{Common, Destination, Endpoint, Manner, Own},
         context::SpanContext,
-        encode::{Head, Kind, Message, Tags},
+        encode::{Head, Kind, Message},
         request::{AttemptSpan, RequestSpans},
         rules::{Custom, Tracing},
+        writer::Tags,
     },
     telemetry::{flag::ResponseFlag, stream_info::StreamInfo},
 };
@@ -91,7 +92,10 @@ pub fn write(
 
 /// A text of a client's.
 fn text(value: Option<&HeaderValue>) -> Cow<'_, str> {
-    value.map_or(Cow::Borrowed(""), |v| String::from_utf8_lossy(&v.as_bytes()[..v.len().min(MAX_TEXT)]))
+    let Some(value) = value else { return Cow::Borrowed("") };
+    let bytes = &value.as_bytes()[..value.len().min(MAX_TEXT)];
+    // Mostly it is a text as it is, which is seen faster so.
+    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 fn cut(text: &str, most: usize) -> &str {
