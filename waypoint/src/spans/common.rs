@@ -190,13 +190,13 @@ fn caller(manner: Manner<'_>, from: Option<&Workload>) -> Vec<u8> {
             tags.text("istio.cluster_id", &manner.own.cluster_id);
         }
         if let Some(from) = from {
-            side(tags, &SOURCE, from);
+            side(tags, SOURCE, from);
         }
     })
 }
 
 /// One end of a call.
-fn side(tags: &mut Tags<'_>, names: &[&'static str; 7], workload: &Workload) {
+fn side(tags: &mut Tags<'_>, names: [&'static str; 7], workload: &Workload) {
     let values: [&str; 7] = [
         &workload.workload_name,
         &workload.namespace,
@@ -206,7 +206,7 @@ fn side(tags: &mut Tags<'_>, names: &[&'static str; 7], workload: &Workload) {
         workload.workload_type,
         &workload.name,
     ];
-    names.iter().zip(values).for_each(|(name, value)| tags.text(*name, value));
+    names.into_iter().zip(values).for_each(|(name, value)| tags.text(name, value));
 }
 
 fn endpoint(manner: Manner<'_>, workload: &Workload, address: SocketAddr, http2: bool) -> Endpoint {
@@ -225,7 +225,7 @@ fn endpoint(manner: Manner<'_>, workload: &Workload, address: SocketAddr, http2:
             tags.number("network.peer.port", address.port().into());
             tags.text("network.protocol.version", version);
         }),
-        mesh: run(manner, |tags| side(tags, &DESTINATION, workload)),
+        mesh: run(manner, |tags| side(tags, DESTINATION, workload)),
     }
 }
 
