@@ -94,7 +94,7 @@ pub fn write(
 fn text(value: Option<&HeaderValue>) -> Cow<'_, str> {
     let Some(value) = value else { return Cow::Borrowed("") };
     let bytes = &value.as_bytes()[..value.len().min(MAX_TEXT)];
-    // Mostly it is a text as it is, which is seen faster so.
+    // Mostly it is a text as it is: this check reads words, the other one bytes.
     str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
