@@ -13,7 +13,7 @@ use crate::{
     snapshot::Snapshot,
     spans::{
         export,
-        queue::{Finished, Queue},
+        queue::{Batch, Queue},
     },
     telemetry::metrics::Metrics,
     upstream::connector::Connector,
@@ -56,7 +56,7 @@ pub(crate) struct Plane {
     pub(crate) worker: Rc<Worker>,
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
-    spans: mpsc::Receiver<Finished>,
+    spans: mpsc::Receiver<Batch>,
     _drain: Drain,
     _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }

@@ -18,7 +18,7 @@ use crate::{
         upgrade::Upgrade,
     },
     snapshot::Snapshot,
-    spans::queue::Queue,
+    spans::{queue::Queue, recorder::flush_in_time},
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
@@ -166,6 +166,7 @@ impl Worker {
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
+        tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {

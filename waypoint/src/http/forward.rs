@@ -119,7 +119,11 @@ impl Forwarding<'_> {
                 return local_reply_of(record, ResponseFlag::NoHealthy);
             };
             let member = &set.members[index];
-            record.workload = Some((member.workload.clone(), member.address));
+            let before = record.workload.replace((member.workload.clone(), member.address));
+            match &mut record.spans {
+                Some(spans) => spans.leave(before),
+                None => drop(before),
+            }
             let values = values(self.call, parts, &record);
             let request = body.attempt().and_then(|b| template.request(b, &record.received, false, &values));
             let Some(mut request) = request else {
@@ -127,8 +131,7 @@ impl Forwarding<'_> {
                 return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
             };
             if let Some(spans) = &mut record.spans {
-                let to = (member.workload.clone(), member.address);
-                spans.attempt(to, self.http2, worker.random(u64::MAX - 1) + 1, request.headers_mut());
+                spans.attempt(self.http2, began, worker.random(u64::MAX - 1) + 1, request.headers_mut());
             }
             let held = InFlightEndpoint::new(set.clone(), index, permit);
             let (head_sent, held_back) = (Cell::new(false), Cell::new(false));
@@ -148,9 +151,9 @@ impl Forwarding<'_> {
             if let Some(spans) = &mut record.spans {
                 let again = matches!(next, Next::Retry { .. });
                 match outcome(&sent) {
-                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again),
-                    Outcome::Failed(error) => spans.failed(error.flag()),
-                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout),
+                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again.then_some(ended)),
+                    Outcome::Failed(error) => spans.failed(error.flag(), ended),
+                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout, ended),
                 }
             }
             let Next::Retry { within } = next else {

@@ -174,7 +174,7 @@ fn begin(worker: &Worker, snapshot: &Snapshot, downstream: &Downstream, parts: &
 /// Is it traced, where a Telemetry says that some are? Decides by the request's id, which it gets here if it has none.
 fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &mut RequestLog) {
     let Some(tracing) = record.telemetry.as_ref().and_then(|t| t.tracing.as_ref()) else { return };
-    if !parts.headers.contains_key(names::REQUEST_ID) {
+    if record.request_id.is_none() {
         parts.headers.insert(names::REQUEST_ID, request_id());
     }
     let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(record.from.ip());
