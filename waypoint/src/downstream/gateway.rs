@@ -4,6 +4,7 @@ use crate::{
     authz::{access::Access, error::AccessError},
     downstream::{
         client_cert,
+        client_verifier::{ClientAuth, VerifierError},
         topology::{Topology, TopologyError},
     },
     route::table::Routes,
@@ -13,9 +14,8 @@ use http::HeaderValue;
 use imbl::HashMap;
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
-    HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
-    crypto::CryptoProvider,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    HandshakeKind, ServerConfig, ServerConnection,
+    server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{
@@ -82,12 +82,9 @@ pub enum ListenerError {
     /// A key that is not the certificate's, or that TLS cannot use.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
-    /// A wish of a later version about certificates of clients.
-    #[error("client certificate {0}")]
-    ClientCertificate(i32),
-    /// Authorities of clients that cannot be read.
-    #[error("CA certificates of clients: {0}")]
-    ClientRoots(Box<dyn std::error::Error + Send + Sync>),
+    /// Certificates of clients that nobody can look at.
+    #[error(transparent)]
+    Clients(#[from] VerifierError),
 }
 
 /// Why a certificate and its key cannot be read.
@@ -139,8 +136,8 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// One of them must be a name of the client's certificate, if there are any.
     names: Vec<String>,
-    /// Who looks at the client's certificate.
-    clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// What is asked of clients.
+    clients: Option<ClientAuth>,
     /// What is shown to clients.
     keys: Arc<Keys>,
 }
@@ -311,10 +308,10 @@ impl Tls {
         let versions: &[&rustls::SupportedProtocolVersion] =
             if tls.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
-        let clients = clients(tls, &provider)?;
-        let builder = match clients.clone() {
+        let clients = ClientAuth::new(tls, &provider)?;
+        let builder = match &clients {
             None => builder.with_no_client_auth(),
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            Some(clients) => builder.with_client_cert_verifier(clients.verifier.clone()),
         };
         let keys = Arc::new(Keys(keys));
         let mut server = builder.with_cert_resolver(keys.clone());
@@ -332,15 +329,20 @@ impl Tls {
         client_cert::of_certificate(&own, first)
     }
 
+    /// Has a client shown something whose signer we trust? (Where a listener takes any certificate, it may be anybody's.)
+    pub fn has_proof(&self, certificates: Option<&[CertificateDer<'_>]>) -> bool {
+        let (Some(clients), Some(shown)) = (&self.clients, certificates) else { return false };
+        self.server.time_provider.current_time().is_some_and(|now| clients.counts(shown, now))
+    }
+
     /// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may
     /// have ended since.
     ///
     /// # Errors
     /// The client's certificate does not count any more.
     pub fn still_valid(&self, connection: &ServerConnection) -> Result<(), rustls::Error> {
-        let Some(verifier) =
-            self.clients.as_ref().filter(|_| connection.handshake_kind() == Some(HandshakeKind::Resumed))
-        else {
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let Some(verifier) = self.clients.as_ref().filter(|_| resumed).map(|clients| &clients.verifier) else {
             return Ok(());
         };
         let now = self.server.time_provider.current_time().ok_or(rustls::Error::FailedToGetCurrentTime)?;
@@ -367,27 +369,6 @@ fn has_name(cert: &CertificateDer<'_>, name: &str) -> bool {
     webpki::EndEntityCert::try_from(cert).is_ok_and(|c| c.verify_is_valid_for_subject_name(&wanted).is_ok())
 }
 
-fn clients(
-    tls: &ir::Tls,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Option<Arc<dyn ClientCertVerifier>>, ListenerError> {
-    let wanted =
-        ir::ClientCertificate::try_from(tls.client).map_err(|_| ListenerError::ClientCertificate(tls.client))?;
-    if wanted == ir::ClientCertificate::None {
-        return Ok(None);
-    }
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&tls.client_roots) {
-        let root = certificate.map_err(|e| ListenerError::ClientRoots(e.into()))?;
-        roots.add(root).map_err(|e| ListenerError::ClientRoots(e.into()))?;
-    }
-    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    if wanted == ir::ClientCertificate::Optional {
-        builder = builder.allow_unauthenticated();
-    }
-    builder.build().map(Some).map_err(|e| ListenerError::ClientRoots(e.into()))
-}
-
 /// The certificates of a listener: the first whose names fit is shown, else the first.
 #[derive(Debug)]
 struct Keys(Vec<Arc<CertifiedKey>>);
@@ -411,6 +392,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::snapshot::Snapshot;
+    use rustls::RootCertStore;
     use rustls_pki_types::UnixTime;
     use std::{
         sync::atomic::{AtomicU64, Ordering::Relaxed},

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod busy;
 pub mod client_cert;
+pub mod client_verifier;
 pub mod conns;
 pub mod context;
 pub mod edge;

@@ -1,7 +1,10 @@
 //! Gateway API's BackendTLSPolicies (GEP-1897): which are accepted, and what they say.
 
 use crate::convert::{
-    facts::{secret::ca_bundle, service},
+    facts::{
+        ca_certificates::{CaError, certificates},
+        service,
+    },
     objects::{FieldError, Objects, age},
 };
 use karst_api::route as ir;
@@ -170,29 +173,9 @@ fn validation(
 
 /// The certificates of a reference, PEM.
 fn roots(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
-    const BAD: &str = "InvalidCACertificateRef";
-    let found = match (reference.group.as_str(), reference.kind.as_str()) {
-        ("" | "core", "ConfigMap") => {
-            let c = objects.config_maps.get(&(ns, reference.name.as_str()));
-            let c = c.ok_or_else(|| (BAD, format!("ConfigMap {ns}/{} not found [KARST-0503]", reference.name)))?;
-            c.data.get("ca.crt").map(|t| t.clone().into_bytes())
-        }
-        ("" | "core", "Secret") => {
-            let s = objects.secrets.get(&(ns, reference.name.as_str()));
-            ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", reference.name)))?)
-        }
-        _ => {
-            return Err((
-                "InvalidKind",
-                format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", reference.kind),
-            ));
-        }
-    };
-    let pem = found.ok_or_else(|| {
-        (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing [KARST-0504]", reference.kind, reference.name))
-    })?;
-    let e = crate::pem::check_roots(&pem).err();
-    e.map_or(Ok(pem), |e| {
-        Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e} [KARST-0505]", reference.kind, reference.name)))
+    let target = (reference.group.as_str(), reference.kind.as_str(), reference.name.as_str());
+    certificates(objects, ns, target).map_err(|e| match e {
+        CaError::Kind(text) => ("InvalidKind", text),
+        CaError::Reference(text) => ("InvalidCACertificateRef", text),
     })
 }

@@ -2,7 +2,7 @@
 //! is.
 
 use crate::convert::{
-    facts::{grant::granted_secret, host::common, secret::key_pair, topology, validate},
+    facts::{frontend_tls, grant::granted_secret, host::common, secret::key_pair, topology, validate},
     objects::{GATEWAY_API, INGRESS_CLASSES, Objects, VIRTUAL},
 };
 use karst_api::route as ir;
@@ -20,7 +20,7 @@ pub(crate) struct GatewayListener {
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
-    /// Its clients are to show certificates, and it is of Gateway API, where that cannot be.
+    /// Its clients are to show certificates, by a field that cannot be honoured.
     pub(crate) asks: bool,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
@@ -31,6 +31,8 @@ pub(crate) struct GatewayListener {
     pub(crate) unresolved: Option<(&'static str, String)>,
     pub(crate) certificates: Vec<ir::KeyPair>,
     pub(crate) client: ir::ClientCertificate,
+    /// PEM: who may sign certificates of clients, where that is not found for each pod.
+    pub(crate) client_roots: Vec<u8>,
     pub(crate) client_names: Vec<String>,
     pub(crate) min_tls13: bool,
     pub(crate) redirect: bool,
@@ -59,6 +61,7 @@ impl GatewayListener {
             unresolved: None,
             certificates: vec![],
             client: ir::ClientCertificate::None,
+            client_roots: vec![],
             client_names: vec![],
             min_tls13: false,
             redirect: false,
@@ -70,7 +73,7 @@ impl GatewayListener {
         ir::Tls {
             certificates: self.certificates.clone(),
             client: self.client as i32,
-            client_roots: vec![],
+            client_roots: self.client_roots.clone(),
             client_names: self.client_names.clone(),
             modern: self.min_tls13,
         }
@@ -112,15 +115,8 @@ const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// The reason of a listener that would take requests without the certificates that are asked for.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
-/// The field that asks clients of a listener for certificates.
-fn client_certificates(gateway: &Gateway, listener: &Listener) -> Option<String> {
-    let frontend = &gateway.spec.tls.frontend;
-    let at_port = frontend.per_port.iter().position(|p| p.port == listener.port);
-    let tls = at_port.and_then(|n| frontend.per_port.get(n)).map_or(&frontend.default, |p| &p.tls);
-    if tls.validation.is_some() {
-        let of = at_port.map_or("default".into(), |n| format!("perPort[{n}].tls"));
-        return Some(format!("spec.tls.frontend.{of}.validation"));
-    }
+/// The field of a listener that asks its clients for certificates in a way that cannot be honoured.
+fn client_certificates(listener: &Listener) -> Option<String> {
     let own = listener.tls.as_ref()?;
     if own.frontend_validation.is_some() {
         return Some("tls.frontendValidation".into());
@@ -138,15 +134,14 @@ pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
     }
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one =
-        |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(gateway, l)?)));
+    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
     all.extend(gateway.spec.listeners.iter().filter(ends).filter_map(one));
     all
 }
 
 fn refusal(field: &str) -> String {
     format!(
-        "{field}: client certificates are not supported for listeners of Gateway API, so the listener is rejected: remove the field, or use Istio's Gateway with tls.mode MUTUAL [KARST-0506]"
+        "{field}: client certificates cannot be requested by this field, so the listener is rejected: use spec.tls.frontend of the Gateway [KARST-0506]"
     )
 }
 
@@ -161,7 +156,7 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
         if let Some((_, host, id)) = asking.iter().find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = format!(
-                "listener {listener} requires client certificates for {host:?}, which is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
+                "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
             );
             candidate.refused = Some((UNSUPPORTED, text));
         }
@@ -205,12 +200,6 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
             &[]
         }
     };
-    if listener.terminates_tls
-        && let Some(field) = client_certificates(gateway, spec)
-    {
-        listener.asks = true;
-        listener.refused = Some((UNSUPPORTED, refusal(&field)));
-    }
     listener.kinds = supported.to_vec();
     if !spec.allowed_routes.kinds.is_empty() {
         let asked = |k: &RouteKind| {
@@ -237,8 +226,23 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
             listener.unresolved =
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
+        ask_clients(objects, gateway, spec, &mut listener);
     }
     listener
+}
+
+/// What clients of a listener that ends TLS are to show.
+fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listener: &mut GatewayListener) {
+    if let Some(field) = client_certificates(spec) {
+        listener.asks = true;
+        listener.refused = Some((UNSUPPORTED, refusal(&field)));
+        return;
+    }
+    let asked = frontend_tls::at_port(objects, gateway, spec.port);
+    (listener.client, listener.client_roots, listener.refused) = (asked.client, asked.roots, asked.refused);
+    if listener.unresolved.is_none() {
+        listener.unresolved = asked.unresolved;
+    }
 }
 
 fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {

@@ -3,14 +3,14 @@
 
 use crate::convert::{
     deploy,
-    facts::{gateway, listener::GatewayListener, listeners::GatewayListeners, service},
+    facts::{frontend_tls, gateway, listener::GatewayListener, listeners::GatewayListeners, service},
     objects::{GATEWAY_API, MANAGED, Objects},
     status::{
         condition::{Condition, Write, conditions, reference, same},
         route::Route,
     },
 };
-use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
+use karst_manifest::kinds::{Gateway, GatewayAddress, Service, StatusCondition};
 use serde_json::{Value, json};
 
 /// All that differ.
@@ -140,6 +140,20 @@ fn published(service: &Service, host: &str) -> Vec<(&'static str, String)> {
     all
 }
 
+/// Clients are served whatever they show (GEP-91).
+const FALLBACK: &str = "InsecureFrontendValidationMode";
+
+/// Says so while it is so.
+fn fallback(gateway: &Gateway) -> Option<Condition> {
+    const TEXT: &str = "clients with no valid certificate are accepted: mode is AllowInsecureFallback";
+    frontend_tls::has_fallback(gateway).then(|| condition(FALLBACK, true, "ConfigurationChanged", TEXT))
+}
+
+/// Is there a condition that is only there while something holds, which does not any more?
+fn is_over(wanted: &[Condition], have: &[StatusCondition]) -> bool {
+    have.iter().any(|c| c.kind == FALLBACK) && !wanted.iter().any(|c| c.kind == FALLBACK)
+}
+
 fn one(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
@@ -192,9 +206,11 @@ fn one(
     // What was reached once stays known: its pods may come and go.
     let pending = matches!(&found, Err(("Pending", _)));
     let addresses = found.unwrap_or_else(|_| if pending { gateway.status.addresses.clone() } else { vec![] });
-    let own = [accepted, programmed];
+    let mut own = vec![accepted, programmed];
+    own.extend(fallback(gateway));
     let mut unchanged = addresses == gateway.status.addresses
         && same(&own, &gateway.status.conditions, meta.generation)
+        && !is_over(&own, &gateway.status.conditions)
         && gateway.status.listeners.len() == mine.len();
     let mut statuses: Vec<Value> = vec![];
     for ((spec, facts), refusal) in gateway.spec.listeners.iter().zip(&mine).zip(&refusals) {

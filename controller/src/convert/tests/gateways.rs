@@ -171,10 +171,10 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
     const MODE: &str = "gateway.istio.io/tls-terminate-mode";
     let secret = key_pair();
-    let of = |gateway: &str, one: &str| -> Vec<String> {
+    let of = |one: &str| -> Vec<String> {
         let tls = "certificateRefs: [{name: c}]";
         let text = format!(
-            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, {gateway} listeners: [
+            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
             {{name: one, port: 443, protocol: HTTPS, hostname: A.x.com, tls: {{{tls}, {one}}}}},
             {{name: wide, port: 443, protocol: HTTPS, hostname: '*.x.com', tls: {{{tls}}}}},
             {{name: narrow, port: 443, protocol: HTTPS, hostname: a.a.x.com, tls: {{{tls}}}}},
@@ -201,20 +201,104 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     const CA: &str = "{caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
     let option = |mode: &str| format!("options: {{{MODE}: {mode}}}");
     let none: [&str; 0] = [];
-    assert_eq!(of("", ""), none);
-    assert_eq!(of("", "options: {other/option: MUTUAL}"), none);
-    assert_eq!(of("tls: {frontend: {default: {}}},", &option("SIMPLE")), none);
+    assert_eq!(of(""), none);
+    assert_eq!(of("options: {other/option: MUTUAL}"), none);
+    assert_eq!(of(&option("SIMPLE")), none);
     for mode in ["MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", "mutual"] {
-        assert_eq!(of("", &option(mode)), ["one", "wide"], "{mode}");
+        assert_eq!(of(&option(mode)), ["one", "wide"], "{mode}");
     }
-    assert_eq!(of("", &format!("frontendValidation: {CA}")), ["one", "wide"]);
-    let all = ["one", "wide", "narrow", "other", "bytes"];
-    assert_eq!(of(&format!("tls: {{frontend: {{default: {{validation: {CA}}}}}}},"), ""), all);
-    let per_port = |default: &str, tls: &str| {
-        of(&format!("tls: {{frontend: {{default: {{{default}}}, perPort: [{{port: 443, tls: {{{tls}}}}}]}}}},"), "")
+    assert_eq!(of(&format!("frontendValidation: {CA}")), ["one", "wide"]);
+}
+
+/// ConfigMap of this namespace and name with an authority's certificate.
+fn authority(ns: &str, name: &str) -> String {
+    let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
+    let indented: String = pem.lines().map(|l| format!("    {l}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {ns}}}\ndata:\n  ca.crt: |\n{indented}---\n"
+    )
+}
+
+/// GEP-91: what is asked of clients at which port, and Gateway API's reasons where that cannot be.
+#[test]
+fn clients_of_a_port_are_asked_for_certificates() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const BAD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: broken, namespace: a}\ndata: {ca.crt: none}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: lacks, namespace: a}\n---\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: ConfigMap}]}\n---\n";
+    let around = [POD, BAD, &key_pair(), &authority("a", "ca"), &authority("b", "far")].concat();
+    let tls = "tls: {certificateRefs: [{name: c}]}";
+    let text = |frontend: &str, more: &str| {
+        format!(
+            "{around}{more}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{{frontend}}}}}, listeners: [{{name: one, port: 443, protocol: HTTPS, {tls}}}, {{name: two, port: 8443, protocol: HTTPS, {tls}}}, {{name: plain, port: 80, protocol: HTTP}}]}}\n"
+        )
     };
-    assert_eq!(per_port("", &format!("validation: {CA}")), ["one", "wide", "narrow"]);
-    assert_eq!(per_port(&format!("validation: {CA}"), ""), ["other", "bytes"]);
+    let status = |text: &str| {
+        let all = written(text).statuses;
+        all.into_iter().find(|s| s.to.kind == "Gateway").map(|s| s.status)
+    };
+    let reason = |of: &serde_json::Value, kind: &str| {
+        let all = of["conditions"].as_array().unwrap();
+        let found = all.iter().find(|c| c["type"] == kind);
+        found.map_or(String::new(), |c| c["reason"].as_str().unwrap().to_string())
+    };
+    // Of each listener what is asked (nothing where it is not served), Accepted, ResolvedRefs.
+    let of = |frontend: &str, more: &str| {
+        let text = text(frontend, more);
+        let (m, _) = run(&text);
+        let status = status(&text).unwrap();
+        let one = |l: &serde_json::Value| {
+            let id = format!("Gateway/a/g/{}", l["name"].as_str().unwrap());
+            let served = m.gateways["a/p"].listeners.iter().find(|l| l.origin == id);
+            let asked = served.map_or("-", |l| l.tls.as_ref().map_or("", |t| t.client().as_str_name()));
+            assert!(asked != "REQUIRED" || !served.unwrap().tls.as_ref().unwrap().client_roots.is_empty());
+            format!("{asked} {} {}", reason(l, "Accepted"), reason(l, "ResolvedRefs"))
+        };
+        let [one, two, plain] = [0, 1, 2].map(|i| one(&status["listeners"][i]));
+        assert_eq!(plain, " Accepted ResolvedRefs");
+        [one, two]
+    };
+    let refs = |list: &str| format!("validation: {{caCertificateRefs: [{list}]}}");
+    let map = |name: &str| format!("{{group: '', kind: ConfigMap, name: {name}}}");
+    let (good, lost) = (refs(&map("ca")), refs(&map("none")));
+    let (none, required) = ("NONE Accepted ResolvedRefs", "REQUIRED Accepted ResolvedRefs");
+    assert_eq!(of("default: {}", ""), [none, none]);
+    assert_eq!(of(&format!("default: {{{good}}}"), ""), [required, required]);
+    let at_8443 =
+        |default: &str, tls: &str| format!("default: {{{default}}}, perPort: [{{port: 8443, tls: {{{tls}}}}}]");
+    assert_eq!(of(&at_8443("", &good), ""), [none, required]);
+    assert_eq!(of(&at_8443(&good, ""), ""), [required, none]);
+    // At a port without TLS it is for nobody.
+    assert_eq!(of(&format!("default: {{}}, perPort: [{{port: 80, tls: {{{lost}}}}}]"), ""), [none, none]);
+    let refused = |reason: &str| format!("- NoValidCACertificate {reason}");
+    for (refs, more, want) in [
+        (lost.clone(), "", refused("InvalidCACertificateRef")),
+        (refs(&map("broken")), "", refused("InvalidCACertificateRef")),
+        (refs(&map("lacks")), "", refused("InvalidCACertificateRef")),
+        (refs(""), "", refused("InvalidCACertificateRef")),
+        (refs("{group: '', kind: Service, name: s}"), "", refused("InvalidCACertificateKind")),
+        (refs("{group: x.io, kind: ConfigMap, name: ca}"), "", refused("InvalidCACertificateKind")),
+        (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), "", refused("RefNotPermitted")),
+        (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), GRANT, required.to_string()),
+        // One that can be used is enough.
+        (refs(&[map("none"), map("ca")].join(", ")), "", "REQUIRED Accepted InvalidCACertificateRef".to_string()),
+        (good.replace("validation: {", "validation: {mode: AllowSome, "), "", "- UnsupportedValue ResolvedRefs".into()),
+    ] {
+        assert_eq!(of(&at_8443("", &refs), more), [none.to_string(), want], "{refs}");
+    }
+    // A Gateway that takes whatever clients show says so, for as long as it does.
+    const FALLBACK: &str = "InsecureFrontendValidationMode";
+    let fallback = at_8443("", &good.replace("validation: {", "validation: {mode: AllowInsecureFallback, "));
+    assert_eq!(of(&fallback, ""), [none, "UNVERIFIED Accepted ResolvedRefs"]);
+    let insecure = status(&text(&fallback, "")).unwrap();
+    assert_eq!(reason(&insecure, FALLBACK), "ConfigurationChanged");
+    let strict = text(&at_8443("", &good), "");
+    let mut settled = status(&strict).unwrap();
+    assert_eq!(reason(&settled, FALLBACK), "");
+    assert_eq!(status(&format!("{strict}status: {settled}\n")), None);
+    let left = insecure["conditions"].as_array().unwrap().iter().find(|c| c["type"] == FALLBACK).unwrap();
+    settled["conditions"].as_array_mut().unwrap().push(left.clone());
+    let again = status(&format!("{strict}status: {settled}\n")).unwrap();
+    assert_eq!(reason(&again, FALLBACK), "");
 }
 
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
