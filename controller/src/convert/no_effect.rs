@@ -64,11 +64,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("Gateway", "spec.defaultScope", NONE),
     (
         "Gateway",
-        "spec.tls.backend",
-        "has no effect in this version: client certificates are not presented to backends [KARST-0030]",
-    ),
-    (
-        "Gateway",
         "spec.listeners[].tls.options",
         "has no effect in this version; a listener with gateway.istio.io/tls-terminate-mode other than SIMPLE is rejected [KARST-0030]",
     ),

@@ -36,6 +36,13 @@ pub struct GatewaySpec {
 #[serde(default)]
 pub struct GatewayTls {
     pub frontend: FrontendTls,
+    pub backend: GatewayBackendTls,
+}
+/// What is shown to backends that TLS is spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayBackendTls {
+    pub client_certificate_ref: Option<SecretRef>,
 }
 /// What is asked of clients by listeners that end TLS.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -1,6 +1,6 @@
 //! TLS to a destination's endpoints (Istio's ClientTLSSettings): how it is spoken, and whose certificates count.
 
-use crate::snapshot::Snapshot;
+use crate::{downstream::gateway::Pair, snapshot::Snapshot};
 use karst_api::route as ir;
 use prost::Message;
 use rustls::{
@@ -23,9 +23,26 @@ pub type Config = (Arc<ClientConfig>, ServerName<'static>, Arc<Verifier>);
 
 /// All that decides about it: rules, host name, our own certificate.
 pub fn rules(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Arc<[u8]> {
-    let own = snapshot.gateway.as_ref().and_then(|g| g.credentials.get(&tls.credential));
-    let leaf = own.and_then(|(chain, _)| chain.first()).map_or(&[][..], |c| c);
-    [&tls.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
+    let shown = match own(snapshot, tls) {
+        Ok(pair) => pair.and_then(|(chain, _)| chain.first()).map(|leaf| leaf.to_vec()).unwrap_or_default(),
+        // While it cannot be, what cannot be made is not made again; then it is another.
+        Err(error) => error.to_string().into_bytes(),
+    };
+    [&tls.encode_to_vec()[..], host.as_bytes(), &shown].concat().into()
+}
+
+/// What we show by these rules. None: nothing.
+fn own<'a>(snapshot: &'a Snapshot, tls: &ir::ClientTls) -> Result<Option<&'a Pair>, RulesError> {
+    let gateway = snapshot.gateway.as_ref();
+    if !tls.credential.is_empty() {
+        let found = gateway.and_then(|g| g.credentials.get(&tls.credential));
+        return found.map(Some).ok_or_else(|| RulesError::NoCredential(tls.credential.clone()));
+    }
+    match gateway.and_then(|g| g.backend_certificate.as_ref()).filter(|_| tls.by_gateway) {
+        None => Ok(None),
+        Some(Ok(pair)) => Ok(Some(pair)),
+        Some(Err(why)) => Err(RulesError::Broken(why.clone())),
+    }
 }
 
 /// Why TLS cannot be spoken by the rules of a destination.
@@ -84,12 +101,9 @@ pub fn config(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Result<Co
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone());
-    let config = if tls.credential.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let own = snapshot.gateway.as_ref().and_then(|g| g.credentials.get(&tls.credential));
-        let (chain, key) = own.ok_or_else(|| RulesError::NoCredential(tls.credential.clone()))?;
-        builder.with_client_auth_cert(chain.clone(), key.clone_key())?
+    let config = match own(snapshot, tls)? {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
     };
     Ok((Arc::new(config), sni, verifier))
 }
@@ -150,5 +164,50 @@ impl ServerCertVerifier for Verifier {
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::downstream::gateway::Gateway;
+    use rcgen::{CertificateParams, KeyPair};
+
+    fn pair(name: &str) -> ir::KeyPair {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec![name.to_string()]).unwrap().self_signed(&key).unwrap();
+        ir::KeyPair { chain: cert.pem().into(), key: key.serialize_pem().into() }
+    }
+
+    fn snapshot(backend_certificate: Option<ir::BackendCertificate>) -> Snapshot {
+        let credentials = [("c".to_string(), pair("named"))].into();
+        let gateway = ir::Gateway { backend_certificate, credentials, ..Default::default() };
+        let mut snapshot = Snapshot::new("");
+        snapshot.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+        snapshot
+    }
+
+    #[test]
+    fn a_gateway_shows_its_certificate_only_where_a_policy_makes_tls() {
+        let of_policy = ir::ClientTls { sni: "x".into(), by_gateway: true, ..Default::default() };
+        let of_rule = ir::ClientTls { sni: "x".into(), ..Default::default() };
+        let named = ir::ClientTls { credential: "c".into(), ..of_rule.clone() };
+        let own = |name: &str| Some(ir::BackendCertificate { pair: Some(pair(name)), ..Default::default() });
+        let shows = |s: &Snapshot, tls: &ir::ClientTls| {
+            config(s, tls, "h")
+                .map(|(config, ..)| config.client_auth_cert_resolver.has_certs())
+                .map_err(|e| e.to_string())
+        };
+        let (without, with) = (snapshot(None), snapshot(own("one")));
+        assert_eq!([&of_policy, &of_rule, &named].map(|t| shows(&without, t)), [Ok(false), Ok(false), Ok(true)]);
+        assert_eq!([&of_policy, &of_rule, &named].map(|t| shows(&with, t)), [Ok(true), Ok(false), Ok(true)]);
+        let why = "Gateway a/g: spec.tls.backend.clientCertificateRef: Secret a/c not found [KARST-0503]";
+        let broken = snapshot(Some(ir::BackendCertificate { pair: None, broken: why.into() }));
+        assert_eq!([&of_policy, &of_rule].map(|t| shows(&broken, t)), [Err(why.to_string()), Ok(false)]);
+        // What was made with one certificate, or without, is not used when there is another.
+        let all = [&without, &with, &broken, &snapshot(own("two"))].map(|s| rules(s, &of_policy, "h"));
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        assert_eq!(rules(&without, &of_rule, "h"), rules(&with, &of_rule, "h"));
     }
 }

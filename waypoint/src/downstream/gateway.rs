@@ -32,6 +32,8 @@ pub struct Gateway {
     pub access: Option<Access>,
     /// What we may show to endpoints, by name.
     pub credentials: BTreeMap<String, Pair>,
+    /// What we show to endpoints where a BackendTLSPolicy makes TLS, or why it cannot be. None: nothing.
+    pub backend_certificate: Option<Result<Pair, String>>,
     /// What is told of requests; none: the standard.
     pub telemetry: Option<Arc<Telemetry>>,
     /// Who in front of it is believed.
@@ -102,6 +104,17 @@ fn read(p: &ir::KeyPair) -> Result<Pair, KeyPairError> {
     let chain = CertificateDer::pem_slice_iter(&p.chain).collect::<Result<_, _>>();
     let chain = chain.map_err(KeyPairError::Certificate)?;
     Ok((chain, PrivateKeyDer::from_pem_slice(&p.key).map_err(KeyPairError::Key)?))
+}
+
+/// The gateway's own certificate for endpoints, or why there is none.
+fn backend_certificate(own: &ir::BackendCertificate) -> Result<Result<Pair, String>, GatewayError> {
+    match &own.pair {
+        Some(pair) => {
+            let bad = |error| GatewayError::Credential { name: "spec.tls.backend".into(), error };
+            read(pair).map(Ok).map_err(bad)
+        }
+        None => Ok(Err(own.broken.clone())),
+    }
 }
 
 /// One port.
@@ -191,11 +204,13 @@ impl Gateway {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
         let credentials = gateway.credentials.iter().filter(|_| has_keys).map(pair).collect::<Result<_, _>>()?;
+        let own = gateway.backend_certificate.as_ref().filter(|own| has_keys || own.pair.is_none());
+        let backend_certificate = own.map(backend_certificate).transpose()?;
         let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
         let telemetry = telemetry?.map(Arc::new);
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
-        Ok(Self { ports, access, credentials, telemetry, topology })
+        Ok(Self { ports, access, credentials, backend_certificate, telemetry, topology })
     }
 
     /// Nothing is listened on, and nobody may call anything.

@@ -3,7 +3,7 @@
 use crate::convert::{
     compilation::{access, telemetry},
     facts::{
-        client_tls,
+        backend_certificate, client_tls,
         gateway::{by_label, is_ingress, of_pod},
         listener::{GatewayListener, ListenerParent},
         listeners::{GatewayListeners, Served, TAKEN},
@@ -88,6 +88,7 @@ pub(crate) fn compile(
             problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
         }
     }
+    backend_certificates(objects, problems);
     let told_of = telemetry::effective(objects, problems);
     let mut out = BTreeMap::new();
     if listeners.is_idle(objects) {
@@ -153,6 +154,8 @@ pub(crate) fn compile(
             let pair = objects.secrets.get(&(meta.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             gateway.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
+        let ingress = own.filter(|g| is_ingress(objects, g));
+        gateway.backend_certificate = ingress.and_then(|g| backend_certificate::told(objects, g));
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
         let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
@@ -166,6 +169,17 @@ pub(crate) fn compile(
         }
     }
     out
+}
+
+/// What is wrong with the certificates that gateways show to backends.
+fn backend_certificates(objects: &Objects<'_>, problems: &mut Vec<Problem>) {
+    let mut all: Vec<_> = objects.gateways.iter().filter(|(_, g)| is_ingress(objects, g)).collect();
+    all.sort_by_key(|(name, _)| **name);
+    for (name, g) in all {
+        if let (Some(at), Some(Err((_, text)))) = (objects.gateways_at.get(name), backend_certificate::of(objects, g)) {
+            problems.push(problem(at, backend_certificate::FIELD, text));
+        }
+    }
 }
 
 /// A pod's annotation cannot be read. (Of pods nobody keeps where they stand.)

@@ -120,7 +120,7 @@ fn validation(
     if validation.hostname.is_empty() {
         return invalid("hostname", "is empty: specify the host name in the server's certificate [KARST-0010]".into());
     }
-    let mut out = ir::ClientTls { sni: validation.hostname.clone(), ..Default::default() };
+    let mut out = ir::ClientTls { sni: validation.hostname.clone(), by_gateway: true, ..Default::default() };
     for (index, n) in validation.subject_alt_names.iter().enumerate() {
         match (n.kind.as_str(), n.hostname.as_str(), n.uri.as_str()) {
             ("Hostname", h, "") if !h.is_empty() => out.names.push(h.into()),

@@ -2,7 +2,12 @@
 //! is.
 
 use crate::convert::{
-    facts::{frontend_tls, grant::granted_secret, host::common, secret::key_pair, topology, validate},
+    facts::{
+        frontend_tls,
+        host::common,
+        secret::{ReferenceError, referenced},
+        topology, validate,
+    },
     objects::{GATEWAY_API, INGRESS_CLASSES, Objects, VIRTUAL},
 };
 use karst_api::route as ir;
@@ -246,23 +251,10 @@ fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listen
 }
 
 fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
-    const BAD: &str = "InvalidCertificateRef";
-    let of = reference.namespace.as_deref().unwrap_or(ns);
-    if !matches!(reference.group.as_deref(), None | Some(""))
-        || !matches!(reference.kind.as_deref(), None | Some("Secret"))
-    {
-        return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", reference.name)));
-    }
-    if of != ns && !granted_secret(objects, ns, of, &reference.name) {
-        let text = format!(
-            "reference to Secret {of}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
-            reference.name
-        );
-        return Err(("RefNotPermitted", text));
-    }
-    let secret = objects.secrets.get(&(of, reference.name.as_str()));
-    let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", reference.name)))?;
-    key_pair(secret).map_err(|e| (BAD, e.to_string()))
+    referenced(objects, ns, reference).map_err(|e| match e {
+        ReferenceError::NotPermitted(text) => ("RefNotPermitted", text),
+        ReferenceError::Invalid(text) => ("InvalidCertificateRef", text),
+    })
 }
 
 /// Listeners of one Gateway that cannot be told apart, or that cannot share a port.

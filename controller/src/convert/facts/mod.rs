@@ -2,6 +2,7 @@
 //! cannot differ about it.
 
 pub(crate) mod attached;
+pub(crate) mod backend_certificate;
 pub(crate) mod backend_tls;
 pub(crate) mod ca_certificates;
 pub(crate) mod client_tls;

@@ -1,6 +1,9 @@
 //! Certificates and keys in Secrets, in Kubernetes' form or in Istio's.
 
-use crate::pem::{PairError, check_pair};
+use crate::{
+    convert::{facts::grant::granted_secret, objects::Objects},
+    pem::{PairError, check_pair},
+};
 use karst_api::route as ir;
 use karst_manifest::kinds::*;
 
@@ -28,4 +31,35 @@ pub(crate) fn key_pair(secret: &Secret) -> Result<ir::KeyPair, SecretError> {
     let (chain, key) = (get("tls.crt", "cert")?, get("tls.key", "key")?);
     check_pair(&chain, &key).map_err(|why| SecretError::Unusable { secret: name(), why })?;
     Ok(ir::KeyPair { chain, key })
+}
+
+/// Why a reference leads to no certificate. Each kind of reference has reasons of its own for these.
+pub(crate) enum ReferenceError {
+    /// It is to another namespace, which does not permit it.
+    NotPermitted(String),
+    /// It is to nothing that is there, or to nothing that can be used.
+    Invalid(String),
+}
+
+/// The certificate and key that a Gateway of a namespace refers to.
+pub(crate) fn referenced(
+    objects: &Objects<'_>,
+    ns: &str,
+    reference: &SecretRef,
+) -> Result<ir::KeyPair, ReferenceError> {
+    let (of, name) = (reference.namespace.as_deref().unwrap_or(ns), reference.name.as_str());
+    if !matches!(reference.group.as_deref(), None | Some(""))
+        || !matches!(reference.kind.as_deref(), None | Some("Secret"))
+    {
+        return Err(ReferenceError::Invalid(format!("{name:?} is not a Secret [KARST-0310]")));
+    }
+    if of != ns && !granted_secret(objects, ns, of, name) {
+        let text = format!(
+            "reference to Secret {of}/{name} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]"
+        );
+        return Err(ReferenceError::NotPermitted(text));
+    }
+    let missing = || ReferenceError::Invalid(format!("Secret {of}/{name} not found [KARST-0503]"));
+    let secret = objects.secrets.get(&(of, name)).ok_or_else(missing)?;
+    key_pair(secret).map_err(|e| ReferenceError::Invalid(e.to_string()))
 }

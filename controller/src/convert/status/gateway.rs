@@ -3,7 +3,9 @@
 
 use crate::convert::{
     deploy,
-    facts::{frontend_tls, gateway, listener::GatewayListener, listeners::GatewayListeners, service},
+    facts::{
+        backend_certificate, frontend_tls, gateway, listener::GatewayListener, listeners::GatewayListeners, service,
+    },
     objects::{GATEWAY_API, MANAGED, Objects},
     status::{
         condition::{Condition, Write, conditions, reference, same},
@@ -149,6 +151,25 @@ fn fallback(gateway: &Gateway) -> Option<Condition> {
     frontend_tls::has_fallback(gateway).then(|| condition(FALLBACK, true, "ConfigurationChanged", TEXT))
 }
 
+/// Can what it refers to be used? Said of Gateways that refer to something themselves, and of those that it was said of before: by
+/// Istio's controller of all of them, which may not be taken back.
+fn references(objects: &Objects<'_>, gateway: &Gateway, listeners: &[&GatewayListener]) -> Option<Condition> {
+    const KIND: &str = "ResolvedRefs";
+    const LISTENERS: &str = "references of some listeners cannot be resolved: see their conditions [KARST-0514]";
+    match backend_certificate::of(objects, gateway) {
+        Some(Err((reason, text))) => {
+            return Some(condition(KIND, false, reason, format!("{}: {text}", backend_certificate::FIELD)));
+        }
+        Some(Ok(_)) => {}
+        None if gateway.status.conditions.iter().any(|c| c.kind == KIND) => {}
+        None => return None,
+    }
+    Some(match listeners.iter().any(|l| l.unresolved.is_some()) {
+        true => condition(KIND, false, "ListenersNotResolved", LISTENERS),
+        false => condition(KIND, true, KIND, "All references resolved"),
+    })
+}
+
 /// Is there a condition that is only there while something holds, which does not any more?
 fn is_over(wanted: &[Condition], have: &[StatusCondition]) -> bool {
     have.iter().any(|c| c.kind == FALLBACK) && !wanted.iter().any(|c| c.kind == FALLBACK)
@@ -208,6 +229,7 @@ fn one(
     let addresses = found.unwrap_or_else(|_| if pending { gateway.status.addresses.clone() } else { vec![] });
     let mut own = vec![accepted, programmed];
     own.extend(fallback(gateway));
+    own.extend(references(objects, gateway, &mine));
     let mut unchanged = addresses == gateway.status.addresses
         && same(&own, &gateway.status.conditions, meta.generation)
         && !is_over(&own, &gateway.status.conditions)

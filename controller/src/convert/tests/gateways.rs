@@ -301,6 +301,66 @@ fn clients_of_a_port_are_asked_for_certificates() {
     assert_eq!(reason(&again, FALLBACK), "");
 }
 
+/// GEP-3155: what a gateway shows to backends, and Gateway API's reasons where it cannot.
+#[test]
+fn a_gateway_has_a_certificate_for_backends() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const BAD: &str =
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: lacks, namespace: a}\nstringData: {tls.crt: none}\n---\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: Secret}]}\n---\n";
+    let secret = key_pair();
+    let far = secret.replace("name: c, namespace: a", "name: far, namespace: b");
+    let text = |reference: &str, listener: &str, more: &str| {
+        format!(
+            "{POD}{BAD}{secret}{far}{more}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{backend: {{{reference}}}}}, listeners: [{{name: l, {listener}}}]}}\n"
+        )
+    };
+    let status = |text: &str| {
+        let all = written(text).statuses;
+        all.into_iter().find(|s| s.to.kind == "Gateway").map(|s| s.status)
+    };
+    let resolved = |status: &serde_json::Value| {
+        let all = status["conditions"].as_array().unwrap();
+        assert!(all.iter().any(|c| c["type"] == "Accepted" && c["status"] == "True"), "{status}");
+        let found = all.iter().find(|c| c["type"] == "ResolvedRefs");
+        found.map_or(String::new(), |c| format!("{} {}", c["status"], c["reason"]).replace('"', ""))
+    };
+    let plain = "port: 80, protocol: HTTP";
+    for (reference, more, want) in [
+        ("clientCertificateRef: {name: c}", "", "True ResolvedRefs"),
+        ("clientCertificateRef: {group: '', kind: Secret, name: c}", "", "True ResolvedRefs"),
+        ("clientCertificateRef: {name: none}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {name: lacks}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {group: x.io, kind: Secret, name: c}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {kind: ConfigMap, name: c}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {name: far, namespace: b}", "", "False RefNotPermitted"),
+        ("clientCertificateRef: {name: far, namespace: b}", GRANT, "True ResolvedRefs"),
+        ("", "", ""),
+    ] {
+        let text = text(reference, plain, more);
+        assert_eq!(resolved(&status(&text).unwrap()), want, "{reference}");
+        let own = run(&text).0.gateways["a/p"].backend_certificate.clone();
+        let is = (own.as_ref().is_some_and(|own| own.pair.is_some()), own.map_or(String::new(), |own| own.broken));
+        assert_eq!(is.0, want.starts_with("True"), "{reference}");
+        let says = "Gateway a/g: spec.tls.backend.clientCertificateRef: ";
+        assert_eq!(is.1.starts_with(says), want.starts_with("False"), "{reference}: {}", is.1);
+    }
+    // It sums up the listeners; and what was said once is not taken back, but true.
+    let lost = text("clientCertificateRef: {name: c}", "port: 443, protocol: HTTPS, tls: {certificateRefs: []}", "");
+    let all = written(&lost).statuses;
+    let of_gateway = all.iter().find(|s| s.to.kind == "Gateway").unwrap();
+    let said = of_gateway.status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "ResolvedRefs");
+    assert_eq!(said.unwrap()["reason"], "ListenersNotResolved");
+    let none = text("", plain, "");
+    let mut settled = status(&none).unwrap();
+    assert_eq!(status(&format!("{none}status: {settled}\n")), None);
+    let old = serde_json::json!({ "type": "ResolvedRefs", "status": "False", "reason": "InvalidClientCertificateRef", "message": "x", "observedGeneration": 0, "lastTransitionTime": "t" });
+    settled["conditions"].as_array_mut().unwrap().push(old);
+    let again = status(&format!("{none}status: {settled}\n")).unwrap();
+    assert_eq!(resolved(&again), "True ResolvedRefs");
+    assert_eq!(status(&format!("{none}status: {again}\n")), None);
+}
+
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
 #[test]
 fn credentials_are_told_to_their_namespace_only() {
