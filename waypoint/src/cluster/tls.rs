@@ -1,6 +1,10 @@
 //! TLS to a destination's endpoints (Istio's ClientTLSSettings): how it is spoken, and whose certificates count.
 
-use crate::{downstream::gateway::Pair, snapshot::Snapshot};
+use crate::{
+    downstream::gateway::Pair,
+    snapshot::Snapshot,
+    tls_parameters::{self, ParametersError},
+};
 use karst_api::route as ir;
 use prost::Message;
 use rustls::{
@@ -28,7 +32,13 @@ pub fn rules(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Arc<[u8]> 
         // While it cannot be, what cannot be made is not made again; then it is another.
         Err(error) => error.to_string().into_bytes(),
     };
-    [&tls.encode_to_vec()[..], host.as_bytes(), &shown].concat().into()
+    let spoken = parameters(snapshot).map(Message::encode_to_vec).unwrap_or_default();
+    [&tls.encode_to_vec()[..], host.as_bytes(), &shown, &spoken].concat().into()
+}
+
+/// What TLS is spoken with; None: with what the library has by default.
+fn parameters(snapshot: &Snapshot) -> Option<&ir::TlsParameters> {
+    snapshot.gateway.as_ref()?.backend_parameters.as_ref()
 }
 
 /// What we show by these rules. None: nothing.
@@ -63,6 +73,9 @@ pub enum RulesError {
     /// We have nothing to show.
     #[error("Secret {0} has not been received")]
     NoCredential(String),
+    /// A cipher suite or a curve of a later version.
+    #[error(transparent)]
+    Parameters(#[from] ParametersError),
     /// TLS cannot use what we have.
     #[error(transparent)]
     Tls(#[from] rustls::Error),
@@ -95,7 +108,7 @@ pub fn config(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Result<Co
             }
         }
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(tls_parameters::provider(parameters(snapshot))?);
     let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: tls.unverified });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -186,6 +199,29 @@ mod tests {
         let mut snapshot = Snapshot::new("");
         snapshot.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
         snapshot
+    }
+
+    #[test]
+    fn tls_to_endpoints_is_spoken_as_the_mesh_says() {
+        let tls = ir::ClientTls { sni: "x".into(), ..Default::default() };
+        let of = |cipher_suites: &[&str], curves: &[&str]| {
+            let all = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            let parameters = ir::TlsParameters { cipher_suites: all(cipher_suites), curves: all(curves) };
+            let gateway = ir::Gateway { backend_parameters: Some(parameters), ..Default::default() };
+            let mut snapshot = Snapshot::new("");
+            snapshot.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+            snapshot
+        };
+        let provider = |s: &Snapshot| config(s, &tls, "h").map(|(config, ..)| config.crypto_provider().clone());
+        let groups = |p: &CryptoProvider| p.kx_groups.iter().map(|g| format!("{:?}", g.name())).collect::<Vec<_>>();
+        let (without, with) = (Snapshot::new(""), of(&["ECDHE-RSA-AES256-GCM-SHA384"], &["P-384", "X25519"]));
+        assert_eq!(provider(&without).unwrap().cipher_suites.len(), 9);
+        let with_them = provider(&with).unwrap();
+        // Three of TLS 1.3, and the one that is named.
+        assert_eq!(with_them.cipher_suites.len(), 4);
+        assert_eq!(groups(&with_them), ["secp384r1", "X25519"]);
+        assert!(rules(&without, &tls, "h") != rules(&with, &tls, "h"));
+        assert_eq!(provider(&of(&[], &["P-521"])).unwrap_err().to_string(), "unknown curve \"P-521\"");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     },
     route::table::Routes,
     telemetry::rules::{Telemetry, TelemetryError},
+    tls_parameters::{self, ParametersError},
 };
 use http::HeaderValue;
 use imbl::HashMap;
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub telemetry: Option<Arc<Telemetry>>,
     /// Who in front of it is believed.
     pub topology: Topology,
+    /// What TLS is spoken with to endpoints.
+    pub backend_parameters: Option<ir::TlsParameters>,
 }
 
 /// Certificates, the leaf first, and the leaf's key.
@@ -87,6 +90,12 @@ pub enum ListenerError {
     /// Certificates of clients that nobody can look at.
     #[error(transparent)]
     Clients(#[from] VerifierError),
+    /// A cipher suite or a curve of a later version.
+    #[error(transparent)]
+    Parameters(#[from] ParametersError),
+    /// No version of TLS is left.
+    #[error("TLS 1.3 only and TLS 1.2 only")]
+    Versions,
 }
 
 /// Why a certificate and its key cannot be read.
@@ -210,7 +219,8 @@ impl Gateway {
         let telemetry = telemetry?.map(Arc::new);
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
-        Ok(Self { ports, access, credentials, backend_certificate, telemetry, topology })
+        let backend_parameters = gateway.backend_parameters.clone();
+        Ok(Self { ports, access, credentials, backend_certificate, telemetry, topology, backend_parameters })
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -310,8 +320,7 @@ fn rank(host: &str, name: Option<&str>) -> Option<usize> {
 
 impl Tls {
     fn new(tls: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, ListenerError> {
-        // Clients are not of the mesh: some have only TLS 1.2, which the mesh's own provider leaves out.
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(tls_parameters::provider(tls.parameters.as_ref())?);
         let mut keys = vec![];
         for pair in &tls.certificates {
             let (chain, key) = read(pair)?;
@@ -320,8 +329,12 @@ impl Tls {
         if keys.is_empty() {
             return Err(ListenerError::NoCertificate);
         }
-        let versions: &[&rustls::SupportedProtocolVersion] =
-            if tls.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
+        let versions: &[&rustls::SupportedProtocolVersion] = match (tls.modern, tls.only_tls12) {
+            (false, false) => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            (true, false) => &[&rustls::version::TLS13],
+            (false, true) => &[&rustls::version::TLS12],
+            (true, true) => return Err(ListenerError::Versions),
+        };
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
         let clients = ClientAuth::new(tls, &provider)?;
         let builder = match &clients {
@@ -330,6 +343,8 @@ impl Tls {
         };
         let keys = Arc::new(Keys(keys));
         let mut server = builder.with_cert_resolver(keys.clone());
+        // Who names suites names them in the order in which they are to be taken.
+        server.ignore_client_order = tls.parameters.as_ref().is_some_and(|p| !p.cipher_suites.is_empty());
         if protocol == ListenerProtocol::Https {
             server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
@@ -545,6 +560,123 @@ mod tests {
             assert_eq!(kind, HandshakeKind::Resumed);
             assert!(valid.unwrap_err().contains("expired"), "{version:?}");
         }
+    }
+
+    /// What both have agreed on: version, cipher suite, what keys were exchanged by.
+    fn agreed(server: &Arc<ServerConfig>, client: rustls::ClientConfig) -> Result<String, rustls::Error> {
+        let name = ServerName::try_from("gateway").unwrap();
+        let mut server = ServerConnection::new(server.clone())?;
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name)?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let (mut sent, mut answered) = (Vec::<u8>::new(), Vec::<u8>::new());
+            while client.wants_write() {
+                client.write_tls(&mut sent).unwrap();
+            }
+            let mut sent = &sent[..];
+            while !sent.is_empty() {
+                server.read_tls(&mut sent).unwrap();
+                server.process_new_packets()?;
+            }
+            while server.wants_write() {
+                server.write_tls(&mut answered).unwrap();
+            }
+            let mut answered = &answered[..];
+            while !answered.is_empty() {
+                client.read_tls(&mut answered).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        let suite = server.negotiated_cipher_suite().unwrap().suite();
+        let group = server.negotiated_key_exchange_group().unwrap().name();
+        Ok(format!("{:?} {suite:?} {group:?}", server.protocol_version().unwrap()))
+    }
+
+    #[test]
+    fn tls_is_spoken_as_a_listener_says() {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        let mut p = CertificateParams::new(vec![]).unwrap();
+        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(p, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec!["gateway".to_string()]).unwrap().signed_by(&key, &ca).unwrap();
+        let own = ir::KeyPair { chain: cert.pem().into(), key: key.serialize_pem().into() };
+        let tls = |change: fn(&mut ir::Tls)| {
+            let mut tls = ir::Tls { certificates: vec![own.clone()], ..Default::default() };
+            change(&mut tls);
+            Tls::new(&tls, ListenerProtocol::Https).map_err(|e| e.to_string())
+        };
+        let client = |versions: &[&'static rustls::SupportedProtocolVersion], curves: &[&str]| {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.der().clone()).unwrap();
+            let curves = curves.iter().map(ToString::to_string).collect();
+            let own = ir::TlsParameters { curves, ..Default::default() };
+            rustls::ClientConfig::builder_with_provider(Arc::new(tls_parameters::provider(Some(&own)).unwrap()))
+                .with_protocol_versions(versions)
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth()
+        };
+        fn suites(tls: &mut ir::Tls, names: &[&str]) {
+            let cipher_suites = names.iter().map(ToString::to_string).collect();
+            tls.parameters = Some(ir::TlsParameters { cipher_suites, ..Default::default() });
+        }
+        fn curves(tls: &mut ir::Tls, names: &[&str]) {
+            let curves = names.iter().map(ToString::to_string).collect();
+            tls.parameters = Some(ir::TlsParameters { curves, ..Default::default() });
+        }
+        let (old, new) = (&rustls::version::TLS12, &rustls::version::TLS13);
+        // What a listener says, versions and curves of the client, what is spoken (starts with it; None: nothing).
+        type Case<'a> =
+            (fn(&mut ir::Tls), &'a [&'static rustls::SupportedProtocolVersion], &'a [&'a str], Option<&'a str>);
+        let cases: &[Case<'_>] = &[
+            (|_| {}, &[new, old], &[], Some("TLSv1_3 TLS13_AES_256_GCM_SHA384")),
+            (|_| {}, &[old], &[], Some("TLSv1_2 TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")),
+            (|tls| tls.modern = true, &[new, old], &[], Some("TLSv1_3")),
+            (|tls| tls.modern = true, &[old], &[], None),
+            (|tls| tls.only_tls12 = true, &[new, old], &[], Some("TLSv1_2")),
+            (|tls| tls.only_tls12 = true, &[new], &[], None),
+            (
+                |tls| suites(tls, &["ECDHE-ECDSA-AES128-GCM-SHA256"]),
+                &[old],
+                &[],
+                Some("TLSv1_2 TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
+            ),
+            // In the order in which they are named.
+            (
+                |tls| suites(tls, &["ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-ECDSA-AES256-GCM-SHA384"]),
+                &[old],
+                &[],
+                Some("TLSv1_2 TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
+            ),
+            // The certificate is another's.
+            (|tls| suites(tls, &["ECDHE-RSA-AES128-GCM-SHA256"]), &[old], &[], None),
+            // Of TLS 1.3 nothing is said.
+            (|tls| suites(tls, &["ECDHE-RSA-AES128-GCM-SHA256"]), &[new, old], &[], Some("TLSv1_3")),
+            (|tls| curves(tls, &["P-384"]), &[new], &[], Some("TLSv1_3 TLS13_AES_256_GCM_SHA384 secp384r1")),
+            (
+                |tls| curves(tls, &["P-384"]),
+                &[old],
+                &[],
+                Some("TLSv1_2 TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 secp384r1"),
+            ),
+            (|tls| curves(tls, &["P-256", "P-256"]), &[new], &["P-256"], Some("TLSv1_3")),
+            (|tls| curves(tls, &["P-256"]), &[new], &["X25519"], None),
+        ];
+        for (number, (change, versions, offered, want)) in cases.iter().enumerate() {
+            let is = agreed(&tls(*change).unwrap().server, client(versions, offered)).ok();
+            let fits = match (&is, want) {
+                (Some(is), Some(want)) => is.starts_with(want),
+                (is, want) => is.is_none() && want.is_none(),
+            };
+            assert!(fits, "{number}: {is:?}, not {want:?}");
+        }
+        assert!(!tls(|_| {}).unwrap().server.ignore_client_order);
+        assert_eq!(
+            tls(|tls| (tls.modern, tls.only_tls12) = (true, true)).unwrap_err(),
+            "TLS 1.3 only and TLS 1.2 only"
+        );
+        assert_eq!(tls(|tls| suites(tls, &["AES128-SHA"])).unwrap_err(), "unknown cipher suite \"AES128-SHA\"");
+        assert_eq!(tls(|tls| curves(tls, &["P-521"])).unwrap_err(), "unknown curve \"P-521\"");
     }
 
     #[test]

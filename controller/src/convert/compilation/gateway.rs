@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
+/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod. `out`: the rest of its TLS.
 fn credentials(
     objects: &Objects<'_>,
     server: &GwServer,
@@ -38,6 +38,10 @@ fn credentials(
 ) -> Result<(), (String, String)> {
     let settings = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
+    if out.modern && out.only_tls12 {
+        let text = "TLSV1_2 is below minProtocolVersion TLSV1_3 of tlsDefaults in the mesh configuration: set minProtocolVersion, too [KARST-0014]";
+        return Err((field("maxProtocolVersion"), text.into()));
+    }
     let get = |name: &str| objects.secrets.get(&(ns, name)).copied();
     let names: Vec<&String> = if settings.credential_names.is_empty() {
         vec![&settings.credential_name]
@@ -115,7 +119,7 @@ pub(crate) fn compile(
         let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
             let Some(listener) = listeners.all.get(served.listener) else { continue };
-            let mut tls = listener.tls();
+            let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
             if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
                 && listener.terminates_tls
                 && let Some((at, i)) = istio(objects, namespace, gateway)
@@ -156,6 +160,7 @@ pub(crate) fn compile(
         }
         let ingress = own.filter(|g| is_ingress(objects, g));
         gateway.backend_certificate = ingress.and_then(|g| backend_certificate::told(objects, g));
+        gateway.backend_parameters = backend_parameters(objects);
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
         let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
@@ -169,6 +174,14 @@ pub(crate) fn compile(
         }
     }
     out
+}
+
+/// What all proxies speak TLS to endpoints with, as the mesh configuration says. (The least version is of servers only, as in Istio.)
+fn backend_parameters(objects: &Objects<'_>) -> Option<ir::TlsParameters> {
+    let defaults = &objects.mesh_config.tls_defaults;
+    let (cipher_suites, curves) = (defaults.cipher_suites.clone(), defaults.ecdh_curves.clone());
+    let parameters = ir::TlsParameters { cipher_suites, curves };
+    (parameters != ir::TlsParameters::default()).then_some(parameters)
 }
 
 /// What is wrong with the certificates that gateways show to backends.

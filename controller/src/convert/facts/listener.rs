@@ -12,7 +12,8 @@ use crate::convert::{
 };
 use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{ServerTlsMode, kinds::*, traffic::GwServer};
+use karst_core::tls::Version;
+use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
 use std::sync::Arc;
 
 /// One thing that a gateway listens on.
@@ -39,7 +40,10 @@ pub(crate) struct GatewayListener {
     /// PEM: who may sign certificates of clients, where that is not found for each pod.
     pub(crate) client_roots: Vec<u8>,
     pub(crate) client_names: Vec<String>,
-    pub(crate) min_tls13: bool,
+    pub(crate) min_version: Option<Version>,
+    pub(crate) max_version: Option<Version>,
+    /// Of TLS 1.2; none: what the mesh says.
+    pub(crate) cipher_suites: Vec<String>,
     pub(crate) redirect: bool,
 }
 
@@ -68,19 +72,28 @@ impl GatewayListener {
             client: ir::ClientCertificate::None,
             client_roots: vec![],
             client_names: vec![],
-            min_tls13: false,
+            min_version: None,
+            max_version: None,
+            cipher_suites: vec![],
             redirect: false,
         }
     }
 
-    /// Its TLS, without what is found for each pod.
-    pub(crate) fn tls(&self) -> ir::Tls {
+    /// Its TLS, without what is found for each pod. `defaults`: of the mesh, for what it does not say itself.
+    pub(crate) fn tls(&self, defaults: &TlsDefaults) -> ir::Tls {
+        let own = Some(&self.cipher_suites).filter(|own| !own.is_empty());
+        let parameters = ir::TlsParameters {
+            cipher_suites: own.unwrap_or(&defaults.cipher_suites).clone(),
+            curves: defaults.ecdh_curves.clone(),
+        };
         ir::Tls {
             certificates: self.certificates.clone(),
             client: self.client as i32,
             client_roots: self.client_roots.clone(),
             client_names: self.client_names.clone(),
-            modern: self.min_tls13,
+            modern: self.min_version.or(defaults.min_version()) == Some(Version::V1_3),
+            only_tls12: self.max_version == Some(Version::V1_2),
+            parameters: (parameters != ir::TlsParameters::default()).then_some(parameters),
         }
     }
 
@@ -312,7 +325,11 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_) => ir::ClientCertificate::None,
     };
     listener.client_names = tls.subject_alt_names;
-    listener.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
+    // What cannot be spoken is refused below.
+    let version = |name: Option<String>| Version::named(&name.unwrap_or_default()).ok().flatten();
+    listener.min_version = version(tls.min_protocol_version);
+    listener.max_version = version(tls.max_protocol_version);
+    listener.cipher_suites = tls.cipher_suites;
     listener.redirect = tls.https_redirect;
     match protocol.as_str() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}

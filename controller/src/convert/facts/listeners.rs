@@ -15,7 +15,7 @@ use crate::convert::{
     objects::{GATEWAY, GATEWAY_API, MESH, Objects, VIRTUAL, address, age},
 };
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{gatewayapi::ParentRef, kinds::*};
+use karst_manifest::{gatewayapi::ParentRef, kinds::*, mesh_config::TlsDefaults};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -215,6 +215,7 @@ impl GatewayListeners {
         self.all.is_empty()
             && objects.telemetry.is_empty()
             && objects.mesh_config.default_providers.tracing.is_empty()
+            && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))

@@ -116,7 +116,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.selector.*",
             "spec.servers[].{hosts[],port.{number,protocol}}",
-            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion}",
+            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
         ],
     ),
     (
@@ -222,7 +222,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("IstioGateway", "spec.servers[].tls.privateKey", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCertificates", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCrl", "TLS"),
-    ("IstioGateway", "spec.servers[].tls.cipherSuites[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.tlsCertificates[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateHash[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateSpki[]", "TLS"),

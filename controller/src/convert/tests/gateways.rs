@@ -361,6 +361,62 @@ fn a_gateway_has_a_certificate_for_backends() {
     assert_eq!(status(&format!("{none}status: {again}\n")), None);
 }
 
+/// What TLS a gateway speaks: as a server says, else as the mesh does; towards endpoints as the mesh does.
+#[test]
+fn tls_is_spoken_as_a_server_says_and_else_as_the_mesh_does() {
+    let secret = key_pair().replace("namespace: a", "namespace: edge");
+    let compiled = |config: &str, tls: &str| {
+        let text = format!(
+            "{INGRESS}{secret}apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: SIMPLE, credentialName: c{tls}}}}}]}}\n"
+        );
+        let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+        let mesh_config = Arc::new(karst_manifest::MeshConfig::read(config).unwrap());
+        let (model, problems) = compile(&State { objects, mesh_config, ..State::default() }, &mesh());
+        let gateway = model.gateways.get("edge/gw").map(|g| (**g).clone()).unwrap_or_default();
+        (gateway, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    const ALL: &str =
+        "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-384]}";
+    let (mesh, own) = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-GCM-SHA384");
+    // TLS 1.3 only, TLS 1.2 only, suites, curves.
+    for (config, tls, want) in [
+        ("", "", (false, false, "", "")),
+        ("", ", minProtocolVersion: TLSV1_3", (true, false, "", "")),
+        ("", ", maxProtocolVersion: TLSV1_2", (false, true, "", "")),
+        ("", ", minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_3", (false, false, "", "")),
+        ("", ", minProtocolVersion: TLS_AUTO, cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", (false, false, own, "")),
+        (ALL, "", (true, false, mesh, "P-384")),
+        (ALL, ", minProtocolVersion: TLSV1_2", (false, false, mesh, "P-384")),
+        (ALL, ", cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", (true, false, own, "P-384")),
+        (ALL, ", minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_2", (false, true, mesh, "P-384")),
+    ] {
+        let (gateway, problems) = compiled(config, tls);
+        assert!(problems.is_empty(), "{config} {tls}: {problems:?}");
+        let listener = gateway.listeners[0].tls.clone().unwrap();
+        let parameters = listener.parameters.unwrap_or_default();
+        let (suites, curves) = (parameters.cipher_suites.join(","), parameters.curves.join(","));
+        assert_eq!((listener.modern, listener.only_tls12, &*suites, &*curves), want, "{config} {tls}");
+        let to_endpoints = gateway.backend_parameters.map(|p| (p.cipher_suites.join(","), p.curves.join(",")));
+        let want = (config == ALL).then(|| (mesh.to_string(), "P-384".to_string()));
+        assert_eq!(to_endpoints, want, "{config} {tls}");
+    }
+    // What contradicts the mesh's is not served.
+    let (gateway, problems) = compiled(ALL, ", maxProtocolVersion: TLSV1_2");
+    assert!(gateway.listeners.is_empty() && problems.len() == 1, "{problems:?}");
+    let says = "spec.servers[0].tls.maxProtocolVersion: TLSV1_2 is below minProtocolVersion TLSV1_3 of tlsDefaults";
+    assert!(problems[0].contains(says) && problems[0].ends_with("[KARST-0014]"), "{problems:?}");
+    // What cannot be spoken is refused.
+    for (tls, says) in [
+        (", minProtocolVersion: TLSV1_1", "tls.minProtocolVersion: unsupported TLS version \"TLSV1_1\""),
+        (", maxProtocolVersion: TLSV1_0", "tls.maxProtocolVersion: unsupported TLS version \"TLSV1_0\""),
+        (", minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2", "tls.minProtocolVersion: TLSV1_3 is above"),
+        (", cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256, AES128-SHA]", "tls.cipherSuites[1]: unsupported cipher suite"),
+    ] {
+        let (gateway, problems) = compiled("", tls);
+        assert!(gateway.listeners.is_empty() && problems.iter().any(|p| p.contains(says)), "{tls}: {problems:?}");
+    }
+}
+
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
 #[test]
 fn credentials_are_told_to_their_namespace_only() {
