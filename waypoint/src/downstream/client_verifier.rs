@@ -1,6 +1,7 @@
 //! Who looks at the certificates that clients show where TLS ends at a gateway, and whose count.
 
 use karst_api::route as ir;
+use karst_hbone::revocation::{ListError, Lists, split};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -28,6 +29,9 @@ pub enum VerifierError {
     /// There are none.
     #[error("CA certificates of clients: {0}")]
     Build(#[from] VerifierBuilderError),
+    /// What they have revoked cannot be read.
+    #[error("revocation lists of clients: {0}")]
+    Lists(#[from] ListError),
 }
 
 /// What is asked of clients.
@@ -56,6 +60,12 @@ impl ClientAuth {
         // One that cannot be used signs for nobody; the others are not worse for it.
         roots.add_parsable_certificates(all.map_err(VerifierError::Roots)?);
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        // The whole chain is looked up; of an issuer without a list nothing is known, and who is not known stays out. A list stays in
+        // force after its `nextUpdate`, as those of the mesh.
+        for lists in &tls.client_lists {
+            Lists::read(lists)?;
+            builder = builder.with_crls(split(lists)?);
+        }
         if takes_none {
             builder = builder.allow_unauthenticated();
         }
@@ -124,17 +134,43 @@ impl ClientCertVerifier for Anything {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
+        CertifiedIssuer, DnType, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+    };
 
-    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    type Ca = CertifiedIssuer<'static, KeyPair>;
+
+    fn authority(name: &str) -> Ca {
         let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 
-    fn client(ca: &CertifiedIssuer<'static, KeyPair>) -> CertificateDer<'static> {
-        let params = CertificateParams::new(vec!["client".to_string()]).unwrap();
+    fn client(ca: &Ca, serial: u64) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["client".to_string()]).unwrap();
+        params.serial_number = Some(SerialNumber::from(serial));
         params.signed_by(&KeyPair::generate().unwrap(), ca).unwrap().der().clone()
+    }
+
+    /// A list whose time is over: it stays in force.
+    fn list(ca: &Ca, serial: u64) -> CertificateRevocationList {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 2),
+            next_update: date_time_ymd(2020, 1, 3),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(ca).unwrap()
     }
 
     fn auth(client: ir::ClientCertificate, roots: &str) -> Result<Option<ClientAuth>, VerifierError> {
@@ -146,8 +182,8 @@ mod tests {
     #[test]
     fn whose_certificates_are_taken_and_whose_count() {
         use ir::ClientCertificate as Wanted;
-        let (trusted, other) = (authority(), authority());
-        let (right, wrong) = (client(&trusted), client(&other));
+        let (trusted, other) = (authority("a"), authority("b"));
+        let (right, wrong) = (client(&trusted, 1), client(&other, 1));
         let now = UnixTime::now();
         for (wanted, mandatory, takes_wrong) in
             [(Wanted::Required, true, false), (Wanted::Optional, false, false), (Wanted::Unverified, false, true)]
@@ -176,10 +212,45 @@ mod tests {
             }
         }
         // One of several is enough.
-        let good = format!("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n{}", authority().pem());
+        let good = format!("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n{}", authority("a").pem());
         assert!(auth(Wanted::Required, &good).unwrap().is_some());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let later = ir::Tls { client: 9, ..Default::default() };
         assert_eq!(ClientAuth::new(&later, &provider).unwrap_err().to_string(), "client certificate 9");
+    }
+
+    #[test]
+    fn who_is_revoked_does_not_count_nor_who_cannot_be_looked_up() {
+        use ir::ClientCertificate as Wanted;
+        let (ca, other) = (authority("a"), authority("b"));
+        let auth = |wanted: Wanted, client_lists: Vec<Vec<u8>>| {
+            let client_roots = [ca.pem(), other.pem()].concat().into_bytes();
+            let tls = ir::Tls { client: wanted as i32, client_roots, client_lists, ..Default::default() };
+            ClientAuth::new(&tls, &Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        };
+        let [revoked, good, unknown] = [client(&ca, 7), client(&ca, 8), client(&other, 7)];
+        let now = UnixTime::now();
+        let taken = |auth: &ClientAuth| {
+            [&revoked, &good, &unknown].map(|cert| auth.verifier.verify_client_cert(cert, &[], now).is_ok())
+        };
+        let counting =
+            |auth: &ClientAuth| [&revoked, &good, &unknown].map(|cert| auth.counts(std::slice::from_ref(cert), now));
+        let (pem, der) = (list(&ca, 7).pem().unwrap().into_bytes(), list(&other, 9).der().to_vec());
+        for (lists, want) in [
+            (vec![], [true, true, true]),
+            (vec![pem.clone()], [false, true, false]),
+            (vec![pem.clone(), der], [false, true, true]),
+            (vec![b"\n".to_vec()], [true, true, true]),
+        ] {
+            let strict = auth(Wanted::Required, lists.clone()).unwrap().unwrap();
+            assert_eq!(taken(&strict), want);
+            assert_eq!(taken(&auth(Wanted::Optional, lists.clone()).unwrap().unwrap()), want);
+            let lax = auth(Wanted::Unverified, lists).unwrap().unwrap();
+            assert_eq!((taken(&lax), counting(&lax)), ([true; 3], want));
+        }
+        for bad in [&b"nonsense"[..], &pem[..pem.len() / 2], ca.pem().as_bytes()] {
+            let error = auth(Wanted::Required, vec![bad.to_vec()]).unwrap_err().to_string();
+            assert!(error.starts_with("revocation lists of clients: "), "{error}");
+        }
     }
 }

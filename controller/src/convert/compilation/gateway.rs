@@ -3,7 +3,9 @@
 use crate::convert::{
     compilation::{access, telemetry},
     facts::{
-        backend_certificate, client_tls,
+        backend_certificate,
+        ca_certificates::of_secret,
+        client_tls,
         gateway::{by_label, is_ingress, of_pod},
         listener::{GatewayListener, ListenerParent},
         listeners::{GatewayListeners, Served, TAKEN},
@@ -66,8 +68,8 @@ fn credentials(
     } else {
         settings.ca_cert_credential_name.clone()
     };
-    let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
-    out.client_roots = roots.ok_or_else(|| {
+    let holder = [own.as_str(), first].into_iter().filter_map(get).find(|secret| ca_bundle(secret).is_some());
+    let holder = holder.ok_or_else(|| {
         (
             field("credentialName"),
             format!(
@@ -76,6 +78,8 @@ fn credentials(
             ),
         )
     })?;
+    let authorities = of_secret(holder).map_err(|text| (field("credentialName"), text))?;
+    (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use crate::convert::{
     facts::{
-        ca_certificates::{CaError, certificates},
+        ca_certificates::{Authorities, CaError, authorities},
         grant::granted,
     },
     objects::Objects,
@@ -24,6 +24,8 @@ pub(crate) struct FrontendTls {
     pub(crate) client: ir::ClientCertificate,
     /// PEM: who may sign their certificates.
     pub(crate) roots: Vec<u8>,
+    /// Which of these do not count any more: lists, in PEM or DER.
+    pub(crate) lists: Vec<Vec<u8>>,
     /// Why it cannot be asked, so that nobody is served: a reason of Gateway API and the words.
     pub(crate) refused: Option<(&'static str, String)>,
     /// Why some of what is referred to cannot be used.
@@ -49,8 +51,11 @@ pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> Fr
         out.unresolved = Some((BAD_REFERENCE, text));
     }
     for (index, reference) in validation.ca_certificate_refs.iter().enumerate() {
-        match roots(objects, &gateway.metadata.namespace, reference) {
-            Ok(pem) => out.roots.extend(pem),
+        match referenced(objects, &gateway.metadata.namespace, reference) {
+            Ok(found) => {
+                out.roots.extend(found.roots);
+                out.lists.extend(found.lists);
+            }
             Err((reason, text)) => {
                 out.unresolved = Some((reason, format!("{at}.caCertificateRefs[{index}]: {text}")));
             }
@@ -79,8 +84,12 @@ fn config(gateway: &Gateway, port: u16) -> (String, &FrontendTlsConfig) {
     }
 }
 
-/// The certificates of a reference, or a reason of Gateway API and the words.
-fn roots(objects: &Objects<'_>, ns: &str, reference: &CaCertificateRef) -> Result<Vec<u8>, (&'static str, String)> {
+/// The certificates and lists of a reference, or a reason of Gateway API and the words.
+fn referenced(
+    objects: &Objects<'_>,
+    ns: &str,
+    reference: &CaCertificateRef,
+) -> Result<Authorities, (&'static str, String)> {
     let (kind, name) = (reference.kind.as_str(), reference.name.as_str());
     let of = reference.namespace.as_deref().unwrap_or(ns);
     let is_core = matches!(reference.group.as_str(), "" | "core") && matches!(kind, "ConfigMap" | "Secret");
@@ -90,7 +99,7 @@ fn roots(objects: &Objects<'_>, ns: &str, reference: &CaCertificateRef) -> Resul
         );
         return Err(("RefNotPermitted", text));
     }
-    certificates(objects, of, (&reference.group, kind, name)).map_err(|e| match e {
+    authorities(objects, of, (&reference.group, kind, name)).map_err(|e| match e {
         CaError::Kind(text) => (BAD_KIND, text),
         CaError::Reference(text) => (BAD_REFERENCE, text),
     })

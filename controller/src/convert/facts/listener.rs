@@ -39,6 +39,8 @@ pub(crate) struct GatewayListener {
     pub(crate) client: ir::ClientCertificate,
     /// PEM: who may sign certificates of clients, where that is not found for each pod.
     pub(crate) client_roots: Vec<u8>,
+    /// Of their certificates, those that are revoked: lists, in PEM or DER.
+    pub(crate) client_lists: Vec<Vec<u8>>,
     pub(crate) client_names: Vec<String>,
     pub(crate) min_version: Option<Version>,
     pub(crate) max_version: Option<Version>,
@@ -71,6 +73,7 @@ impl GatewayListener {
             certificates: vec![],
             client: ir::ClientCertificate::None,
             client_roots: vec![],
+            client_lists: vec![],
             client_names: vec![],
             min_version: None,
             max_version: None,
@@ -90,6 +93,7 @@ impl GatewayListener {
             certificates: self.certificates.clone(),
             client: self.client as i32,
             client_roots: self.client_roots.clone(),
+            client_lists: self.client_lists.clone(),
             client_names: self.client_names.clone(),
             modern: self.min_version.or(defaults.min_version()) == Some(Version::V1_3),
             only_tls12: self.max_version == Some(Version::V1_2),
@@ -257,7 +261,8 @@ fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listen
         return;
     }
     let asked = frontend_tls::at_port(objects, gateway, spec.port);
-    (listener.client, listener.client_roots, listener.refused) = (asked.client, asked.roots, asked.refused);
+    (listener.client, listener.refused) = (asked.client, asked.refused);
+    (listener.client_roots, listener.client_lists) = (asked.roots, asked.lists);
     if listener.unresolved.is_none() {
         listener.unresolved = asked.unresolved;
     }

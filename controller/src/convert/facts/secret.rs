@@ -12,6 +12,11 @@ pub(crate) fn ca_bundle(secret: &Secret) -> Option<Vec<u8>> {
     secret.get("ca.crt").or_else(|| secret.get("cacert"))
 }
 
+/// The lists of certificates that the authority has revoked, in Kubernetes' form or in Istio's.
+pub(crate) fn ca_lists(secret: &Secret) -> Option<Vec<u8>> {
+    secret.get("ca.crl").or_else(|| secret.get("crl"))
+}
+
 /// Why a Secret identifies nobody.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {

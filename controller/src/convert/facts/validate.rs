@@ -269,6 +269,7 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         (!tls.private_key.is_empty(), "privateKey"),
         (!tls.ca_certificates.is_empty(), "caCertificates"),
         (!tls.tls_certificates.is_empty(), "tlsCertificates"),
+        (!tls.ca_crl.is_empty(), "caCrl"),
     ] {
         if there {
             out.push(bad(format!("{at}.{field}"), "file paths are not supported: use credentialName [KARST-0028]"));
@@ -276,7 +277,6 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     }
     // Leaving them out would let more in than was meant.
     for (there, field) in [
-        (!tls.ca_crl.is_empty(), "caCrl"),
         (!tls.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
         (!tls.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
     ] {

@@ -301,6 +301,69 @@ fn clients_of_a_port_are_asked_for_certificates() {
     assert_eq!(reason(&again, FALLBACK), "");
 }
 
+/// Lists of revoked certificates go to the pods with the authority's certificates; without one that is there nobody is let in.
+#[test]
+fn revocation_lists_of_clients_are_told_with_their_authorities() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2030, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&ca).unwrap().pem().unwrap();
+    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    let holder = |kind: &str, name: &str, namespace: &str, list: &str| {
+        let data = if kind == "Secret" { "stringData" } else { "data" };
+        let (certificate, list) = (indented(&ca.pem()), indented(list));
+        let list = if list.is_empty() { list } else { format!("  ca.crl: |\n{list}") };
+        format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{data}:\n  ca.crt: |\n{certificate}{list}---\n"
+        )
+    };
+    // Of Istio's Gateway.
+    let istio = |list: &str| {
+        let text = format!(
+            "{INGRESS}{}{}apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: MUTUAL, credentialName: c}}}}]}}\n",
+            key_pair().replace("namespace: a", "namespace: edge"),
+            holder("Secret", "c-cacert", "edge", list)
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("edge/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    // Of Gateway API.
+    let api = |kind: &str, list: &str| {
+        let text = format!(
+            "{}{}{}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+            holder(kind, "ca", "a", list)
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    for told in [istio(&list), api("Secret", &list), api("ConfigMap", &list)] {
+        assert_eq!(told, (Some(vec![list.clone().into_bytes()]), vec![]));
+    }
+    for told in [istio(""), api("Secret", ""), api("ConfigMap", "")] {
+        assert_eq!(told, (Some(vec![]), vec![]));
+    }
+    for (told, problems) in [istio("none"), api("Secret", "none"), api("ConfigMap", "none")] {
+        assert!(told.is_none() && !problems.is_empty(), "{problems:?}");
+        let says = problems.iter().all(|p| p.contains("data[\"ca.crl\"]: contains no revocation list"));
+        assert!(says && problems[0].ends_with("[KARST-0505]"), "{problems:?}");
+    }
+}
+
 /// GEP-3155: what a gateway shows to backends, and Gateway API's reasons where it cannot.
 #[test]
 fn a_gateway_has_a_certificate_for_backends() {
