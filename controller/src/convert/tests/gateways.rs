@@ -253,7 +253,7 @@ fn clients_of_a_port_are_asked_for_certificates() {
             assert!(asked != "REQUIRED" || !served.unwrap().tls.as_ref().unwrap().client_roots.is_empty());
             format!("{asked} {} {}", reason(l, "Accepted"), reason(l, "ResolvedRefs"))
         };
-        let [one, two, plain] = [0, 1, 2].map(|i| one(&status["listeners"][i]));
+        let [one, two, plain] = [0usize, 1, 2].map(|i| one(&status["listeners"][i]));
         assert_eq!(plain, " Accepted ResolvedRefs");
         [one, two]
     };
