@@ -62,11 +62,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ),
     ("Gateway", "spec.allowedListeners", "has no effect in this version: ListenerSets are not supported [KARST-0030]"),
     ("Gateway", "spec.defaultScope", NONE),
-    (
-        "Gateway",
-        "spec.listeners[].tls.options",
-        "has no effect in this version; a listener with gateway.istio.io/tls-terminate-mode other than SIMPLE is rejected [KARST-0030]",
-    ),
     ("HTTPRoute", "spec.useDefaultGateways", NONE),
     ("HTTPRoute", "spec.rules[].sessionPersistence", NONE),
     ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),

@@ -12,7 +12,7 @@ use crate::convert::{
 };
 use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_core::tls::Version;
+use karst_core::tls::{CipherSuite, Version};
 use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
 use std::sync::Arc;
 
@@ -134,7 +134,9 @@ impl GatewayListener {
 
 /// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).
 const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
-/// The reason of a listener that would take requests without the certificates that are asked for.
+/// Option of a listener's `tls`: cipher suites of TLS 1.2, separated by commas (Istio's).
+const CIPHER_SUITES: &str = "gateway.istio.io/tls-cipher-suites";
+/// The reason of a listener that would take what is not to be taken.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
 /// The field of a listener that asks its clients for certificates in a way that cannot be honoured.
@@ -159,6 +161,30 @@ pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
     let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
     all.extend(gateway.spec.listeners.iter().filter(ends).filter_map(one));
     all
+}
+
+/// Options of listeners' TLS that nothing follows from: what is said as they are written.
+pub(crate) fn idle_options(gateway: &Gateway) -> Vec<String> {
+    let of = |(index, listener): (usize, &Listener)| -> Vec<String> {
+        let keys = listener.tls.iter().flat_map(|tls| tls.options.keys());
+        let idle = keys.filter(|key| ![TERMINATE_MODE, CIPHER_SUITES].contains(&key.as_str()));
+        idle.map(|key| format!("spec.listeners[{index}].tls.options[{key}]: has no effect [KARST-0030]")).collect()
+    };
+    gateway.spec.listeners.iter().enumerate().flat_map(of).collect()
+}
+
+/// The cipher suites that an option names, or what cannot be spoken of them.
+fn cipher_suites(options: &Labels) -> Result<Vec<String>, String> {
+    let Some(text) = options.get(CIPHER_SUITES) else { return Ok(vec![]) };
+    let all: Vec<String> = text.split(',').map(|name| name.trim().to_string()).filter(|n| !n.is_empty()).collect();
+    match all.iter().find(|name| CipherSuite::named(name).is_none()) {
+        None => Ok(all),
+        Some(name) => {
+            let known = CipherSuite::ALL.map(CipherSuite::name).join(", ");
+            let field = format!("tls.options[{CIPHER_SUITES}]");
+            Err(format!("{field}: unsupported cipher suite {name:?}: use {known} [KARST-0016]"))
+        }
+    }
 }
 
 fn refusal(field: &str) -> String {
@@ -249,6 +275,10 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
         ask_clients(objects, gateway, spec, &mut listener);
+        match cipher_suites(&tls.options) {
+            Ok(all) => listener.cipher_suites = all,
+            Err(text) => listener.refused = Some((UNSUPPORTED, text)),
+        }
     }
     listener
 }

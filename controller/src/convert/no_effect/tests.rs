@@ -124,7 +124,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{gatewayClassName,addresses[].{type,value}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
-            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
+            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
             "spec.tls.backend.clientCertificateRef.{group,kind,name,namespace}",
             "spec.tls.frontend.perPort[].port",
             "spec.tls.frontend.{default,perPort[].tls}.validation.{mode,caCertificateRefs[].{group,kind,name,namespace}}",

@@ -301,6 +301,38 @@ fn clients_of_a_port_are_asked_for_certificates() {
     assert_eq!(reason(&again, FALLBACK), "");
 }
 
+/// Istio's option of listeners of Gateway API.
+#[test]
+fn cipher_suites_of_a_listener_are_an_option() {
+    let pod = INGRESS
+        .replace("namespace: edge", "namespace: a")
+        .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g");
+    let secret = key_pair();
+    let told = |options: &str| {
+        let gateway = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}], options: {{{options}}}}}}}]}}\n"
+        );
+        let (model, problems) = run(&[&*pod, &secret, &gateway].concat());
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        let suites = tls.map(|tls| tls.parameters.map_or(vec![], |p| p.cipher_suites));
+        let object: serde_json::Value = serde_yaml_ng::from_str(&gateway).unwrap();
+        let said = check::written("Gateway", "gateway.networking.k8s.io", &object);
+        (suites, problems.iter().map(ToString::to_string).collect::<Vec<_>>(), said)
+    };
+    let none: Vec<String> = vec![];
+    assert_eq!(told(""), (Some(none.clone()), none.clone(), none.clone()));
+    let two = "gateway.istio.io/tls-cipher-suites: 'ECDHE-RSA-AES128-GCM-SHA256, ECDHE-ECDSA-AES128-GCM-SHA256'";
+    let want = ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"].map(String::from).to_vec();
+    assert_eq!(told(two), (Some(want), none.clone(), none.clone()));
+    let (suites, problems, _) = told("gateway.istio.io/tls-cipher-suites: AES128-SHA");
+    assert!(suites.is_none() && problems.len() == 1, "{problems:?}");
+    assert!(problems[0].contains("tls.options[gateway.istio.io/tls-cipher-suites]: unsupported cipher suite"));
+    // Of another implementation.
+    let (suites, problems, said) = told("example.com/x: y");
+    assert_eq!((suites, problems), (Some(none.clone()), none));
+    assert_eq!(said, ["spec.listeners[0].tls.options[example.com/x]: has no effect [KARST-0030]"]);
+}
+
 /// Lists of revoked certificates go to the pods with the authority's certificates; without one that is there nobody is let in.
 #[test]
 fn revocation_lists_of_clients_are_told_with_their_authorities() {
