@@ -124,6 +124,12 @@ impl GatewayListener {
         format!("{VIRTUAL}{}", self.id)
     }
 
+    /// Does it ask the same certificates of clients?
+    pub(crate) fn asks_like(&self, other: &Self) -> bool {
+        (self.client, &self.client_roots, &self.client_lists)
+            == (other.client, &other.client_roots, &other.client_lists)
+    }
+
     /// Does it take anything?
     pub(crate) fn works(&self) -> bool {
         self.refused.is_none()

@@ -301,6 +301,49 @@ fn clients_of_a_port_are_asked_for_certificates() {
     assert_eq!(reason(&again, FALLBACK), "");
 }
 
+/// Where a Service sends two ports to one of the pods, clients of the one would be served as the other asks.
+#[test]
+fn ports_that_ask_different_certificates_are_not_one() {
+    let around = [
+        INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g").as_str(),
+        "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: a, port: 443, targetPort: 8443}, {name: b, port: 444, targetPort: 8443}, {name: c, port: 445, targetPort: 8445}]}\n---\n",
+        &key_pair().replace("namespace: a", "namespace: edge"),
+        &authority("edge", "ca"),
+    ]
+    .concat();
+    let of = |frontend: &str| {
+        let listener = |name: &str, port: u16| {
+            format!("{{name: {name}, port: {port}, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}")
+        };
+        let text = format!(
+            "{around}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: edge}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{{frontend}}}}}, listeners: [{}, {}, {}]}}\n",
+            listener("one", 443),
+            listener("two", 444),
+            listener("alone", 445)
+        );
+        let (model, problems) = run(&text);
+        let served: Vec<String> = model.gateways["edge/gw"].listeners.iter().map(|l| l.origin.clone()).collect();
+        let written = written(&text);
+        let status = &written.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let reasons = [0usize, 1, 2].map(|i| {
+            let all = status["listeners"][i]["conditions"].as_array().unwrap();
+            all.iter().find(|c| c["type"] == "Accepted").unwrap()["reason"].as_str().unwrap().to_string()
+        });
+        (served, reasons, problems.iter().map(|p| p.field.clone()).collect::<Vec<_>>())
+    };
+    let asked = "validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let (served, reasons, problems) = of(&format!("default: {{{asked}}}"));
+    assert_eq!((served.len(), problems.len()), (3, 0));
+    assert_eq!(reasons, ["Accepted", "Accepted", "Accepted"]);
+    // Whichever of them it is that asks.
+    for port in [443, 444] {
+        let (served, reasons, problems) = of(&format!("default: {{}}, perPort: [{{port: {port}, tls: {{{asked}}}}}]"));
+        assert_eq!(served, ["Gateway/edge/g/alone"], "{port}");
+        assert_eq!(reasons, ["PortUnavailable", "PortUnavailable", "Accepted"], "{port}");
+        assert_eq!(problems, ["spec.listeners[one].port", "spec.listeners[two].port"], "{port}");
+    }
+}
+
 /// Istio's option of listeners of Gateway API.
 #[test]
 fn cipher_suites_of_a_listener_are_an_option() {
