@@ -20,7 +20,7 @@ const FALLBACK: &str = "AllowInsecureFallback";
 
 /// What is asked of clients at a port.
 #[derive(Default)]
-pub(crate) struct FrontendTls {
+pub(crate) struct ClientValidation {
     pub(crate) client: ir::ClientCertificate,
     /// PEM: who may sign their certificates.
     pub(crate) roots: Vec<u8>,
@@ -33,8 +33,8 @@ pub(crate) struct FrontendTls {
 }
 
 /// Of a Gateway at a port.
-pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> FrontendTls {
-    let mut out = FrontendTls::default();
+pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> ClientValidation {
+    let mut out = ClientValidation::default();
     let (at, config) = config(gateway, port);
     let Some(validation) = &config.validation else { return out };
     out.client = match validation.mode.as_str() {
