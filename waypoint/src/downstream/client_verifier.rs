@@ -31,7 +31,7 @@ pub enum VerifierError {
     Build(#[from] VerifierBuilderError),
     /// What they have revoked cannot be read.
     #[error("revocation lists of clients: {0}")]
-    Lists(#[from] ListError),
+    Lists(#[source] Box<ListError>),
 }
 
 /// What is asked of clients.
@@ -62,9 +62,10 @@ impl ClientAuth {
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         // The whole chain is looked up; of an issuer without a list nothing is known, and who is not known stays out. A list stays in
         // force after its `nextUpdate`, as those of the mesh.
+        let unread = |e| VerifierError::Lists(Box::new(e));
         for lists in &tls.client_lists {
-            Lists::read(lists)?;
-            builder = builder.with_crls(split(lists)?);
+            Lists::read(lists).map_err(unread)?;
+            builder = builder.with_crls(split(lists).map_err(unread)?);
         }
         if takes_none {
             builder = builder.allow_unauthenticated();
