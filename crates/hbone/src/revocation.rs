@@ -83,6 +83,11 @@ impl Lists {
         Ok(lists)
     }
 
+    /// As webpki looks certificates up in them.
+    pub fn into_inner(self) -> Vec<CertRevocationList<'static>> {
+        self.all
+    }
+
     /// How many lists there are.
     pub fn len(&self) -> usize {
         self.all.len()

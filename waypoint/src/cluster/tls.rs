@@ -6,6 +6,7 @@ use crate::{
     tls_parameters::{self, ParametersError},
 };
 use karst_api::route as ir;
+use karst_hbone::revocation::{ListError, Lists};
 use prost::Message;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -21,6 +22,7 @@ use rustls_pki_types::{
     pem::{self, PemObject},
 };
 use std::sync::Arc;
+use webpki::{CertRevocationList, EndEntityCert, KeyUsage, RevocationOptionsBuilder};
 
 /// How TLS is spoken, the name in the hello, and who looks at the endpoint's certificate.
 pub type Config = (Arc<ClientConfig>, ServerName<'static>, Arc<Verifier>);
@@ -70,6 +72,9 @@ pub enum RulesError {
     /// There are none.
     #[error("there is no CA certificate")]
     NoRoots,
+    /// What they have revoked cannot be read.
+    #[error("revocation lists: {0}")]
+    Lists(#[source] Box<ListError>),
     /// We have nothing to show.
     #[error("Secret {0} has not been received")]
     NoCredential(String),
@@ -109,7 +114,12 @@ pub fn config(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Result<Co
         }
     }
     let provider = Arc::new(tls_parameters::provider(parameters(snapshot))?);
-    let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: tls.unverified });
+    let mut lists = vec![];
+    for list in &tls.lists {
+        lists.extend(Lists::read(list).map_err(|e| RulesError::Lists(Box::new(e)))?.into_inner());
+    }
+    let unverified = tls.unverified;
+    let verifier = Arc::new(Verifier { names, uris, roots, lists, provider: provider.clone(), unverified });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -127,8 +137,31 @@ pub struct Verifier {
     names: Vec<ServerName<'static>>,
     uris: Vec<String>,
     roots: RootCertStore,
+    /// Which certificates are revoked; none: no lists are kept.
+    lists: Vec<CertRevocationList<'static>>,
     provider: Arc<CryptoProvider>,
     unverified: bool,
+}
+
+impl Verifier {
+    /// Looks up the whole chain. Of an issuer without a list nothing is known, and who is not known is not called.
+    fn look_up(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), CertificateError> {
+        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
+        let Ok(revocation) = RevocationOptionsBuilder::new(&lists) else { return Ok(()) };
+        let cert = EndEntityCert::try_from(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let (usage, revocation) = (KeyUsage::server_auth(), Some(revocation.build()));
+        let verified = cert.verify_for_usage(algorithms, &self.roots.roots, chain, now, usage, revocation, None);
+        verified.map(drop).map_err(|e| match e {
+            webpki::Error::CertRevoked => CertificateError::Revoked,
+            _ => CertificateError::UnknownRevocationStatus,
+        })
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -146,6 +179,7 @@ impl ServerCertVerifier for Verifier {
         let cert = ParsedCertificate::try_from(leaf)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, chain, now, algorithms)?;
+        self.look_up(leaf, chain, now)?;
         let mut last = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
         for n in &self.names {
             match verify_server_name(&cert, n) {
@@ -199,6 +233,52 @@ mod tests {
         let mut snapshot = Snapshot::new("");
         snapshot.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
         snapshot
+    }
+
+    #[test]
+    fn endpoints_that_are_revoked_or_cannot_be_looked_up_are_not_called() {
+        use rcgen::{
+            BasicConstraints, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+            RevokedCertParams, SerialNumber, date_time_ymd,
+        };
+        let authority = |name: &str| {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
+        let (ca, other) = (authority("a"), authority("b"));
+        let list = |ca: &CertifiedIssuer<'_, KeyPair>| {
+            let revoked = RevokedCertParams {
+                serial_number: SerialNumber::from(7),
+                revocation_time: date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let params = CertificateRevocationListParams {
+                this_update: date_time_ymd(2020, 1, 2),
+                next_update: date_time_ymd(2020, 1, 3),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: vec![revoked],
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            params.signed_by(ca).unwrap().pem().unwrap().into_bytes()
+        };
+        let called = |lists: Vec<Vec<u8>>, serial: u64| {
+            let mut params = CertificateParams::new(vec!["x".to_string()]).unwrap();
+            params.serial_number = Some(SerialNumber::from(serial));
+            let leaf = params.signed_by(&KeyPair::generate().unwrap(), &ca).unwrap().der().clone();
+            let tls = ir::ClientTls { sni: "x".into(), roots: ca.pem().into(), lists, ..Default::default() };
+            let (_, name, verifier) = config(&Snapshot::new(""), &tls, "h").map_err(|e| e.to_string())?;
+            let verified = verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now());
+            verified.map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!([7, 8].map(|serial| called(vec![], serial)), [Ok(()), Ok(())]);
+        assert_eq!(called(vec![list(&ca), list(&other)], 8), Ok(()));
+        assert!(called(vec![list(&ca)], 7).unwrap_err().contains("Revoked"));
+        assert!(called(vec![list(&other)], 8).unwrap_err().contains("UnknownRevocationStatus"));
+        assert!(called(vec![b"none".to_vec()], 8).unwrap_err().starts_with("revocation lists: "));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::convert::{
     facts::{
-        ca_certificates::{CaError, certificates},
+        ca_certificates::{Authorities, CaError, authorities},
         service,
     },
     objects::{FieldError, Objects, age},
@@ -152,8 +152,11 @@ fn validation(
     }
     let mut bad = None;
     for (index, r) in validation.ca_certificate_refs.iter().enumerate() {
-        match roots(objects, ns, r) {
-            Ok(pem) => out.roots.extend(pem),
+        match referenced(objects, ns, r) {
+            Ok(found) => {
+                out.roots.extend(found.roots);
+                out.lists.extend(found.lists);
+            }
             Err((reason, text)) => {
                 verdict.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{index}]"))));
                 bad = Some((field(&format!("caCertificateRefs[{index}]")), text));
@@ -171,10 +174,10 @@ fn validation(
     Ok(out)
 }
 
-/// The certificates of a reference, PEM.
-fn roots(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
+/// The certificates and lists of a reference.
+fn referenced(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Authorities, ReasonMessage> {
     let target = (reference.group.as_str(), reference.kind.as_str(), reference.name.as_str());
-    certificates(objects, ns, target).map_err(|e| match e {
+    authorities(objects, ns, target).map_err(|e| match e {
         CaError::Kind(text) => ("InvalidKind", text),
         CaError::Reference(text) => ("InvalidCACertificateRef", text),
     })

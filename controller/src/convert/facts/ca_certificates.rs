@@ -34,13 +34,7 @@ struct Found {
     lists: Option<Vec<u8>>,
 }
 
-/// The certificates of a reference (group, kind, name) in a namespace, in PEM, with a line break at the end.
-pub(crate) fn certificates(objects: &Objects<'_>, ns: &str, target: (&str, &str, &str)) -> Result<Vec<u8>, CaError> {
-    let found = found(objects, ns, target)?;
-    roots(&found.name, found.roots).map_err(CaError::Reference)
-}
-
-/// The same with revocation lists.
+/// What a reference (group, kind, name) in a namespace leads to.
 pub(crate) fn authorities(objects: &Objects<'_>, ns: &str, target: (&str, &str, &str)) -> Result<Authorities, CaError> {
     checked(found(objects, ns, target)?).map_err(CaError::Reference)
 }

@@ -376,9 +376,9 @@ fn cipher_suites_of_a_listener_are_an_option() {
     assert_eq!(said, ["spec.listeners[0].tls.options[example.com/x]: has no effect [KARST-0030]"]);
 }
 
-/// Lists of revoked certificates go to the pods with the authority's certificates; without one that is there nobody is let in.
+/// Lists of revoked certificates go where the authority's certificates go; without one that is there nobody is let in, or called.
 #[test]
-fn revocation_lists_of_clients_are_told_with_their_authorities() {
+fn revocation_lists_are_told_with_their_authorities() {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -426,6 +426,29 @@ fn revocation_lists_of_clients_are_told_with_their_authorities() {
         let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
         (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
+    // Of services that TLS is spoken to.
+    let backend = |kind: &str, list: &str| {
+        let target = "targetRefs: [{group: '', kind: Service, name: s}]";
+        let policy = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: a}}\nspec: {{{target}, validation: {{hostname: x, caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}\n"
+        );
+        let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {tls: {mode: SIMPLE, credentialName: ca}}}\n";
+        [policy.as_str(), rule]
+            .into_iter()
+            .filter(|text| kind == "Secret" || *text != rule)
+            .map(|text| {
+                let (model, _) = run(&[SHOP, &holder(kind, "ca", "a", list), text].concat());
+                let backend = &model.backends["a/s.a.svc.cluster.local"];
+                let tls = backend.ports.get(&80).or(backend.policy.as_ref()).and_then(|p| p.tls.clone()).unwrap();
+                (tls.lists, tls.broken.contains("data[\"ca.crl\"]: contains no revocation list"))
+            })
+            .collect::<Vec<_>>()
+    };
+    for kind in ["Secret", "ConfigMap"] {
+        assert!(backend(kind, &list).iter().all(|told| *told == (vec![list.clone().into_bytes()], false)), "{kind}");
+        assert!(backend(kind, "").iter().all(|told| *told == (vec![], false)), "{kind}");
+        assert!(backend(kind, "none").iter().all(|told| *told == (vec![], true)), "{kind}");
+    }
     for told in [istio(&list), api("Secret", &list), api("ConfigMap", &list)] {
         assert_eq!(told, (Some(vec![list.clone().into_bytes()]), vec![]));
     }
