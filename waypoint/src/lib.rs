@@ -4,6 +4,7 @@
 //! - [`mod@http`]: one request from its canonical form to its answer.
 //! - [`route`]: the compiled routes; [`authz`]: who may call.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
+//! - [`tls_parameters`]: what TLS is spoken with, on both sides.
 //! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
 //! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
@@ -29,6 +30,7 @@ mod telemetry;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tls_parameters;
 mod upstream;
 mod worker;
 

@@ -61,13 +61,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
         "has no effect: specify a ConfigMap in the parametersRef of each Gateway [KARST-0030]",
     ),
     ("Gateway", "spec.defaultScope", NONE),
-    (
-        "Gateway",
-        "spec.tls.backend",
-        "has no effect in this version: client certificates are not presented to backends [KARST-0030]",
-    ),
-    ("Gateway", "spec.listeners[].tls.options", TLS_OPTIONS),
-    ("ListenerSet", "spec.listeners[].tls.options", TLS_OPTIONS),
     ("HTTPRoute", "spec.useDefaultGateways", NONE),
     ("HTTPRoute", "spec.rules[].sessionPersistence", NONE),
     ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),
@@ -81,8 +74,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("TLSRoute", "spec.useDefaultGateways", NONE),
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
-
-const TLS_OPTIONS: &str = "has no effect in this version; a listener with gateway.istio.io/tls-terminate-mode other than SIMPLE is rejected [KARST-0030]";
 
 const IN_RULE: &str = "is not supported for a single backend, whose requests are answered with 500: move it to the filters of the rule [KARST-0029]";
 

@@ -9,7 +9,8 @@ const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 #[must_use]
 pub fn without_keys(mut gateway: Gateway) -> Gateway {
     let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
-    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
+    let own = gateway.backend_certificate.iter_mut().filter_map(|own| own.pair.as_mut());
+    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut()).chain(own);
     pairs.for_each(|pair| pair.key.clear());
     gateway.access.iter_mut().for_each(without_secrets);
     let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());

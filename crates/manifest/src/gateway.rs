@@ -78,6 +78,13 @@ pub struct ListenerSetStatus {
 #[serde(default)]
 pub struct GatewayTls {
     pub frontend: FrontendTls,
+    pub backend: GatewayBackendTls,
+}
+/// What is shown to backends that TLS is spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayBackendTls {
+    pub client_certificate_ref: Option<SecretRef>,
 }
 /// What is asked of clients by listeners that end TLS.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -90,8 +97,23 @@ pub struct FrontendTls {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct FrontendTlsConfig {
-    /// Whether there is one; what it says is not read.
-    pub validation: Option<IgnoredAny>,
+    /// None: clients are not asked for certificates.
+    pub validation: Option<FrontendValidation>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FrontendValidation {
+    pub ca_certificate_refs: Vec<CaCertificateRef>,
+    /// AllowValidOnly (the default), AllowInsecureFallback.
+    pub mode: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CaCertificateRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    pub namespace: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod busy;
 pub mod by_host;
 pub mod client_cert;
+pub mod client_verifier;
 pub mod conns;
 pub mod context;
 pub mod edge;

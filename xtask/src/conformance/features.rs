@@ -11,10 +11,10 @@ const ARRIVING: [(&str, bool); 7] = [
     // Of the routes at a listener the one with the more specific host name of its own comes first.
     ("GatewayRouteHostnameIntersectionPrecedence", true),
     // Client certificates at listeners (spec.tls.frontend), and connections without a valid one.
-    ("GatewayFrontendClientCertificateValidation", false),
-    ("GatewayFrontendClientCertificateValidationInsecureFallback", false),
+    ("GatewayFrontendClientCertificateValidation", true),
+    ("GatewayFrontendClientCertificateValidationInsecureFallback", true),
     // The gateway's own certificate for backends (spec.tls.backend).
-    ("GatewayBackendClientCertificate", false),
+    ("GatewayBackendClientCertificate", true),
     // UDP listeners.
     ("UDPRoute", false),
 ];

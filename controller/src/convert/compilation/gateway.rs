@@ -3,6 +3,8 @@
 use crate::convert::{
     compilation::{access, telemetry},
     facts::{
+        backend_certificate,
+        ca_certificates::of_secret,
         client_tls,
         gateway::{by_label, is_ingress, of_pod},
         listener::{GatewayListener, ListenerParent},
@@ -27,7 +29,7 @@ use std::{
     sync::Arc,
 };
 
-/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
+/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod. `out`: the rest of its TLS.
 fn credentials(
     objects: &Objects<'_>,
     server: &GwServer,
@@ -38,6 +40,10 @@ fn credentials(
 ) -> Result<(), (String, String)> {
     let settings = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
+    if out.modern && out.only_tls12 {
+        let text = "TLSV1_2 is below minProtocolVersion TLSV1_3 of tlsDefaults in the mesh configuration: set minProtocolVersion, too [KARST-0014]";
+        return Err((field("maxProtocolVersion"), text.into()));
+    }
     let get = |name: &str| objects.secrets.get(&(ns, name)).copied();
     let names: Vec<&String> = if settings.credential_names.is_empty() {
         vec![&settings.credential_name]
@@ -62,8 +68,8 @@ fn credentials(
     } else {
         settings.ca_cert_credential_name.clone()
     };
-    let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
-    out.client_roots = roots.ok_or_else(|| {
+    let holder = [own.as_str(), first].into_iter().filter_map(get).find(|secret| ca_bundle(secret).is_some());
+    let holder = holder.ok_or_else(|| {
         (
             field("credentialName"),
             format!(
@@ -72,6 +78,8 @@ fn credentials(
             ),
         )
     })?;
+    let authorities = of_secret(holder).map_err(|text| (field("credentialName"), text))?;
+    (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
     Ok(())
 }
 
@@ -88,6 +96,7 @@ pub(crate) fn compile(
             problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
         }
     }
+    backend_certificates(objects, problems);
     let told_of = telemetry::effective(objects, problems);
     let mut out = BTreeMap::new();
     if listeners.is_idle(objects) {
@@ -117,7 +126,7 @@ pub(crate) fn compile(
         let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
             let Some(listener) = listeners.all.get(served.listener) else { continue };
-            let mut tls = listener.tls();
+            let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
             if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
                 && listener.terminates_tls
                 && let Some((at, i)) = istio(objects, namespace, gateway)
@@ -156,6 +165,9 @@ pub(crate) fn compile(
             let pair = objects.secrets.get(&(meta.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             gateway.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
+        let ingress = own.filter(|g| is_ingress(objects, g));
+        gateway.backend_certificate = ingress.and_then(|g| backend_certificate::told(objects, g));
+        gateway.backend_parameters = backend_parameters(objects);
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
         let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
@@ -169,6 +181,25 @@ pub(crate) fn compile(
         }
     }
     out
+}
+
+/// What all proxies speak TLS to endpoints with, as the mesh configuration says. (The least version is of servers only, as in Istio.)
+fn backend_parameters(objects: &Objects<'_>) -> Option<ir::TlsParameters> {
+    let defaults = &objects.mesh_config.tls_defaults;
+    let (cipher_suites, curves) = (defaults.cipher_suites.clone(), defaults.ecdh_curves.clone());
+    let parameters = ir::TlsParameters { cipher_suites, curves };
+    (parameters != ir::TlsParameters::default()).then_some(parameters)
+}
+
+/// What is wrong with the certificates that gateways show to backends.
+fn backend_certificates(objects: &Objects<'_>, problems: &mut Vec<Problem>) {
+    let mut all: Vec<_> = objects.gateways.iter().filter(|(_, g)| is_ingress(objects, g)).collect();
+    all.sort_by_key(|(name, _)| **name);
+    for (name, g) in all {
+        if let (Some(at), Some(Err((_, text)))) = (objects.gateways_at.get(name), backend_certificate::of(objects, g)) {
+            problems.push(problem(at, backend_certificate::FIELD, text));
+        }
+    }
 }
 
 /// A pod's annotation cannot be read. (Of pods nobody keeps where they stand.)

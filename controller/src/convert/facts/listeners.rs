@@ -15,7 +15,7 @@ use crate::convert::{
     objects::{GATEWAY, LISTENER_SET, MESH, Objects, VIRTUAL, address, age},
 };
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{gatewayapi::ParentRef, kinds::*};
+use karst_manifest::{gatewayapi::ParentRef, kinds::*, mesh_config::TlsDefaults};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
@@ -226,6 +226,7 @@ impl GatewayListeners {
                     served.push(Served { listener: index, port, routes });
                 }
             }
+            leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -243,6 +244,7 @@ impl GatewayListeners {
         self.all.is_empty()
             && objects.telemetry.is_empty()
             && objects.mesh_config.default_providers.tracing.is_empty()
+            && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))
@@ -405,6 +407,36 @@ impl GatewayListeners {
             (false, true) => Taken::Yes,
         }
     }
+}
+
+/// Listeners of Gateway API that end TLS at one port of a pod, whatever ports clients call, are not told apart there: where they ask
+/// different certificates of clients, who calls the one would be served as the other asks. None of them is.
+fn leave_out_unlike(
+    all: &[GatewayListener],
+    pod: &Meta,
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let asking = |s: &Served| {
+        let listener = all.get(s.listener)?;
+        (listener.terminates_tls && matches!(listener.parent, ListenerParent::Api { .. })).then_some(listener)
+    };
+    let mut unlike: BTreeSet<(usize, u16)> = BTreeSet::new();
+    for one in served.iter() {
+        let Some(own) = asking(one) else { continue };
+        let mut others = served.iter().filter(|o| o.port == one.port).filter_map(asking);
+        let Some(other) = others.find(|other| !other.asks_like(own)) else { continue };
+        let text = format!(
+            "maps to port {} of pod {}/{}, as {} does, which asks other certificates of its clients: use another port of the pod [KARST-0507]",
+            one.port,
+            pod.namespace,
+            pod.name,
+            other.name()
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        unlike.insert((one.listener, one.port));
+    }
+    served.retain(|s| !unlike.contains(&(s.listener, s.port)));
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.

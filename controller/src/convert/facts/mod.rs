@@ -2,11 +2,14 @@
 //! cannot differ about it.
 
 pub(crate) mod attached;
+pub(crate) mod backend_certificate;
 pub(crate) mod backend_tls;
+pub(crate) mod ca_certificates;
 pub(crate) mod client_tls;
 pub(crate) mod condition;
 pub(crate) mod endpoint;
 pub(crate) mod export;
+pub(crate) mod frontend_tls;
 pub(crate) mod gateway;
 pub(crate) mod grant;
 pub(crate) mod host;

@@ -27,7 +27,7 @@ const ROUTE: [&str; 2] = [
     "spec.rules[].backendRefs[].{group,kind,name,namespace,port,weight}",
 ];
 const LISTENERS: [&str; 2] = [
-    "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
+    "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
     "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
 ];
 const FAULT: &str =
@@ -120,7 +120,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.selector.*",
             "spec.servers[].{hosts[],port.{number,protocol}}",
-            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion}",
+            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
         ],
     ),
     (
@@ -129,8 +129,10 @@ const USED: &[(&str, &[&str])] = &[
             "spec.{gatewayClassName,addresses[].{type,value}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
             LISTENERS[0],
-            "spec.tls.frontend.{default.validation,perPort[].{port,tls.validation}}",
             LISTENERS[1],
+            "spec.tls.backend.clientCertificateRef.{group,kind,name,namespace}",
+            "spec.tls.frontend.perPort[].port",
+            "spec.tls.frontend.{default,perPort[].tls}.validation.{mode,caCertificateRefs[].{group,kind,name,namespace}}",
             "spec.allowedListeners.namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}",
         ],
     ),
@@ -226,7 +228,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("IstioGateway", "spec.servers[].tls.privateKey", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCertificates", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCrl", "TLS"),
-    ("IstioGateway", "spec.servers[].tls.cipherSuites[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.tlsCertificates[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateHash[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateSpki[]", "TLS"),

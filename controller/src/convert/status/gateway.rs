@@ -3,7 +3,7 @@
 
 use crate::convert::{
     deploy,
-    facts::{listener_set, listeners::GatewayListeners, waypoint},
+    facts::{backend_certificate, frontend_tls, listener_set, listeners::GatewayListeners, waypoint},
     objects::{GATEWAY_API, Objects},
     status::{
         address,
@@ -13,7 +13,7 @@ use crate::convert::{
         route::Route,
     },
 };
-use karst_manifest::kinds::Gateway;
+use karst_manifest::kinds::{Gateway, StatusCondition};
 use serde_json::{Value, json};
 
 /// All that differ.
@@ -68,6 +68,39 @@ fn accepted(objects: &Objects<'_>, gateway: &Gateway, own: &[Judged<'_>], sets: 
     condition("Accepted", true, "Accepted", "Resource accepted")
 }
 
+/// Clients are served whatever they show (GEP-91).
+const FALLBACK: &str = "InsecureFrontendValidationMode";
+
+/// Says so while it is so.
+fn fallback(gateway: &Gateway) -> Option<Condition> {
+    const TEXT: &str = "clients with no valid certificate are accepted: mode is AllowInsecureFallback";
+    frontend_tls::has_fallback(gateway).then(|| condition(FALLBACK, true, "ConfigurationChanged", TEXT))
+}
+
+/// Can what it refers to be used? Said of Gateways that refer to something themselves, and of those that it was said of before: by
+/// Istio's controller of all of them, which may not be taken back. `own`: its own listeners.
+fn references(objects: &Objects<'_>, gateway: &Gateway, own: &[Judged<'_>]) -> Option<Condition> {
+    const KIND: &str = "ResolvedRefs";
+    const LISTENERS: &str = "references of some listeners cannot be resolved: see their conditions [KARST-0514]";
+    match backend_certificate::of(objects, gateway) {
+        Some(Err((reason, text))) => {
+            return Some(condition(KIND, false, reason, format!("{}: {text}", backend_certificate::FIELD)));
+        }
+        Some(Ok(_)) => {}
+        None if gateway.status.conditions.iter().any(|c| c.kind == KIND) => {}
+        None => return None,
+    }
+    Some(match own.iter().all(Judged::is_resolved) {
+        true => condition(KIND, true, KIND, "All references resolved"),
+        false => condition(KIND, false, "ListenersNotResolved", LISTENERS),
+    })
+}
+
+/// Is there a condition that is only there while something holds, which does not any more?
+fn is_over(wanted: &[Condition], have: &[StatusCondition]) -> bool {
+    have.iter().any(|c| c.kind == FALLBACK) && !wanted.iter().any(|c| c.kind == FALLBACK)
+}
+
 /// Its status, if it differs, and what its sets are to know of it.
 fn one(
     objects: &Objects<'_>,
@@ -96,13 +129,16 @@ fn one(
     };
     let parent = Parent { is_accepted: accepted.status, is_programmed: programmed.status };
     let addresses = found.unwrap_or_else(|e| e.bound);
-    let both = [accepted, programmed];
+    let mut wanted = vec![accepted, programmed];
+    wanted.extend(fallback(gateway));
+    wanted.extend(references(objects, gateway, &own));
     let names = gateway.spec.listeners.iter().map(|l| l.name.as_str());
     let (statuses, is_same) = statuses(names, &own, attached, &have.listeners, meta, now);
     let with_sets = sets.iter().filter(|set| parent.is_accepted && set.works()).count();
     if is_same
         && addresses == have.addresses
-        && same(&both, &have.conditions, meta.generation)
+        && same(&wanted, &have.conditions, meta.generation)
+        && !is_over(&wanted, &have.conditions)
         && have.attached_listener_sets as usize == with_sets
     {
         return (None, parent);
@@ -110,7 +146,7 @@ fn one(
     let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
     let mut status = json!({
         "addresses": addresses, "listeners": statuses,
-        "conditions": conditions(&both, &have.conditions, meta.generation, now),
+        "conditions": conditions(&wanted, &have.conditions, meta.generation, now),
     });
     // Older CRDs do not have the field, and would refuse the whole status; who leaves it out takes it back.
     if with_sets > 0 {

@@ -62,6 +62,11 @@ impl<'a> Judged<'a> {
         self.refusal.is_none()
     }
 
+    /// Is what it refers to there?
+    pub(crate) fn is_resolved(&self) -> bool {
+        self.listener.unresolved.is_none()
+    }
+
     /// Does it take anything?
     pub(crate) fn works(&self) -> bool {
         self.listener.works() && self.is_accepted()
