@@ -28,6 +28,8 @@ use std::{collections::BTreeMap, sync::Arc};
 #[derive(Debug, Default)]
 pub struct Gateway {
     pub ports: BTreeMap<u16, Port>,
+    /// What takes datagrams.
+    pub udp: BTreeMap<u16, UdpListener>,
     /// Who may send anything through it.
     pub access: Option<Access>,
     /// What we may show to endpoints, by name.
@@ -113,6 +115,16 @@ pub struct Port {
     listeners: Vec<Arc<Listener>>,
 }
 
+/// One listener for datagrams.
+#[derive(Debug)]
+pub struct UdpListener {
+    pub origin: String,
+    /// The resource with its rules.
+    pub routes: Arc<str>,
+    /// The port that clients call.
+    pub called: u16,
+}
+
 /// One listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -190,6 +202,19 @@ impl Gateway {
                 chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
         }
+        let mut udp = BTreeMap::new();
+        for listener in &gateway.udp {
+            let bad =
+                |port| GatewayError::Listener { origin: listener.origin.clone(), error: ListenerError::Port(port) };
+            let port = u16::try_from(listener.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(listener.port))?;
+            let called = u16::try_from(listener.called).map_err(|_| bad(listener.called))?;
+            // Two of one port have been told apart before; the first counts.
+            udp.entry(port).or_insert_with(|| UdpListener {
+                origin: listener.origin.clone(),
+                routes: format!("{}/*", listener.routes).into(),
+                called: if called == 0 { port } else { called },
+            });
+        }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
@@ -198,7 +223,7 @@ impl Gateway {
         let telemetry = telemetry?.map(Arc::new);
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
-        Ok(Self { ports, access, credentials, telemetry, topology })
+        Ok(Self { ports, udp, access, credentials, telemetry, topology })
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -210,7 +235,12 @@ impl Gateway {
     pub fn describe(&self) -> serde_json::Value {
         let one = |l: &Arc<Listener>| serde_json::json!({ "origin": l.origin, "protocol": l.protocol.as_str_name(), "hosts": l.hosts, "endsTls": l.terminates_tls });
         let port = |(p, x): (&u16, &Port)| (p.to_string(), x.listeners.iter().map(one).collect::<Vec<_>>().into());
-        self.ports.iter().map(port).collect::<serde_json::Map<_, serde_json::Value>>().into()
+        let udp = |(p, l): (&u16, &UdpListener)| {
+            let one = serde_json::json!({ "origin": l.origin, "protocol": "UDP", "called": l.called });
+            (format!("udp/{p}"), vec![one].into())
+        };
+        let all = self.ports.iter().map(port).chain(self.udp.iter().map(udp));
+        all.collect::<serde_json::Map<_, serde_json::Value>>().into()
     }
 }
 
