@@ -6,6 +6,7 @@ use crate::{
     model::Model,
 };
 
+mod datagrams;
 mod deploys;
 mod gateways;
 mod golden;

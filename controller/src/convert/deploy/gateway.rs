@@ -262,14 +262,15 @@ fn objects(
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
     for listener in &gateway.spec.listeners {
-        // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != listener.port) {
+        let protocol = if listener.protocol == "UDP" { "UDP" } else { "TCP" };
+        // Several listeners may share a port; and a number may be one of both protocols.
+        if !ports.iter().any(|p| p["port"] == listener.port && p["protocol"] == protocol) {
             let of = if is_waypoint { "hbone".to_string() } else { listener.protocol.to_ascii_lowercase() };
             ports.push(json!({
-                "name": port_name(&listener.name, listener.port),
+                "name": port_name(&listener.name, protocol, listener.port),
                 "port": listener.port,
                 "targetPort": listener.port,
-                "protocol": "TCP",
+                "protocol": protocol,
                 "appProtocol": of,
             }));
         }
@@ -316,6 +317,10 @@ fn objects(
 }
 
 /// A listener's name as the name of a port: at most 63 characters.
-fn port_name(name: &str, port: u16) -> String {
-    if name.len() <= MAX_NAME && !name.contains('.') { name.to_string() } else { format!("port-{port}") }
+fn port_name(name: &str, protocol: &str, port: u16) -> String {
+    match (name.len() <= MAX_NAME && !name.contains('.'), protocol) {
+        (true, _) => name.to_string(),
+        (false, "UDP") => format!("udp-port-{port}"),
+        (false, _) => format!("port-{port}"),
+    }
 }

@@ -10,7 +10,7 @@ use crate::convert::{
         route::Route,
     },
 };
-use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
+use karst_manifest::kinds::{Gateway, GatewayAddress, Listener, Service};
 use serde_json::{Value, json};
 
 /// All that differ.
@@ -89,8 +89,11 @@ fn addresses(
         let mut services = objects.services.values().flatten();
         let service = services.find(|s| service::hostname(objects, s) == host);
         let lacks = |s: &Service| {
-            let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
-            gateway.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
+            let has = |l: &&Listener| {
+                let is_protocol: fn(&str) -> bool = if l.protocol == "UDP" { service::udp } else { service::tcp };
+                s.spec.ports.iter().any(|p| p.port == l.port && is_protocol(&p.protocol))
+            };
+            gateway.spec.listeners.iter().find(|l| !has(l)).map(|l| l.port)
         };
         return match service.and_then(|s| lacks(s)) {
             Some(port) => Err((

@@ -51,6 +51,7 @@ fn tended_as<'a>(objects: &Objects<'a>, object: &'a Object) -> &'a Meta {
         Object::GRPCRoute(route) => &route.spec.parent_refs,
         Object::TCPRoute(route) => &route.spec.parent_refs,
         Object::TLSRoute(route) => &route.spec.parent_refs,
+        Object::UDPRoute(route) => &route.spec.parent_refs,
         _ => return meta,
     };
     if named(&meta.labels).is_some() {
