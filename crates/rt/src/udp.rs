@@ -18,6 +18,8 @@ use tokio::{io::Interest, net::UdpSocket};
 const DATAGRAM: usize = 1 << 16;
 /// Room for what the kernel tells of one datagram: the address that it was sent to, and the count of those that were lost.
 const CONTROL: usize = 128;
+/// Bytes that may wait at one socket, as the kernel counts them.
+const QUEUE: usize = 4 << 20;
 /// The option by which the kernel tells how many datagrams it had no room for; the same on all architectures that we have.
 const SO_RXQ_OVFL: i32 = 40;
 
@@ -42,6 +44,8 @@ fn listener(at: SocketAddr) -> io::Result<std::net::UdpSocket> {
         setopt(&socket, libc::SOL_IP, libc::IP_PKTINFO)?;
     }
     setopt(&socket, libc::SOL_SOCKET, SO_RXQ_OVFL)?;
+    // As far as the system lets it be (net.core.rmem_max).
+    let _ = socket.set_recv_buffer_size(QUEUE);
     socket.set_reuse_port(true)?;
     socket.bind(&SockAddr::from(at))?;
     Ok(socket.into())
