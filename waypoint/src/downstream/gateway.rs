@@ -237,7 +237,7 @@ impl Gateway {
         let port = |(p, x): (&u16, &Port)| (p.to_string(), x.listeners.iter().map(one).collect::<Vec<_>>().into());
         let udp = |(p, l): (&u16, &UdpListener)| {
             let one = serde_json::json!({ "origin": l.origin, "protocol": "UDP", "called": l.called });
-            (format!("udp/{p}"), vec![one].into())
+            (format!("udp/{p}"), serde_json::Value::from(vec![one]))
         };
         let all = self.ports.iter().map(port).chain(self.udp.iter().map(udp));
         all.collect::<serde_json::Map<_, serde_json::Value>>().into()
@@ -590,6 +590,21 @@ mod tests {
         let outline = Gateway::outline(&gateway).unwrap();
         let only = &outline.ports[&80].listeners()[0];
         assert!(only.terminates_tls && only.tls.is_none());
+    }
+
+    #[test]
+    fn a_number_is_a_port_of_both_protocols() {
+        let dns = |port, called| ir::UdpListener { origin: "u".into(), routes: "~u".into(), port, called };
+        let tcp = ir::Listener { port: 53, protocol: ListenerProtocol::Tcp as i32, ..listener("t", &["*"]) };
+        let gateway = |udp| ir::Gateway { listeners: vec![tcp.clone()], udp: vec![udp], ..Default::default() };
+        let read = Gateway::new(&gateway(dns(53, 0))).unwrap();
+        let own = &read.udp[&53];
+        assert_eq!((&*own.routes, own.called, read.ports.len()), ("~u/*", 53, 1));
+        assert_eq!(read.describe()["udp/53"][0]["protocol"], "UDP");
+        for (port, called) in [(0, 0), (1 << 16, 0), (53, 1 << 16)] {
+            let e = Gateway::new(&gateway(dns(port, called))).unwrap_err().to_string();
+            assert!(e.starts_with("u: port "), "{e}");
+        }
     }
 
     #[test]
