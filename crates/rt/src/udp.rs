@@ -169,13 +169,13 @@ impl Batch {
         // SAFETY: all-zero iovec and mmsghdr are valid.
         let (mut parts, mut messages): ([libc::iovec; UDP_BATCH], [libc::mmsghdr; UDP_BATCH]) =
             unsafe { (zeroed(), zeroed()) };
-        let end = range.end.min(UDP_BATCH);
-        for index in range.start..end {
+        let all = range.start..range.end.min(UDP_BATCH);
+        for (index, (part, message)) in all.clone().zip(parts.iter_mut().zip(&mut messages)) {
             let bytes = self.bytes(index);
             // Nothing of all this is written to.
-            parts[index] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-            let header = &mut messages[index].msg_hdr;
-            header.msg_iov = &raw mut parts[index];
+            *part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            let header = &mut message.msg_hdr;
+            header.msg_iov = std::ptr::from_mut(part);
             header.msg_iovlen = 1;
             if let Some(to) = to {
                 header.msg_name = (&raw const to.name).cast_mut().cast();
@@ -184,9 +184,9 @@ impl Batch {
                 header.msg_controllen = to.control_length;
             }
         }
-        let mut at = range.start;
-        while at < end {
-            let rest = &mut messages[at..end];
+        let mut at = 0;
+        while at < all.len() {
+            let rest = &mut messages[at..all.len()];
             // SAFETY: every pointer in `messages` is to a local, to `bytes`, or into `to`; all outlive the call.
             let gone = unsafe {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -194,7 +194,8 @@ impl Batch {
             };
             if let Ok(gone) = usize::try_from(gone) {
                 sent.datagrams += gone as u64;
-                sent.bytes += (at..at + gone).map(|index| self.bytes(index).len() as u64).sum::<u64>();
+                let gone_of = all.clone().skip(at).take(gone);
+                sent.bytes += gone_of.map(|index| self.bytes(index).len() as u64).sum::<u64>();
                 at += gone.max(1);
                 continue;
             }
@@ -203,7 +204,7 @@ impl Batch {
                 // That is of an earlier one: this one has not been tried.
                 Some(libc::ECONNREFUSED) if !sent.refused => sent.refused = true,
                 Some(libc::EAGAIN | libc::ENOBUFS) => {
-                    sent.lost += (end - at) as u64;
+                    sent.lost += (all.len() - at) as u64;
                     break;
                 }
                 // Too long for the way, or there is none: it is this one's alone.
