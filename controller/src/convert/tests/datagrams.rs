@@ -75,7 +75,7 @@ fn listeners_are_told_apart_by_number_and_protocol() {
     assert_eq!(m.gateways["edge/gw"].udp.len(), 0);
     // The pod listens where its Service sends what comes by the protocol.
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: g-istio, namespace: edge}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: u, port: 53, protocol: UDP, targetPort: 5300}, {name: t, port: 53, targetPort: 5301}]}\n---\n";
-    let (m, p) = run(&[&text, service].concat());
+    let (m, p) = run(&[text.as_str(), service].concat());
     assert!(p.is_empty(), "{p:?}");
     let told = &m.gateways["edge/gw"];
     assert_eq!((told.listeners[0].port, told.listeners[0].called), (5301, 53));
@@ -92,7 +92,7 @@ fn routes_lead_to_udp_ports() {
     let first = route("name: first, creationTimestamp: '2024'", TO_GATEWAY, backends);
     let second = route("name: second, creationTimestamp: '2025'", TO_GATEWAY, "{name: dns, port: 53}");
     let compiled = |more: &str| {
-        let (m, p) = run(&[&base, &second, &first, more].concat());
+        let (m, p) = run(&[base.as_str(), &second, &first, more].concat());
         assert!(p.is_empty(), "{p:?}");
         let routes = m.gateways["edge/gw"].udp[0].routes.clone();
         let table = m.routes[&format!("{routes}/*")].producer.clone().unwrap();
@@ -131,7 +131,7 @@ fn routes_say_what_became_of_them() {
     let listeners = [listener("udp", 53, "UDP"), listener("web", 80, "HTTP")].join(", ");
     let base = [GATEWAY_POD, SERVER, DNS, &gateway(&listeners)].concat();
     let good = "{name: dns, port: 53}";
-    let of = |parent: &str, backends: &str| said(&[&base, &route("name: r", parent, backends)].concat());
+    let of = |parent: &str, backends: &str| said(&[base.as_str(), &route("name: r", parent, backends)].concat());
     let is = |accepted: &str, resolved: &str| vec![format!("Accepted {accepted}"), format!("ResolvedRefs {resolved}")];
     let (yes, resolved) = ("True Accepted", "True ResolvedRefs");
     assert_eq!(of(TO_GATEWAY, good).0, is(yes, resolved));
@@ -153,7 +153,7 @@ fn routes_say_what_became_of_them() {
     let of_others = format!("{TO_GATEWAY}, {{group: '', kind: Service, name: dns, namespace: b}}");
     let other = DNS.replace("namespace: a", "namespace: b");
     let own = route("name: r", &of_others, "{name: dns, namespace: b, port: 53}");
-    let (m, _) = run(&[&base, &other, &own].concat());
+    let (m, _) = run(&[base.as_str(), &other, &own].concat());
     let routes = &m.gateways["edge/gw"].udp[0].routes;
     let rule = &m.routes[&format!("{routes}/*")].producer.as_ref().unwrap().tcp[0];
     assert_eq!(rule.destinations[0].refuse_status, 500);
@@ -216,7 +216,7 @@ fn who_asks_for_an_identity_is_closed() {
         (policy("{selector: {matchLabels: {app: other}}, action: ALLOW}"), ""),
         (policy("{action: NONSENSE, rules: [{}]}"), "AuthorizationPolicy a/ap"),
     ] {
-        let text = [&base, more.as_str()].concat();
+        let text = [base.as_str(), more.as_str()].concat();
         let (m, p) = run(&text);
         let port = m.workloads["Kubernetes//Pod/a/d"].karst_udp_services[KEY].ports[0].clone();
         assert_eq!(port.closed.is_empty(), closed.is_empty(), "{more}: {}", port.closed);
@@ -237,7 +237,7 @@ fn who_asks_for_an_identity_is_closed() {
         .replace("name: d,", "name: e,")
         .replace("redirection: enabled", "redirection: ''")
         .replace("10.0.0.1", "10.0.0.2");
-    let (_, p) = run(&[&base, &open, &peer("a", strict)].concat());
+    let (_, p) = run(&[base.as_str(), &open, &peer("a", strict)].concat());
     assert!(p.is_empty(), "{p:?}");
 }
 
