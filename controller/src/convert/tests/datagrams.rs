@@ -232,6 +232,16 @@ fn who_asks_for_an_identity_is_closed() {
             }
         }
     }
+    // Of another namespace's service it is told that it is closed to who may use it, and not by what.
+    let foreign = route("name: f", TO_GATEWAY, "{name: dns, namespace: a, port: 53}")
+        .replace("namespace: a, name: f", "namespace: b, name: f");
+    let grant = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {name: r, namespace: a}\nspec: {from: [{group: gateway.networking.k8s.io, kind: UDPRoute, namespace: b}], to: [{group: '', kind: Service}]}\n---\n";
+    for (grant, want) in [("", None), (grant, Some("by policies of its namespace"))] {
+        let (_, p) = run(&[base.as_str(), &foreign, grant, &peer("a", strict)].concat());
+        let told = p.iter().find(|p| p.object.contains("b/f")).map(|p| p.message.clone());
+        assert_eq!(told.is_some(), want.is_some(), "{p:?}");
+        assert!(told.is_none_or(|text| want.is_some_and(|want| text.contains(want))));
+    }
     // One endpoint that is open is enough; a pod that is not captured guards nothing.
     let open = SERVER
         .replace("name: d,", "name: e,")

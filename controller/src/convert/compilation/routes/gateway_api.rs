@@ -157,15 +157,20 @@ pub(crate) fn closed_to_datagrams(
     route: &UDPRoute,
     closed: &BTreeMap<(String, u32), String>,
 ) -> Vec<FieldError> {
-    let mut out = vec![];
+    let (mut out, own) = (vec![], &*route.metadata.namespace);
     for (index, rule) in route.spec.rules.iter().enumerate() {
         for (place, backend) in rule.backend_refs.iter().enumerate() {
-            let ns = backend.namespace.as_deref().unwrap_or(&route.metadata.namespace);
+            let ns = backend.namespace.as_deref().unwrap_or(own);
+            // What others guard themselves by is told to nobody else.
+            if ns != own && !granted(objects, UDP, own, (ns, "", "Service", &backend.name)) {
+                continue;
+            }
             let Some(service) = objects.service(ns, &backend.name) else { continue };
             let key = format!("{ns}/{}", service::hostname(objects, service));
             let by =
                 closed.iter().find(|((k, port), _)| *k == key && backend.port.is_none_or(|p| u32::from(p) == *port));
             let Some((_, by)) = by else { continue };
+            let by = if ns == own { by } else { "policies of its namespace" };
             let text = format!(
                 "the endpoints of Service {ns}/{} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]",
                 backend.name
