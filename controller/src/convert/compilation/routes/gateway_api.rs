@@ -170,7 +170,7 @@ pub(crate) fn closed_to_datagrams(
             let by =
                 closed.iter().find(|((k, port), _)| *k == key && backend.port.is_none_or(|p| u32::from(p) == *port));
             let Some((_, by)) = by else { continue };
-            let by = if ns == own { by } else { "policies of its namespace" };
+            let by = if ns == own { by.as_str() } else { "policies of its namespace" };
             let text = format!(
                 "the endpoints of Service {ns}/{} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]",
                 backend.name
