@@ -68,6 +68,9 @@ pub struct Config {
     /// Maximum duration of a drain, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value_t = 5)]
     pub drain_deadline: u64,
+    /// Seconds after which a UDP session ends in which neither side has sent anything.
+    #[arg(long, env = "KARST_UDP_IDLE_TIMEOUT", default_value_t = karst_core::limits::UDP_IDLE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub udp_idle_timeout: u64,
     /// Enable the access log, one line per request.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,

@@ -78,6 +78,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}; choose another address with HBONE_ADDR", config.hbone))?;
     let addresses = Pages::bind(config.admin, config.stats, config.readiness).await?;
     let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
+    let (udp_ports_tx, udp_ports) = watch::channel(downstream::udp::ports::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
     let metrics = Arc::<telemetry::metrics::Metrics>::default();
@@ -96,6 +97,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         taps: Taps::new(&*config.pod_name),
         workers,
         ports,
+        udp_ports,
         spans,
         config: config.clone(),
     });
@@ -126,6 +128,12 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         ports_tx,
         watch.clone(),
         config.drain_limit(),
+    ));
+    tokio::task::spawn_local(downstream::udp::ports::open(
+        shared.state.clone(),
+        udp_ports_tx,
+        watch.clone(),
+        worker_count(config.workers),
     ));
     drop(watch);
     let (needed, said) = (control::needed(types), (configured_tx, stream_tx));

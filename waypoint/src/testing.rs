@@ -109,6 +109,8 @@ impl Plane {
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
+            // No port is ever opened here.
+            udp_ports: watch::channel(Default::default()).1,
             flows: karst_proxy::flows::Books::new(1, true),
             taps: karst_proxy::tap::Taps::new("own"),
         };

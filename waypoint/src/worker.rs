@@ -14,7 +14,7 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gate::Gate,
         ports::Ports,
-        stream,
+        stream, udp,
         upgrade::Upgrade,
     },
     snapshot::Snapshot,
@@ -78,6 +78,8 @@ pub struct Shared {
     pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
+    /// Those of datagrams.
+    pub udp_ports: watch::Receiver<udp::ports::Ports>,
     /// What was seen lately.
     pub flows: Books,
     /// Takes the spans of requests that are traced.

@@ -179,7 +179,7 @@
 {{- if hasKey . "unprivilegedPort" }}{{- if and (ne (toString .unprivilegedPort) "auto") (ne (toString .unprivilegedPort) "true") }}
 - unprivilegedPort: ports below 1024 are always opened without a privilege, by a sysctl of the pod.
 {{- end }}{{- end }}
-{{- $read := list "ADMIN_ADDR" "ALT_XDS_HOSTNAME" "AUTH_TOKEN" "CA_ADDRESS" "CLUSTER_DOMAIN" "CLUSTER_ID" "CONNECTION_TERMINATION_DEADLINE" "CRL_PATH" "HBONE_ADDR" "INSTANCE_IP" "KARST_ACCESS_LOG" "KARST_FLOWS" "KARST_RESOLV_CONF" "KARST_WORKER_THREADS" "LOG_FORMAT" "NETWORK" "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "READINESS_ADDR" "RUST_LOG" "SECRET_TTL" "SERVICE_ACCOUNT" "STATS_ADDR" "TRUST_DOMAIN" "XDS_ADDRESS" "XDS_ROOT_CA" "RUST_BACKTRACE" "TZ" }}
+{{- $read := list "ADMIN_ADDR" "ALT_XDS_HOSTNAME" "AUTH_TOKEN" "CA_ADDRESS" "CLUSTER_DOMAIN" "CLUSTER_ID" "CONNECTION_TERMINATION_DEADLINE" "CRL_PATH" "HBONE_ADDR" "INSTANCE_IP" "KARST_ACCESS_LOG" "KARST_FLOWS" "KARST_RESOLV_CONF" "KARST_UDP_IDLE_TIMEOUT" "KARST_WORKER_THREADS" "LOG_FORMAT" "NETWORK" "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "READINESS_ADDR" "RUST_LOG" "SECRET_TTL" "SERVICE_ACCOUNT" "STATS_ADDR" "TRUST_DOMAIN" "XDS_ADDRESS" "XDS_ROOT_CA" "RUST_BACKTRACE" "TZ" }}
 {{- range $name, $_ := .env }}{{- if not (has $name $read) }}
 - env.{{ $name }}: the program does not read this variable.
 {{- end }}{{- end }}

@@ -224,7 +224,7 @@ pub async fn stored(cluster: &Cluster, kind: &'static str, group: &'static str) 
 fn versions(kind: &str) -> &'static [&'static str] {
     match kind {
         "ReferenceGrant" => &["v1", "v1beta1"],
-        "TCPRoute" => &["v1", "v1alpha2"],
+        "TCPRoute" | "UDPRoute" => &["v1", "v1alpha2"],
         "TLSRoute" => &["v1", "v1alpha3", "v1alpha2"],
         "BackendTLSPolicy" => &["v1", "v1alpha3"],
         "HTTPFilter" => &["v1alpha1"],
@@ -251,6 +251,7 @@ fn plural(kind: &str) -> &'static str {
         ("GRPCRoute", "grpcroutes"),
         ("TCPRoute", "tcproutes"),
         ("TLSRoute", "tlsroutes"),
+        ("UDPRoute", "udproutes"),
         ("BackendTLSPolicy", "backendtlspolicies"),
         ("ReferenceGrant", "referencegrants"),
         ("VirtualService", "virtualservices"),

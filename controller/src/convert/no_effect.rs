@@ -72,6 +72,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("GRPCRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),
     ("TCPRoute", "spec.useDefaultGateways", NONE),
     ("TLSRoute", "spec.useDefaultGateways", NONE),
+    ("UDPRoute", "spec.useDefaultGateways", NONE),
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
 

@@ -7,6 +7,7 @@ use crate::{
 };
 
 mod addresses;
+mod datagrams;
 mod deploys;
 mod gateways;
 mod golden;

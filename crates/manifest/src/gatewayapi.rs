@@ -24,7 +24,7 @@ macro_rules! route {
         }
     )* };
 }
-route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule, TLSRoute TlsRouteSpec TcpRouteRule);
+route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule, TLSRoute TlsRouteSpec TcpRouteRule, UDPRoute UdpRouteSpec TcpRouteRule);
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

@@ -15,7 +15,7 @@ use crate::{
 use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates_of, waypoints},
+    endpoints::{candidates_of, udp_candidates, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
@@ -126,13 +126,18 @@ impl Clusters {
     ) -> Option<EndpointSet> {
         let service = snapshot.mesh.services.get(&key.service)?.clone();
         // A port that a service does not have leads nowhere, whatever listens at that number.
-        if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+        let is_port = match key.udp {
+            true => service.udp_ports.contains(&key.port),
+            false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
+        };
+        if !is_port {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
-        let asks_waypoint = self.gateway && service.ingress_waypoint && !service.waypoints.is_empty();
+        // Waypoints take no datagrams.
+        let asks_waypoint = self.gateway && !key.udp && service.ingress_waypoint && !service.waypoints.is_empty();
         let via_waypoint = asks_waypoint.then(|| asked_as(&service, key.port, preferred_family));
-        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
+        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none() && !key.udp;
         let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
             "" => None,
@@ -147,12 +152,14 @@ impl Clusters {
         };
         let policy = Arc::new(policy.cloned().unwrap_or_default());
         let cluster = self.get(snapshot, key);
-        let found = match asks_waypoint {
-            true => {
+        let to = SocketAddr::new(preferred_family, key.port);
+        let found = match (asks_waypoint, key.udp) {
+            (true, _) => {
                 let all = service.waypoints.iter();
                 all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
             }
-            false => endpoints(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset),
+            (false, true) => udp_endpoints(snapshot, own, &service, to),
+            (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
         let mut members = cluster.members(found);
         let ring = ring::ring(&policy, &members);
@@ -165,7 +172,7 @@ impl Clusters {
         }
         let dynamic_endpoint = match (by_name, service.mode) {
             (true, _) => Some(DynamicEndpoint::Name),
-            (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
+            (false, Mode::Passthrough) if !key.udp => Some(DynamicEndpoint::Address),
             (false, _) => None,
         };
         let host = service.hostname.clone();
@@ -212,6 +219,19 @@ fn endpoints(
     let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
     let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// The same for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// (`lent` in `upstream/open.rs`).
+fn udp_endpoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = udp_candidates(&snapshot.mesh, own, service, to).into_iter();
+    let own = |w: &Workload| !w.hbone || w.namespace == service.namespace;
+    all.filter(|(workload, ..)| own(workload)).map(|(workload, address, _)| (workload, address)).collect()
 }
 
 impl Cluster {
@@ -362,7 +382,7 @@ pub(crate) mod tests {
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
-        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }
 
@@ -394,7 +414,7 @@ pub(crate) mod tests {
         s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let at = |port: u16| {
-            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
@@ -411,7 +431,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |client: &str| {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
@@ -442,7 +463,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |subset: &str| -> Vec<String> {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default(), udp: false };
             let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
             set.members.iter().map(|m| m.workload.name.to_string()).collect()
         };

@@ -169,7 +169,7 @@ impl Downstream {
         // The caller's namespace; else that of this proxy, which Istio takes for the client.
         let backend = snapshot.backend_by_client(service);
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
-        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default() }
+        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default(), udp: false }
     }
 
     /// The name in the hello that was read; empty if it has none. None: no hello was read.

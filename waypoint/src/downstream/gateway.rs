@@ -30,6 +30,8 @@ use std::{collections::BTreeMap, sync::Arc};
 #[derive(Debug, Default)]
 pub struct Gateway {
     pub ports: BTreeMap<u16, Port>,
+    /// What takes datagrams.
+    pub udp: BTreeMap<u16, UdpListener>,
     /// Who may send anything through it.
     pub access: Option<Access>,
     /// What we may show to endpoints, by name.
@@ -134,6 +136,16 @@ pub struct Port {
     by_host: ByHost,
 }
 
+/// One listener for datagrams.
+#[derive(Debug)]
+pub struct UdpListener {
+    pub origin: String,
+    /// The resource with its rules.
+    pub routes: Arc<str>,
+    /// The port that clients call.
+    pub called: u16,
+}
+
 /// One listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -212,6 +224,19 @@ impl Gateway {
             }));
         }
         ports.values_mut().for_each(|p| p.by_host = ByHost::new(p.listeners.iter().map(|l| l.hosts.as_slice())));
+        let mut udp = BTreeMap::new();
+        for listener in &gateway.udp {
+            let bad =
+                |port| GatewayError::Listener { origin: listener.origin.clone(), error: ListenerError::Port(port) };
+            let port = u16::try_from(listener.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(listener.port))?;
+            let called = u16::try_from(listener.called).map_err(|_| bad(listener.called))?;
+            // Two of one port have been told apart before; the first counts.
+            udp.entry(port).or_insert_with(|| UdpListener {
+                origin: listener.origin.clone(),
+                routes: format!("{}/*", listener.routes).into(),
+                called: if called == 0 { port } else { called },
+            });
+        }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
@@ -223,7 +248,7 @@ impl Gateway {
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
         let backend_parameters = gateway.backend_parameters.clone();
-        Ok(Self { ports, access, credentials, backend_certificate, telemetry, topology, backend_parameters })
+        Ok(Self { ports, udp, access, credentials, backend_certificate, telemetry, topology, backend_parameters })
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -235,7 +260,12 @@ impl Gateway {
     pub fn describe(&self) -> serde_json::Value {
         let one = |l: &Arc<Listener>| serde_json::json!({ "origin": l.origin, "protocol": l.protocol.as_str_name(), "hosts": l.hosts, "endsTls": l.terminates_tls });
         let port = |(p, x): (&u16, &Port)| (p.to_string(), x.listeners.iter().map(one).collect::<Vec<_>>().into());
-        self.ports.iter().map(port).collect::<serde_json::Map<_, serde_json::Value>>().into()
+        let udp = |(p, l): (&u16, &UdpListener)| {
+            let one = serde_json::json!({ "origin": l.origin, "protocol": "UDP", "called": l.called });
+            (format!("udp/{p}"), serde_json::Value::from(vec![one]))
+        };
+        let all = self.ports.iter().map(port).chain(self.udp.iter().map(udp));
+        all.collect::<serde_json::Map<_, serde_json::Value>>().into()
     }
 }
 
@@ -672,6 +702,21 @@ mod tests {
         let outline = Gateway::outline(&gateway).unwrap();
         let only = &outline.ports[&80].listeners()[0];
         assert!(only.terminates_tls && only.tls.is_none());
+    }
+
+    #[test]
+    fn a_number_is_a_port_of_both_protocols() {
+        let dns = |port, called| ir::UdpListener { origin: "u".into(), routes: "~u".into(), port, called };
+        let tcp = ir::Listener { port: 53, protocol: ListenerProtocol::Tcp as i32, ..listener("t", &["*"]) };
+        let gateway = |udp| ir::Gateway { listeners: vec![tcp.clone()], udp: vec![udp], ..Default::default() };
+        let read = Gateway::new(&gateway(dns(53, 0))).unwrap();
+        let own = &read.udp[&53];
+        assert_eq!((&*own.routes, own.called, read.ports.len()), ("~u/*", 53, 1));
+        assert_eq!(read.describe()["udp/53"][0]["protocol"], "UDP");
+        for (port, called) in [(0, 0), (1 << 16, 0), (53, 1 << 16)] {
+            let e = Gateway::new(&gateway(dns(port, called))).unwrap_err().to_string();
+            assert!(e.starts_with("u: port "), "{e}");
+        }
     }
 
     #[test]

@@ -19,4 +19,5 @@ pub mod stream;
 pub mod tcp;
 pub mod topology;
 pub mod tunnel;
+pub mod udp;
 pub mod upgrade;

@@ -2,7 +2,7 @@
 
 use crate::{
     authz::external::counts::Counts as ExternalCounts,
-    downstream::gate::Gate,
+    downstream::{gate::Gate, udp},
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
@@ -159,6 +159,8 @@ pub struct Metrics {
     pub spans: Arc<SpanCounts>,
     /// Of external authorization.
     pub external: ExternalCounts,
+    /// Of datagrams.
+    pub udp: udp::counts::Counts,
 }
 
 impl Metrics {
@@ -215,6 +217,7 @@ impl Metrics {
         self.discovery.render(&mut out);
         self.spans.render(&mut out);
         self.external.render(&mut out);
+        self.udp.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

@@ -6,8 +6,13 @@ use crate::{
     snapshot::Snapshot,
     spans::{request::RequestSpans, tags::Ended},
     telemetry::{
-        access_log, carried::Carried, flag::ResponseFlag, key::KeyRef, rules::Telemetry, sink::Sink,
-        stream_info::StreamInfo,
+        access_log,
+        carried::Carried,
+        flag::ResponseFlag,
+        key::KeyRef,
+        rules::Telemetry,
+        sink::Sink,
+        stream_info::{DATAGRAMS, StreamInfo},
     },
 };
 use std::{
@@ -85,6 +90,8 @@ impl RequestLog {
             self.sink.trace(Ended { info: self, tracing, spans: &spans, sent, took });
         }
         match &self.carried {
+            // Istio's metrics are of TCP.
+            Some(_) if self.protocol == DATAGRAMS => {}
             Some(carried) => self.count_connection(carried),
             None => {
                 let values = rules.map(|t| t.values(self, sent)).unwrap_or_default();

@@ -16,7 +16,7 @@ const ARRIVING: [(&str, bool); 7] = [
     // The gateway's own certificate for backends (spec.tls.backend).
     ("GatewayBackendClientCertificate", true),
     // UDP listeners.
-    ("UDPRoute", false),
+    ("UDPRoute", true),
 ];
 
 /// What gateways do besides. Not among these, because their fields are in experimental CRDs only and no test asks for them:
@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn a_feature_that_has_arrived_is_declared_with_its_profile() {
-        let none = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
+        let none = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
         assert_eq!(none.features, GATEWAYS);
         assert!(!none.profiles.contains(&"GATEWAY-UDP"));
-        let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
+        let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
         assert_eq!((sets.features.len(), sets.profiles.len()), (GATEWAYS.len() + 1, 4));
         let datagrams = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
         assert!(datagrams.features.contains(&"UDPRoute") && datagrams.profiles.contains(&"GATEWAY-UDP"));

@@ -141,18 +141,26 @@ pub(crate) fn compile(
             mine.push((listener, served, tls));
         }
         for (listener, served, tls) in mine {
+            let called = if served.port == listener.port { 0 } else { u32::from(listener.port) };
+            let port = u32::from(served.port);
+            if listener.udp {
+                let (origin, routes) = (listener.id.clone(), served.routes.clone());
+                gateway.udp.push(ir::UdpListener { origin, routes, port, called });
+                continue;
+            }
             gateway.listeners.push(ir::Listener {
                 origin: listener.id.clone(),
                 routes: served.routes.clone(),
-                port: u32::from(served.port),
-                called: if served.port == listener.port { 0 } else { u32::from(listener.port) },
+                port,
+                called,
                 protocol: listener.protocol as i32,
                 hosts: listener.hosts.clone(),
                 tls: listener.terminates_tls.then_some(tls),
                 redirect: listener.redirect,
             });
         }
-        if !gateway.listeners.is_empty() {
+        let listens = !gateway.listeners.is_empty() || !gateway.udp.is_empty();
+        if listens {
             gateway.access = access::of_pod(objects, policies, pod, own, false);
         } else if own.is_some_and(for_pods) {
             gateway.access = access::of_pod(objects, policies, pod, own, true);
@@ -170,7 +178,7 @@ pub(crate) fn compile(
         gateway.backend_parameters = backend_parameters(objects);
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
-        let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
+        let topology = topology::of_pod(objects, pod, own, listens);
         let topology = topology.unwrap_or_else(|(error, closed)| {
             problems.push(unread(meta, &error));
             closed

@@ -4,7 +4,7 @@ use crate::{
     convert::{
         facts::{
             service::{Automatic, automatic, hostname, is_alias, is_hidden, is_private, protocol, tcp},
-            validate, waypoint,
+            udp, validate, waypoint,
         },
         objects::{Objects, age, problem},
     },
@@ -159,6 +159,7 @@ fn kubernetes(objects: &Objects<'_>, service: &Service) -> pb::Service {
         canonical: true,
         ingress_use_waypoint: ingress_use_waypoint(objects, service),
         karst_session_affinity_seconds: session_affinity(&service.spec),
+        karst_udp_ports: udp::numbers(objects, service),
         ..Default::default()
     }
 }

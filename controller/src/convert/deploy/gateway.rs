@@ -278,19 +278,20 @@ fn objects(
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
     let of = |protocol: &str| if is_waypoint { "hbone".to_string() } else { protocol.to_ascii_lowercase() };
-    let own = gateway.spec.listeners.iter().map(|l| (l.name.as_str(), l.port, of(&l.protocol)));
+    let own = gateway.spec.listeners.iter().map(|l| (l.name.as_str(), l.port, l.protocol == "UDP", of(&l.protocol)));
     let added = added.iter().filter_map(|l| match &l.parent {
-        ListenerParent::Api { listener, .. } => Some((listener.as_str(), l.port, app_protocol(l.protocol).to_string())),
+        ListenerParent::Api { listener, .. } => Some((listener.as_str(), l.port, l.udp, app_protocol(l).to_string())),
         ListenerParent::Istio { .. } => None,
     });
-    for (name, port, app_protocol) in own.chain(added) {
-        // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != port) {
+    for (name, port, udp, app_protocol) in own.chain(added) {
+        let protocol = if udp { "UDP" } else { "TCP" };
+        // Several listeners may share a port; and a number may be one of both protocols.
+        if !ports.iter().any(|p| p["port"] == port && p["protocol"] == protocol) {
             ports.push(json!({
-                "name": port_name(&ports, name, port),
+                "name": port_name(&ports, name, protocol, port),
                 "port": port,
                 "targetPort": port,
-                "protocol": "TCP",
+                "protocol": protocol,
                 "appProtocol": app_protocol,
             }));
         }
@@ -335,8 +336,9 @@ fn objects(
 }
 
 /// What a Service says that its port carries.
-fn app_protocol(protocol: Protocol) -> &'static str {
-    match protocol {
+fn app_protocol(listener: &GatewayListener) -> &'static str {
+    match listener.protocol {
+        _ if listener.udp => "udp",
         Protocol::Http => "http",
         Protocol::Https => "https",
         Protocol::Tls => "tls",
@@ -346,9 +348,10 @@ fn app_protocol(protocol: Protocol) -> &'static str {
 
 /// A listener's name as the name of a port: at most 63 characters, and that of no other of these ports. (Names of listeners are
 /// their own in each ListenerSet.)
-fn port_name(ports: &[Value], name: &str, port: u16) -> String {
+fn port_name(ports: &[Value], name: &str, protocol: &str, port: u16) -> String {
     let own = (name.len() <= MAX_NAME && !name.contains('.')).then(|| name.to_string());
-    let more = (0..).map(|n: u32| if n == 0 { format!("port-{port}") } else { format!("port-{port}-{n}") });
+    let first = if protocol == "UDP" { format!("udp-port-{port}") } else { format!("port-{port}") };
+    let more = (0..).map(|n: u32| if n == 0 { first.clone() } else { format!("{first}-{n}") });
     let mut all = own.into_iter().chain(more);
     all.find(|name| ports.iter().all(|p| p["name"] != *name)).unwrap_or_default()
 }

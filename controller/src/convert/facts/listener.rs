@@ -23,6 +23,8 @@ pub(crate) struct GatewayListener {
     pub(crate) parent: ListenerParent,
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
+    /// It takes datagrams, which are routed as connections are: `protocol` is that of TCP.
+    pub(crate) udp: bool,
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
@@ -82,6 +84,7 @@ impl GatewayListener {
             parent,
             port,
             protocol: Protocol::Http,
+            udp: false,
             hosts,
             terminates_tls: false,
             asks: false,
@@ -284,8 +287,12 @@ pub(crate) fn listener(
             listener.protocol = Protocol::Tcp;
             &["TCPRoute"]
         }
+        "UDP" => {
+            (listener.protocol, listener.udp) = (Protocol::Tcp, true);
+            &["UDPRoute"]
+        }
         other => {
-            let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS or TCP [KARST-0016]");
+            let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS, TCP or UDP [KARST-0016]");
             listener.refused = Some(("UnsupportedProtocol", text));
             &[]
         }
@@ -354,7 +361,9 @@ pub(crate) fn conflicts(all: &mut [GatewayListener]) {
     for index in 0..all.len() {
         for j in 0..all.len() {
             let (one, other) = (&all[index], &all[j]);
-            if index == j || one.port != other.port || one.refused.is_some() || other.refused.is_some() {
+            // A number is a port of TCP and one of UDP.
+            let is_same_port = one.port == other.port && one.udp == other.udp;
+            if index == j || !is_same_port || one.refused.is_some() || other.refused.is_some() {
                 continue;
             }
             let found = if one.protocol != other.protocol && !(web(one.protocol) && web(other.protocol)) {

@@ -87,13 +87,13 @@ pub(crate) fn is_ours(objects: &Objects<'_>, of: &Gateway) -> bool {
 /// Of the listeners that sets add to a Gateway, in their order, those have a conflict that want what one before them has: one of the
 /// Gateway's own, or of a set before. Who has it keeps it.
 pub(crate) fn conflicts(own: &[GatewayListener], added: &mut [GatewayListener]) {
-    let mut taken: HashMap<u16, Port> = HashMap::new();
+    let mut taken: HashMap<(u16, bool), Port> = HashMap::new();
     // One of the Gateway's own that is in conflict with another is nobody else's chance.
     for listener in own.iter().filter(|l| l.refused.is_none()) {
-        taken.entry(listener.port).or_default().take(listener);
+        taken.entry((listener.port, listener.udp)).or_default().take(listener);
     }
     for listener in added.iter_mut().filter(|l| l.refused.is_none()) {
-        let port = taken.entry(listener.port).or_default();
+        let port = taken.entry((listener.port, listener.udp)).or_default();
         listener.conflict = port.conflict(listener);
         if listener.conflict.is_none() {
             port.take(listener);

@@ -187,13 +187,14 @@ impl GatewayListeners {
             };
             let (mut served, mut classes) = (vec![], BTreeMap::new());
             for (index, listener) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
-                let (ports, problem) = ports(objects, pod, listener.port);
+                let (ports, problem) = ports(objects, pod, listener.port, listener.udp);
                 if let Some(text) = problem {
                     unmapped.entry(index).or_insert(Unmapped { listener: index, reason: NOT_IN_SERVICE, text });
                 }
                 for port in ports {
                     // On one port only one of: requests, TLS, bytes. The first decides.
-                    let (class, first) = *classes.entry(port).or_insert((class(listener.protocol), index));
+                    let own = (port, listener.udp);
+                    let (class, first) = *classes.entry(own).or_insert((class(listener.protocol), index));
                     if class != self::class(listener.protocol) {
                         let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
@@ -467,17 +468,21 @@ const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-transla
 
 /// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
 /// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
-fn ports(objects: &Objects<'_>, pod: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+fn ports(objects: &Objects<'_>, pod: &Pod, port: u16, udp: bool) -> (Vec<u16>, Option<String>) {
     let meta = &pod.metadata;
+    let target = |sp: &ServicePort| match udp {
+        true => workload::udp_target_port(pod, sp),
+        false => workload::target_port(pod, sp),
+    };
     let here = objects.services.get(meta.namespace.as_str()).into_iter().flatten();
     let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(pod, s)).collect();
     let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
     let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
-    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(pod, sp)).filter(|n| *n > 0).collect();
+    let found: BTreeSet<u16> = own.filter_map(target).filter(|n| *n > 0).collect();
     if !found.is_empty() {
         return (found.into_iter().collect(), None);
     }
-    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(pod, sp) == Some(port));
+    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| target(sp) == Some(port));
     let text = selecting.first().filter(|_| !sent).map(|s| {
         format!(
             "no Service that selects pod {}/{} has port {port} or targets it: add the port to Service {}, or use one of its ports [KARST-0509]",

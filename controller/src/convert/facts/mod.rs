@@ -21,6 +21,7 @@ pub(crate) mod policy;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod topology;
+pub(crate) mod udp;
 pub(crate) mod validate;
 pub(crate) mod waypoint;
 pub(crate) mod workload;

@@ -51,6 +51,10 @@ pub(crate) fn tcp(protocol: &str) -> bool {
     matches!(protocol, "" | "TCP")
 }
 
+pub(crate) fn udp(protocol: &str) -> bool {
+    protocol == "UDP"
+}
+
 /// Are its endpoints what the host of each request resolves to?
 pub(crate) fn is_by_name(entry: &ServiceEntry) -> bool {
     entry.spec.resolution() == Resolution::DynamicDns

@@ -168,6 +168,7 @@ const USED: &[(&str, &[&str])] = &[
     ),
     ("TCPRoute", &ROUTE),
     ("TLSRoute", &[ROUTE[0], ROUTE[1], "spec.hostnames[]"]),
+    ("UDPRoute", &ROUTE),
     (
         "BackendTLSPolicy",
         &[
@@ -187,6 +188,7 @@ const FOR_PEOPLE: &[(&str, &[&str])] = &[
     ("GRPCRoute", &["spec.rules[].name"]),
     ("TCPRoute", &["spec.rules[].name"]),
     ("TLSRoute", &["spec.rules[].name"]),
+    ("UDPRoute", &["spec.rules[].name"]),
 ];
 
 /// What is refused, and a spec that is, for this field.
@@ -234,10 +236,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
 ];
 
 /// What our types take and the API does not have: its schema refuses it.
-const NOT_IN_THE_API: [&str; 9] = [
+const NOT_IN_THE_API: [&str; 11] = [
     "TCPRoute spec.rules[].backendRefs[].filters[].",
     "TLSRoute spec.rules[].backendRefs[].filters[].",
     "TCPRoute spec.hostnames[]",
+    "UDPRoute spec.rules[].backendRefs[].filters[].",
+    "UDPRoute spec.hostnames[]",
     ".requestMirror.backendRef.weight",
     ".requestMirror.backendRef.filters",
     ".externalAuth.backendRef.weight",
@@ -444,6 +448,7 @@ fn all_fields() -> BTreeMap<String, BTreeSet<String>> {
         ("GRPCRoute", of_type::<gatewayapi::GrpcRouteSpec>()),
         ("TCPRoute", of_type::<gatewayapi::TcpRouteSpec>()),
         ("TLSRoute", of_type::<gatewayapi::TlsRouteSpec>()),
+        ("UDPRoute", of_type::<gatewayapi::UdpRouteSpec>()),
         ("BackendTLSPolicy", of_type::<gatewayapi::BackendTlsSpec>()),
         ("ReferenceGrant", of_type::<gatewayapi::ReferenceGrantSpec>()),
     ] {

@@ -45,6 +45,7 @@ pub(crate) struct Objects<'a> {
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
     pub tls_routes: Vec<(&'a Located, &'a TLSRoute)>,
+    pub udp_routes: Vec<(&'a Located, &'a UDPRoute)>,
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
@@ -93,6 +94,7 @@ impl<'a> Objects<'a> {
             grpc_routes: vec![],
             tcp_routes: vec![],
             tls_routes: vec![],
+            udp_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
             backend_tls: vec![],
@@ -159,6 +161,7 @@ impl<'a> Objects<'a> {
                 Object::GRPCRoute(r) => index.grpc_routes.push((located, r)),
                 Object::TCPRoute(r) => index.tcp_routes.push((located, r)),
                 Object::TLSRoute(r) => index.tls_routes.push((located, r)),
+                Object::UDPRoute(r) => index.udp_routes.push((located, r)),
                 Object::HTTPFilter(f) => {
                     index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
                     index.http_filters.push((located, f));
@@ -183,7 +186,7 @@ impl<'a> Objects<'a> {
     }
 
     pub(crate) fn routes_are_empty(&self) -> bool {
-        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty();
+        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty() && self.udp_routes.is_empty();
         self.http_routes.is_empty() && self.grpc_routes.is_empty() && bytes
     }
 

@@ -63,6 +63,7 @@ impl Revision {
             | Object::GRPCRoute(_)
             | Object::TCPRoute(_)
             | Object::TLSRoute(_)
+            | Object::UDPRoute(_)
             | Object::BackendTLSPolicy(_)
             | Object::VirtualService(_)
             | Object::IstioGateway(_)

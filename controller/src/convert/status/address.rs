@@ -34,7 +34,8 @@ pub(crate) fn unsupported(gateway: &Gateway) -> Option<&GatewayAddress> {
     gateway.spec.addresses.iter().find(|a| !matches!(kind(a), IP | HOSTNAME))
 }
 
-/// The addresses by which a Gateway is reached. `name`: of what is deployed for it; `ports`: those of its listeners.
+/// The addresses by which a Gateway is reached. `name`: of what is deployed for it; `ports`: those of its listeners, and
+/// whether each is one of UDP.
 ///
 /// # Errors
 /// Why it is not, or not as it asks.
@@ -42,7 +43,7 @@ pub(crate) fn of(
     objects: &Objects<'_>,
     gateway: &Gateway,
     name: &str,
-    ports: &[u16],
+    ports: &[(u16, bool)],
 ) -> Result<Vec<GatewayAddress>, Unreached> {
     if deploy::given(gateway).is_some() {
         return elsewhere(objects, gateway, ports);
@@ -87,7 +88,11 @@ pub(crate) fn of(
 }
 
 /// Where somebody else runs it: at the host names that the Gateway gives, each of which may be that of a Service here.
-fn elsewhere(objects: &Objects<'_>, gateway: &Gateway, ports: &[u16]) -> Result<Vec<GatewayAddress>, Unreached> {
+fn elsewhere(
+    objects: &Objects<'_>,
+    gateway: &Gateway,
+    ports: &[(u16, bool)],
+) -> Result<Vec<GatewayAddress>, Unreached> {
     let named = |host: &str| {
         let mut services = objects.services.values().flatten();
         services.find(|s| service::hostname(objects, s) == host).copied()
@@ -97,8 +102,11 @@ fn elsewhere(objects: &Objects<'_>, gateway: &Gateway, ports: &[u16]) -> Result<
     let services: Vec<(&str, &Service)> =
         hosts.iter().filter_map(|a| Some((a.value.as_str(), named(&a.value)?))).collect();
     for (host, service) in &services {
-        let has = |port: u16| service.spec.ports.iter().any(|p| p.port == port);
-        if let Some(port) = ports.iter().find(|port| !has(**port)) {
+        let has = |(port, udp): (u16, bool)| {
+            let is_protocol: fn(&str) -> bool = if udp { service::udp } else { service::tcp };
+            service.spec.ports.iter().any(|p| p.port == port && is_protocol(&p.protocol))
+        };
+        if let Some((port, _)) = ports.iter().find(|port| !has(**port)) {
             let text = format!("port {port} not found for hostname {host}: add the port to that Service [KARST-0509]");
             return Err(Unreached::nowhere(NOT_USABLE, text));
         }

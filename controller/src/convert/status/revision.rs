@@ -53,6 +53,7 @@ fn tended_as<'a>(objects: &Objects<'a>, object: &'a Object) -> &'a Meta {
         Object::GRPCRoute(route) => &route.spec.parent_refs,
         Object::TCPRoute(route) => &route.spec.parent_refs,
         Object::TLSRoute(route) => &route.spec.parent_refs,
+        Object::UDPRoute(route) => &route.spec.parent_refs,
         Object::ListenerSet(set) => return listener_set::parent(objects, set).map_or(meta, |of| &of.metadata),
         _ => return meta,
     };

@@ -92,6 +92,7 @@ impl<'a> Concerned<'a> {
             Read::TCPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::TLSRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::ListenerSet(s) => self.is_set(&s.metadata.namespace, &s.metadata.name),
+            Read::UDPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::VirtualService(v) => {
                 let at_gateway = v.spec.gateways.iter().any(|gateway| {
                     let (namespace, name) = gateway.split_once('/').unwrap_or((place, gateway));

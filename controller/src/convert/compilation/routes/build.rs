@@ -28,6 +28,7 @@ enum Source<'a> {
     Grpc(&'a GRPCRoute),
     Tcp(&'a TCPRoute),
     Tls(&'a TLSRoute),
+    Udp(&'a UDPRoute),
 }
 
 impl Source<'_> {
@@ -38,6 +39,7 @@ impl Source<'_> {
             Source::Grpc(r) => address(*r),
             Source::Tcp(r) => address(*r),
             Source::Tls(r) => address(*r),
+            Source::Udp(r) => address(*r),
         }
     }
 
@@ -52,6 +54,7 @@ impl Source<'_> {
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
             Source::Tls(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "TLSRoute"),
+            Source::Udp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], gateway_api::UDP),
         }
     }
 
@@ -62,6 +65,7 @@ impl Source<'_> {
             Source::Grpc(r) => gateway_api::grpc(objects, r, hosts, tables),
             Source::Tcp(r) => gateway_api::tcp(objects, r, hosts, tables),
             Source::Tls(r) => gateway_api::tls(objects, r, hosts, tables),
+            Source::Udp(r) => gateway_api::udp(objects, r, hosts, tables),
         }
     }
 }
@@ -72,7 +76,29 @@ fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
     let grpc = objects.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
     let tcp = objects.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
     let tls = objects.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
-    istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
+    let udp = objects.udp_routes.iter().map(|(at, r)| (*at, Source::Udp(r)));
+    istio.chain(http).chain(grpc).chain(tcp).chain(tls).chain(udp).collect()
+}
+
+/// The UDP ports of services that have endpoints, all of which are closed to who has no identity; and what closes one of them. (Who is
+/// not captured takes everything.)
+fn closed_to_datagrams(model: &Model) -> BTreeMap<(String, u32), String> {
+    let mut all: BTreeMap<(String, u32), Option<String>> = BTreeMap::new();
+    for workload in model.workloads.values() {
+        let is_captured = workload.tunnel_protocol != 0;
+        for (key, list) in &workload.karst_udp_services {
+            for port in &list.ports {
+                let why = (is_captured && !port.closed.is_empty()).then(|| port.closed.clone());
+                let other = all.entry((key.clone(), port.service_port)).or_insert_with(|| why.clone());
+                // One that is open is enough; of those that close it the first by name is told.
+                *other = match (other.take(), why) {
+                    (Some(one), Some(two)) => Some(one.min(two)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    all.into_iter().filter_map(|(key, why)| Some((key, why?))).collect()
 }
 
 pub(crate) fn compile(
@@ -133,6 +159,10 @@ pub(crate) fn compile(
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
+    cache.closed = closed_to_datagrams(model);
+    for (at, r) in &objects.udp_routes {
+        report(at, &gateway_api::closed_to_datagrams(objects, r, &cache.closed));
+    }
     for (at, r) in &objects.request {
         report(at, &tokens::problems(objects, r));
     }

@@ -12,6 +12,7 @@ use crate::convert::{
     facts::{
         grant::{granted, is_parent},
         hosts::Hosts,
+        service,
     },
     objects::{FieldError, GATEWAY, GATEWAY_API, ISTIO_NETWORKING, Objects, VIRTUAL, age},
 };
@@ -142,6 +143,44 @@ pub(crate) fn tls(objects: &Objects<'_>, route: &TLSRoute, hosts: &Hosts, tables
     let convert =
         Convert::new((objects, hosts), "TLSRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
+}
+
+/// Routes of datagrams. No service has any: the mesh carries none.
+pub(crate) const UDP: &str = "UDPRoute";
+
+pub(crate) fn udp(objects: &Objects<'_>, route: &UDPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let convert = Convert::new((objects, hosts), UDP, &route.metadata, &[], &route.spec.parent_refs);
+    convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
+}
+
+/// Backends of a route of datagrams that take only who shows who he is, by what closes each (`closed`, by service and port).
+pub(crate) fn closed_to_datagrams(
+    objects: &Objects<'_>,
+    route: &UDPRoute,
+    closed: &BTreeMap<(String, u32), String>,
+) -> Vec<FieldError> {
+    let (mut out, own) = (vec![], &*route.metadata.namespace);
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        for (place, backend) in rule.backend_refs.iter().enumerate() {
+            let ns = backend.namespace.as_deref().unwrap_or(own);
+            // What others guard themselves by is told to nobody else.
+            if ns != own && !granted(objects, UDP, own, (ns, "", "Service", &backend.name)) {
+                continue;
+            }
+            let Some(service) = objects.service(ns, &backend.name) else { continue };
+            let key = format!("{ns}/{}", service::hostname(objects, service));
+            let by =
+                closed.iter().find(|((k, port), _)| *k == key && backend.port.is_none_or(|p| u32::from(p) == *port));
+            let Some((_, by)) = by else { continue };
+            let by = if ns == own { by.as_str() } else { "policies of its namespace" };
+            let text = format!(
+                "the endpoints of Service {ns}/{} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]",
+                backend.name
+            );
+            out.push((format!("spec.rules[{index}].backendRefs[{place}]"), text));
+        }
+    }
+    out
 }
 
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
@@ -329,6 +368,9 @@ impl<'a> Convert<'a> {
     /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
     /// names fit these.
     fn parents(&self, parent: &ParentRef) -> Vec<(Arc<str>, usize)> {
+        if self.kind == UDP {
+            return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, parent);
+        }
         let ns = parent.namespace.as_deref().unwrap_or(self.ns);
         let services: Vec<Arc<str>> =
             match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or(GATEWAY)) {
@@ -429,16 +471,19 @@ impl<'a> Convert<'a> {
         let found = match (group, kind) {
             ("" | "core", "Service") => self.hosts.service(&backend.name, ns),
             // Istio's way to name any service by its host name.
-            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&backend.name, self.ns),
+            (ISTIO_NETWORKING, "Hostname") if self.kind != UDP => self.hosts.find(&backend.name, self.ns),
             _ => None,
         };
         let granted = kind == "Hostname"
             || ns == self.ns
-            || is_parent(self.parents, self.ns, ns, &backend.name)
+            || (self.kind != UDP && is_parent(self.parents, self.ns, ns, &backend.name))
             || granted(self.objects, self.kind, self.ns, (ns, group, kind, &backend.name));
         let port = u32::from(backend.port.unwrap_or(0));
         // A port that the service does not have is no backend, whatever listens there.
-        let found = found.filter(|key| self.hosts.has_port(key, port));
+        let found = found.filter(|key| match self.kind {
+            UDP => self.hosts.has_udp_port(key, port),
+            _ => self.hosts.has_port(key, port),
+        });
         let filters = self.filters(&backend.filters, at)?;
         // These are executed for a whole rule only; requests do not go on without them.
         let whole = backend.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
