@@ -98,8 +98,8 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
         };
         add(SettingKind::Retry, format!("up to {} retries{each}", retry.attempts));
     }
-    for (to, per_million) in &rule.mirrors {
-        let text = format!("copies of {} of the requests go to {}", percent(*per_million), to.service);
+    for mirror in &rule.mirrors {
+        let text = format!("copies of {} of the requests go to {}", percent(mirror.per_million), mirror.to.service);
         add(SettingKind::Mirror, text);
     }
     out.extend(rule.fault.as_ref().and_then(|own| fault(own, &rule.origin)));

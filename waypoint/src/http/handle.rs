@@ -15,7 +15,7 @@ use crate::{
         destination::{By, is_grpc},
         entry::{self, Unfit},
         external,
-        fault::{abort, inject},
+        fault::{Injected, abort, inject},
         forward::forward,
         forwarded,
         headers::request_id,
@@ -32,11 +32,10 @@ use crate::{
         request_log::RequestLog,
         wire,
     },
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
-use karst_api::route as ir;
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
 /// Answers a request.
@@ -112,12 +111,13 @@ async fn allowed(
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
-    let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
-    match rule {
+    let of_rule = rule.as_ref().and_then(|rule| Some((rule.fault?, &rule.fault_turns)));
+    let fault = of_rule.or_else(|| routes.and_then(|routes| Some((routes.fault?, &routes.fault_turns))));
+    match &rule {
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
-            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
-            None => by_rule(call, &rule, fault, parts, body, record).await,
+            Some(provider) => Box::pin(by_guarded_rule(call, rule, provider, fault, parts, body, record)).await,
+            None => by_rule(call, rule, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
     }
@@ -129,7 +129,7 @@ async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
     provider: &Provider,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -225,12 +225,12 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
 /// To the service that was called.
 async fn by_default(
     call: &Call<'_>,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Some(fault) = inject(call.worker, fault.as_ref(), &mut record).await {
+    if let Some(fault) = inject(fault, &mut record).await {
         return abort(&fault, record);
     }
     // At a gateway nothing is called by default.
@@ -246,12 +246,12 @@ async fn by_default(
 async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let Call { worker, downstream, snapshot, .. } = *call;
+    let Call { downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
     if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
         return limited(&over, record);
@@ -271,11 +271,11 @@ async fn by_rule(
         let status = crate::route::table::status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
-    if let Some(fault) = inject(worker, fault.as_ref(), &mut record).await {
+    if let Some(fault) = inject(fault, &mut record).await {
         return abort(&fault, record);
     }
     let origin = parts.headers.get(header::ORIGIN).cloned();
-    let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
+    let Some(to) = rule.choose() else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
     let mut response = forward(call, By { rule: Some(rule), to }, parts, body, record).await;

@@ -4,4 +4,5 @@ pub mod error;
 pub mod limit;
 pub mod matcher;
 pub mod operators;
+pub mod sequence;
 pub mod table;
