@@ -57,7 +57,9 @@ pub fn server2() -> server::conn::http2::Builder<LocalInTurn> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // WebSocket (RFC 8441); other tunnels are refused at the entry.
+        .enable_connect_protocol();
     builder
 }
 

@@ -10,6 +10,7 @@ use http::{
     header::{self, CONNECTION, UPGRADE},
     request::Parts,
 };
+use hyper::ext::Protocol;
 use karst_core::authority;
 use std::{borrow::Cow, collections::HashSet};
 
@@ -55,6 +56,8 @@ pub struct Entry {
     pub authority: Authority,
     /// It asks for WebSocket.
     pub websocket: bool,
+    /// By an extended CONNECT of HTTP/2 (RFC 8441).
+    pub is_extended: bool,
 }
 
 /// Why a head cannot be taken.
@@ -62,6 +65,8 @@ pub struct Entry {
 pub enum Unfit {
     /// It asks for a tunnel.
     Connect,
+    /// It asks for one in which something else than WebSocket would be spoken.
+    Protocol,
     /// It does not say which host it calls.
     NoHost,
     /// That is no authority, or there are two.
@@ -77,6 +82,8 @@ impl Unfit {
     pub fn status(self) -> StatusCode {
         match self {
             Unfit::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9220 §3.
+            Unfit::Protocol => StatusCode::NOT_IMPLEMENTED,
             Unfit::NoHost | Unfit::Authority | Unfit::Path => StatusCode::BAD_REQUEST,
             Unfit::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
@@ -86,6 +93,7 @@ impl Unfit {
     pub fn details(self) -> &'static str {
         match self {
             Unfit::Connect => "http.connect_not_supported",
+            Unfit::Protocol => "upgrade_failed",
             Unfit::NoHost => "missing_host_header",
             Unfit::Authority => "http.invalid_authority",
             Unfit::Path => "path_normalization_failed",
@@ -131,15 +139,16 @@ impl Fields {
 /// # Errors
 /// It cannot be taken.
 pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
-    if parts.method == Method::CONNECT {
-        return Err(Unfit::Connect);
+    let is_extended = parts.method == Method::CONNECT;
+    if is_extended {
+        as_upgrade(parts)?;
     }
     let found = Fields::of(&parts.headers);
     // Before anything is done for each of them.
     if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > MAX_FIELDS {
         return Err(Unfit::Fields);
     }
-    let websocket = found.of_connection && asks_for_websocket(parts);
+    let websocket = is_extended || found.of_connection && asks_for_websocket(parts);
     if found.of_connection {
         strip_found(&mut parts.headers);
     }
@@ -169,7 +178,17 @@ pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
         let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
         parts.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
     }
-    Ok(Entry { authority, websocket })
+    Ok(Entry { authority, websocket, is_extended })
+}
+
+/// A CONNECT is what HTTP/1.1 would have asked by an upgrade, if it asks for WebSocket: policies and routes see a GET (as Envoy's do).
+fn as_upgrade(parts: &mut Parts) -> Result<(), Unfit> {
+    let protocol = parts.extensions.remove::<Protocol>().ok_or(Unfit::Connect)?;
+    if !protocol.as_ref().eq_ignore_ascii_case(WEBSOCKET) {
+        return Err(Unfit::Protocol);
+    }
+    parts.method = Method::GET;
+    Ok(())
 }
 
 /// What a request calls the host, in its canonical form.

@@ -20,6 +20,7 @@ use crate::{
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
+        websocket::Handshake,
     },
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
     upstream::{
@@ -30,7 +31,7 @@ use crate::{
     },
 };
 use http::{HeaderValue, Request, Response, StatusCode, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::body::Incoming;
 use karst_api::route as ir;
 use std::{cell::Cell, rc::Rc, sync::LazyLock, time::Duration};
 use tokio::time::Instant;
@@ -51,8 +52,10 @@ struct Forwarding<'a> {
     hash: Option<u64>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
-    /// The client's connection, if it may become one of WebSocket.
-    client_upgrade: Option<OnUpgrade>,
+    /// Of what asks for WebSocket.
+    websocket: Option<Handshake>,
+    /// It is asked for by HTTP/2, where the endpoint takes that.
+    by_extended: bool,
 }
 
 /// What an attempt has come to; None: it took too long.
@@ -76,8 +79,9 @@ pub(super) async fn forward(
         None => Some(&*RETRY),
     };
     let upgrade = call.entry.websocket;
-    let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let http2 = !upgrade && uses_http2(&set, call.downstream, &parts);
+    let websocket = Handshake::begin(call.entry, &mut parts);
+    let speaks_http2 = uses_http2(&set, call.downstream, &parts);
+    let (http2, by_extended) = (speaks_http2 && !upgrade, speaks_http2 && upgrade);
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;
     let body = Outgoing::new(incoming, again, mirrors);
@@ -87,7 +91,7 @@ pub(super) async fn forward(
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let deadline = deadline(by.rule, &parts);
-    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, client_upgrade };
+    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, websocket, by_extended };
     forwarding.attempt_until_answered(&parts, body, record).await
 }
 
@@ -191,6 +195,7 @@ impl Forwarding<'_> {
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let sent = async {
             match (self.call.entry.websocket, self.http2) {
+                (true, _) if self.by_extended => send::extended(worker, attempt, request, head_sent).await,
                 (true, _) => send::upgrade(worker, attempt, request, head_sent).await,
                 (false, true) => send::http2(worker, attempt, request, head_sent).await,
                 (false, false) => send::http1(worker, attempt, request, head_sent).await,
@@ -248,13 +253,13 @@ impl Forwarding<'_> {
         }
         record.upstream_ms = Some((ended - began).as_millis() as u64);
         let (Call { worker, downstream, snapshot, .. }, By { rule, to }) = (*self.call, self.by);
-        let busy = self.client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
+        let busy = self.websocket.as_ref().and_then(|_| Busy::on(downstream));
         let upgrade = record.upgrade.take().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
         let asked = (&**downstream, parts, self.call.authority());
-        let (deadline, client_upgrade, cookie) = (self.deadline, self.client_upgrade, self.cookie);
+        let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
         finish(
-            Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked },
+            Ending { rule, to, deadline, websocket, cookie, busy, guard, asked },
             response,
             after,
             held,

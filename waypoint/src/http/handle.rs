@@ -23,6 +23,7 @@ use crate::{
         rate_limit::{limited, over},
         redirect::redirect,
         reply::ResponseBody,
+        websocket,
     },
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
@@ -34,7 +35,7 @@ use crate::{
     },
     worker::Worker,
 };
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
@@ -44,6 +45,12 @@ pub async fn handle(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let is_connect = request.method() == Method::CONNECT;
+    let response = answer(worker, downstream, request).await;
+    if is_connect { websocket::unless_opened(response) } else { response }
+}
+
+async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
     let request_head = wire::request_head(&parts);
     let snapshot = worker.latest();

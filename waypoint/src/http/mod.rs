@@ -29,3 +29,4 @@ pub mod retry;
 mod tests;
 pub mod values;
 pub(crate) mod virtual_host;
+mod websocket;

@@ -130,6 +130,20 @@ impl ResponseBody {
         self
     }
 
+    /// Its client gets another status than was recorded, for this reason.
+    pub fn answered(mut self, status: StatusCode, flag: ResponseFlag, error: &str) -> Self {
+        if let Some(record) = &mut self.record {
+            record.answered = status.as_u16();
+            if record.flag == ResponseFlag::None {
+                (record.flag, record.details) = (flag, flag.details().into());
+            }
+            if record.error.is_empty() {
+                error.clone_into(&mut record.error);
+            }
+        }
+        self
+    }
+
     fn end(&mut self, whole: bool, trailers: Option<&HeaderMap>) {
         if let Kind::Endpoint { disposition, .. } = &mut self.kind
             && let Some(a) = disposition.take()

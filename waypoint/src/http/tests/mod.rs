@@ -14,6 +14,7 @@ mod mirrors;
 mod retries;
 mod traces;
 mod upgrades;
+mod websockets;
 
 use crate::{
     downstream::{
