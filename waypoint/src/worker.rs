@@ -17,6 +17,7 @@ use crate::{
         stream,
         upgrade::Upgrade,
     },
+    http::encoders::Encoders,
     snapshot::Snapshot,
     spans::queue::Queue,
     telemetry::{metrics::Metrics, sink::Sink},
@@ -123,6 +124,8 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     pub conns: Rc<Conns>,
+    /// For answers that are compressed.
+    pub encoders: Rc<Encoders>,
     seed: Cell<u64>,
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
@@ -171,6 +174,7 @@ impl Worker {
             drain,
             lingering,
             conns: Rc::default(),
+            encoders: Rc::default(),
             seed: Cell::new(rand::random()),
             open: Rc::default(),
             sets: RefCell::default(),

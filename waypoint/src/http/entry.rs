@@ -4,7 +4,7 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::codec::MAX_HEADERS;
+use crate::http::codec::{MAX_FIELDS, MAX_HEADERS};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
@@ -38,10 +38,6 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 /// The same, of all names that begin so.
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
-/// Most fields of a head, by whichever version of HTTP (Envoy's default, and that of our parser of HTTP/1.1). Cookies count as one:
-/// browsers split them.
-const MAX_FIELDS: usize = 100;
-
 /// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
 pub fn fits(headers: &HeaderMap) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
@@ -73,7 +69,7 @@ pub enum Unfit {
     Authority,
     /// Its path has no plain form.
     Path,
-    /// It has more than [`MAX_FIELDS`].
+    /// It has more fields than it may have.
     Fields,
 }
 
@@ -139,13 +135,21 @@ impl Fields {
 /// # Errors
 /// It cannot be taken.
 pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
+    canonical_within(parts, MAX_FIELDS)
+}
+
+/// The same, of a head that may have so many fields.
+///
+/// # Errors
+/// It cannot be taken.
+pub fn canonical_within(parts: &mut Parts, most: usize) -> Result<Entry, Unfit> {
     let is_extended = parts.method == Method::CONNECT;
     if is_extended {
         as_upgrade(parts)?;
     }
     let found = Fields::of(&parts.headers);
     // Before anything is done for each of them.
-    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > MAX_FIELDS {
+    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > most {
         return Err(Unfit::Fields);
     }
     let websocket = is_extended || found.of_connection && asks_for_websocket(parts);

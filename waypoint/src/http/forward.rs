@@ -6,12 +6,13 @@ use crate::{
     cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet},
     downstream::busy::Busy,
     http::{
-        answer::{local_reply, local_reply_of},
-        body::{Counted, RequestBody, discard},
+        answer::{local_reply, local_reply_of, refused_body},
+        body::{Counted, Faults, RequestBody, discard},
         call::Call,
         deadline::deadline,
         destination::{By, endpoints, hash, uses_http2},
         finish::{Ending, finish},
+        grpc_web,
         headers::{Template, identify},
         mirror::mirror,
         names,
@@ -56,6 +57,8 @@ struct Forwarding<'a> {
     websocket: Option<Handshake>,
     /// It is asked for by HTTP/2, where the endpoint takes that.
     by_extended: bool,
+    /// What is wrong with the body, if that can be.
+    faults: Option<Faults>,
 }
 
 /// What an attempt has come to; None: it took too long.
@@ -66,7 +69,7 @@ pub(super) async fn forward(
     call: &Call<'_>,
     by: By<'_>,
     mut parts: Parts,
-    incoming: RequestBody,
+    mut incoming: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(status) = by.to.refuse {
@@ -80,6 +83,9 @@ pub(super) async fn forward(
     };
     let upgrade = call.entry.websocket;
     let websocket = Handshake::begin(call.entry, &mut parts);
+    let web = grpc_web::translate(&set, &mut parts, &mut incoming);
+    record.is_grpc |= web.is_some();
+    let faults = incoming.faults();
     let speaks_http2 = uses_http2(&set, call.downstream, &parts);
     let (http2, by_extended) = (speaks_http2 && !upgrade, speaks_http2 && upgrade);
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
@@ -91,8 +97,12 @@ pub(super) async fn forward(
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let deadline = deadline(by.rule, &parts);
-    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, websocket, by_extended };
-    forwarding.attempt_until_answered(&parts, body, record).await
+    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, websocket, by_extended, faults };
+    let response = forwarding.attempt_until_answered(&parts, body, record).await;
+    match web {
+        Some(web) => web.answer(response),
+        None => response,
+    }
 }
 
 fn values<'a>(call: &Call<'a>, parts: &'a Parts, record: &'a RequestLog) -> OfRequest<'a> {
@@ -145,6 +155,13 @@ impl Forwarding<'_> {
             let (from, to) = (downstream.from, downstream.called());
             let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
+            if let (Some(fault), None | Some(Err(_))) = (self.faults.as_ref().and_then(|faults| faults.get()), &sent) {
+                // The endpoint has lost the request by its client's fault.
+                if let Some(spans) = &mut record.spans {
+                    spans.failed(ResponseFlag::BadRequest);
+                }
+                return refused_body(fault, record);
+            }
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());
             let state = State { sent: head_sent.get(), can_repeat: can_repeat() };

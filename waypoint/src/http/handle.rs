@@ -8,9 +8,10 @@ use crate::{
     downstream::context::Downstream,
     http::{
         admit::{Entrance, Refused, admit, enter},
-        answer::{local_reply, log_reply},
-        body::RequestBody,
+        answer::{local_reply, log_reply, refused_body},
+        body::{BodyFault, RequestBody},
         call::Call,
+        compression::{Asked, compress},
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
@@ -37,6 +38,7 @@ use crate::{
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
+use karst_core::refusal;
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
 /// Answers a request.
@@ -58,7 +60,7 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
     // Of the head as it has come: `Connection` may name what the entry takes out.
     let client = forwarded::client(&downstream, topology, &parts.headers);
     let certificates = forwarded::certificates(&downstream, topology, &parts.headers);
-    let entered = entry::canonical(&mut parts);
+    let entered = entry::canonical_within(&mut parts, worker.shared.config.max_request_fields as usize);
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
     record.request_head = request_head;
     record.from = client;
@@ -102,12 +104,17 @@ async fn asked_about(
     response
 }
 
+/// The smallest of some limits, of which 0 is none.
+fn smallest(limits: [u64; 3]) -> Option<u64> {
+    limits.into_iter().filter(|limit| *limit > 0).min()
+}
+
 /// Nobody who was asked has refused it.
 async fn allowed(
     call: &Call<'_>,
     entrance: Entrance<'_>,
     mut parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
@@ -118,15 +125,33 @@ async fn allowed(
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
+    let most = smallest([
+        call.worker.shared.config.max_request_body,
+        routes.map_or(0, |routes| routes.max_body_bytes),
+        rule.as_ref().map_or(0, |rule| rule.max_body_bytes),
+    ]);
+    if let Some(most) = most {
+        if body.is_larger_than(most) {
+            return refused_body(BodyFault::TooLarge, record);
+        }
+        body.limit(most);
+    }
     let of_rule = rule.as_ref().and_then(|rule| Some((rule.fault?, &rule.fault_turns)));
     let fault = of_rule.or_else(|| routes.and_then(|routes| Some((routes.fault?, &routes.fault_turns))));
-    match &rule {
+    let own = rule.as_ref().and_then(|rule| rule.compression.as_ref());
+    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_ref()));
+    let compression = compression.map(|compression| (compression, Asked::of(&parts)));
+    let response = match &rule {
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
             Some(provider) => Box::pin(by_guarded_rule(call, rule, provider, fault, parts, body, record)).await,
             None => by_rule(call, rule, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
+    };
+    match compression {
+        Some((compression, asked)) => compress(compression, asked, response, &call.worker.encoders),
+        None => response,
     }
 }
 
@@ -204,6 +229,9 @@ fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<Res
     let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
     record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
     record.details = why.details().into();
+    if why == Unfit::Fields {
+        record.error = refusal::LARGE_HEAD.into();
+    }
     local_reply(record, why.status(), "", ResponseFlag::None)
 }
 

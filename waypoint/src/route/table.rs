@@ -8,6 +8,7 @@ use crate::{
     authz::external::provider::Provider,
     http::entry,
     route::{
+        compression::Compression,
         error::CompileError,
         limit::{Limit, Limits},
         matcher::StringMatcher,
@@ -90,6 +91,10 @@ pub struct Routes {
     /// For requests whose rule has none of its own.
     pub fault: Option<ir::Fault>,
     pub fault_turns: FaultTurns,
+    /// Largest body of a request; 0: they say nothing of it.
+    pub max_body_bytes: u64,
+    /// Of answers to requests whose rule has none of its own.
+    pub compression: Option<Compression>,
     buckets: Limits,
 }
 
@@ -109,7 +114,16 @@ impl Routes {
         let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
         let consumers = consumers.collect::<Result<_, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
-        Ok(Self { consumers, producer, limits, fault: routes.fault, fault_turns: FaultTurns::default(), buckets })
+        Ok(Self {
+            consumers,
+            producer,
+            limits,
+            fault: routes.fault,
+            fault_turns: FaultTurns::default(),
+            max_body_bytes: routes.max_body_bytes,
+            compression: routes.compression.as_ref().map(Compression::new),
+            buckets,
+        })
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -314,6 +328,9 @@ pub struct Rule {
     pub timeout_ms: u64,
     pub retry: Option<ir::Retry>,
     pub limits: Vec<Arc<Limit>>,
+    /// Largest body of a request; 0: it says nothing of it.
+    pub max_body_bytes: u64,
+    pub compression: Option<Compression>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
 }
@@ -372,6 +389,8 @@ impl Rule {
             timeout_ms: rule.timeout_ms,
             retry: rule.retry.clone(),
             limits: rule.limits.iter().map(limit).collect(),
+            max_body_bytes: rule.max_body_bytes,
+            compression: rule.compression.as_ref().map(Compression::new),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
         })
     }

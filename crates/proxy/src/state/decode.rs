@@ -110,6 +110,7 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
         ranges,
         ports: ports(&service.ports),
         protocols: protocols(&service.ports),
+        grpc_web: service.karst_grpc_web_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
         sans: service.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
         waypoints,
         mode,

@@ -150,6 +150,8 @@ pub struct Service {
     pub ports: Vec<(u16, u16)>,
     /// What is spoken at each service port.
     pub protocols: Vec<(u16, pb::AppProtocol)>,
+    /// Service ports at which gRPC-Web is made gRPC (an extension of ours).
+    pub grpc_web: Vec<u16>,
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
@@ -180,6 +182,7 @@ impl Service {
             ranges: vec![],
             ports: vec![],
             protocols: vec![],
+            grpc_web: vec![],
             sans: vec![],
             waypoints: vec![(waypoint, 1)],
             mode: Mode::Any,

@@ -5,13 +5,16 @@
 
 mod bodies;
 mod certificates;
+mod compression;
 mod deadlines;
 mod external;
 mod flows;
+mod grpc_web;
 mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod sizes;
 mod traces;
 mod upgrades;
 mod websockets;
