@@ -24,9 +24,11 @@ pub struct HttpFilterSpec {
     pub fault: Option<VsFault>,
     /// Rate limits; a request must be within all of them.
     pub rate_limits: Vec<RateLimit>,
-    /// Largest body of a request, in bytes, 1 to 1,099,511,627,776. A larger one is answered with 413. The smallest of several limits counts.
+    /// Largest body of a request, in bytes, 1 to 1,099,511,627,776. A larger one is answered with 413. The smallest of several limits
+    /// counts.
     pub max_request_bytes: Option<u64>,
-    /// Compresses responses (gzip) for clients that accept it. Off by default, because secrets in compressed responses can be guessed.
+    /// Compresses responses (gzip) for clients that accept it. Off by default, because secrets in compressed responses can be
+    /// guessed.
     pub compression: Option<Compression>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

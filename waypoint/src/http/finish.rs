@@ -7,6 +7,7 @@ use crate::{
         entry::{self, Authority},
         names,
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        side::Side,
         values::OfRequest,
         websocket::{Handshake, NOT_ASKED},
     },
@@ -97,8 +98,8 @@ fn switched(
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
             if let (Ok(client), Ok(endpoint)) = (client.await, endpoint.await) {
-                let mut client = Metered::new(hyper_util::rt::TokioIo::new(client), bytes.clone());
-                let mut endpoint = hyper_util::rt::TokioIo::new(endpoint);
+                let mut client = Metered::new(Side::new(client), bytes.clone());
+                let mut endpoint = Side::new(endpoint);
                 let carried = async {
                     tokio::select! {
                         r = tokio::io::copy_bidirectional(&mut client, &mut endpoint) => drop(r),

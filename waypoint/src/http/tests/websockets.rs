@@ -40,11 +40,9 @@ fn well(head: &str) -> String {
 /// Sends back what comes, and a last word when the other side has ended.
 async fn echo(mut io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
     let mut buffer = vec![0; 10_000];
-    loop {
-        match io.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(n) if io.write_all(&buffer[..n]).await.is_err() => return,
-            Ok(_) => {}
+    while let Ok(n @ 1..) = io.read(&mut buffer).await {
+        if io.write_all(&buffer[..n]).await.is_err() {
+            return;
         }
     }
     let _ = io.write_all(b"bye").await;
@@ -336,6 +334,32 @@ fn a_policy_that_comes_later_ends_it() {
         let _ = io.read_to_end(&mut rest).await;
         assert_eq!(rest, b"");
         assert!(logged("ns/deny"), "{:?}", LINES.with_borrow(|l| l.clone()));
+    });
+}
+
+/// A browser resets the stream of a page that is left. (It is not waited for what the endpoint does then.)
+#[test]
+fn an_endpoint_learns_at_once_that_its_client_has_left() {
+    run(async {
+        let m = Mesh::new(1, AppProtocol::Http11, |_| {});
+        let (told, mut left) = tokio::sync::mpsc::unbounded_channel();
+        m.memory.listen(address(0), move |mut io| {
+            let told = told.clone();
+            drop(spawn_local(async move {
+                let mut head = vec![];
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(io.read_u8().await.unwrap());
+                }
+                io.write_all(well(std::str::from_utf8(&head).unwrap()).as_bytes()).await.unwrap();
+                assert_eq!(io.read(&mut [0; 10]).await.unwrap_or(0), 0);
+                // It is in no hurry itself.
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                told.send(io.write_all(b"late").await.is_err()).unwrap();
+            }));
+        });
+        let (io, _, _send) = opened(&m, "/").await;
+        drop(io);
+        assert_eq!(left.recv().await, Some(true), "nobody reads it any more");
     });
 }
 
