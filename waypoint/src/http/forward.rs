@@ -83,10 +83,10 @@ pub(super) async fn forward(
     };
     let upgrade = call.entry.websocket;
     let websocket = Handshake::begin(call.entry, &mut parts);
-    let web = grpc_web::translate(&set, &mut parts, &mut incoming);
+    let web = grpc_web::translate(call, &set, &mut parts, &mut incoming);
     record.is_grpc |= web.is_some();
     let faults = incoming.faults();
-    let speaks_http2 = uses_http2(&set, call.downstream, &parts);
+    let speaks_http2 = web.is_some() || uses_http2(&set, call.downstream, &parts);
     let (http2, by_extended) = (speaks_http2 && !upgrade, speaks_http2 && upgrade);
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;

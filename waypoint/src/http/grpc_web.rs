@@ -4,7 +4,8 @@
 
 use crate::{
     cluster::endpoint_set::EndpointSet,
-    http::{base64_text, body::RequestBody, names, reply::ResponseBody, transform::Transform},
+    downstream::gateway::Port,
+    http::{base64_text, body::RequestBody, call::Call, names, reply::ResponseBody, transform::Transform},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{
@@ -41,12 +42,15 @@ fn form(content_type: &[u8]) -> Option<(bool, &[u8])> {
     after(WEB_TEXT).map(|rest| (true, rest)).or_else(|| after(WEB).map(|rest| (false, rest)))
 }
 
-/// Makes a request of gRPC-Web one of gRPC, if it goes to a port that is declared to be for gRPC-Web.
-pub(super) fn translate(set: &EndpointSet, parts: &mut Parts, body: &mut RequestBody) -> Option<Web> {
-    if parts.method != Method::POST || !set.service.grpc_web.contains(&set.key.port) {
+/// Makes a request of gRPC-Web one of gRPC, if it goes to a port, or has come to one of a gateway, that is declared to be for gRPC-Web.
+pub(super) fn translate(call: &Call<'_>, set: &EndpointSet, parts: &mut Parts, body: &mut RequestBody) -> Option<Web> {
+    if parts.method != Method::POST {
         return None;
     }
     let (sends_text, encoding) = form(parts.headers.get(CONTENT_TYPE)?.as_bytes())?;
+    if !set.service.grpc_web.contains(&set.key.port) && !has_come_to_web(call) {
+        return None;
+    }
     let content_type = HeaderValue::from_bytes(&[GRPC, encoding].concat()).ok()?;
     let is_text = reads_text(&parts.headers, sends_text);
     parts.headers.insert(CONTENT_TYPE, content_type);
@@ -56,6 +60,12 @@ pub(super) fn translate(set: &EndpointSet, parts: &mut Parts, body: &mut Request
         body.decode();
     }
     Some(Web { is_text })
+}
+
+/// Has it come to a port of a gateway that is for gRPC-Web?
+fn has_come_to_web(call: &Call<'_>) -> bool {
+    let gateway = call.snapshot.gateway.as_ref().filter(|_| call.downstream.is_at_gateway());
+    gateway.and_then(|gateway| gateway.ports.get(&call.downstream.port)).is_some_and(Port::takes_grpc_web)
 }
 
 /// Does a client read base64? As it says (`Accept`), or as it writes itself.

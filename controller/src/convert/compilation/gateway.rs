@@ -138,6 +138,7 @@ pub(crate) fn compile(
                 hosts: listener.hosts.clone(),
                 tls: listener.terminates_tls.then_some(tls),
                 redirect: listener.redirect,
+                grpc_web: listener.grpc_web,
             });
         }
         if !gateway.listeners.is_empty() {

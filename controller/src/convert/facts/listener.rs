@@ -34,6 +34,8 @@ pub(crate) struct GatewayListener {
     pub(crate) client_names: Vec<String>,
     pub(crate) min_tls13: bool,
     pub(crate) redirect: bool,
+    /// Requests of gRPC-Web become gRPC.
+    pub(crate) grpc_web: bool,
 }
 
 /// Whose it is.
@@ -62,6 +64,7 @@ impl GatewayListener {
             client_names: vec![],
             min_tls13: false,
             redirect: false,
+            grpc_web: false,
         }
     }
 
@@ -319,7 +322,8 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
     listener.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
     listener.redirect = tls.https_redirect;
     match protocol.as_str() {
-        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
+        "HTTP" | "HTTP2" | "GRPC" => {}
+        "GRPC-WEB" => listener.grpc_web = true,
         "HTTPS" if !passes => (listener.protocol, listener.terminates_tls) = (Protocol::Https, true),
         "HTTPS" | "TLS" => (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes),
         "TCP" | "MONGO" if server.tls.is_some() => {

@@ -1,6 +1,7 @@
 //! gRPC-Web in both forms, at a port that is declared to be for it.
 
 use super::*;
+use crate::downstream::gateway::Gateway;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::body::Frame;
 use std::{
@@ -151,6 +152,55 @@ fn failures_have_the_form_of_the_client() {
         let a = m.send(ask("application/grpc-web", ASK)).await;
         assert_eq!(a.status(), 502);
         assert_eq!(a.into_body().collect().await.unwrap().to_bytes(), "oh");
+    });
+}
+
+/// At a port of a gateway that is for gRPC-Web it counts for every service.
+#[test]
+fn a_gateways_port_can_be_for_grpc_web() {
+    run(async {
+        for is_web in [true, false] {
+            let m = Mesh::new(1, AppProtocol::Unknown, |s| {
+                let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
+                let one = ir::HttpRule { destinations: vec![to], ..Default::default() };
+                let table = ir::Table { http: vec![one], tcp: vec![] };
+                let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
+                s.hosts.insert("g/*".into(), Arc::new(routes));
+                let listener = ir::Listener {
+                    routes: "g".into(),
+                    port: 8000,
+                    hosts: vec!["*".into()],
+                    grpc_web: is_web,
+                    ..Default::default()
+                };
+                let gateway = ir::Gateway { listeners: vec![listener], ..Default::default() };
+                s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+            });
+            m.serve(address(0), (0, is_web), m.seen.clone(), |_, _| says("0"));
+            let (client, server) = tokio::io::duplex(64 << 10);
+            let downstream = Downstream {
+                peer: None,
+                from: ([192, 0, 2, 9], 1234).into(),
+                source: None,
+                target: DownstreamTarget::Gateway(None),
+                port: 8000,
+                to: Ipv4Addr::new(10, 0, 1, 1).into(),
+                hello: None,
+                permit: None,
+                entered: Default::default(),
+                written: Default::default(),
+            };
+            let w = m.worker.clone();
+            spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, false).await });
+            let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+            spawn_local(conn);
+            let a = send.send_request(ask("application/grpc-web", ASK)).await.unwrap();
+            assert_eq!(a.status(), 200);
+            let kind = if is_web { "application/grpc-web+proto" } else { "application/grpc" };
+            assert_eq!(a.headers()["content-type"], kind);
+            let asked = if is_web { "application/grpc" } else { "application/grpc-web" };
+            assert_eq!(m.seen.borrow()[0].headers["content-type"], asked);
+        }
     });
 }
 
