@@ -55,7 +55,7 @@ impl Announced {
 /// What the first bytes say; None: too little has come.
 fn first_frame(bytes: &[u8]) -> Option<bool> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
-    let [a, b, c, kind, ..] = *head else { return None };
+    let &[a, b, c, kind, ..] = head else { return None };
     let length = u32::from_be_bytes([0, a, b, c]) as usize;
     if kind != SETTINGS || length > MOST {
         return Some(false);
