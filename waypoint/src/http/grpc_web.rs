@@ -35,11 +35,13 @@ pub(super) struct Web {
 /// A content type of gRPC-Web: which form, and the encoding of messages after it (`+proto`).
 fn form(content_type: &[u8]) -> Option<(bool, &[u8])> {
     let plain = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    let after = |start: &[u8]| {
-        let (head, rest) = plain.split_at_checked(start.len())?;
-        (head.eq_ignore_ascii_case(start) && matches!(rest.first(), None | Some(b'+'))).then_some(rest)
-    };
-    after(WEB_TEXT).map(|rest| (true, rest)).or_else(|| after(WEB).map(|rest| (false, rest)))
+    after(plain, WEB_TEXT).map(|rest| (true, rest)).or_else(|| after(plain, WEB).map(|rest| (false, rest)))
+}
+
+/// What follows this start of a content type, if that is all but an encoding of messages.
+fn after<'a>(plain: &'a [u8], start: &[u8]) -> Option<&'a [u8]> {
+    let (head, rest) = plain.split_at_checked(start.len())?;
+    (head.eq_ignore_ascii_case(start) && matches!(rest.first(), None | Some(b'+'))).then_some(rest)
 }
 
 /// Makes a request of gRPC-Web one of gRPC, if it goes to a port, or has come to one of a gateway, that is declared to be for gRPC-Web.
