@@ -259,7 +259,7 @@ async fn carried(data: &[u8]) {
             }
         })
     };
-    let serving = codec::server1(None).serve_connection(TokioIo::new(front), on);
+    let serving = codec::server1(None, codec::HeadLimits::default()).serve_connection(TokioIo::new(front), on);
     let talking = async {
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;

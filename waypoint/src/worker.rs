@@ -17,6 +17,7 @@ use crate::{
         stream, udp,
         upgrade::Upgrade,
     },
+    http::encoders::Encoders,
     snapshot::Snapshot,
     spans::{queue::Queue, recorder::flush_in_time},
     telemetry::{metrics::Metrics, sink::Sink},
@@ -107,15 +108,6 @@ struct Sets {
     called: HashMap<(ClusterKey, String), Rc<EndpointSet>>,
 }
 
-/// What is decided by turns; each has its own, or one decision would follow from the other.
-#[derive(Clone, Copy, Debug)]
-pub enum SampleKind {
-    Weight,
-    Delay,
-    Abort,
-    Mirror,
-}
-
 /// A snapshot, counted within a worker: what all workers share is counted once, when it changes.
 #[allow(clippy::redundant_allocation, reason = "the outer count is the worker's own, the inner one is of all of them")]
 pub type Latest = Rc<Arc<Snapshot>>;
@@ -134,8 +126,9 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     pub conns: Rc<Conns>,
+    /// For answers that are compressed.
+    pub encoders: Rc<Encoders>,
     seed: Cell<u64>,
-    samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     /// Each caller's share of this worker.
@@ -184,8 +177,8 @@ impl Worker {
             drain,
             lingering,
             conns: Rc::default(),
+            encoders: Rc::default(),
             seed: Cell::new(rand::random()),
-            samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
             state: RefCell::new(state),
@@ -359,20 +352,6 @@ impl Worker {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % bound.max(1)
-    }
-
-    /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one
-    /// goes to the second, not none or three. (Multiples of the golden ratio.)
-    pub fn sample(&self, of: SampleKind, n: u64) -> u64 {
-        let c = &self.samples[of as usize];
-        let x = c.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        c.set(x);
-        ((u128::from(x) * u128::from(n)) >> 64) as u64
-    }
-
-    /// True for so many of a million, evenly.
-    pub fn chance(&self, of: SampleKind, per_million: u32) -> bool {
-        per_million > 0 && self.sample(of, 1_000_000) < u64::from(per_million)
     }
 }
 

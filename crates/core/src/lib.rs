@@ -7,6 +7,7 @@ pub mod identity;
 pub mod limits;
 pub mod operators;
 pub mod proxy_protocol;
+pub mod refusal;
 pub mod tls;
 pub mod untrusted;
 

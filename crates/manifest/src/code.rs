@@ -130,6 +130,9 @@ pub const CODES: &[(u16, &str)] = &[
     (802, "the time of karst explain --at is in the future"),
     (803, "the configuration of a time is not kept any more, or not yet"),
     (900, "the object is always rejected: a probe of the webhook"),
+    (911, "the head of a request is larger than it may be"),
+    (912, "the body of a request is larger than it may be"),
+    (913, "the body of a gRPC-Web request is not base64"),
 ];
 
 /// Codes that were given once, and are not used any more.

@@ -24,6 +24,21 @@ pub struct HttpFilterSpec {
     pub fault: Option<VsFault>,
     /// Rate limits; a request must be within all of them.
     pub rate_limits: Vec<RateLimit>,
+    /// Largest body of a request, in bytes, 1 to 1,099,511,627,776. A larger one is answered with 413. The smallest of several limits
+    /// counts.
+    pub max_request_bytes: Option<u64>,
+    /// Compresses responses (gzip) for clients that accept it. Off by default, because secrets in compressed responses can be
+    /// guessed.
+    pub compression: Option<Compression>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Compression {
+    /// Smallest body that is compressed, in bytes, 1 to 1,073,741,824; by default 1024. A body of unknown size is compressed.
+    pub min_bytes: Option<u32>,
+    /// Content types that are compressed, without parameters; by default text, JavaScript, JSON, XHTML, XML and SVG.
+    pub content_types: Vec<String>,
 }
 /// What a schema says of a TargetRef.
 #[cfg(test)]

@@ -98,9 +98,18 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
         };
         add(SettingKind::Retry, format!("up to {} retries{each}", retry.attempts));
     }
-    for (to, per_million) in &rule.mirrors {
-        let text = format!("copies of {} of the requests go to {}", percent(*per_million), to.service);
+    for mirror in &rule.mirrors {
+        let text = format!("copies of {} of the requests go to {}", percent(mirror.per_million), mirror.to.service);
         add(SettingKind::Mirror, text);
+    }
+    if rule.max_body_bytes > 0 {
+        let text = format!("a request whose body is larger than {} bytes is answered 413", rule.max_body_bytes);
+        add(SettingKind::RequestSize, text);
+    }
+    if let Some(compression) = &rule.compression {
+        let text =
+            format!("answers of {} bytes or more are compressed for clients that take gzip", compression.min_bytes);
+        add(SettingKind::Compression, text);
     }
     out.extend(rule.fault.as_ref().and_then(|own| fault(own, &rule.origin)));
     out

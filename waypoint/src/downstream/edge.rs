@@ -16,7 +16,7 @@ use crate::{
     snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::Speaks,
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
 use karst_api::route::ListenerProtocol;
 use karst_core::{canonical, limits, proxy_protocol::Origin};
@@ -287,7 +287,7 @@ fn destination(
     downstream: &Downstream,
     rule: &TcpRule,
 ) -> Option<ClusterKey> {
-    let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()))?;
+    let destination = rule.choose()?;
     (destination.refuse_status == 0).then(|| {
         let own = &worker.shared.config.pod_namespace;
         let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());

@@ -160,6 +160,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
     /// Requests without TLS are sent to https.
     pub redirect: bool,
+    /// Requests of gRPC-Web become gRPC.
+    grpc_web: bool,
     /// The port that clients call.
     called: u16,
     /// The certificates that it shows, in PEM, for the admin page.
@@ -219,6 +221,7 @@ impl Gateway {
                 terminates_tls: listener.tls.is_some(),
                 tls,
                 redirect: listener.redirect,
+                grpc_web: listener.grpc_web,
                 called: if called == 0 { port } else { called },
                 chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
@@ -284,6 +287,11 @@ impl Port {
     /// The port that clients call, who do not know where we listen.
     pub fn called(&self) -> Option<u16> {
         self.listeners.first().map(|l| l.called)
+    }
+
+    /// Do requests of gRPC-Web become gRPC here? One of its listeners says so for all (Istio: its servers share their filters).
+    pub fn takes_grpc_web(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.grpc_web)
     }
 
     /// What is spoken on it first.

@@ -6,12 +6,13 @@ use crate::{
     cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet},
     downstream::busy::Busy,
     http::{
-        answer::{local_reply, local_reply_of},
-        body::{Counted, RequestBody, discard},
+        answer::{local_reply, local_reply_of, refused_body},
+        body::{Counted, Faults, RequestBody, discard},
         call::Call,
         deadline::deadline,
         destination::{By, endpoints, hash, uses_http2},
         finish::{Ending, finish},
+        grpc_web,
         headers::{Template, identify},
         mirror::mirror,
         names,
@@ -20,6 +21,7 @@ use crate::{
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
+        websocket::Handshake,
     },
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
     upstream::{
@@ -30,7 +32,7 @@ use crate::{
     },
 };
 use http::{HeaderValue, Request, Response, StatusCode, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::body::Incoming;
 use karst_api::route as ir;
 use std::{cell::Cell, rc::Rc, sync::LazyLock, time::Duration};
 use tokio::time::Instant;
@@ -51,8 +53,12 @@ struct Forwarding<'a> {
     hash: Option<u64>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
-    /// The client's connection, if it may become one of WebSocket.
-    client_upgrade: Option<OnUpgrade>,
+    /// Of what asks for WebSocket.
+    websocket: Option<Handshake>,
+    /// It is asked for by HTTP/2, where the endpoint takes that.
+    by_extended: bool,
+    /// What is wrong with the body, if that can be.
+    faults: Option<Faults>,
 }
 
 /// What an attempt has come to; None: it took too long.
@@ -63,7 +69,7 @@ pub(super) async fn forward(
     call: &Call<'_>,
     by: By<'_>,
     mut parts: Parts,
-    incoming: RequestBody,
+    mut incoming: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(status) = by.to.refuse {
@@ -76,8 +82,12 @@ pub(super) async fn forward(
         None => Some(&*RETRY),
     };
     let upgrade = call.entry.websocket;
-    let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let http2 = !upgrade && uses_http2(&set, call.downstream, &parts);
+    let websocket = Handshake::begin(call.entry, &mut parts);
+    let web = grpc_web::translate(call, &set, &mut parts, &mut incoming);
+    record.is_grpc |= web.is_some();
+    let faults = incoming.faults();
+    let speaks_http2 = web.is_some() || uses_http2(&set, call.downstream, &parts);
+    let (http2, by_extended) = (speaks_http2 && !upgrade, speaks_http2 && upgrade);
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;
     let body = Outgoing::new(incoming, again, mirrors);
@@ -87,8 +97,12 @@ pub(super) async fn forward(
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let deadline = deadline(by.rule, &parts);
-    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, client_upgrade };
-    forwarding.attempt_until_answered(&parts, body, record).await
+    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, websocket, by_extended, faults };
+    let response = forwarding.attempt_until_answered(&parts, body, record).await;
+    match web {
+        Some(web) => web.answer(response),
+        None => response,
+    }
 }
 
 fn values<'a>(call: &Call<'a>, parts: &'a Parts, record: &'a RequestLog) -> OfRequest<'a> {
@@ -144,6 +158,13 @@ impl Forwarding<'_> {
             let (from, to) = (downstream.from, downstream.called());
             let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
+            if let (Some(fault), None | Some(Err(_))) = (self.faults.as_ref().and_then(|faults| faults.get()), &sent) {
+                // The endpoint has lost the request by its client's fault.
+                if let Some(spans) = &mut record.spans {
+                    spans.failed(ResponseFlag::BadRequest);
+                }
+                return refused_body(fault, record);
+            }
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());
             let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
@@ -199,6 +220,7 @@ impl Forwarding<'_> {
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let sent = async {
             match (self.call.entry.websocket, self.http2) {
+                (true, _) if self.by_extended => send::extended(worker, attempt, request, head_sent).await,
                 (true, _) => send::upgrade(worker, attempt, request, head_sent).await,
                 (false, true) => send::http2(worker, attempt, request, head_sent).await,
                 (false, false) => send::http1(worker, attempt, request, head_sent).await,
@@ -256,13 +278,13 @@ impl Forwarding<'_> {
         }
         record.upstream_ms = Some((ended - began).as_millis() as u64);
         let (Call { worker, downstream, snapshot, .. }, By { rule, to }) = (*self.call, self.by);
-        let busy = self.client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
+        let busy = self.websocket.as_ref().and_then(|_| Busy::on(downstream));
         let upgrade = record.upgrade.take().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
         let asked = (&**downstream, parts, self.call.authority());
-        let (deadline, client_upgrade, cookie) = (self.deadline, self.client_upgrade, self.cookie);
+        let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
         finish(
-            Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked },
+            Ending { rule, to, deadline, websocket, cookie, busy, guard, asked },
             response,
             after,
             held,

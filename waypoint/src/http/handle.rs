@@ -8,14 +8,15 @@ use crate::{
     downstream::context::Downstream,
     http::{
         admit::{Entrance, Refused, admit, enter},
-        answer::{local_reply, log_reply},
-        body::RequestBody,
+        answer::{local_reply, log_reply, refused_body},
+        body::{BodyFault, RequestBody},
         call::Call,
+        compression::{Asked, compress},
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
         external,
-        fault::{abort, inject},
+        fault::{Injected, abort, inject},
         forward::forward,
         forwarded,
         headers::request_id,
@@ -23,6 +24,7 @@ use crate::{
         rate_limit::{limited, over},
         redirect::redirect,
         reply::ResponseBody,
+        websocket,
     },
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
@@ -32,11 +34,11 @@ use crate::{
         request_log::RequestLog,
         wire,
     },
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
-use karst_api::route as ir;
+use karst_core::refusal;
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
 
 /// Answers a request.
@@ -45,6 +47,12 @@ pub async fn handle(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let is_connect = request.method() == Method::CONNECT;
+    let response = answer(worker, downstream, request).await;
+    if is_connect { websocket::unless_opened(response) } else { response }
+}
+
+async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
     let request_head = wire::request_head(&parts);
     let snapshot = worker.latest();
@@ -52,7 +60,7 @@ pub async fn handle(
     // Of the head as it has come: `Connection` may name what the entry takes out.
     let client = forwarded::client(&downstream, topology, &parts.headers);
     let certificates = forwarded::certificates(&downstream, topology, &parts.headers);
-    let entered = entry::canonical(&mut parts);
+    let entered = entry::canonical_within(&mut parts, worker.shared.config.max_request_fields as usize);
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
     record.request_head = request_head;
     record.from = client;
@@ -96,12 +104,17 @@ async fn asked_about(
     response
 }
 
+/// The smallest of some limits, of which 0 is none.
+fn smallest(limits: [u64; 3]) -> Option<u64> {
+    limits.into_iter().filter(|limit| *limit > 0).min()
+}
+
 /// Nobody who was asked has refused it.
 async fn allowed(
     call: &Call<'_>,
     entrance: Entrance<'_>,
     mut parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
@@ -112,19 +125,39 @@ async fn allowed(
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
-    let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
-    let Some(rule) = rule else { return by_default(call, fault, parts, body, record).await };
-    let origin = rule.cors.as_ref().and_then(|_| parts.headers.get(header::ORIGIN).cloned());
-    let mut response = match &rule.authorization {
-        // Large: not in every request's task.
-        Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
-        None => by_rule(call, &rule, fault, parts, body, record).await,
+    let origin = rule.as_ref().and_then(|rule| rule.cors.as_ref());
+    let origin = origin.and_then(|_| parts.headers.get(header::ORIGIN).cloned());
+    let most = smallest([
+        call.worker.shared.config.max_request_body,
+        routes.map_or(0, |routes| routes.max_body_bytes),
+        rule.as_ref().map_or(0, |rule| rule.max_body_bytes),
+    ]);
+    let is_too_large = most.is_some_and(|most| body.is_larger_than(most));
+    if let Some(most) = most {
+        body.limit(most);
+    }
+    let of_rule = rule.as_ref().and_then(|rule| Some((rule.fault?, &rule.fault_turns)));
+    let fault = of_rule.or_else(|| routes.and_then(|routes| Some((routes.fault?, &routes.fault_turns))));
+    let own = rule.as_ref().and_then(|rule| rule.compression.as_ref());
+    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_ref()));
+    let compression = compression.map(|compression| (compression, Asked::of(&parts)));
+    let mut response = match &rule {
+        _ if is_too_large => refused_body(BodyFault::TooLarge, record),
+        Some(rule) => match &rule.authorization {
+            // Large: not in every request's task.
+            Some(provider) => Box::pin(by_guarded_rule(call, rule, provider, fault, parts, body, record)).await,
+            None => by_rule(call, rule, fault, parts, body, record).await,
+        },
+        None => by_default(call, fault, parts, body, record).await,
     };
     // Whoever has answered: a page may read why it is refused, too.
-    if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
+    if let (Some(cors), Some(origin)) = (rule.as_ref().and_then(|rule| rule.cors.as_ref()), origin) {
         allow_origin(cors, &origin, response.headers_mut());
     }
-    response
+    match compression {
+        Some((compression, asked)) => compress(compression, asked, response, &call.worker.encoders),
+        None => response,
+    }
 }
 
 /// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
@@ -133,7 +166,7 @@ async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
     provider: &Provider,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -201,6 +234,9 @@ fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<Res
     let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
     record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
     record.details = why.details().into();
+    if why == Unfit::Fields {
+        record.error = refusal::LARGE_HEAD.into();
+    }
     local_reply(record, why.status(), "", ResponseFlag::None)
 }
 
@@ -229,12 +265,12 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
 /// To the service that was called.
 async fn by_default(
     call: &Call<'_>,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Some(fault) = inject(call.worker, fault.as_ref(), &mut record).await {
+    if let Some(fault) = inject(fault, &mut record).await {
         return abort(&fault, record);
     }
     // At a gateway nothing is called by default.
@@ -250,12 +286,12 @@ async fn by_default(
 async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
-    fault: Option<ir::Fault>,
+    fault: Option<Injected<'_>>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let Call { worker, downstream, snapshot, .. } = *call;
+    let Call { downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
     if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
         return limited(&over, record);
@@ -275,10 +311,10 @@ async fn by_rule(
         let status = crate::route::table::status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
-    if let Some(fault) = inject(worker, fault.as_ref(), &mut record).await {
+    if let Some(fault) = inject(fault, &mut record).await {
         return abort(&fault, record);
     }
-    let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
+    let Some(to) = rule.choose() else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
     forward(call, By { rule: Some(rule), to }, parts, body, record).await

@@ -8,10 +8,12 @@ use crate::{
     authz::external::provider::Provider,
     http::entry,
     route::{
+        compression::Compression,
         error::CompileError,
         limit::{Limit, Limits},
         matcher::StringMatcher,
         operators::{Value, Values},
+        sequence::{FaultTurns, Sequence},
     },
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -88,6 +90,11 @@ pub struct Routes {
     pub limits: Vec<Arc<Limit>>,
     /// For requests whose rule has none of its own.
     pub fault: Option<ir::Fault>,
+    pub fault_turns: FaultTurns,
+    /// Largest body of a request; 0: they say nothing of it.
+    pub max_body_bytes: u64,
+    /// Of answers to requests whose rule has none of its own.
+    pub compression: Option<Compression>,
     buckets: Limits,
 }
 
@@ -107,7 +114,16 @@ impl Routes {
         let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
         let consumers = consumers.collect::<Result<_, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
-        Ok(Self { consumers, producer, limits, fault: routes.fault, buckets })
+        Ok(Self {
+            consumers,
+            producer,
+            limits,
+            fault: routes.fault,
+            fault_turns: FaultTurns::default(),
+            max_body_bytes: routes.max_body_bytes,
+            compression: routes.compression.as_ref().map(Compression::new),
+            buckets,
+        })
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -301,15 +317,20 @@ pub struct Rule {
     pub response: Option<ir::DirectResponse>,
     pub destinations: Vec<Destination>,
     pub total_weight: u64,
+    weights: Sequence,
     pub rewrite: Option<Rewrite>,
     pub request: Option<HeaderChange>,
     pub answer: Option<HeaderChange>,
-    pub mirrors: Vec<(Destination, u32)>,
+    pub mirrors: Vec<Mirror>,
     pub fault: Option<ir::Fault>,
+    pub fault_turns: FaultTurns,
     pub cors: Option<Cors>,
     pub timeout_ms: u64,
     pub retry: Option<ir::Retry>,
     pub limits: Vec<Arc<Limit>>,
+    /// Largest body of a request; 0: it says nothing of it.
+    pub max_body_bytes: u64,
+    pub compression: Option<Compression>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
 }
@@ -336,7 +357,11 @@ impl Rule {
         let mut mirrors = vec![];
         for mirror in &rule.mirrors {
             let to = mirror.to.as_ref().ok_or(CompileError::Mirror)?;
-            mirrors.push((Destination::new(to)?, mirror.per_million));
+            mirrors.push(Mirror {
+                to: Destination::new(to)?,
+                per_million: mirror.per_million,
+                turns: Sequence::default(),
+            });
         }
         Ok(Self {
             origin: rule.origin.clone(),
@@ -353,15 +378,19 @@ impl Rule {
             response: rule.response.clone(),
             total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
             destinations,
+            weights: Sequence::default(),
             rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?,
             request: HeaderChange::new(rule.request.as_ref())?,
             answer: HeaderChange::new(rule.answer.as_ref())?,
             mirrors,
             fault: rule.fault,
+            fault_turns: FaultTurns::default(),
             cors: rule.cors.as_ref().map(Cors::new).transpose()?,
             timeout_ms: rule.timeout_ms,
             retry: rule.retry.clone(),
             limits: rule.limits.iter().map(limit).collect(),
+            max_body_bytes: rule.max_body_bytes,
+            compression: rule.compression.as_ref().map(Compression::new),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
         })
     }
@@ -384,6 +413,13 @@ impl Rule {
                 .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
             && (self.namespace.is_empty() || self.namespace == input.namespace)
             && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
+    }
+
+    /// The destination whose turn it is, by the weights.
+    pub fn choose(&self) -> Option<&Destination> {
+        // Of one nothing is open.
+        let is_open = self.destinations.len() > 1;
+        self.choose_weighted(if is_open { self.weights.below(self.total_weight) } else { 0 })
     }
 
     /// The destination for a number below [`Rule::total_weight`].
@@ -430,6 +466,15 @@ fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
 
 fn name(s: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(s.as_bytes()).map_err(|_| CompileError::HeaderName(s.into()))
+}
+
+/// Who gets copies of requests.
+#[derive(Debug)]
+pub struct Mirror {
+    pub to: Destination,
+    /// Of a million requests, this many.
+    pub per_million: u32,
+    pub turns: Sequence,
 }
 
 /// Where requests go.
@@ -500,6 +545,7 @@ pub struct TcpRule {
     namespace: String,
     sni: Vec<String>,
     pub destinations: Vec<ir::Destination>,
+    weights: Sequence,
 }
 
 impl TcpRule {
@@ -511,6 +557,7 @@ impl TcpRule {
             namespace: rule.source_namespace.clone(),
             sni: rule.sni.clone(),
             destinations: rule.destinations.clone(),
+            weights: Sequence::default(),
         }
     }
 
@@ -519,8 +566,10 @@ impl TcpRule {
         self.destinations.iter().map(|d| u64::from(d.weight)).sum()
     }
 
-    /// The destination for a number below [`TcpRule::total_weight`].
-    pub fn choose_weighted(&self, mut at: u64) -> Option<&ir::Destination> {
+    /// The destination whose turn it is, by the weights.
+    pub fn choose(&self) -> Option<&ir::Destination> {
+        let is_open = self.destinations.len() > 1;
+        let mut at = if is_open { self.weights.below(self.total_weight()) } else { 0 };
         self.destinations.iter().find(|d| {
             let hit = at < u64::from(d.weight);
             at = at.saturating_sub(u64::from(d.weight));

@@ -157,6 +157,7 @@ pub(crate) fn compile(
                 hosts: listener.hosts.clone(),
                 tls: listener.terminates_tls.then_some(tls),
                 redirect: listener.redirect,
+                grpc_web: listener.grpc_web,
             });
         }
         let listens = !gateway.listeners.is_empty() || !gateway.udp.is_empty();

@@ -49,6 +49,8 @@ pub(crate) struct GatewayListener {
     /// Of TLS 1.2; none: what the mesh says.
     pub(crate) cipher_suites: Vec<String>,
     pub(crate) redirect: bool,
+    /// Requests of gRPC-Web become gRPC.
+    pub(crate) grpc_web: bool,
 }
 
 /// Whose it is.
@@ -101,6 +103,7 @@ impl GatewayListener {
             max_version: None,
             cipher_suites: vec![],
             redirect: false,
+            grpc_web: false,
         }
     }
 
@@ -419,7 +422,8 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
     listener.cipher_suites = tls.cipher_suites;
     listener.redirect = tls.https_redirect;
     match protocol.as_str() {
-        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
+        "HTTP" | "HTTP2" | "GRPC" => {}
+        "GRPC-WEB" => listener.grpc_web = true,
         "HTTPS" if !passes => (listener.protocol, listener.terminates_tls) = (Protocol::Https, true),
         "HTTPS" | "TLS" => (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes),
         "TCP" | "MONGO" if server.tls.is_some() => {

@@ -47,6 +47,17 @@ pub(crate) fn protocol(app: Option<&str>, name: &str) -> AppProtocol {
     }
 }
 
+/// Do browsers call it by gRPC-Web? By `appProtocol`, else by the port's name (`grpc-web`, `grpc-web-NAME`).
+pub(crate) fn is_grpc_web(app: Option<&str>, name: &str) -> bool {
+    match app {
+        Some(app) => app.eq_ignore_ascii_case("grpc-web"),
+        None => {
+            let name = name.to_ascii_lowercase();
+            name == "grpc-web" || name.starts_with("grpc-web-")
+        }
+    }
+}
+
 pub(crate) fn tcp(protocol: &str) -> bool {
     matches!(protocol, "" | "TCP")
 }

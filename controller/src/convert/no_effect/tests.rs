@@ -70,7 +70,15 @@ const USED: &[(&str, &[&str])] = &[
             "spec.metrics[].{providers[].name,overrides[].{disabled,match.{metric,customMetric,mode},tagOverrides.*.{operation,value}}}",
         ],
     ),
-    ("HTTPFilter", &["spec.targetRefs[].{group,kind,name}", "spec.rateLimits[].{requests,per,burst,by}"]),
+    (
+        "HTTPFilter",
+        &[
+            "spec.targetRefs[].{group,kind,name}",
+            "spec.rateLimits[].{requests,per,burst,by}",
+            "spec.maxRequestBytes",
+            "spec.compression.{minBytes,contentTypes[]}",
+        ],
+    ),
     (
         "ServiceEntry",
         &[

@@ -13,6 +13,27 @@ pub(super) fn key_pair() -> String {
     )
 }
 
+/// Istio has a filter for it at such a server.
+#[test]
+fn a_server_can_be_for_grpc_web() {
+    for (protocol, want) in [("HTTP", false), ("GRPC-WEB", true), ("grpc-web", true), ("GRPC", false)] {
+        let text = [
+            INGRESS,
+            SHOP,
+            &servers("gw", &[(80, "*")]).replace("protocol: HTTP", &format!("protocol: {protocol}")),
+            &virtual_service(
+                "name: v, namespace: a",
+                "hosts: ['*'], gateways: [gw], http: [{route: [{destination: {host: s}}]}]",
+            ),
+        ]
+        .concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let all: Vec<bool> = m.gateways["edge/gw"].listeners.iter().map(|l| l.grpc_web).collect();
+        assert_eq!(all, [want], "{protocol}");
+    }
+}
+
 /// Of one port's servers, whichever Gateways they are of, the routes of a host are one list: the oldest first, but what matches
 /// everything last. Istio's httpbin and helloworld samples are like that.
 #[test]

@@ -470,3 +470,40 @@ fn a_backend_has_a_rewrite_of_its_own() {
         assert_eq!(rule.rewrite, Some(Rewrite { authority: "x.com".into(), path: None }));
     }
 }
+
+/// Limits of size and compression, for a service and for the rules that name the filter; of several the smallest limit counts.
+#[test]
+fn filters_limit_sizes_and_compress() {
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: a}}\nspec: {{{spec}}}\n---\n"
+        )
+    };
+    let named = |name: &str| {
+        format!("{{type: ExtensionRef, extensionRef: {{group: karst.io, kind: HTTPFilter, name: {name}}}}}")
+    };
+    let route = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{}, {}], backendRefs: [{{name: s, port: 80}}]}}]}}\n---\n",
+        named("small"),
+        named("page")
+    );
+    let target = "targetRefs: [{kind: Service, name: s}]";
+    let text = [
+        SHOP,
+        &route,
+        &filter("small", "maxRequestBytes: 10"),
+        &filter("page", "maxRequestBytes: 20, compression: {minBytes: 5, contentTypes: [Text/HTML]}"),
+        &filter("whole", &format!("{target}, maxRequestBytes: 300, compression: {{}}")),
+        &filter("other", &format!("{target}, maxRequestBytes: 200")),
+    ]
+    .concat();
+    let (m, _) = run(&text);
+    let routes = &m.routes["a/s.a.svc.cluster.local"];
+    assert_eq!(
+        (routes.max_body_bytes, routes.compression.clone()),
+        (200, Some(karst_api::route::Compression::default()))
+    );
+    let rule = &routes.producer.as_ref().unwrap().http[0];
+    let page = karst_api::route::Compression { min_bytes: 5, content_types: vec!["text/html".into()] };
+    assert_eq!((rule.max_body_bytes, rule.compression.clone()), (10, Some(page)));
+}

@@ -111,6 +111,7 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
         ports: ports(&service.ports),
         udp_ports: service.karst_udp_ports.iter().filter_map(|p| u16::try_from(*p).ok()).collect(),
         protocols: protocols(&service.ports),
+        grpc_web: service.karst_grpc_web_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
         sans: service.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
         waypoints,
         mode,

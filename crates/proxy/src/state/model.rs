@@ -183,6 +183,8 @@ pub struct Service {
     pub udp_ports: Vec<u16>,
     /// What is spoken at each service port.
     pub protocols: Vec<(u16, pb::AppProtocol)>,
+    /// Service ports at which gRPC-Web is made gRPC (an extension of ours).
+    pub grpc_web: Vec<u16>,
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
@@ -214,6 +216,7 @@ impl Service {
             ports: vec![],
             udp_ports: vec![],
             protocols: vec![],
+            grpc_web: vec![],
             sans: vec![],
             waypoints: vec![(waypoint, 1)],
             mode: Mode::Any,

@@ -5,18 +5,22 @@
 
 mod bodies;
 mod certificates;
+mod compression;
 mod cors;
 mod deadlines;
 mod external;
 mod flows;
+mod grpc_web;
 mod heads;
 mod limits;
 mod mirrors;
 mod retries;
 mod rewrites;
 mod shares;
+mod sizes;
 mod traces;
 mod upgrades;
+mod websockets;
 
 use crate::{
     downstream::{

@@ -1,4 +1,5 @@
-//! Karst's own HTTPFilter: faults and rate limits, for all requests of services or for the routes that name it.
+//! Karst's own HTTPFilter: faults, limits of rate and size, and compression, for all requests of services or for the routes that name
+//! it.
 
 use crate::{
     convert::{
@@ -10,7 +11,7 @@ use crate::{
 };
 use karst_api::route as ir;
 use karst_manifest::{
-    extension::{HTTPFilter, RateLimit},
+    extension::{Compression, HTTPFilter, RateLimit},
     gatewayapi::ExtensionRef,
     kinds::TargetRef,
 };
@@ -19,12 +20,19 @@ use std::ops::RangeInclusive;
 const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
 /// Milliseconds: up to a day.
 const PER: RangeInclusive<u64> = 1..=86_400_000;
+/// Bytes of a request's body.
+const BODY: RangeInclusive<u64> = 1..=1 << 40;
+/// Bytes of the smallest body that is compressed.
+const SMALLEST: RangeInclusive<u64> = 1..=1 << 30;
 
 /// What a filter does.
 #[derive(Default)]
 pub(crate) struct Compiled {
     pub fault: Option<ir::Fault>,
     pub limits: Vec<ir::RateLimit>,
+    /// 0: it says nothing of it.
+    pub max_body_bytes: u64,
+    pub compression: Option<ir::Compression>,
 }
 
 /// The filter of this namespace that a route names.
@@ -44,7 +52,46 @@ pub(crate) fn compile(filter: &HTTPFilter) -> Result<Compiled, FieldError> {
         let name = format!("{}/{} {i}", filter.metadata.namespace, filter.metadata.name);
         limit(l, name, &format!("spec.rateLimits[{i}]"))
     });
-    Ok(Compiled { fault, limits: limits.collect::<Result<_, _>>()? })
+    let limits = limits.collect::<Result<_, _>>()?;
+    let max_body_bytes = s.max_request_bytes.map_or(Ok(0), |most| within(most, &BODY, "spec.maxRequestBytes"))?;
+    let compression = s.compression.as_ref().map(|rule| compression(rule, "spec.compression")).transpose()?;
+    Ok(Compiled { fault, limits, max_body_bytes, compression })
+}
+
+/// The smaller of two limits, of which 0 is none.
+pub(crate) fn smaller(a: u64, b: u64) -> u64 {
+    [a, b].into_iter().filter(|limit| *limit > 0).min().unwrap_or(0)
+}
+
+fn within(n: u64, range: &RangeInclusive<u64>, at: &str) -> Result<u64, FieldError> {
+    match range.contains(&n) {
+        true => Ok(n),
+        false => Err((
+            at.into(),
+            format!("{n} is out of range: must be between {} and {} [KARST-0017]", range.start(), range.end()),
+        )),
+    }
+}
+
+fn compression(rule: &Compression, at: &str) -> Result<ir::Compression, FieldError> {
+    let min_bytes = rule.min_bytes.map_or(Ok(0), |n| within(n.into(), &SMALLEST, &format!("{at}.minBytes")))?;
+    for (index, kind) in rule.content_types.iter().enumerate() {
+        let at = || format!("{at}.contentTypes[{index}]");
+        let is_token = |s: &str| !s.contains('*') && http::HeaderName::from_bytes(s.as_bytes()).is_ok();
+        if !kind.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype)) {
+            let text = format!(
+                "{kind:?} is not a content type: use TYPE/SUBTYPE without parameters, for example text/html [KARST-0024]"
+            );
+            return Err((at(), text));
+        }
+        if kind.to_ascii_lowercase().starts_with("application/grpc") {
+            let text =
+                format!("{kind:?} is not supported, because gRPC compresses its own messages: remove it [KARST-0016]");
+            return Err((at(), text));
+        }
+    }
+    let content_types = rule.content_types.iter().map(|kind| kind.to_ascii_lowercase()).collect();
+    Ok(ir::Compression { min_bytes: min_bytes as u32, content_types })
 }
 
 fn limit(limit: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
@@ -99,6 +146,8 @@ pub(crate) fn attach(filter: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> V
         let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
         routes.limits.extend(compiled.limits.iter().cloned());
         routes.fault = routes.fault.or(compiled.fault);
+        routes.max_body_bytes = smaller(routes.max_body_bytes, compiled.max_body_bytes);
+        routes.compression = routes.compression.or_else(|| compiled.compression.clone());
         model.routes.insert(key.to_string(), routes.into());
     }
     bad

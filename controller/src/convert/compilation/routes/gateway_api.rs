@@ -455,6 +455,8 @@ impl<'a> Convert<'a> {
             timeout_ms: request_ms,
             retry: Some(retry),
             fault: filters.extensions.iter().find_map(|e| e.fault),
+            max_body_bytes: filters.extensions.iter().fold(0, |most, e| filter::smaller(most, e.max_body_bytes)),
+            compression: filters.extensions.iter().find_map(|e| e.compression.clone()),
             limits: filters.extensions.into_iter().flat_map(|e| e.limits).collect(),
             authorization: filters.authorization,
             ..Default::default()
