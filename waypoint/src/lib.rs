@@ -2,7 +2,7 @@
 //!
 //! - [`downstream`]: clients' connections; [`worker`]: a thread with its tunnels.
 //! - [`mod@http`]: one request from its canonical form to its answer.
-//! - [`route`]: the compiled routes; [`authz`]: who may call.
+//! - [`route`]: the compiled routes; [`authz`]: who may call; [`session`]: who comes back to the same endpoint.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
 //! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
 //! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
@@ -22,6 +22,7 @@ mod http;
 #[cfg(feature = "fuzz")]
 pub mod live;
 mod route;
+mod session;
 mod snapshot;
 mod spans;
 mod telemetry;

@@ -9,6 +9,7 @@ use crate::{
         locality::{self, LocalityGroup},
         ring, tls,
     },
+    session::rules::SessionRules,
     snapshot::Snapshot,
     telemetry::stream_info::Chosen,
 };
@@ -19,6 +20,7 @@ use karst_proxy::{
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -88,6 +90,10 @@ pub struct EndpointSet {
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
+    /// How clients come back to the same endpoint, if they do and no rule says otherwise.
+    pub session: Option<Arc<SessionRules>>,
+    /// Members by what they are called in sessions, made when it is first wanted.
+    session_ids: OnceCell<HashMap<u64, usize>>,
 }
 
 impl Clusters {
@@ -175,6 +181,7 @@ impl Clusters {
         let key = key.clone();
         let baggage = own.baggage.clone();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
+        let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
             key,
             service,
@@ -190,6 +197,8 @@ impl Clusters {
             pool_partition,
             baggage,
             tls,
+            session,
+            session_ids: OnceCell::new(),
         })
     }
 }
@@ -279,7 +288,15 @@ impl EndpointSet {
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
+            session: None,
+            session_ids: OnceCell::new(),
         }
+    }
+
+    /// The member that is called so in sessions.
+    pub fn place_of(&self, session_id: u64) -> Option<usize> {
+        let all = || self.members.iter().enumerate().map(|(index, m)| (m.session_id(), index)).collect();
+        self.session_ids.get_or_init(all).get(&session_id).copied()
     }
 
     /// Notes how long an answer of a member took that came at this time, where that decides about the next one.

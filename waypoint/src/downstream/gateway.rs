@@ -7,6 +7,7 @@ use crate::{
         topology::{Topology, TopologyError},
     },
     route::table::Routes,
+    session::keys::{KeyError, SessionKeys},
     telemetry::rules::{Telemetry, TelemetryError},
 };
 use http::HeaderValue;
@@ -36,6 +37,8 @@ pub struct Gateway {
     pub telemetry: Option<Arc<Telemetry>>,
     /// Who in front of it is believed.
     pub topology: Topology,
+    /// What sessions are sealed with.
+    pub session_keys: SessionKeys,
 }
 
 /// Certificates, the leaf first, and the leaf's key.
@@ -59,6 +62,9 @@ pub enum GatewayError {
     /// Of who in front of it is believed.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// Of what sessions are sealed with.
+    #[error(transparent)]
+    SessionKey(#[from] KeyError),
 }
 
 /// What cannot be listened for.
@@ -198,7 +204,9 @@ impl Gateway {
         let telemetry = telemetry?.map(Arc::new);
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
-        Ok(Self { ports, access, credentials, telemetry, topology })
+        let session_keys: &[ir::SessionKey] = if has_keys { &gateway.session_keys } else { &[] };
+        let session_keys = SessionKeys::new(session_keys)?;
+        Ok(Self { ports, access, credentials, telemetry, topology, session_keys })
     }
 
     /// Nothing is listened on, and nobody may call anything.

@@ -7,6 +7,7 @@ use crate::{
         entry::{self, Authority},
         names,
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        session,
         values::OfRequest,
     },
     route::table::{Destination, Rule},
@@ -19,7 +20,7 @@ use crate::{
     upstream::pool::ConnectionDisposition,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use std::rc::Rc;
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ pub(super) struct Ending<'a> {
     pub(super) guard: Option<Guard>,
     /// To be set at the client, so that it comes back to the same endpoint.
     pub(super) cookie: Option<HeaderValue>,
+    /// What it is told of its session.
+    pub(super) session: Option<(HeaderName, HeaderValue)>,
 }
 
 pub(super) fn finish(
@@ -59,6 +62,8 @@ pub(super) fn finish(
             record.details = ResponseFlag::ProtocolError.details().into();
             return local_reply_of(record, ResponseFlag::ProtocolError);
         }
+        entry::strip(&mut head.headers);
+        session::tell(ending.session, &mut head.headers);
         return switched(head, incoming, (ending.client_upgrade, ending.busy, ending.guard), after, record);
     }
     entry::strip(&mut head.headers);
@@ -69,6 +74,7 @@ pub(super) fn finish(
     if let Some(c) = ending.cookie {
         head.headers.append(header::SET_COOKIE, c);
     }
+    session::tell(ending.session, &mut head.headers);
     let body = ResponseBody::endpoint(incoming, after, held, counter).until(ending.deadline).recorded(record);
     head.extensions.clear();
     Response::from_parts(head, body)
@@ -83,7 +89,6 @@ fn switched(
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let endpoint = head.extensions.remove::<OnUpgrade>();
-    entry::strip(&mut head.headers);
     entry::upgrade(&mut head.headers);
     record.response_head = wire::response_head(head.status, &head.headers);
     if let (Some(client), Some(endpoint), Some(guard)) = (client, endpoint, guard) {

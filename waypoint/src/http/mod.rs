@@ -25,6 +25,7 @@ mod rate_limit;
 mod redirect;
 pub mod reply;
 pub mod retry;
+mod session;
 #[cfg(test)]
 mod tests;
 pub mod values;

@@ -13,6 +13,7 @@ use crate::{
         matcher::StringMatcher,
         operators::{Value, Values},
     },
+    session::rules::SessionRules,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
@@ -312,6 +313,8 @@ pub struct Rule {
     pub limits: Vec<Arc<Limit>>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
+    /// How its clients come back to the same endpoints.
+    pub session: Option<Arc<SessionRules>>,
 }
 
 impl Rule {
@@ -363,6 +366,7 @@ impl Rule {
             retry: rule.retry.clone(),
             limits: rule.limits.iter().map(limit).collect(),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
+            session: rule.session.as_ref().map(|s| SessionRules::new(s).map(Arc::new)).transpose()?,
         })
     }
 
