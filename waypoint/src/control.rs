@@ -172,6 +172,7 @@ mod tests {
             listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
             credentials: [("c".to_string(), pair())].into(),
             telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
+            session_keys: vec![ir::SessionKey { secret: "secret".into() }],
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();

@@ -14,6 +14,7 @@ mod policies;
 mod revisions;
 mod routes;
 mod services;
+mod sessions;
 mod statuses;
 mod topology;
 mod virtual_services;

@@ -16,6 +16,7 @@ pub(crate) mod listeners;
 pub(crate) mod policy;
 pub(crate) mod secret;
 pub(crate) mod service;
+pub(crate) mod session;
 pub(crate) mod topology;
 pub(crate) mod validate;
 pub(crate) mod waypoint;

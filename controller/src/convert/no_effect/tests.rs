@@ -26,6 +26,7 @@ const ROUTE: [&str; 2] = [
     "spec.parentRefs[].{group,kind,namespace,name,sectionName,port}",
     "spec.rules[].backendRefs[].{group,kind,name,namespace,port,weight}",
 ];
+const SESSION: &str = "spec.rules[].sessionPersistence.{type,absoluteTimeout,idleTimeout,cookie.{name,path,lifetimeType},header.name,sessionName,cookieConfig.lifetimeType}";
 const FAULT: &str =
     "fault.{delay.{percent,percentage.value,fixedDelay},abort.{percent,percentage.value,httpStatus,grpcStatus}}";
 
@@ -144,6 +145,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].filters[].externalAuth.{protocol,backendRef.{group,kind,name,namespace,port},grpc.allowedHeaders[],http.{path,allowedHeaders[],allowedResponseHeaders[]},forwardBody.maxSize}",
             "spec.rules[].filters[].cors.{allowOrigins[],allowMethods[],allowHeaders[],exposeHeaders[],allowCredentials,maxAge}",
             "spec.rules[].{timeouts.{request,backendRequest},retry.{codes[],attempts,backoff}}",
+            SESSION,
         ],
     ),
     (
@@ -156,6 +158,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].{filters[],backendRefs[].filters[]}.{type,extensionRef.{group,kind,name}}",
             "spec.rules[].{filters[],backendRefs[].filters[]}.{requestHeaderModifier,responseHeaderModifier}.{set[].{name,value},add[].{name,value},remove[]}",
             "spec.rules[].filters[].requestMirror.{percent,fraction.{numerator,denominator},backendRef.{group,kind,name,namespace,port}}",
+            SESSION,
         ],
     ),
     ("TCPRoute", &ROUTE),
@@ -509,8 +512,8 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
             "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
         ]
     );
-    // Sticky sessions by default settings are still sticky sessions.
-    let route = json!({ "spec": { "rules": [{ "sessionPersistence": {} }] } });
+    // What is asked for with all its defaults is still asked for.
+    let route = json!({ "spec": { "rules": [{ "backendRefs": [{ "filters": [{ "cors": {} }] }] }] } });
     assert_eq!(warnings("HTTPRoute", &route).len(), 1);
     assert!(warnings("Pod", &route).is_empty());
 }
