@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 /// The Secret, in the root namespace, and its one field.
 const SECRET: &str = "karst-session-keys";
-const KIND: &str = "karst.io/session-keys";
+const KIND: &str = "Opaque";
 const FIELD: &str = "keys";
 /// The file, in directory mode, in which keys stay as they are.
 const FILE: &str = "session-keys";

@@ -39,8 +39,9 @@ impl SessionKeys {
     pub fn seal(&self, plain: &[u8], used_for: &[u8]) -> Option<String> {
         let mut sealed = plain.to_vec();
         let nonce = self.0.first()?.seal_in_place_append_tag(Aad::from(used_for), &mut sealed).ok()?;
+        let nonce: &[u8; NONCE_LEN] = nonce.as_ref();
         let mut bytes = Vec::with_capacity(NONCE_LEN + sealed.len());
-        bytes.extend_from_slice(nonce.as_ref());
+        bytes.extend_from_slice(nonce);
         bytes.extend_from_slice(&sealed);
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }

@@ -320,6 +320,33 @@ fn a_header_is_told_with_each_answer_by_grpc_too() {
     });
 }
 
+/// Affinity by a cookie (consistentHash of a DestinationRule), which keeps no session.
+#[test]
+fn an_affinity_cookie_has_its_path_and_lifetime() {
+    run(async {
+        for (ttl_ms, path, want) in [
+            (0, "", Some("; HttpOnly")),
+            (60_000, "/shop", Some("; Max-Age=60; Path=/shop; HttpOnly")),
+            (500, "/", Some("; Max-Age=1; Path=/; HttpOnly")),
+            (0, "/", None),
+        ] {
+            let cookie = ir::Cookie { name: "user".into(), path: path.into(), ttl_ms, generate: want.is_some() };
+            let hash = Some(ir::HashOn { key: Some(ir::hash_on::Key::Cookie(cookie)) });
+            let balance =
+                Some(ir::Balance { method: ir::Method::RingHash as i32, hash, ring_size: 1024, ..Default::default() });
+            let m = mesh(5, &[], |s| policy(s, ir::Policy { balance, ..Default::default() }));
+            let (endpoint, told) = visit(&m, "").await;
+            let Some(want) = want else {
+                assert_eq!(told, None);
+                continue;
+            };
+            assert!(told.as_ref().is_some_and(|t| t.starts_with("user=\"") && t.ends_with(want)), "{told:?}");
+            let cookie = format!("a=b; {}; c=d", kept(told));
+            assert_eq!((endpoints(&m, &cookie).await, visit(&m, &cookie).await.1), ([endpoint].into(), None));
+        }
+    });
+}
+
 #[test]
 fn a_service_binds_its_clients_unless_a_rule_does() {
     run(async {
