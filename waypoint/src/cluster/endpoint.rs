@@ -40,7 +40,8 @@ pub struct LbEndpoint {
     pub workload: Arc<Workload>,
     pub address: SocketAddr,
     pub state: Arc<EndpointStats>,
-    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used.
+    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used, but, while they end, by
+    /// clients that are bound to them.
     pub group: Option<usize>,
 }
 

@@ -16,12 +16,12 @@ use crate::{
 use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates_of, waypoints},
+    endpoints::{self, candidates_of, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
     cell::OnceCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
@@ -169,6 +169,13 @@ impl Clusters {
                 members[*member as usize].group = Some(number);
             }
         }
+        if !asks_waypoint && snapshot.has_sessions() {
+            // Nobody else is sent there: they are in no group.
+            let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
+            let mut ending = ending(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset);
+            ending.retain(|(workload, _)| !known.contains(&workload.uid));
+            members.extend(cluster.members(ending));
+        }
         let dynamic_endpoint = match (by_name, service.mode) {
             (true, _) => Some(DynamicEndpoint::Name),
             (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
@@ -218,9 +225,25 @@ fn endpoints(
     to: SocketAddr,
     subset: Option<&ir::Subset>,
 ) -> Vec<(Arc<Workload>, SocketAddr)> {
-    let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-    let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
+    let all = candidates_of(&snapshot.mesh, own, service, to, &[], |w| fits(w, subset));
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Those that are about to end.
+fn ending(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+    subset: Option<&ir::Subset>,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = endpoints::ending(&snapshot.mesh, own, service, to, |w| fits(w, subset));
+    all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Is it of a subset? None: that of all.
+fn fits(workload: &Workload, subset: Option<&ir::Subset>) -> bool {
+    subset.is_none_or(|x| x.labels.iter().all(|(k, v)| workload.labels.get(k) == Some(v)))
 }
 
 impl Cluster {

@@ -190,14 +190,37 @@ fn an_endpoint_that_fails_is_not_tried_again_and_again() {
     });
 }
 
+fn pod(n: usize, key: &str) -> karst_api::workload::Workload {
+    let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(key, &[(80, PORT.into())])]);
+    pod.tunnel_protocol = 0;
+    pod
+}
+
+#[test]
+fn who_is_at_an_endpoint_that_is_about_to_end_stays_and_nobody_else_is_sent_there() {
+    run(async {
+        let change = sticky(session());
+        let m = mesh(3, &[], |s| {
+            change(s);
+            let mut pods = vec![pod(0, KEY), pod(1, KEY), pod(2, KEY), testing::pod("own", "10.0.1.1", &[])];
+            pods[2].status = karst_api::workload::WorkloadStatus::Unhealthy as i32;
+            pods[2].extensions.push(karst_api::draining());
+            let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
+            service.ports[0].app_protocol = AppProtocol::Http11 as i32;
+            s.mesh = testing::snapshot(pods, vec![service]);
+        });
+        let bound = client(&session(), 2, 0, 0);
+        assert_eq!((endpoints(&m, &bound).await, visit(&m, &bound).await), ([2].into(), (2, None)));
+        assert_eq!(endpoints(&m, "").await, [0, 1].into());
+        // It has ended.
+        let m = mesh(2, &[], sticky(session()));
+        assert!(visit(&m, &bound).await.1.is_some());
+    });
+}
+
 /// Two services with two endpoints each.
 fn two(s: &mut Snapshot) {
-    let pod = |n: usize| {
-        let key = if n < 2 { KEY } else { OTHER };
-        let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(key, &[(80, PORT.into())])]);
-        pod.tunnel_protocol = 0;
-        pod
-    };
+    let pod = |n: usize| pod(n, if n < 2 { KEY } else { OTHER });
     let service = |(name, vip)| {
         let mut service = testing::service(name, vip, &[(80, PORT.into())]);
         service.ports[0].app_protocol = AppProtocol::Http11 as i32;
