@@ -571,6 +571,20 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_has_the_session_keys_that_it_is_told() {
+        let told = |bytes: usize| {
+            let session_keys = vec![ir::SessionKey { secret: vec![7; bytes] }];
+            ir::Gateway { session_keys, ..Default::default() }
+        };
+        assert!(!Gateway::new(&told(32)).unwrap().session_keys.is_empty());
+        assert!(Gateway::new(&ir::Gateway::default()).unwrap().session_keys.is_empty());
+        let e = Gateway::new(&told(31)).unwrap_err().to_string();
+        assert_eq!(e, "a session key of 31 bytes: it must have 32");
+        // Who only asks what it would do is told of none.
+        assert!(Gateway::outline(&told(0)).unwrap().session_keys.is_empty());
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused() {
         for (change, want) in [
             ((|l: &mut ir::Listener| l.port = 0) as fn(&mut ir::Listener), "port 0"),

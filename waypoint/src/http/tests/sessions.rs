@@ -299,6 +299,21 @@ fn a_permanent_cookie_says_when_it_ends() {
     });
 }
 
+/// A gateway before the waypoint has said how the client has come.
+#[test]
+fn a_cookie_is_secure_where_the_client_has_spoken_tls() {
+    run(async {
+        let m = mesh(1, &[], sticky(session()));
+        for (proto, want) in [("https", "; SameSite=Strict; Secure"), ("http", "; SameSite=Strict")] {
+            let mut request = get("/");
+            request.headers_mut().insert("x-forwarded-proto", proto.parse().unwrap());
+            let answer = m.send(request).await;
+            let told = answer.headers()["set-cookie"].to_str().unwrap();
+            assert!(told.ends_with(want), "{told}");
+        }
+    });
+}
+
 #[test]
 fn a_session_is_found_among_a_thousand_cookies() {
     run(async {
