@@ -189,10 +189,7 @@ async fn keep(
 fn note(said: &mut String, namespace: &str, error: Option<anyhow::Error>) {
     let text = error.map(|e| format!("{e:#}")).unwrap_or_default();
     if !text.is_empty() && text != *said {
-        tracing::warn!(
-            error = text,
-            "Secret {namespace}/{SECRET}: the keys of sessions stay as they are; delete the Secret to create new ones"
-        );
+        tracing::warn!(error = text, "Secret {namespace}/{SECRET}: the keys of sessions stay as they are");
     }
     *said = text;
 }
@@ -203,7 +200,7 @@ async fn follow(kube: &Kube, namespace: &str, leading: bool) -> anyhow::Result<V
     // Twice: another replica may have made it since.
     for _ in 0..2 {
         if let Some(data) = kube.secret(namespace, SECRET).await? {
-            let keys = Keys::of_secret(&data)?;
+            let keys = Keys::of_secret(&data).context("it cannot be read: delete it to create new keys")?;
             if !leading || !keys.is_due(now) {
                 return Ok(keys.in_use(now));
             }
