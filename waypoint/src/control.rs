@@ -173,6 +173,7 @@ mod tests {
             credentials: [("c".to_string(), pair())].into(),
             backend_certificate: Some(ir::BackendCertificate { pair: Some(pair()), ..Default::default() }),
             telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
+            session_keys: vec![ir::SessionKey { secret: "secret".into() }],
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();

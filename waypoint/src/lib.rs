@@ -2,7 +2,7 @@
 //!
 //! - [`downstream`]: clients' connections; [`worker`]: a thread with its tunnels.
 //! - [`mod@http`]: one request from its canonical form to its answer.
-//! - [`route`]: the compiled routes; [`authz`]: who may call.
+//! - [`route`]: the compiled routes; [`authz`]: who may call; [`session`]: who comes back to the same endpoint.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
 //! - [`tls_parameters`]: what TLS is spoken with, on both sides.
 //! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
@@ -23,6 +23,7 @@ mod http;
 #[cfg(feature = "fuzz")]
 pub mod live;
 mod route;
+mod session;
 mod snapshot;
 mod spans;
 mod telemetry;

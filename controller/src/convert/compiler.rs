@@ -25,7 +25,12 @@ use crate::{
     model::Model,
 };
 use karst_kube::Notice;
-use karst_manifest::{MeshConfig, Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
+use karst_manifest::{
+    MeshConfig, Object, Problem, State,
+    dir::{Keys, SessionKey},
+    kinds::EndpointSlice,
+    parse::Located,
+};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -49,6 +54,7 @@ pub struct Compiler {
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     keys: Arc<Keys>,
+    session_keys: Arc<Vec<SessionKey>>,
     mesh_config: Arc<MeshConfig>,
     policies: Option<Policies>,
     watched: Watched,
@@ -69,6 +75,7 @@ impl Compiler {
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             keys: Arc::default(),
+            session_keys: Arc::default(),
             mesh_config: Arc::default(),
             policies: None,
             watched: Watched::default(),
@@ -118,6 +125,7 @@ impl Compiler {
         let same_around = self.enrolled == state.enrolled
             && self.absent == state.absent
             && self.keys == state.keys
+            && self.session_keys == state.session_keys
             && self.mesh_config == state.mesh_config;
         self.whole = false;
         let (mut gone, mut new) = difference(&old, &state.objects);
@@ -168,6 +176,7 @@ impl Compiler {
         self.enrolled.clone_from(&state.enrolled);
         self.absent.clone_from(&state.absent);
         self.keys.clone_from(&state.keys);
+        self.session_keys.clone_from(&state.session_keys);
         self.mesh_config.clone_from(&state.mesh_config);
         self.problems = problems;
         self.policies = Some(policies);

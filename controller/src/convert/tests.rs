@@ -18,6 +18,7 @@ mod precedence;
 mod revisions;
 mod routes;
 mod services;
+mod sessions;
 mod statuses;
 mod tcp_routes;
 mod topology;

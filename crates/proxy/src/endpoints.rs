@@ -98,7 +98,20 @@ pub fn closed_to_datagrams(snapshot: &Snapshot, svc: &Service, port: u16) -> Opt
     })
 }
 
-/// The same at ports that follow from those that an endpoint lists.
+/// Endpoints of a service that are about to end and serve still, for clients that are there already. (Where it has no others, they
+/// are among the candidates, too.)
+pub fn ending(
+    snapshot: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    fits: impl Fn(&Workload) -> bool,
+) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+    let target = |listed: &[(u16, u16)]| target(svc, listed, to.port());
+    gather(snapshot, source, svc, to.ip(), &[], |w| w.draining, (&fits, &target))
+}
+
+/// The same as [`candidates_of`] at ports that follow from those that an endpoint lists.
 fn candidates_at(
     snapshot: &Snapshot,
     source: &Workload,
@@ -364,6 +377,15 @@ mod tests {
         };
         assert_eq!(run(1, draining(b.clone())), ["b"], "no other on this node");
         assert_eq!(run(2, draining(b.clone())), ["a"], "a healthy one elsewhere");
+        // Who is there already may stay.
+        let s = snapshot(
+            vec![pod("c", "10.0.0.9", &[]), a.clone(), draining(b.clone()), unhealthy(c.clone())],
+            vec![svc()],
+        );
+        let (own, to) = (s.workload("10.0.0.9".parse().unwrap()).unwrap(), "10.96.0.1:80".parse().unwrap());
+        let of = |fits| ending(&s, own, s.services.get(S).unwrap(), to, |_| fits);
+        let names: Vec<_> = of(true).iter().map(|(w, a, _)| format!("{} {a}", w.name)).collect();
+        assert_eq!((names, of(false).len()), (vec!["b 10.0.0.2:80".to_string()], 0));
         // Who wants all gets all.
         let mut everybody = svc();
         everybody.load_balancing = Some(pb::LoadBalancing { health_policy: 1, ..Default::default() });

@@ -257,6 +257,39 @@ fn a_canary_waypoint_gets_its_part() {
     assert_eq!(ask(20), [20, 0]);
 }
 
+/// A client comes back to its pod while that one is there, whatever restarts meanwhile; a value that was changed binds nobody.
+#[test]
+fn sessions_outlive_the_waypoint_and_the_controller() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let rule = "{sessionPersistence: {type: Cookie, cookie: {name: shop}}, backendRefs: [{name: shop, port: 80}]}";
+    s.w.apply("route", &format!("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop}}], rules: [{rule}]}}\n"));
+    let first = s.ask("/", &[]);
+    let told = first.header("set-cookie").to_string();
+    assert!(told.starts_with("shop=") && told.ends_with("; Path=/; HttpOnly; SameSite=Strict"), "{told}");
+    let cookie = told.split(';').next().unwrap().to_string();
+    let place = first.text()[1..].parse::<usize>().unwrap() - 1;
+    let mut all = [0; 3];
+    all[place] = 20;
+    assert_eq!(s.answers(20, "/", &[("cookie", &cookie)]), all);
+    let waypoint = Pod::clone(&s.waypoint);
+    s.w.stop_waypoint(&waypoint, libc::SIGKILL);
+    s.w.stop_controller(libc::SIGKILL);
+    s.w.start_controller().unwrap();
+    s.w.start_waypoint(&waypoint, &[]);
+    s.w.settle();
+    assert_eq!(s.answers(20, "/", &[("cookie", &cookie)]), all, "the same key");
+    assert_eq!(s.ask("/", &[("cookie", &cookie)]).header("set-cookie"), "");
+    let letter = if cookie.ends_with('A') { "B" } else { "A" };
+    let changed = format!("{}{letter}", &cookie[..cookie.len() - 1]);
+    assert!(s.ask("/", &[("cookie", &changed)]).header("set-cookie").starts_with("shop="));
+    let gone = s.pods.remove(place);
+    s.w.remove_pod(&gone);
+    let a = s.ask("/", &[("cookie", &cookie)]);
+    assert_eq!(a.status(), 200);
+    assert!(a.header("set-cookie").starts_with("shop="), "{a:?}");
+}
+
 /// Issue 16, 3: what policies have said of requests is on the waypoint's page /flows, by the template of the path.
 #[test]
 fn requests_are_in_the_book_of_flows() {

@@ -68,6 +68,12 @@ pub fn choose_at(
         })
 }
 
+/// May a client that was at an endpoint go on there? Until it ends it may.
+pub fn is_usable(set: &EndpointSet, index: usize, now: u64) -> bool {
+    let look = Look::at(now, set, &[]);
+    set.members.get(index).is_some_and(|m| (m.group.is_some() || m.workload.draining) && look.is_usable(m))
+}
+
 /// Is there another endpoint that would come before this one, if it has failed?
 pub fn has_other(set: &EndpointSet, index: usize, tried: &[usize]) -> bool {
     let look = Look::at(clock::now(), set, tried);

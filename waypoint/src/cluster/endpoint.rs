@@ -11,6 +11,7 @@ use std::{
     },
     time::Duration,
 };
+use xxhash_rust::xxh64::xxh64;
 
 /// After so many milliseconds a latency counts 1/e of what it was (Linkerd: 10 s).
 const DECAY: f64 = 10_000.0;
@@ -39,8 +40,16 @@ pub struct LbEndpoint {
     pub workload: Arc<Workload>,
     pub address: SocketAddr,
     pub state: Arc<EndpointStats>,
-    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used.
+    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used, but, while they end, by
+    /// clients that are bound to them.
     pub group: Option<usize>,
+}
+
+impl LbEndpoint {
+    /// Stands for it in sessions, in every process that knows it: a pod of the same name is the same endpoint.
+    pub fn session_id(&self) -> u64 {
+        xxh64(self.workload.uid.as_bytes(), 0)
+    }
 }
 
 impl EndpointStats {

@@ -9,17 +9,19 @@ use crate::{
         locality::{self, LocalityGroup},
         ring, tls,
     },
+    session::rules::SessionRules,
     snapshot::Snapshot,
     telemetry::stream_info::Chosen,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates_of, udp_candidates, waypoints},
+    endpoints::{self, candidates_of, udp_candidates, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
-    collections::HashMap,
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
@@ -88,6 +90,10 @@ pub struct EndpointSet {
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
+    /// How clients come back to the same endpoint, if they do and no rule says otherwise.
+    pub session: Option<Arc<SessionRules>>,
+    /// Members by what they are called in sessions, made when it is first wanted.
+    session_ids: OnceCell<HashMap<u64, usize>>,
 }
 
 impl Clusters {
@@ -170,6 +176,13 @@ impl Clusters {
                 members[*member as usize].group = Some(number);
             }
         }
+        if !asks_waypoint && snapshot.has_sessions() {
+            // Nobody else is sent there: they are in no group.
+            let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
+            let mut ending = ending(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset);
+            ending.retain(|(workload, _)| !known.contains(&workload.uid));
+            members.extend(cluster.members(ending));
+        }
         let dynamic_endpoint = match (by_name, service.mode) {
             (true, _) => Some(DynamicEndpoint::Name),
             (false, Mode::Passthrough) if !key.udp => Some(DynamicEndpoint::Address),
@@ -182,6 +195,7 @@ impl Clusters {
         let key = key.clone();
         let baggage = own.baggage.clone();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
+        let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
             key,
             service,
@@ -197,6 +211,8 @@ impl Clusters {
             pool_partition,
             baggage,
             tls,
+            session,
+            session_ids: OnceCell::new(),
         })
     }
 }
@@ -216,8 +232,7 @@ fn endpoints(
     to: SocketAddr,
     subset: Option<&ir::Subset>,
 ) -> Vec<(Arc<Workload>, SocketAddr)> {
-    let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-    let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
+    let all = candidates_of(&snapshot.mesh, own, service, to, &[], |w| fits(w, subset));
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
 }
 
@@ -232,6 +247,23 @@ fn udp_endpoints(
     let all = udp_candidates(&snapshot.mesh, own, service, to).into_iter();
     let own = |w: &Workload| !w.hbone || w.namespace == service.namespace;
     all.filter(|(workload, ..)| own(workload)).map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Those that are about to end.
+fn ending(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+    subset: Option<&ir::Subset>,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = endpoints::ending(&snapshot.mesh, own, service, to, |w| fits(w, subset));
+    all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Is it of a subset? None: that of all.
+fn fits(workload: &Workload, subset: Option<&ir::Subset>) -> bool {
+    subset.is_none_or(|x| x.labels.iter().all(|(k, v)| workload.labels.get(k) == Some(v)))
 }
 
 impl Cluster {
@@ -299,7 +331,15 @@ impl EndpointSet {
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
+            session: None,
+            session_ids: OnceCell::new(),
         }
+    }
+
+    /// The member that is called so in sessions.
+    pub fn place_of(&self, session_id: u64) -> Option<usize> {
+        let all = || self.members.iter().enumerate().map(|(index, m)| (m.session_id(), index)).collect();
+        self.session_ids.get_or_init(all).get(&session_id).copied()
     }
 
     /// Notes how long an answer of a member took that came at this time, where that decides about the next one.

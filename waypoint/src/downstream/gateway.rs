@@ -9,6 +9,7 @@ use crate::{
         topology::{Topology, TopologyError},
     },
     route::table::Routes,
+    session::keys::{KeyError, SessionKeys},
     telemetry::rules::{Telemetry, TelemetryError},
     tls_parameters::{self, ParametersError},
 };
@@ -44,6 +45,8 @@ pub struct Gateway {
     pub topology: Topology,
     /// What TLS is spoken with to endpoints.
     pub backend_parameters: Option<ir::TlsParameters>,
+    /// What sessions are sealed with.
+    pub session_keys: SessionKeys,
 }
 
 /// Certificates, the leaf first, and the leaf's key.
@@ -67,6 +70,9 @@ pub enum GatewayError {
     /// Of who in front of it is believed.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// Of what sessions are sealed with.
+    #[error(transparent)]
+    SessionKey(#[from] KeyError),
 }
 
 /// What cannot be listened for.
@@ -251,7 +257,19 @@ impl Gateway {
         let topology = Topology::new(gateway.topology.as_ref())?;
         let access = gateway.access.as_ref().map(Access::new).transpose()?;
         let backend_parameters = gateway.backend_parameters.clone();
-        Ok(Self { ports, udp, access, credentials, backend_certificate, telemetry, topology, backend_parameters })
+        let session_keys: &[ir::SessionKey] = if has_keys { &gateway.session_keys } else { &[] };
+        let session_keys = SessionKeys::new(session_keys)?;
+        Ok(Self {
+            ports,
+            udp,
+            access,
+            credentials,
+            backend_certificate,
+            telemetry,
+            topology,
+            backend_parameters,
+            session_keys,
+        })
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -725,6 +743,20 @@ mod tests {
             let e = Gateway::new(&gateway(dns(port, called))).unwrap_err().to_string();
             assert!(e.starts_with("u: port "), "{e}");
         }
+    }
+
+    #[test]
+    fn a_gateway_has_the_session_keys_that_it_is_told() {
+        let told = |bytes: usize| {
+            let session_keys = vec![ir::SessionKey { secret: vec![7; bytes] }];
+            ir::Gateway { session_keys, ..Default::default() }
+        };
+        assert!(!Gateway::new(&told(32)).unwrap().session_keys.is_empty());
+        assert!(Gateway::new(&ir::Gateway::default()).unwrap().session_keys.is_empty());
+        let e = Gateway::new(&told(31)).unwrap_err().to_string();
+        assert_eq!(e, "a session key of 31 bytes: it must have 32");
+        // Who only asks what it would do is told of none.
+        assert!(Gateway::outline(&told(0)).unwrap().session_keys.is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
         entry::{self, Authority},
         names,
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        session,
         side::Side,
         values::OfRequest,
         websocket::{Handshake, NOT_ASKED},
@@ -21,7 +22,7 @@ use crate::{
     upstream::pool::ConnectionDisposition,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use std::rc::Rc;
 use tokio::time::Instant;
@@ -40,6 +41,8 @@ pub(super) struct Ending<'a> {
     pub(super) guard: Option<Guard>,
     /// To be set at the client, so that it comes back to the same endpoint.
     pub(super) cookie: Option<HeaderValue>,
+    /// What it is told of its session.
+    pub(super) session: Option<(HeaderName, HeaderValue)>,
 }
 
 pub(super) fn finish(
@@ -61,7 +64,10 @@ pub(super) fn finish(
             None => Err(NOT_ASKED),
         };
         return match client {
-            Ok(client) => switched(head, incoming, (client, ending.busy, ending.guard), after, record),
+            Ok(client) => {
+                session::tell(ending.session, &mut head.headers);
+                switched(head, incoming, (client, ending.busy, ending.guard), after, record)
+            }
             Err(why) => {
                 record.error = why.into();
                 record.details = ResponseFlag::ProtocolError.details().into();
@@ -78,6 +84,7 @@ pub(super) fn finish(
     if let Some(c) = ending.cookie {
         head.headers.append(header::SET_COOKIE, c);
     }
+    session::tell(ending.session, &mut head.headers);
     let body = ResponseBody::endpoint(incoming, after, held, counter).until(ending.deadline).recorded(record);
     head.extensions.clear();
     Response::from_parts(head, body)

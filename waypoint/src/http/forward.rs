@@ -20,6 +20,7 @@ use crate::{
         permits::{RetryPermit, acquire_connection},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
+        session::Session,
         values::OfRequest,
         websocket::Handshake,
     },
@@ -53,6 +54,8 @@ struct Forwarding<'a> {
     hash: Option<u64>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
+    /// The client's session at the endpoints.
+    session: Option<Box<Session<'a>>>,
     /// Of what asks for WebSocket.
     websocket: Option<Handshake>,
     /// It is asked for by HTTP/2, where the endpoint takes that.
@@ -96,8 +99,10 @@ pub(super) async fn forward(
         mirror(call, rule, &parts, &body, &values(call, &parts, &record));
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
+    let session = Session::begin(call, by.rule, &set, &parts.headers);
     let deadline = deadline(by.rule, &parts);
-    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, websocket, by_extended, faults };
+    let forwarding =
+        Forwarding { call, by, set, retry, http2, deadline, hash, cookie, session, websocket, by_extended, faults };
     let response = forwarding.attempt_until_answered(&parts, body, record).await;
     match web {
         Some(web) => web.answer(response),
@@ -123,13 +128,16 @@ impl Forwarding<'_> {
         let mut attempts = Attempts::new(self.retry, self.deadline);
         let mut tried = vec![];
         let mut retrying: Option<RetryPermit> = None;
+        // Looked for once: what has failed there goes elsewhere.
+        let mut session = self.session.as_deref();
         loop {
             let permit = match acquire_connection(set, self.http2, self.deadline).await {
                 Ok(permit) => permit,
                 Err(flag) => return local_reply_of(record, flag),
             };
             let began = Instant::now();
-            let Some(index) = worker.choose(set, self.hash, &tried, clock::at(began)) else {
+            let bound = session.take().and_then(|session| session.endpoint(set, clock::at(began)));
+            let Some(index) = bound.or_else(|| worker.choose(set, self.hash, &tried, clock::at(began))) else {
                 return local_reply_of(record, ResponseFlag::NoHealthy);
             };
             let member = &set.members[index];
@@ -283,8 +291,9 @@ impl Forwarding<'_> {
         let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
         let asked = (&**downstream, parts, self.call.authority());
         let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
+        let session = self.session.and_then(|session| session.answer(&self.set, held.member));
         finish(
-            Ending { rule, to, deadline, websocket, cookie, busy, guard, asked },
+            Ending { rule, to, deadline, websocket, cookie, session, busy, guard, asked },
             response,
             after,
             held,

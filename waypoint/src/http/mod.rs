@@ -29,6 +29,7 @@ mod rate_limit;
 mod redirect;
 pub mod reply;
 pub mod retry;
+mod session;
 mod side;
 #[cfg(test)]
 mod tests;

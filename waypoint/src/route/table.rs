@@ -15,6 +15,7 @@ use crate::{
         operators::{Value, Values},
         sequence::{FaultTurns, Sequence},
     },
+    session::rules::SessionRules,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
@@ -333,6 +334,8 @@ pub struct Rule {
     pub compression: Option<Compression>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
+    /// How its clients come back to the same endpoints.
+    pub session: Option<Arc<SessionRules>>,
 }
 
 impl Rule {
@@ -392,6 +395,7 @@ impl Rule {
             max_body_bytes: rule.max_body_bytes,
             compression: rule.compression.as_ref().map(Compression::new),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
+            session: rule.session.as_ref().map(|s| SessionRules::new(s).map(Arc::new)).transpose()?,
         })
     }
 

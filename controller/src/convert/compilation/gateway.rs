@@ -1,19 +1,22 @@
 //! What each pod of a gateway listens on and is told.
 
-use crate::convert::{
-    compilation::{access, telemetry},
-    facts::{
-        backend_certificate,
-        ca_certificates::of_secret,
-        client_tls,
-        gateway::{by_label, is_ingress, of_pod},
-        listener::{GatewayListener, ListenerParent},
-        listeners::{GatewayListeners, Served, TAKEN},
-        policy::Judged,
-        secret::{ca_bundle, key_pair},
-        topology, validate, waypoint,
+use crate::{
+    convert::{
+        compilation::{access, telemetry},
+        facts::{
+            backend_certificate,
+            ca_certificates::of_secret,
+            client_tls,
+            gateway::{by_label, is_ingress, of_pod},
+            listener::{GatewayListener, ListenerParent},
+            listeners::{GatewayListeners, Served, TAKEN},
+            policy::Judged,
+            secret::{ca_bundle, key_pair},
+            session, topology, validate, waypoint,
+        },
+        objects::{Objects, address, problem},
     },
-    objects::{Objects, address, problem},
+    session_keys,
 };
 use karst_api::route as ir;
 use karst_manifest::{
@@ -104,6 +107,7 @@ pub(crate) fn compile(
     }
     let for_pods =
         |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
+    let has_sessions = session::in_use(objects);
     let named = by_label(objects);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
     for (index, facts) in listeners.all.iter().enumerate() {
@@ -185,6 +189,9 @@ pub(crate) fn compile(
             closed
         });
         gateway.topology = (topology != ir::Topology::default()).then_some(topology);
+        if has_sessions {
+            gateway.session_keys = session_keys::of_gateway(objects.session_keys, &shared_by(pod, own));
+        }
         if gateway != ir::Gateway::default() {
             out.insert(format!("{}/{}", meta.namespace, meta.name), Arc::new(gateway));
         }
@@ -208,6 +215,14 @@ fn backend_certificates(objects: &Objects<'_>, problems: &mut Vec<Problem>) {
         if let (Some(at), Some(Err((_, text)))) = (objects.gateways_at.get(name), backend_certificate::of(objects, g)) {
             problems.push(problem(at, backend_certificate::FIELD, text));
         }
+    }
+}
+
+/// What the pods of a gateway have in common: their Gateway, or, of those that Istio's select, their account.
+fn shared_by(pod: &Pod, own: Option<&Gateway>) -> String {
+    match own {
+        Some(gateway) => format!("Gateway {}/{}", gateway.metadata.namespace, gateway.metadata.name),
+        None => format!("ServiceAccount {}/{}", pod.metadata.namespace, pod.spec.service_account_name),
     }
 }
 

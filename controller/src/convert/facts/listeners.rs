@@ -10,7 +10,7 @@ use crate::convert::{
         gateway::{by_label, is_ingress, of_pod, selected},
         host::{closeness, common, full_host, full_name},
         listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
-        listener_set, topology, waypoint, workload,
+        listener_set, session, topology, waypoint, workload,
     },
     objects::{GATEWAY, LISTENER_SET, MESH, Objects, VIRTUAL, address, age},
 };
@@ -248,6 +248,7 @@ impl GatewayListeners {
             && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))
+            && !session::in_use(objects)
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))
     }
 

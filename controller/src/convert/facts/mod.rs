@@ -20,6 +20,7 @@ pub(crate) mod listeners;
 pub(crate) mod policy;
 pub(crate) mod secret;
 pub(crate) mod service;
+pub(crate) mod session;
 pub(crate) mod topology;
 pub(crate) mod udp;
 pub(crate) mod validate;

@@ -30,6 +30,7 @@ const LISTENERS: [&str; 2] = [
     "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
     "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
 ];
+const SESSION: &str = "spec.rules[].sessionPersistence.{type,absoluteTimeout,idleTimeout,cookie.{name,path,lifetimeType},header.name,sessionName,cookieConfig.lifetimeType}";
 const FAULT: &str =
     "fault.{delay.{percent,percentage.value,fixedDelay},abort.{percent,percentage.value,httpStatus,grpcStatus}}";
 
@@ -160,6 +161,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].filters[].externalAuth.{protocol,backendRef.{group,kind,name,namespace,port},grpc.allowedHeaders[],http.{path,allowedHeaders[],allowedResponseHeaders[]},forwardBody.maxSize}",
             "spec.rules[].filters[].cors.{allowOrigins[],allowMethods[],allowHeaders[],exposeHeaders[],allowCredentials,maxAge}",
             "spec.rules[].{timeouts.{request,backendRequest},retry.{codes[],attempts,backoff}}",
+            SESSION,
         ],
     ),
     (
@@ -172,6 +174,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].{filters[],backendRefs[].filters[]}.{type,extensionRef.{group,kind,name}}",
             "spec.rules[].{filters[],backendRefs[].filters[]}.{requestHeaderModifier,responseHeaderModifier}.{set[].{name,value},add[].{name,value},remove[]}",
             "spec.rules[].filters[].requestMirror.{percent,fraction.{numerator,denominator},backendRef.{group,kind,name,namespace,port}}",
+            SESSION,
         ],
     ),
     ("TCPRoute", &ROUTE),
@@ -530,8 +533,8 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
             "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
         ]
     );
-    // Sticky sessions by default settings are still sticky sessions.
-    let route = json!({ "spec": { "rules": [{ "sessionPersistence": {} }] } });
+    // What is asked for with all its defaults is still asked for.
+    let route = json!({ "spec": { "rules": [{ "backendRefs": [{ "filters": [{ "cors": {} }] }] }] } });
     assert_eq!(warnings("HTTPRoute", &route).len(), 1);
     assert!(warnings("Pod", &route).is_empty());
 }

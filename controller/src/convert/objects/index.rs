@@ -59,6 +59,7 @@ pub(crate) struct Objects<'a> {
     pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
     pub keys: &'a karst_manifest::dir::Keys,
+    pub session_keys: &'a [karst_manifest::dir::SessionKey],
     /// What of the mesh can be changed while we run.
     pub mesh_config: &'a MeshConfig,
 }
@@ -104,6 +105,7 @@ impl<'a> Objects<'a> {
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
             keys: &state.keys,
+            session_keys: &state.session_keys,
             mesh_config: &state.mesh_config,
         };
         let mut classes = Classes::default();

@@ -16,6 +16,7 @@ mod limits;
 mod mirrors;
 mod retries;
 mod rewrites;
+mod sessions;
 mod shares;
 mod sizes;
 mod traces;

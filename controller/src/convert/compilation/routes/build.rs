@@ -7,13 +7,13 @@ use crate::{
             routes::{
                 backend_tls,
                 cache::{Cache, Context},
-                destination_rule, filter, gateway_api,
+                destination_rule, filter, gateway_api, session,
                 table::Tables,
                 virtual_service,
             },
             tokens,
         },
-        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service},
+        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels},
         objects::{FieldError, Objects, address, problem},
     },
     model::Model,
@@ -114,7 +114,7 @@ pub(crate) fn compile(
     let none =
         objects.virtual_services.is_empty() && objects.destination_rules.is_empty() && objects.http_filters.is_empty();
     let none = none && objects.backend_tls.is_empty() && objects.request.is_empty() && objects.routes_are_empty();
-    if none && !attached && !by_name {
+    if none && !attached && !by_name && !by_labels(objects) {
         *cache = Cache::default();
         return;
     }
@@ -180,6 +180,9 @@ pub(crate) fn compile(
         for host in e.spec.hosts.iter().filter_map(|h| hosts.own(h, &e.metadata.namespace)) {
             Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
         }
+    }
+    for (key, session) in session::of_services(objects, &hosts, problems) {
+        Arc::make_mut(backends.entry(key).or_default()).session = Some(session);
     }
     model.backends = backends.into_iter().collect();
 }

@@ -6,6 +6,7 @@ use crate::convert::{
         routes::{
             filter,
             scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+            session,
             table::{Api, Precision, Ranked, RankedTcp, Tables},
         },
     },
@@ -66,6 +67,7 @@ pub(crate) fn grpc(objects: &Objects<'_>, route: &GRPCRoute, hosts: &Hosts, tabl
             name: rule.name.clone(),
             filters: rule.filters.clone(),
             backend_refs: rule.backend_refs.clone(),
+            session_persistence: rule.session_persistence.clone(),
             ..Default::default()
         };
         rules.extend(convert.rule(&same, matches, (&at, &route.metadata.name, index), &mut bad));
@@ -405,7 +407,10 @@ impl<'a> Convert<'a> {
             self.ns,
             route_rule.name.clone().unwrap_or_else(|| format!("rule {index}"))
         );
-        let mut rule = self.action(route_rule, at, bad).unwrap_or_else(|e| {
+        let bound = |rule: ir::HttpRule| -> Result<_, FieldError> {
+            Ok(ir::HttpRule { session: self.session(route_rule, at, name)?, ..rule })
+        };
+        let mut rule = self.action(route_rule, at, bad).and_then(bound).unwrap_or_else(|e| {
             bad.push(e);
             refused()
         });
@@ -421,6 +426,13 @@ impl<'a> Convert<'a> {
             is_last: !m.is_read,
         };
         matches.into_iter().map(one).collect()
+    }
+
+    /// How its clients come back to the same endpoints.
+    fn session(&self, route_rule: &RouteRule, at: &str, name: &str) -> Result<Option<ir::Session>, FieldError> {
+        let scope = || format!("{} {}/{name}", self.kind, self.ns);
+        let persistence = route_rule.session_persistence.as_ref();
+        persistence.map(|p| session::of_rule(p, scope(), &format!("{at}.sessionPersistence"))).transpose()
     }
 
     /// What a rule does. Of a backend that cannot be read its share of the requests is refused.

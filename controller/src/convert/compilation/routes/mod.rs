@@ -16,5 +16,6 @@ mod destination_rule;
 pub(crate) mod filter;
 pub(crate) mod gateway_api;
 pub(crate) mod scalar;
+mod session;
 mod table;
 pub(crate) mod virtual_service;

@@ -437,6 +437,30 @@ fn filters(s: &Shop<'_>, t: &mut Table) {
         (175..=225).contains(&no) && others == 0,
     );
     s.w.delete("l7-filter");
+    sessions(s, t);
+}
+
+fn sessions(s: &Shop<'_>, t: &mut Table) {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: reviews, namespace: books}\nspec: {parentRefs: [{group: '', kind: Service, name: reviews}], rules: [{sessionPersistence: {cookie: {name: shop}}, backendRefs: [{name: reviews, port: 9080}]}]}\n";
+    s.w.apply("l7-session", route);
+    let stay = (0..10).filter(|_| {
+        let first = s.ask("/", &[]);
+        let cookie = first.header("set-cookie").split(';').next().unwrap_or_default().to_string();
+        let back = s.answers(10, &[("cookie", &cookie)]);
+        let own = ["v1", "v2", "v3"].iter().position(|v| *v == first.text()).map_or(0, |i| back[i]);
+        !cookie.is_empty() && own == 10
+    });
+    let stay = stay.count();
+    t.row(
+        "session persistence: 10 clients come back 10 times each",
+        "10 stay with their pod",
+        format!("{stay} stay with their pod"),
+        stay == 10,
+    );
+    let cookie = format!("{}x", s.ask("/", &[]).header("set-cookie").split(';').next().unwrap_or_default());
+    let told = (0..20).filter(|_| s.ask("/", &[("cookie", &cookie)]).header("set-cookie").starts_with("shop=")).count();
+    t.row("a session's value that was changed", "20 of 20 are given a new one", format!("{told} of 20"), told == 20);
+    s.w.delete("l7-session");
 }
 
 fn policy(s: &Shop<'_>, t: &mut Table) {
