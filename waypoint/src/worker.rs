@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::access::Denial,
+    authz::{access::Denial, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -144,6 +144,8 @@ pub struct Worker {
     latest: RefCell<Latest>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
+    /// Those that were verified lately. Borrowed only while a request's are looked at.
+    pub tokens: RefCell<jwt::Cache>,
 }
 
 impl Worker {
@@ -174,6 +176,7 @@ impl Worker {
             connector,
             settings,
             flows: shared.flows.recorder(),
+            tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,

@@ -60,6 +60,7 @@ pub const CODES: &[(u16, &str)] = &[
     (122, "not a usable key set"),
     (123, "jwksUri leads to an address that is not allowed"),
     (124, "not the name of a trust domain"),
+    (125, "the discovery document of an issuer cannot be used"),
     (130, "ztunnel cannot ask a provider of external authorization"),
     (131, "the provider is not in extensionProviders, or decides about no requests"),
     (132, "a provider of external authorization is asked before tokens are verified"),

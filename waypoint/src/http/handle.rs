@@ -4,7 +4,7 @@
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{access::Access, external::provider::Provider},
+    authz::{access::Access, external::provider::Provider, jwt::Token},
     downstream::context::Downstream,
     http::{
         admit::{Entrance, Refused, admit, enter},
@@ -104,14 +104,16 @@ async fn allowed(
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
-        return refused.answer(call, &parts, record);
-    }
+    let token = match admit(call, entrance, &mut parts, &mut record) {
+        Ok(token) => token,
+        Err(refused) => return refused.answer(call, &parts, record),
+    };
     let routes = entrance.routes;
-    let rule = match find(call, routes, &parts) {
+    let rule = match find(call, routes, &parts, token.as_deref()) {
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
+    drop(token);
     let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
     match rule {
         Some(rule) => match &rule.authorization {
@@ -201,7 +203,12 @@ fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<Res
 }
 
 /// The rule for a request; None: it goes to what was called.
-fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Option<Arc<Rule>>, Refused> {
+fn find(
+    call: &Call<'_>,
+    routes: Option<&Routes>,
+    parts: &Parts,
+    token: Option<&Token>,
+) -> Result<Option<Arc<Rule>>, Refused> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     let Some(routes) = routes else { return Ok(None) };
     let (downstream, uri) = (call.downstream, &parts.uri);
@@ -214,7 +221,8 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
         &parts.headers,
         downstream.namespace(),
         downstream.source.as_ref().map_or(&NONE, |source| &source.labels),
-    );
+    )
+    .with_token(token);
     match routes.table(downstream.namespace()).find(downstream.port, &input) {
         RouteMatch::Rule(rule) => Ok(Some(rule.clone())),
         RouteMatch::Nothing => Err(Refused::NoRoute),

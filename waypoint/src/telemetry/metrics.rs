@@ -1,7 +1,7 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
-    authz::external::counts::Counts as ExternalCounts,
+    authz::{external::counts::Counts as ExternalCounts, token_cache::Counts as TokenCounts},
     downstream::gate::Gate,
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
@@ -181,6 +181,8 @@ pub struct Metrics {
     pub spans: Arc<SpanCounts>,
     /// Of external authorization.
     pub external: ExternalCounts,
+    /// Of tokens.
+    pub tokens: Arc<TokenCounts>,
 }
 
 impl Metrics {
@@ -237,6 +239,7 @@ impl Metrics {
         self.discovery.render(&mut out);
         self.spans.render(&mut out);
         self.external.render(&mut out);
+        self.tokens.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

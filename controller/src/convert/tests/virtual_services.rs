@@ -41,6 +41,33 @@ fn a_delegate_is_merged_into_the_rule_that_names_it() {
     assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
 }
 
+/// Claims of tokens stand among the headers, in Istio's two forms. What names none is told, and its rule refuses.
+#[test]
+fn claims_are_matched_among_headers() {
+    let rule = |matching: &str| {
+        let spec = format!("hosts: [s], http: [{{match: [{{{matching}}}], route: [{{destination: {{host: s}}}}]}}]");
+        let (m, p) = run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &spec)));
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        let named = rule.r#match.clone().unwrap().headers;
+        (named.into_iter().map(|n| (n.name, n.invert)).collect::<Vec<_>>(), rule.destinations[0].refuse_status, p)
+    };
+    let claim = |name: &str, invert| vec![(format!("@request.auth.claims{name}"), invert)];
+    for (matching, wanted) in [
+        ("headers: {'@request.auth.claims.groups': {exact: staff}}", claim("[groups]", false)),
+        ("headers: {'@Request.Auth.Claims.realm.roles': {prefix: a}}", claim("[realm][roles]", false)),
+        ("withoutHeaders: {'@request.auth.claims[a.b][c]': {regex: x+}}", claim("[a.b][c]", true)),
+        ("withoutHeaders: {'@request.auth.claims[sub]': {}}", claim("[sub]", true)),
+    ] {
+        let (named, refused, p) = rule(matching);
+        assert_eq!((named, refused), (wanted, 0), "{matching}");
+        assert!(p.is_empty(), "{p:?}");
+    }
+    for name in ["@request.auth.claims", "@request.auth.claims[a", "@request.auth.claims.a..b", "@request.auth"] {
+        let (named, refused, p) = rule(&format!("headers: {{'{name}': {{exact: b}}}}"));
+        assert_eq!((named, refused, p.len()), (vec![], 503, 1), "{name}");
+    }
+}
+
 /// Within the mesh the longest host wins, then what does not match everything, then the older one.
 #[test]
 fn virtual_services_in_the_mesh_are_merged() {

@@ -15,6 +15,7 @@ use crate::convert::{
     objects::{FieldError, MESH, Objects, age},
 };
 use karst_api::route as ir;
+use karst_core::claims;
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -501,6 +502,15 @@ impl Convert<'_> {
                         continue;
                     }
                 };
+                if let Some(path) = claims::path(name) {
+                    match path {
+                        Ok(path) => {
+                            out.headers.push(ir::Named { name: claims::name(&path), value: Some(value), invert })
+                        }
+                        Err(e) => wrong.push((at, format!("{name:?} {e}"))),
+                    }
+                    continue;
+                }
                 // Pseudo headers are matched like the fields of their own.
                 match name.as_str() {
                     ":method" if !invert => out.method = Some(value),
