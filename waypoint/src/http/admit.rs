@@ -1,5 +1,4 @@
-//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
 
 use crate::{
     authz::{
@@ -14,7 +13,7 @@ use crate::{
         answer::{local_reply, log_reply},
         call::Call,
         forwarded::{introduce, is_https},
-        rate_limit::{limited, over},
+        rate_limit::limited,
         redirect::to_https,
         reply::{self, ResponseBody},
         virtual_host::{WrongListener, at_gateway},
@@ -103,7 +102,7 @@ pub(super) fn admit(
     record: &mut RequestLog,
 ) -> Result<Verified, Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let Entrance { access, routes } = entrance;
+    let access = entrance.access;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -118,13 +117,14 @@ pub(super) fn admit(
         let token = token.clone();
         record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
-    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream, call.client.ip())) {
-        return Err(Refused::Limited(over));
-    }
-    if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
-    }
     Ok(token)
+}
+
+/// What a gateway tells on of a client whose request it has let in.
+pub(super) fn introduced(call: &Call<'_>, parts: &mut Parts, record: &mut RequestLog) {
+    if call.downstream.is_at_gateway() {
+        record.forwarded_for = introduce(call.downstream, call.topology, call.client, &mut parts.headers);
+    }
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is

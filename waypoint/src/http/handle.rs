@@ -1,5 +1,5 @@
 //! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), external
-//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route,
+//! authorization ([`crate::http`]'s `external`), policies ([`crate::http::admit`]), the service's rate limits, route,
 //! its rate limits, cross-origin rules, redirect or direct answer, injected fault, destination by weight; then mirrors,
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
@@ -7,7 +7,7 @@ use crate::{
     authz::{access::Access, external::provider::Provider, jwt::Token},
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, enter},
+        admit::{Entrance, Refused, admit, enter, introduced},
         answer::{local_reply, log_reply},
         body::RequestBody,
         call::Call,
@@ -20,7 +20,7 @@ use crate::{
         forwarded,
         headers::request_id,
         names,
-        rate_limit::{limited, over},
+        rate_limit::{Limited, limited},
         redirect::redirect,
         reply::ResponseBody,
     },
@@ -109,17 +109,23 @@ async fn allowed(
         Err(refused) => return refused.answer(call, &parts, record),
     };
     let routes = entrance.routes;
+    let asked = Limited { call, parts: &parts, token: token.as_deref() };
+    if let Some(over) = routes.and_then(|routes| asked.over(&routes.limits)) {
+        return Refused::Limited(over).answer(call, &parts, record);
+    }
+    introduced(call, &mut parts, &mut record);
     let rule = match find(call, routes, &parts, token.as_deref()) {
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
-    drop(token);
     let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
     match rule {
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
-            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
-            None => by_rule(call, &rule, fault, parts, body, record).await,
+            Some(provider) => {
+                Box::pin(by_guarded_rule(call, &rule, (&**provider, token), fault, parts, body, record)).await
+            }
+            None => by_rule(call, &rule, token, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
     }
@@ -130,7 +136,7 @@ async fn allowed(
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
-    provider: &Provider,
+    (provider, token): (&Provider, Option<Arc<Token>>),
     fault: Option<ir::Fault>,
     mut parts: Parts,
     mut body: RequestBody,
@@ -138,7 +144,7 @@ async fn by_guarded_rule(
 ) -> Response<ResponseBody> {
     let is_preflight = rule.cors.as_ref().is_some_and(|cors| preflight(cors, &parts).is_some());
     if is_preflight {
-        return by_rule(call, rule, fault, parts, body, record).await;
+        return by_rule(call, rule, token, fault, parts, body, record).await;
     }
     let by = (provider, rule.origin.as_str());
     let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
@@ -148,7 +154,7 @@ async fn by_guarded_rule(
             return stopped.answer(record);
         }
     };
-    let mut response = by_rule(call, rule, fault, parts, body, record).await;
+    let mut response = by_rule(call, rule, token, fault, parts, body, record).await;
     if let Some(changes) = changes {
         changes.apply_to_response(response.headers_mut());
     }
@@ -254,6 +260,7 @@ async fn by_default(
 async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
+    token: Option<Arc<Token>>,
     fault: Option<ir::Fault>,
     parts: Parts,
     body: RequestBody,
@@ -261,9 +268,10 @@ async fn by_rule(
 ) -> Response<ResponseBody> {
     let Call { worker, downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
+    if let Some(over) = (Limited { call, parts: &parts, token: token.as_deref() }).over(&rule.limits) {
         return limited(&over, record);
     }
+    drop(token);
     if let Some(cors) = &rule.cors
         && let Some(response) = preflight(cors, &parts)
     {

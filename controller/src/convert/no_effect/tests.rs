@@ -66,7 +66,13 @@ const USED: &[(&str, &[&str])] = &[
             "spec.metrics[].{providers[].name,overrides[].{disabled,match.{metric,customMetric,mode},tagOverrides.*.{operation,value}}}",
         ],
     ),
-    ("HTTPFilter", &["spec.targetRefs[].{group,kind,name}", "spec.rateLimits[].{requests,per,burst,by}"]),
+    (
+        "HTTPFilter",
+        &[
+            "spec.targetRefs[].{group,kind,name,sectionName}",
+            "spec.rateLimits[].{requests,per,burst,by,keys[].{type,name}}",
+        ],
+    ),
     (
         "ServiceEntry",
         &[

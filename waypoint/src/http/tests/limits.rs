@@ -1,6 +1,7 @@
 //! Circuit breaking and rate limits.
 
 use super::*;
+use http::HeaderValue;
 use std::cell::Cell;
 use tokio::io::AsyncWriteExt;
 
@@ -50,7 +51,7 @@ fn requests_wait_for_a_connection_as_many_as_may() {
 #[test]
 fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
     run(async {
-        let limit = ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 2, by_caller: false };
+        let limit = ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 2, ..Default::default() };
         let m = Mesh::of(route(|r| r.limits = vec![limit]), |_, _| status(200));
         for _ in 0..2 {
             assert_eq!(m.ask(get("/")).await.0, 200);
@@ -62,6 +63,66 @@ fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(m.ask(get("/")).await.0, 200);
         assert_eq!(m.ask(get("/")).await.0, 429);
+    });
+}
+
+/// Requests with other values of a limit's keys do not count against each other; those without share a bucket.
+#[test]
+fn a_limit_counts_by_the_values_of_its_keys() {
+    use ir::rate_limit_key::Key;
+    run(async {
+        let limited_by = |keys: &[Key]| {
+            let keys = keys.iter().map(|key| ir::RateLimitKey { key: Some(key.clone()) }).collect();
+            let limit =
+                ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 1, keys, ..Default::default() };
+            Mesh::of(route(|r| r.limits = vec![limit]), |_, _| status(200))
+        };
+        let with = |path: &str, tenant: &'static str| {
+            let mut request = get(path);
+            if !tenant.is_empty() {
+                request.headers_mut().insert("x-tenant", HeaderValue::from_static(tenant));
+            }
+            request
+        };
+        let header = Key::Header("x-tenant".into());
+        for (keys, requests) in [
+            (
+                vec![header.clone()],
+                [("/", "a", 200), ("/x", "a", 429), ("/", "b", 200), ("/", "", 200), ("/x", "", 429)],
+            ),
+            (
+                vec![Key::Path(true)],
+                [("/", "a", 200), ("/?q", "b", 429), ("/x", "a", 200), ("/x", "", 429), ("/y", "", 200)],
+            ),
+            (
+                vec![Key::Path(true), header],
+                [("/", "a", 200), ("/", "b", 200), ("/x", "a", 200), ("/", "a", 429), ("/x", "", 200)],
+            ),
+            (
+                vec![Key::Query("user".into())],
+                [
+                    ("/?user=a", "", 200),
+                    ("/x?a=b&user=a", "", 429),
+                    ("/?user=b", "", 200),
+                    ("/", "", 200),
+                    ("/?x=a", "", 429),
+                ],
+            ),
+            // One client, by whatever it is told apart.
+            (
+                vec![Key::Caller(true)],
+                [("/", "", 200), ("/", "a", 429), ("/x", "", 429), ("/", "b", 429), ("/y", "", 429)],
+            ),
+            (
+                vec![Key::SourceAddress(true)],
+                [("/", "", 200), ("/", "a", 429), ("/x", "", 429), ("/", "", 429), ("/y", "", 429)],
+            ),
+        ] {
+            let m = limited_by(&keys);
+            for (path, tenant, wanted) in requests {
+                assert_eq!(m.ask(with(path, tenant)).await.0.as_u16(), wanted, "{keys:?} {path} {tenant}");
+            }
+        }
     });
 }
 

@@ -90,6 +90,40 @@ fn routes_are_chosen_by_claims_of_verified_tokens() {
     });
 }
 
+/// Each organization has its own bucket; who has no token shares one with others who have none.
+#[test]
+fn a_limit_counts_by_a_claim() {
+    use ir::rate_limit_key::Key;
+    run(async {
+        let key = KeyPair::generate().unwrap();
+        let claim = ir::RateLimitKey { key: Some(Key::Claim("realm][org".into())) };
+        let limit = ir::RateLimit {
+            name: "l".into(),
+            requests: 1,
+            per_ms: 10_000,
+            burst: 1,
+            keys: vec![claim],
+            ..Default::default()
+        };
+        let limited = ir::Routes { limits: vec![limit], ..Default::default() };
+        let by_claims = by_claims(&key);
+        let m = Mesh::of(
+            |s| {
+                by_claims(s);
+                s.routes.insert(KEY.into(), Arc::new(Routes::new(&limited, None).unwrap()));
+            },
+            |_, _| status(200),
+        );
+        let of = |org: &str| signed(&key, &json!({ "iss": "me", "sub": org, "realm": { "org": org } }));
+        let (one, other) = (of("a"), of("b"));
+        let again = signed(&key, &json!({ "iss": "me", "sub": "else", "realm": { "org": "a" } }));
+        for (token, wanted) in [(&one, 200), (&one, 429), (&again, 429), (&other, 200)] {
+            assert_eq!(m.ask(with_token(token)).await.0.as_u16(), wanted);
+        }
+        assert_eq!((m.ask(get("/")).await.0.as_u16(), m.ask(get("/")).await.0.as_u16()), (200, 429));
+    });
+}
+
 #[test]
 fn a_token_is_verified_once_for_all_requests_of_a_worker() {
     run(async {
