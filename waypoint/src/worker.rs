@@ -17,6 +17,7 @@ use crate::{
         stream,
         upgrade::Upgrade,
     },
+    quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
     spans::queue::Queue,
     telemetry::{metrics::Metrics, sink::Sink},
@@ -72,6 +73,8 @@ pub struct Shared {
     pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// Of rate limits that replicas count together, the buckets that are kept here.
+    pub quota: Table,
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
@@ -146,6 +149,8 @@ pub struct Worker {
     pub flows: Recorder,
     /// Those that were verified lately. Borrowed only while a request's are looked at.
     pub tokens: RefCell<jwt::Cache>,
+    /// Of buckets that other replicas keep.
+    pub leases: Leases,
 }
 
 impl Worker {
@@ -177,6 +182,7 @@ impl Worker {
             settings,
             flows: shared.flows.recorder(),
             tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,

@@ -60,6 +60,8 @@ pub struct RateLimit {
     pub by: Option<String>,
     /// A separate limit for each combination of the values of these; at most 8. Not together with `by`.
     pub keys: Vec<RateLimitKey>,
+    /// Replica (the default): each replica of a waypoint or gateway counts for itself; Shared: its replicas count together.
+    pub scope: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -32,10 +32,11 @@ fn limited(limit: &Limit) -> Setting {
     Setting {
         kind: SettingKind::RateLimit,
         text: format!(
-            "no more than {} requests in {} {whose}, {} at once; what is above is answered 429",
+            "no more than {} requests in {} {whose}, {} at once{}; what is above is answered 429",
             rule.requests,
             milliseconds(rule.per_ms),
-            rule.burst
+            rule.burst,
+            if rule.shared.is_empty() { "" } else { ", counted by all replicas together" }
         ),
         origin: format!("HTTPFilter {}", rule.name),
     }

@@ -110,7 +110,8 @@ async fn allowed(
     };
     let routes = entrance.routes;
     let asked = Limited { call, parts: &parts, token: token.as_deref() };
-    if let Some(over) = routes.and_then(|routes| asked.over(&routes.limits)) {
+    let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
+    if let Some(over) = asked.over(limits).await {
         return Refused::Limited(over).answer(call, &parts, record);
     }
     introduced(call, &mut parts, &mut record);
@@ -268,7 +269,7 @@ async fn by_rule(
 ) -> Response<ResponseBody> {
     let Call { worker, downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = (Limited { call, parts: &parts, token: token.as_deref() }).over(&rule.limits) {
+    if let Some(over) = (Limited { call, parts: &parts, token: token.as_deref() }).over(&rule.limits).await {
         return limited(&over, record);
     }
     drop(token);

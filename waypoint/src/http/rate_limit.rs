@@ -8,6 +8,10 @@ use crate::{
         entry,
         reply::{self, ResponseBody},
     },
+    quota::{
+        lease::Verdict,
+        link::{self, Taken},
+    },
     route::{
         bucket::{Bucket, BucketHash, Key},
         limit::{self, Limit, Over},
@@ -28,18 +32,42 @@ pub(super) struct Limited<'a> {
 
 impl Limited<'_> {
     /// The limit that the request is above, if there is one.
-    pub(super) fn over(&self, limits: &[Arc<Limit>]) -> Option<Over> {
-        if limits.is_empty() {
-            return None;
+    pub(super) async fn over(&self, limits: &[Arc<Limit>]) -> Option<Over> {
+        for limit in limits {
+            let now = limit::now();
+            let taken = match limit.rule().shared.is_empty() {
+                true => limit.take(now, || self.bucket(limit)),
+                false => self.take_shared(limit, now).await,
+            };
+            if let Err(over) = taken {
+                return Some(over);
+            }
         }
-        let now = limit::now();
-        limits.iter().find_map(|limit| limit.take(now, || self.bucket(limit.keys())).err())
+        None
     }
 
-    /// Which of a limit's buckets it takes from.
-    fn bucket(&self, keys: &[Key]) -> Bucket {
+    async fn take_shared(&self, limit: &Limit, now: u64) -> Result<(), Over> {
+        let (worker, bucket) = (self.call.worker, self.bucket(limit));
+        let over = |after| Err(Over { limit: limit.rule().burst, after });
+        let wait = match link::take(worker, self.call.snapshot, limit, bucket, now) {
+            Taken::Yes => return Ok(()),
+            Taken::Over(after) => return over(after),
+            Taken::Alone => return limit.take(now, || bucket),
+            Taken::Wait(wait) => wait,
+        };
+        // Rare, and large: not in every request's task.
+        match Box::pin(link::told(worker, wait)).await {
+            Verdict::Taken => Ok(()),
+            Verdict::Over(after) => over(after),
+            Verdict::Away => limit.take(limit::now(), || bucket),
+        }
+    }
+
+    /// Which bucket it takes from. (Those of a limit that is shared have their names among all limits.)
+    fn bucket(&self, limit: &Limit) -> Bucket {
         let mut hash = BucketHash::default();
-        keys.iter().for_each(|key| self.put(key, &mut hash));
+        hash.value(limit.rule().shared.as_bytes());
+        limit.keys().iter().for_each(|key| self.put(key, &mut hash));
         hash.finish()
     }
 

@@ -3,6 +3,7 @@
 
 use crate::{
     clock,
+    quota::table::Rate,
     route::bucket::{Bucket, Key},
 };
 use karst_api::route as ir;
@@ -83,6 +84,11 @@ impl Limit {
     /// What tells its buckets apart; nothing: it has one.
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// How fast its buckets fill, and what they hold.
+    pub fn rate(&self) -> Rate {
+        Rate { step: self.step, full: self.full }
     }
 
     /// Takes a token at this time, from this bucket if there are several.

@@ -3,6 +3,7 @@
 use crate::{
     authz::{external::counts::Counts as ExternalCounts, token_cache::Counts as TokenCounts},
     downstream::gate::Gate,
+    quota::counts::Counts as SharedLimitCounts,
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
@@ -183,6 +184,8 @@ pub struct Metrics {
     pub external: ExternalCounts,
     /// Of tokens.
     pub tokens: Arc<TokenCounts>,
+    /// Of rate limits that replicas count together.
+    pub shared_limits: SharedLimitCounts,
 }
 
 impl Metrics {
@@ -240,6 +243,7 @@ impl Metrics {
         self.spans.render(&mut out);
         self.external.render(&mut out);
         self.tokens.render(&mut out);
+        self.shared_limits.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

@@ -70,7 +70,7 @@ const USED: &[(&str, &[&str])] = &[
         "HTTPFilter",
         &[
             "spec.targetRefs[].{group,kind,name,sectionName}",
-            "spec.rateLimits[].{requests,per,burst,by,keys[].{type,name}}",
+            "spec.rateLimits[].{requests,per,burst,by,keys[].{type,name},scope}",
         ],
     ),
     (

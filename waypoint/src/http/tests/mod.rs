@@ -12,6 +12,7 @@ mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod shared_limits;
 mod tokens;
 mod traces;
 mod upgrades;

@@ -88,7 +88,15 @@ fn limit(limit: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, Fie
     let keys = limit.keys.iter().enumerate().map(|(i, k)| key(k, &format!("{at}.keys[{i}]")));
     let keys = keys.map(|key| key.map(|key| ir::RateLimitKey { key: Some(key) })).collect::<Result<_, _>>()?;
     let burst = count(limit.burst.unwrap_or(requests), "burst")?;
-    Ok(ir::RateLimit { name, requests, per_ms, burst, by_caller, keys })
+    let shared = match limit.scope.as_deref().unwrap_or("Replica") {
+        "Replica" => String::new(),
+        "Shared" => name.clone(),
+        other => {
+            let text = format!("unsupported value {other:?}: use Replica or Shared [KARST-0016]");
+            return Err((format!("{at}.scope"), text));
+        }
+    };
+    Ok(ir::RateLimit { name, requests, per_ms, burst, by_caller, keys, shared })
 }
 
 /// What tells buckets apart.
@@ -186,7 +194,13 @@ pub(crate) fn attach(objects: &Objects<'_>, filter: &HTTPFilter, hosts: &Hosts, 
             bad.push((format!("spec.targetRefs[{index}]"), text));
         }
         let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
-        routes.limits.extend(compiled.limits.iter().cloned());
+        // Each service has its own.
+        routes.limits.extend(compiled.limits.iter().cloned().map(|mut limit| {
+            if !limit.shared.is_empty() {
+                limit.shared = format!("{} {key}", limit.shared);
+            }
+            limit
+        }));
         routes.fault = routes.fault.or(compiled.fault);
         model.routes.insert(key.to_string(), routes.into());
     }
