@@ -26,8 +26,9 @@ pub fn is_asked<B>(request: &Request<B>, peer: &Identity, own: &Identity) -> boo
 /// Answers until the other side ends it, or this process does: then another replica keeps the buckets.
 pub async fn serve(table: &Table, mut io: impl AsyncRead + AsyncWrite + Unpin, mut drain: drain::Watch) {
     let ended = tokio::select! {
-        ended = answer(table, &mut io) => ended,
+        biased;
         () = drain.reached(drain::Phase::Graceful) => Ok(()),
+        ended = answer(table, &mut io) => ended,
     };
     if let Err(e) = ended {
         tracing::debug!(error = %e, "a replica's questions about rate limits have broken off");

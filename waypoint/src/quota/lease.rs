@@ -460,7 +460,7 @@ mod tests {
         let ((three, own), (two, _)) = (mesh(&["gw-a", "gw-b", "gw-c"]), mesh(&["gw-a", "gw-b"]));
         let (three, two) = (replicas(&three, &own), replicas(&two, &own));
         let name = |all: &[Arc<Workload>], n: u64| {
-            let bucket = Bucket::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) << 64 | Bucket::from(n);
+            let bucket = (Bucket::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) << 64) | Bucket::from(n);
             keeper(all, bucket).unwrap().name.to_string()
         };
         let mut counts: HashMap<String, usize> = HashMap::new();

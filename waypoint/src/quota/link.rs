@@ -5,7 +5,7 @@ use crate::{
     downstream::stream::Io,
     quota::{
         counts::By,
-        frame,
+        frame::{self, Ask},
         keeper::AUTHORITY,
         lease::{LEASE, Leased, Link, Terms, Verdict},
         table::Grant,
@@ -110,7 +110,8 @@ async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receive
         if batch.is_empty() {
             continue;
         }
-        let answered = timeout(PATIENCE, exchange(&worker, &keeper, &mut stream, &mut batch)).await;
+        let asks = worker.leases.asks(&mut batch);
+        let answered = timeout(PATIENCE, asked(&worker, &keeper, &mut stream, &asks)).await;
         match answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(grants) => {
                 let now = limit::now();
@@ -132,18 +133,34 @@ async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receive
 
 type Stream = (Io, Option<TunnelLease>);
 
+/// Asks, and once more if it was on a stream that has ended since: its keeper may have been replaced.
+async fn asked(
+    worker: &Rc<Worker>,
+    keeper: &Workload,
+    stream: &mut Option<Stream>,
+    asks: &[Ask],
+) -> io::Result<Vec<Grant>> {
+    let was_open = stream.is_some();
+    match exchange(worker, keeper, stream, asks).await {
+        Err(_) if was_open => {
+            *stream = None;
+            exchange(worker, keeper, stream, asks).await
+        }
+        ended => ended,
+    }
+}
+
 async fn exchange(
     worker: &Rc<Worker>,
     keeper: &Workload,
     stream: &mut Option<Stream>,
-    batch: &mut Vec<Bucket>,
+    asks: &[Ask],
 ) -> io::Result<Vec<Grant>> {
     let (io, _) = match stream {
         Some(open) => open,
         None => stream.insert(open(worker, keeper).await?),
     };
-    let asks = worker.leases.asks(batch);
-    frame::write(io, &asks).await?;
+    frame::write(io, asks).await?;
     let grants = frame::read::<Grant>(io).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     match grants.len() == asks.len() {
         true => Ok(grants),

@@ -92,7 +92,7 @@ impl BucketHash {
     /// The name.
     pub fn finish(self) -> Bucket {
         let hash = self.0.finish();
-        hash.as_ref().iter().take(16).fold(0, |name, byte| name << 8 | Bucket::from(*byte))
+        hash.as_ref().iter().take(16).fold(0, |name, byte| (name << 8) | Bucket::from(*byte))
     }
 }
 

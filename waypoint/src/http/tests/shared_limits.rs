@@ -118,6 +118,23 @@ fn what_one_replica_has_let_through_another_does_not() {
     });
 }
 
+/// A keeper that ends the stream, as one does that is replaced, is asked anew; what its successor knows counts.
+#[test]
+fn a_replaced_replica_is_asked_at_once() {
+    run(async {
+        let m = Mesh::of(two_replicas(shared(10)), |_, _| status(200));
+        let tenant = TENANTS.into_iter().find(|tenant| is_elsewhere(&m, tenant)).unwrap();
+        let first = keep(&m, &Rc::new(Table::default()));
+        assert_eq!(passed(&m, tenant, 4).await, 4);
+        first.start(drain::Phase::Graceful);
+        let successor = Rc::new(Table::default());
+        successor.take(bucket(tenant), RATE, 8, limit::now());
+        let _second = keep(&m, &successor);
+        assert_eq!(passed(&m, tenant, 10).await, 2);
+        assert_eq!(counts(&m)[3], 0, "nothing was counted here");
+    });
+}
+
 #[test]
 fn few_requests_wait_where_there_is_much_to_lease() {
     run(async {
