@@ -110,11 +110,9 @@ struct Lease {
     waiting: Vec<oneshot::Sender<Verdict>>,
 }
 
-/// The pods of the same gateway that are ready: of the same account and deployment, behind one of its services. None: we are alone.
+/// The pods of the same gateway that are ready: of the same account, behind one of its services. None: we are alone.
 fn replicas(snapshot: &Snapshot, own: &Arc<Workload>) -> Rc<[Arc<Workload>]> {
-    let is_one = |w: &&Arc<Workload>| {
-        w.identity == own.identity && w.workload_name == own.workload_name && w.healthy && !w.ips.is_empty()
-    };
+    let is_one = |w: &&Arc<Workload>| w.identity == own.identity && w.healthy && !w.ips.is_empty();
     let endpoints = own.services.iter().filter_map(|(key, _)| snapshot.mesh.endpoints.get(key));
     let others = endpoints.flat_map(|all| all.keys()).filter_map(|uid| snapshot.mesh.workloads.get(uid)).filter(is_one);
     let mut all: Vec<Arc<Workload>> = others.cloned().chain([own.clone()]).collect();
@@ -424,7 +422,7 @@ mod tests {
         assert!(matches!(leases.take(0, &terms, S), Leased::Full));
     }
 
-    /// A gateway's replicas, as the mesh has them: of its account and deployment, behind its service, ready.
+    /// A gateway's replicas, as the mesh has them: of its account, behind its service, ready.
     fn mesh(pods: &[&str]) -> (Arc<Snapshot>, Arc<Workload>) {
         const KEY: &str = "ns/gw.ns.svc.cluster.local";
         const PORTS: &[(u32, u32)] = &[(80, 8080)];
@@ -432,7 +430,6 @@ mod tests {
             let ip = format!("10.0.0.{}", n + 1);
             let behind = [(KEY, PORTS)];
             let mut pod = pod(name, &ip, if name.starts_with("apart") { &[] } else { &behind });
-            pod.workload_name = if name.starts_with("canary") { "canary" } else { "gw" }.into();
             pod.service_account = if name.starts_with("other") { "other" } else { "gw" }.into();
             pod.status = i32::from(name.starts_with("unready"));
             pod
@@ -446,7 +443,7 @@ mod tests {
 
     #[test]
     fn replicas_are_pods_of_the_same_gateway_that_are_ready() {
-        let all = ["gw-a", "gw-b", "canary-a", "other-a", "unready-a", "apart-a", "gw-c"];
+        let all = ["gw-a", "gw-b", "other-a", "unready-a", "apart-a", "gw-c"];
         let (s, own) = mesh(&all);
         let names = |all: &[Arc<Workload>]| all.iter().map(|w| w.name.to_string()).collect::<Vec<_>>();
         assert_eq!(names(&replicas(&s, &own)), ["gw-a", "gw-b", "gw-c"]);

@@ -50,7 +50,7 @@ fn two_replicas(limit: ir::RateLimit) -> impl FnOnce(&mut Snapshot) {
         put(GATEWAY, Type::Service(testing::service("gw", "10.96.0.9", &[(80, 8080)])));
         for (name, ip) in [("own", "10.0.1.1"), ("peer", "10.0.1.2")] {
             let mut pod = testing::pod(name, ip, &[(GATEWAY, &[(80, 8080)])]);
-            (pod.service_account, pod.workload_name) = ("own".into(), "gw".into());
+            pod.service_account = "own".into();
             let uid = pod.uid.clone();
             put(&uid, Type::Workload(pod));
         }
