@@ -69,8 +69,16 @@ pub struct Terms<'a> {
 pub struct Link {
     /// Buckets that it is to be asked about.
     pub asks: mpsc::Sender<Bucket>,
+    pub health: Rc<Health>,
+}
+
+/// Does a replica answer?
+#[derive(Default)]
+pub struct Health {
     /// Until when it is not tried: a time of [`crate::route::limit::now`].
-    pub away: Rc<Cell<u64>>,
+    pub away: Cell<u64>,
+    /// It has not answered the last time: it is asked, and nobody waits for that.
+    pub is_failing: Cell<bool>,
 }
 
 /// Who keeps buckets, as one snapshot has it.

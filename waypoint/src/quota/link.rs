@@ -7,7 +7,7 @@ use crate::{
         counts::By,
         frame::{self, Ask},
         keeper::AUTHORITY,
-        lease::{LEASE, Leased, Link, Terms, Verdict},
+        lease::{Health, LEASE, Leased, Link, Terms, Verdict},
         table::Grant,
     },
     route::{
@@ -21,7 +21,7 @@ use crate::{
 use http::HeaderMap;
 use karst_hbone::pool::Lease as TunnelLease;
 use karst_proxy::{dial::Target, state::Workload};
-use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, timeout},
@@ -57,7 +57,7 @@ pub fn take(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, limit: &Limit, bucket
         return if grant.tokens > 0 { Taken::Yes } else { Taken::Over(Duration::from_nanos(grant.after)) };
     };
     let link = leases.link(&keeper.uid, || start(worker, &keeper));
-    let leased = match link.away.get() > now {
+    let leased = match link.health.away.get() > now {
         true => Leased::Full,
         false => leases.take(bucket, &Terms { keeper: &keeper.uid, rate: limit.rate(), replicas }, now),
     };
@@ -74,8 +74,8 @@ pub fn take(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, limit: &Limit, bucket
             counts.count(By::Lease);
             Taken::Over(after)
         }
-        Leased::Wait(wait, _) => Taken::Wait(wait),
-        Leased::Full => {
+        Leased::Wait(wait, _) if !link.health.is_failing.get() => Taken::Wait(wait),
+        Leased::Wait(..) | Leased::Full => {
             counts.count(By::Alone);
             Taken::Alone
         }
@@ -92,13 +92,13 @@ pub async fn told(worker: &Worker, wait: oneshot::Receiver<Verdict>) -> Verdict 
 
 fn start(worker: &Rc<Worker>, keeper: &Arc<Workload>) -> Link {
     let (asks, queue) = mpsc::channel(QUEUE);
-    let link = Link { asks, away: Rc::default() };
-    tokio::task::spawn_local(run(worker.clone(), keeper.clone(), queue, link.away.clone()));
+    let link = Link { asks, health: Rc::default() };
+    tokio::task::spawn_local(run(worker.clone(), keeper.clone(), queue, link.health.clone()));
     link
 }
 
 /// Asks a keeper until its link is dropped.
-async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receiver<Bucket>, away: Rc<Cell<u64>>) {
+async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receiver<Bucket>, health: Rc<Health>) {
     let mut sweep = tokio::time::interval(Duration::from_nanos(LEASE));
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut stream, mut batch) = (None, vec![]);
@@ -115,12 +115,14 @@ async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receive
         match answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(grants) => {
                 let now = limit::now();
+                health.is_failing.set(false);
                 batch.drain(..).zip(grants).for_each(|(bucket, grant)| worker.leases.granted(bucket, grant, now));
             }
             Err(e) => {
                 tracing::debug!(replica = %keeper.uid, error = %e, "shared rate limits are counted here for now");
                 stream = None;
-                away.set(limit::now().saturating_add(AWAY));
+                health.is_failing.set(true);
+                health.away.set(limit::now().saturating_add(AWAY));
                 batch.drain(..).for_each(|bucket| worker.leases.failed(bucket));
                 // Nobody is left waiting for what is not going to be asked.
                 while let Ok(bucket) = queue.try_recv() {
