@@ -63,10 +63,9 @@ impl Limited<'_> {
         }
     }
 
-    /// Which bucket it takes from. (Those of a limit that is shared have their names among all limits.)
+    /// Which bucket it takes from.
     fn bucket(&self, limit: &Limit) -> Bucket {
-        let mut hash = BucketHash::default();
-        hash.value(limit.rule().shared.as_bytes());
+        let mut hash = limit.name();
         limit.keys().iter().for_each(|key| self.put(key, &mut hash));
         hash.finish()
     }

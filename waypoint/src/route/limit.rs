@@ -4,7 +4,7 @@
 use crate::{
     clock,
     quota::table::Rate,
-    route::bucket::{Bucket, Key},
+    route::bucket::{Bucket, BucketHash, Key},
 };
 use karst_api::route as ir;
 use std::{
@@ -91,6 +91,18 @@ impl Limit {
         Rate { step: self.step, full: self.full }
     }
 
+    /// What the names of its buckets begin with. Of one that is shared they are names among all limits, and a limit that has changed
+    /// begins anew, as a local one does.
+    pub fn name(&self) -> BucketHash {
+        let mut name = BucketHash::default();
+        if !self.ir.shared.is_empty() {
+            name.value(self.ir.shared.as_bytes());
+            name.value(&self.step.to_be_bytes());
+            name.value(&self.full.to_be_bytes());
+        }
+        name
+    }
+
     /// Takes a token at this time, from this bucket if there are several.
     ///
     /// # Errors
@@ -134,7 +146,6 @@ impl Limit {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::route::bucket::BucketHash;
 
     const S: u64 = 1_000_000_000;
 
@@ -174,6 +185,22 @@ mod tests {
         assert_eq!(taken("who comes late"), 0, "those share one, which is empty by now");
         let _ = l.take(100 * S, || of("y"));
         assert!(l.buckets.lock().unwrap().len() < 3, "idle ones are forgotten");
+    }
+
+    /// Or who was refused for an hour would be by the limit of a second that has taken its place.
+    #[test]
+    fn a_shared_limit_that_has_changed_has_other_buckets() {
+        let name = |requests, per_ms, shared: &str| {
+            let rule = ir::RateLimit { shared: shared.into(), ..limit(requests, per_ms, requests, false) };
+            Limit::new(&rule).name().finish()
+        };
+        let all =
+            [name(1, 3_600_000, "f"), name(1, 1000, "f"), name(2, 1000, "f"), name(1, 1000, "g"), name(1, 1000, "")];
+        for (i, one) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
+        }
+        assert_eq!(name(1, 1000, "f"), all[1]);
+        assert_eq!(name(5, 50, ""), all[4], "of a local one the limit itself is another");
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn filters_limit_virtual_services() {
 #[test]
 fn keys_of_limits_are_compiled() {
     use karst_api::route::rate_limit_key::Key;
-    let filter = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f, namespace: a}\nspec: {targetRefs: [{kind: Service, name: s}], rateLimits: [{requests: 5, keys: [{type: Header, name: X-Tenant}, {type: Query, name: q}, {type: Claim, name: realm.org}, {type: Claim, name: '[a.b][c]'}, {type: Path}, {type: SourceAddress}, {type: Caller}]}, {requests: 1, by: Caller}]}\n";
+    let filter = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f, namespace: a}\nspec: {targetRefs: [{kind: Service, name: s}], rateLimits: [{requests: 5, keys: [{type: Header, name: X-Tenant}, {type: Query, name: q}, {type: Claim, name: realm.org}, {type: Claim, name: '[a.b][c]'}, {type: Path}, {type: SourceAddress}, {type: Caller}]}, {requests: 1, by: Caller, scope: Shared}]}\n";
     let (m, _) = run(&(SHOP.to_string() + filter));
     let limits = &m.routes["a/s.a.svc.cluster.local"].limits;
     let keys: Vec<Key> = limits[0].keys.iter().filter_map(|key| key.key.clone()).collect();
@@ -137,6 +137,8 @@ fn keys_of_limits_are_compiled() {
     let rest = [Key::Path(true), Key::SourceAddress(true), Key::Caller(true)];
     assert_eq!(keys, named.into_iter().chain(rest).collect::<Vec<_>>());
     assert!(!limits[0].by_caller && limits[1].by_caller && limits[1].keys.is_empty());
+    // Each service that is a target has its own count.
+    assert_eq!([0, 1].map(|i| limits[i].shared.as_str()), ["", "a/f 1 a/s.a.svc.cluster.local"]);
 }
 
 /// Within the mesh the longest host wins, then what does not match everything, then the older one.

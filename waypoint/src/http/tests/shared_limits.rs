@@ -19,10 +19,16 @@ use prost::Message;
 
 const GATEWAY: &str = "ns/gw.ns.svc.cluster.local";
 const PEER: [u8; 4] = [10, 0, 1, 2];
-/// Ten an hour, ten at once.
+/// Milliseconds.
 const HOUR: u64 = 3_600_000;
-const RATE: Rate = Rate { step: HOUR * 100_000, full: HOUR * 1_000_000 };
+/// Ten an hour, ten at once.
+const RATE: Rate = rate(10);
 const TENANTS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+
+/// Of so many an hour, and as many at once.
+const fn rate(requests: u64) -> Rate {
+    Rate { step: HOUR * 1_000_000 / requests, full: HOUR * 1_000_000 }
+}
 
 fn shared(requests: u32) -> ir::RateLimit {
     let key = ir::RateLimitKey { key: Some(ir::rate_limit_key::Key::Header("x-tenant".into())) };
@@ -57,17 +63,23 @@ fn two_replicas(limit: ir::RateLimit) -> impl FnOnce(&mut Snapshot) {
     }
 }
 
-fn bucket(tenant: &str) -> Bucket {
+fn bucket(rate: Rate, tenant: &str) -> Bucket {
     let mut hash = BucketHash::default();
-    hash.value(b"f");
-    hash.value(tenant.as_bytes());
+    for value in [&b"f"[..], &rate.step.to_be_bytes(), &rate.full.to_be_bytes(), tenant.as_bytes()] {
+        hash.value(value);
+    }
     hash.finish()
 }
 
 /// Does the other replica keep the bucket of this tenant?
-fn is_elsewhere(m: &Mesh, tenant: &str) -> bool {
+fn is_elsewhere(m: &Mesh, rate: Rate, tenant: &str) -> bool {
     let snapshot = m.worker.snapshot();
-    m.worker.leases.keeper(&snapshot, m.worker.own(&snapshot), bucket(tenant)).is_some()
+    m.worker.leases.keeper(&snapshot, m.worker.own(&snapshot), bucket(rate, tenant)).is_some()
+}
+
+/// A tenant whose bucket it keeps.
+fn elsewhere(m: &Mesh, rate: Rate) -> &'static str {
+    TENANTS.into_iter().find(|tenant| is_elsewhere(m, rate, tenant)).unwrap()
 }
 
 async fn ask_as(m: &Mesh, tenant: &'static str) -> u16 {
@@ -106,15 +118,15 @@ fn what_one_replica_has_let_through_another_does_not() {
         let m = Mesh::of(two_replicas(shared(10)), |_, _| status(200));
         let table = Rc::new(Table::default());
         let _drain = keep(&m, &table);
-        let elsewhere = TENANTS.iter().filter(|tenant| is_elsewhere(&m, tenant)).count();
-        assert!((1..TENANTS.len()).contains(&elsewhere), "each keeps some");
+        let kept_there = TENANTS.iter().filter(|tenant| is_elsewhere(&m, RATE, tenant)).count();
+        assert!((1..TENANTS.len()).contains(&kept_there), "each keeps some");
         for tenant in TENANTS {
-            assert_eq!(table.take(bucket(tenant), RATE, 6, limit::now()).tokens, 6);
-            let left = if is_elsewhere(&m, tenant) { 4 } else { 10 };
+            assert_eq!(table.take(bucket(RATE, tenant), RATE, 6, limit::now()).tokens, 6);
+            let left = if is_elsewhere(&m, RATE, tenant) { 4 } else { 10 };
             assert_eq!(passed(&m, tenant, 15).await, left, "{tenant}");
         }
         let [own, lease, asked, alone] = counts(&m);
-        assert_eq!((own, lease + asked, alone), (15 * (12 - elsewhere as u64), 15 * elsewhere as u64, 0));
+        assert_eq!((own, lease + asked, alone), (15 * (12 - kept_there as u64), 15 * kept_there as u64, 0));
     });
 }
 
@@ -123,12 +135,12 @@ fn what_one_replica_has_let_through_another_does_not() {
 fn a_replaced_replica_is_asked_at_once() {
     run(async {
         let m = Mesh::of(two_replicas(shared(10)), |_, _| status(200));
-        let tenant = TENANTS.into_iter().find(|tenant| is_elsewhere(&m, tenant)).unwrap();
+        let tenant = elsewhere(&m, RATE);
         let first = keep(&m, &Rc::new(Table::default()));
         assert_eq!(passed(&m, tenant, 4).await, 4);
         first.start(drain::Phase::Graceful);
         let successor = Rc::new(Table::default());
-        successor.take(bucket(tenant), RATE, 8, limit::now());
+        successor.take(bucket(RATE, tenant), RATE, 8, limit::now());
         let _second = keep(&m, &successor);
         assert_eq!(passed(&m, tenant, 10).await, 2);
         assert_eq!(counts(&m)[3], 0, "nothing was counted here");
@@ -140,7 +152,7 @@ fn few_requests_wait_where_there_is_much_to_lease() {
     run(async {
         let m = Mesh::of(two_replicas(shared(10_000)), |_, _| status(200));
         let _drain = keep(&m, &Rc::new(Table::default()));
-        let tenant = TENANTS.into_iter().find(|tenant| is_elsewhere(&m, tenant)).unwrap();
+        let tenant = elsewhere(&m, rate(10_000));
         assert_eq!(passed(&m, tenant, 1000).await, 1000);
         let [_, lease, asked, alone] = counts(&m);
         assert_eq!((lease + asked, alone), (1000, 0));
@@ -152,7 +164,7 @@ fn few_requests_wait_where_there_is_much_to_lease() {
 fn without_the_replica_that_keeps_a_count_each_counts_for_itself() {
     run(async {
         let m = Mesh::of(two_replicas(shared(10)), |_, _| status(200));
-        let tenant = TENANTS.into_iter().find(|tenant| is_elsewhere(&m, tenant)).unwrap();
+        let tenant = elsewhere(&m, RATE);
         let began = Instant::now();
         assert_eq!(passed(&m, tenant, 15).await, 10, "nobody listens there");
         assert!(began.elapsed() < Duration::from_millis(20), "nobody waits for that");
@@ -172,7 +184,7 @@ fn a_replica_that_does_not_answer_is_not_waited_for_long() {
         let held = Rc::new(RefCell::new(vec![]));
         let streams = held.clone();
         m.memory.listen((IpAddr::from(PEER), karst_hbone::PORT).into(), move |io| streams.borrow_mut().push(io));
-        let tenant = TENANTS.into_iter().find(|tenant| is_elsewhere(&m, tenant)).unwrap();
+        let tenant = elsewhere(&m, RATE);
         let began = Instant::now();
         assert_eq!(ask_as(&m, tenant).await, 200);
         let took = began.elapsed();
