@@ -64,6 +64,7 @@ pub const CODES: &[(u16, &str)] = &[
     (130, "ztunnel cannot ask a provider of external authorization"),
     (131, "the provider is not in extensionProviders, or decides about no requests"),
     (132, "a provider of external authorization is asked before tokens are verified"),
+    (133, "a route asks about claims, and no RequestAuthentication verifies tokens"),
     (201, "wildcard hosts do not fit the resolution"),
     (202, "address ranges do not fit the resolution"),
     (203, "endpoints do not fit the resolution"),
