@@ -1,4 +1,5 @@
-//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the
+//! listener and the rest, [`crate::http`]'s `external` asks others; the rate limits of the service that is called come after.)
 
 use crate::{
     authz::{
