@@ -475,7 +475,7 @@ fn replicas_of_a_waypoint_count_together() {
             (passed == 20).then_some(())
         });
     }
-    let more = tenants.iter().map(|tenant| (0..20).filter(|_| passes(tenant)).count()).collect::<Vec<_>>();
+    let more = tenants.map(|tenant| (0..20).filter(|_| passes(tenant)).count());
     assert_eq!(more, [0; 6], "neither of them lets more through");
     let decided = |p: &Pod, by: &str| -> u64 {
         let (_, page) = s.w.waypoint_page(p, 15020, "/stats/prometheus").unwrap();
