@@ -2,6 +2,7 @@
 //!
 //! - [`downstream`]: clients' connections; [`worker`]: a thread with its tunnels.
 //! - [`mod@http`]: one request from its canonical form to its answer.
+//! - [`quota`]: rate limits that replicas count together.
 //! - [`route`]: the compiled routes; [`authz`]: who may call; [`session`]: who comes back to the same endpoint.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
 //! - [`tls_parameters`]: what TLS is spoken with, on both sides.
@@ -22,6 +23,7 @@ pub mod fuzz;
 mod http;
 #[cfg(feature = "fuzz")]
 pub mod live;
+mod quota;
 mod route;
 mod session;
 mod snapshot;
@@ -92,6 +94,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         questions,
         secrets: manager.secrets(),
         metrics,
+        quota: quota::table::Table::default(),
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
         flows: Books::new(receivers.len(), config.flows.flows),

@@ -105,6 +105,7 @@ impl Plane {
             stream: stream.subscribe(),
             questions,
             metrics,
+            quota: crate::quota::table::Table::default(),
             spans: queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,

@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::access::Denial,
+    authz::{access::Denial, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -18,6 +18,7 @@ use crate::{
         upgrade::Upgrade,
     },
     http::encoders::Encoders,
+    quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
     spans::{queue::Queue, recorder::flush_in_time},
     telemetry::{metrics::Metrics, sink::Sink},
@@ -73,6 +74,8 @@ pub struct Shared {
     pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// Of rate limits that replicas count together, the buckets that are kept here.
+    pub quota: Table,
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
@@ -139,6 +142,10 @@ pub struct Worker {
     latest: RefCell<Latest>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
+    /// Those that were verified lately. Borrowed only while a request's are looked at.
+    pub tokens: RefCell<jwt::Cache>,
+    /// Of buckets that other replicas keep.
+    pub leases: Leases,
 }
 
 impl Worker {
@@ -170,6 +177,8 @@ impl Worker {
             connector,
             settings,
             flows: shared.flows.recorder(),
+            tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,

@@ -3,7 +3,7 @@
 
 use crate::{
     convert::{
-        compilation::routes::virtual_service,
+        compilation::{routes::virtual_service, tokens},
         deploy,
         facts::{
             gateway,
@@ -17,7 +17,13 @@ use crate::{
     },
     model::Model,
 };
-use karst_manifest::{Object, State, gatewayapi::ParentRef, kinds::*, traffic::VsDestination};
+use karst_core::claims;
+use karst_manifest::{
+    Object, State,
+    gatewayapi::ParentRef,
+    kinds::*,
+    traffic::{VirtualServiceSpec, VsDestination},
+};
 use std::{collections::HashMap, sync::Arc};
 
 /// Label of namespaces that asks for sidecars.
@@ -143,7 +149,10 @@ impl<'a> View<'a> {
     /// What is to be said of an object that is applied among these.
     pub(crate) fn applied(&self, object: &Object) -> Vec<Finding> {
         // What is named in the same breath is about to be there.
-        let later = |f: &Finding| f.reason == Reason::WaypointNotBound || f.field.ends_with("parametersRef");
+        let later = |f: &Finding| {
+            matches!(f.reason, Reason::WaypointNotBound | Reason::TokensNotVerified)
+                || f.field.ends_with("parametersRef")
+        };
         one(object, self).into_iter().filter(|f| !later(f)).collect()
     }
 
@@ -175,6 +184,22 @@ impl<'a> View<'a> {
         text.map(|text| (Reason::Invalid, ("spec.parentRef".to_string(), text))).into_iter().collect()
     }
 
+    /// The first match of a claim, where nobody verifies tokens.
+    fn unverified(&self, spec: &VirtualServiceSpec) -> Option<(String, String)> {
+        if tokens::placed(self.objects).next().is_some() {
+            return None;
+        }
+        let matches = spec.http.iter().enumerate();
+        let mut matches = matches.flat_map(|(i, route)| route.matches.iter().enumerate().map(move |(j, m)| (i, j, m)));
+        matches.find_map(|(i, j, m)| {
+            let fields = [("headers", &m.headers), ("withoutHeaders", &m.without_headers)];
+            let claim = |name: &&String| claims::path(name).is_some();
+            let (field, name) = fields.into_iter().find_map(|(field, all)| Some((field, all.keys().find(claim)?)))?;
+            let text = "no RequestAuthentication verifies tokens, so no claim is ever there: create one for the services of the waypoint, or for the gateway [KARST-0133]";
+            Some((format!("spec.http[{i}].match[{j}].{field}[{name}]"), text.into()))
+        })
+    }
+
     fn virtual_service(&self, service: &VirtualService) -> Vec<Found> {
         let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
         let taken = self.hosts.listeners.taken(self.objects, service);
@@ -191,6 +216,7 @@ impl<'a> View<'a> {
             }
             Taken::No | Taken::Yes => {}
         }
+        out.extend(self.unverified(spec).map(|bad| (Reason::TokensNotVerified, bad)));
         // What a gateway executes may be for it alone, though it names the mesh, too.
         let hosts = spec
             .hosts
@@ -313,6 +339,24 @@ mod tests {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: a}}\nspec: {{{spec}}}\n"
         )
+    }
+
+    #[test]
+    fn claims_that_nobody_verifies_are_told() {
+        const TOKENS: &str = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: with}], jwtRules: [{issuer: 'https://i'}]}\n---\n";
+        let by = |field: &str, name: &str| {
+            route(&format!(
+                "hosts: [with], http: [{{route: [{{destination: {{host: with}}}}]}}, {{match: [{{}}, {{{field}: {{'{name}': {{exact: a}}}}}}], route: [{{destination: {{host: with}}}}]}}]"
+            ))
+        };
+        for field in ["headers", "withoutHeaders"] {
+            let vs = by(field, "@request.auth.claims.sub");
+            // It may be about to be there when the VirtualService is applied.
+            let want = format!("TokensNotVerified spec.http[1].match[1].{field}[@request.auth.claims.sub]");
+            assert_eq!(said(READY, &vs), [vec![want], vec![]]);
+            assert_eq!(said(READY, &(TOKENS.to_string() + &vs)), [vec![], Vec::<String>::new()]);
+            assert_eq!(said(READY, &by(field, "x-user")), [vec![], Vec::<String>::new()]);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod authority;
 pub mod civil;
+pub mod claims;
 pub mod identity;
 pub mod limits;
 pub mod operators;

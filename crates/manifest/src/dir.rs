@@ -1,6 +1,6 @@
 //! Reading a directory, again whenever something in it changes.
 
-use crate::{MeshConfig, parse, parse::Located, parse::Problem, status};
+use crate::{MeshConfig, parse, parse::Located, parse::Problem, security::KeySource, status};
 use notify::{RecursiveMode, Watcher};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +19,8 @@ const SETTLE: Duration = Duration::from_millis(2);
 #[error("{0}")]
 pub struct NotFetched(pub String);
 
-/// Sets of keys by the address that they were fetched from, or why there are none.
-pub type Keys = BTreeMap<String, Result<String, NotFetched>>;
+/// Sets of keys by where they were fetched from, or why there are none.
+pub type Keys = BTreeMap<KeySource, Result<String, NotFetched>>;
 
 /// A key that is never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -484,6 +484,47 @@ fn filters_limit_rates_and_inject_faults() {
     assert_eq!((s.ask("/slow", &[]).status(), s.ask("/", &[]).status()), (500, 200));
 }
 
+/// Two replicas of a waypoint let through what one limit says, whichever of them is called.
+#[test]
+fn replicas_of_a_waypoint_count_together() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let spec = PodSpec::new("app", "waypoint-2", 0)
+        .account("waypoint")
+        .label("gateway.networking.k8s.io/gateway-name", "waypoint")
+        .label("gateway.istio.io/managed", "istio.io-mesh-controller")
+        .label("istio.io/dataplane-mode", "none");
+    let second = s.w.pod(spec);
+    s.w.start_waypoint(&second, &[]);
+    s.w.apply("filter", "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: together, namespace: app}\nspec: {targetRefs: [{kind: Service, name: shop}], rateLimits: [{requests: 20, per: 1h, scope: Shared, keys: [{type: Header, name: x-tenant}]}]}\n");
+    // Each on a connection of its own: a connection has one waypoint.
+    let passes = |tenant: &str| s.ask("/", &[("x-tenant", tenant)]).status() == 200;
+    let tenants = ["a", "b", "c", "d", "e", "f"];
+    for tenant in tenants {
+        let mut passed = 0;
+        // What a replica has leased and does not use goes back after a second.
+        wait_for("twenty of a tenant's requests", PATIENCE, || {
+            passed += usize::from(passes(tenant));
+            (passed == 20).then_some(())
+        });
+    }
+    let more: usize = tenants.map(|tenant| (0..20).filter(|_| passes(tenant)).count()).iter().sum();
+    let decided = |p: &Pod, by: &str| -> u64 {
+        let (_, page) = s.w.waypoint_page(p, 15020, "/stats/prometheus").unwrap();
+        let name = format!("karst_shared_rate_limit_checks_total{{by=\"{by}\"}} ");
+        page.lines().find_map(|l| l.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let mut counted_alone = 0;
+    for p in [&s.waypoint, &second] {
+        let [own, lease, asked, alone] = ["own", "lease", "asked", "alone"].map(|by| decided(p, by));
+        println!("{}: own {own}, lease {lease}, asked {asked}, alone {alone}", p.spec.name);
+        assert!(own > 0 && asked > 0, "each keeps some of the counts, and asks for others");
+        counted_alone += alone;
+    }
+    // The first tunnel may take longer than a request waits.
+    assert!(more as u64 <= counted_alone && counted_alone < 20, "{more} more, {counted_alone} without the other");
+}
+
 /// Istio's localityLbSetting and retryBudget.
 #[test]
 fn places_and_budgets() {
@@ -1154,4 +1195,11 @@ fn tokens_are_verified() {
     told.sort();
     let told: Vec<(&str, &str)> = told.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     assert_eq!(told, [("", ""), ("her", ""), ("her", ""), ("you", ""), ("you", ""), ("you", "")]);
+    // Claims choose routes.
+    s.w.apply("route", &virtual_service("[{match: [{headers: {'@request.auth.claims.group': {exact: staff}}}], route: [{destination: {host: shop, subset: v2}}]}, {match: [{withoutHeaders: {'@request.auth.claims[sub]': {}}}], route: [{destination: {host: shop, subset: v3}}]}, {route: [{destination: {host: shop, subset: v1}}]}]"));
+    let by = |token: &str| (0..10).map(|_| ask("/public", token).text()).collect::<Vec<_>>();
+    assert_eq!([by(&staff), by(&guest), by("")], ["v2", "v1", "v3"].map(|v| vec![v.to_string(); 10]));
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/stats/prometheus").unwrap();
+    let cached = page.lines().find_map(|l| l.strip_prefix("karst_jwt_verifications_total{outcome=\"cached\"} "));
+    assert!(cached.unwrap().parse::<u64>().unwrap() > 10, "{page}");
 }

@@ -33,6 +33,8 @@ pub struct EndpointStats {
     pub ejections: AtomicU32,
     /// Until when others are better, since it could not be reached.
     avoided: AtomicU64,
+    /// Until when it is to get less, since it says that it has too much to do.
+    pub overloaded: AtomicU64,
 }
 
 /// An endpoint of a destination at the moment.
@@ -65,12 +67,18 @@ impl EndpointStats {
             ejected: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             avoided: AtomicU64::new(0),
+            overloaded: AtomicU64::new(0),
         }
     }
 
     /// Could it not be reached a moment ago?
     pub fn is_avoided(&self, now: u64) -> bool {
         self.avoided.load(Relaxed) > now
+    }
+
+    /// Has it said that it has too much to do at this time?
+    pub fn is_overloaded(&self, now: u64) -> bool {
+        self.overloaded.load(Relaxed) > now
     }
 
     /// Is it out at this time?

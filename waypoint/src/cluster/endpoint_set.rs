@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -51,6 +51,8 @@ pub struct Cluster {
     pub pending: AtomicU32,
     pub retries: AtomicU32,
     pub round_robin: AtomicUsize,
+    /// Until when one of the endpoints may be overloaded: before, nobody looks.
+    overloaded: AtomicU64,
     /// Requests on HTTP/1.1 connections at a time, if there is a limit.
     connections: Mutex<(u32, Arc<Semaphore>)>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
@@ -115,6 +117,7 @@ impl Clusters {
                     pending: AtomicU32::new(0),
                     retries: AtomicU32::new(0),
                     round_robin: AtomicUsize::new(0),
+                    overloaded: AtomicU64::new(0),
                     connections: Mutex::new((0, Arc::new(Semaphore::new(0)))),
                     endpoints: Mutex::default(),
                 })
@@ -347,6 +350,22 @@ impl EndpointSet {
         if self.policy.balance.as_ref().is_some_and(|b| b.method() == ir::Method::PeakEwma) {
             member.state.record_latency(took, now);
         }
+    }
+
+    /// Notes that a member has too much to do for so long from now on. Its last word counts.
+    pub fn record_overload(&self, member: &LbEndpoint, pause: Duration, now: u64) {
+        let until = now + pause.as_millis() as u64;
+        member.state.overloaded.store(until, Relaxed);
+        self.cluster.overloaded.fetch_max(until, Relaxed);
+    }
+
+    /// Do overloaded members get less? Not where more than half of them are: the others would get what is too much for all.
+    pub fn overload_active(&self, now: u64) -> bool {
+        if self.cluster.overloaded.load(Relaxed) <= now {
+            return false;
+        }
+        let overloaded = self.members.iter().filter(|m| m.state.is_overloaded(now)).count();
+        overloaded > 0 && 2 * overloaded <= self.members.len()
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.

@@ -5,6 +5,7 @@ use super::answer::{Setting, SettingKind};
 use crate::{
     authz::access::Asks,
     route::{
+        bucket::Key,
         limit::Limit,
         table::{Routes, Rule},
     },
@@ -26,14 +27,16 @@ fn milliseconds(number: u64) -> String {
 
 fn limited(limit: &Limit) -> Setting {
     let rule = limit.rule();
-    let whose = if rule.by_caller { "for each caller" } else { "in all" };
+    let keys: Vec<String> = limit.keys().iter().map(Key::describe).collect();
+    let whose = if keys.is_empty() { "in all".to_string() } else { format!("for each {}", keys.join(" and ")) };
     Setting {
         kind: SettingKind::RateLimit,
         text: format!(
-            "no more than {} requests in {} {whose}, {} at once; what is above is answered 429",
+            "no more than {} requests in {} {whose}, {} at once{}; what is above is answered 429",
             rule.requests,
             milliseconds(rule.per_ms),
-            rule.burst
+            rule.burst,
+            if rule.shared.is_empty() { "" } else { ", counted by all replicas together" }
         ),
         origin: format!("HTTPFilter {}", rule.name),
     }

@@ -3,7 +3,7 @@
 
 use crate::{
     clock,
-    cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet},
+    cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet, overload},
     downstream::busy::Busy,
     http::{
         answer::{local_reply, local_reply_of, refused_body},
@@ -244,7 +244,12 @@ impl Forwarding<'_> {
     fn learn(&self, member: &LbEndpoint, sent: &Sent, (began, ended): (Instant, Instant), held_back: bool) {
         let status = match sent {
             Some(Ok((response, _))) => {
-                self.set.record_latency(member, ended - began, clock::at(ended));
+                let now = clock::at(ended);
+                match overload::of_head(response.status(), response.headers()) {
+                    // A refusal is quick, and no measure.
+                    Some(pause) => self.set.record_overload(member, pause, now),
+                    None => self.set.record_latency(member, ended - began, now),
+                }
                 Some(response.status().as_u16())
             }
             Some(Err(e)) if !e.is_of_endpoint() => return,

@@ -1,13 +1,13 @@
 //! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), external
-//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route,
+//! authorization ([`crate::http`]'s `external`), policies ([`crate::http::admit`]), the service's rate limits, route,
 //! its rate limits, cross-origin rules, redirect or direct answer, injected fault, destination by weight; then mirrors,
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{access::Access, external::provider::Provider},
+    authz::{access::Access, external::provider::Provider, jwt::Token},
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, enter},
+        admit::{Entrance, Refused, admit, enter, introduced},
         answer::{local_reply, log_reply, refused_body},
         body::{BodyFault, RequestBody},
         call::Call,
@@ -21,7 +21,7 @@ use crate::{
         forwarded,
         headers::request_id,
         names,
-        rate_limit::{limited, over},
+        rate_limit::{Limited, limited},
         redirect::redirect,
         reply::ResponseBody,
         websocket,
@@ -117,11 +117,18 @@ async fn allowed(
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
-        return refused.answer(call, &parts, record);
-    }
+    let token = match admit(call, entrance, &mut parts, &mut record) {
+        Ok(token) => token,
+        Err(refused) => return refused.answer(call, &parts, record),
+    };
     let routes = entrance.routes;
-    let rule = match find(call, routes, &parts) {
+    let asked = Limited { call, parts: &parts, token: token.as_deref() };
+    let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
+    if let Some(over) = asked.over(limits).await {
+        return Refused::Limited(over).answer(call, &parts, record);
+    }
+    introduced(call, &mut parts, &mut record);
+    let rule = match find(call, routes, &parts, token.as_deref()) {
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
@@ -145,8 +152,10 @@ async fn allowed(
         _ if is_too_large => refused_body(BodyFault::TooLarge, record),
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
-            Some(provider) => Box::pin(by_guarded_rule(call, rule, provider, fault, parts, body, record)).await,
-            None => by_rule(call, rule, fault, parts, body, record).await,
+            Some(provider) => {
+                Box::pin(by_guarded_rule(call, rule, (&**provider, token), fault, parts, body, record)).await
+            }
+            None => by_rule(call, rule, token, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
     };
@@ -165,7 +174,7 @@ async fn allowed(
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
-    provider: &Provider,
+    (provider, token): (&Provider, Option<Arc<Token>>),
     fault: Option<Injected<'_>>,
     mut parts: Parts,
     mut body: RequestBody,
@@ -173,7 +182,7 @@ async fn by_guarded_rule(
 ) -> Response<ResponseBody> {
     let is_preflight = rule.cors.as_ref().is_some_and(|cors| preflight(cors, &parts).is_some());
     if is_preflight {
-        return by_rule(call, rule, fault, parts, body, record).await;
+        return by_rule(call, rule, token, fault, parts, body, record).await;
     }
     let by = (provider, rule.origin.as_str());
     let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
@@ -183,7 +192,7 @@ async fn by_guarded_rule(
             return stopped.answer(record);
         }
     };
-    let mut response = by_rule(call, rule, fault, parts, body, record).await;
+    let mut response = by_rule(call, rule, token, fault, parts, body, record).await;
     if let Some(changes) = changes {
         changes.apply_to_response(response.headers_mut());
     }
@@ -241,7 +250,12 @@ fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<Res
 }
 
 /// The rule for a request; None: it goes to what was called.
-fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Option<Arc<Rule>>, Refused> {
+fn find(
+    call: &Call<'_>,
+    routes: Option<&Routes>,
+    parts: &Parts,
+    token: Option<&Token>,
+) -> Result<Option<Arc<Rule>>, Refused> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     let Some(routes) = routes else { return Ok(None) };
     let (downstream, uri) = (call.downstream, &parts.uri);
@@ -254,7 +268,8 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
         &parts.headers,
         downstream.namespace(),
         downstream.source.as_ref().map_or(&NONE, |source| &source.labels),
-    );
+    )
+    .with_token(token);
     match routes.table(downstream.namespace()).find(downstream.port, &input) {
         RouteMatch::Rule(rule) => Ok(Some(rule.clone())),
         RouteMatch::Nothing => Err(Refused::NoRoute),
@@ -286,6 +301,7 @@ async fn by_default(
 async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
+    token: Option<Arc<Token>>,
     fault: Option<Injected<'_>>,
     parts: Parts,
     body: RequestBody,
@@ -293,9 +309,10 @@ async fn by_rule(
 ) -> Response<ResponseBody> {
     let Call { downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
+    if let Some(over) = (Limited { call, parts: &parts, token: token.as_deref() }).over(&rule.limits).await {
         return limited(&over, record);
     }
+    drop(token);
     if let Some(cors) = &rule.cors
         && let Some(response) = preflight(cors, &parts)
     {

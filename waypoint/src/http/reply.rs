@@ -1,7 +1,8 @@
 //! Answers: those of endpoints, and our own. Whatever the way of an answer, its end is recorded once.
 
 use crate::{
-    cluster::endpoint_set::EndpointSet,
+    clock,
+    cluster::{endpoint_set::EndpointSet, overload},
     downstream::busy::Busy,
     http::{
         body::{Error, is_idle},
@@ -73,7 +74,7 @@ enum Kind {
     Endpoint {
         incoming: Incoming,
         disposition: Option<ConnectionDisposition>,
-        _held: InFlightEndpoint,
+        held: InFlightEndpoint,
         _counter: RequestPermit,
     },
 }
@@ -164,7 +165,7 @@ impl ResponseBody {
         held: InFlightEndpoint,
         counter: RequestPermit,
     ) -> Self {
-        Self::new(Kind::Endpoint { incoming, disposition: Some(disposition), _held: held, _counter: counter })
+        Self::new(Kind::Endpoint { incoming, disposition: Some(disposition), held, _counter: counter })
     }
 
     fn new(kind: Kind) -> Self {
@@ -251,6 +252,11 @@ impl ResponseBody {
     }
 
     fn end(&mut self, whole: bool, trailers: Option<&HeaderMap>) {
+        if let Kind::Endpoint { held, .. } = &self.kind
+            && let Some(pause) = trailers.and_then(overload::of_trailers)
+        {
+            held.set.record_overload(&held.set.members[held.member], pause, clock::now());
+        }
         if let Kind::Endpoint { disposition, .. } = &mut self.kind
             && let Some(a) = disposition.take()
             && whole

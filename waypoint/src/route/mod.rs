@@ -1,5 +1,6 @@
 //! Routes as they are compiled from what the control plane sends.
 
+pub mod bucket;
 pub mod compression;
 pub mod error;
 pub mod limit;

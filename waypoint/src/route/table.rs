@@ -5,7 +5,7 @@
 mod why;
 
 use crate::{
-    authz::external::provider::Provider,
+    authz::{external::provider::Provider, jwt::Token},
     http::entry,
     route::{
         compression::Compression,
@@ -19,7 +19,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
-use karst_core::authority::Authority;
+use karst_core::{authority::Authority, claims};
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, HashMap},
@@ -39,6 +39,8 @@ pub struct RouteInput<'a> {
     pub namespace: &'a str,
     /// Labels of the caller's pod, as far as known.
     pub labels: &'a BTreeMap<String, String>,
+    /// The token, where one was verified.
+    pub token: Option<&'a Token>,
     parameters: OnceCell<Vec<(String, String)>>,
 }
 
@@ -55,7 +57,14 @@ impl<'a> RouteInput<'a> {
         namespace: &'a str,
         labels: &'a BTreeMap<String, String>,
     ) -> Self {
-        Self { path, query, method, scheme, authority, headers, namespace, labels, parameters: OnceCell::new() }
+        let parameters = OnceCell::new();
+        Self { path, query, method, scheme, authority, headers, namespace, labels, token: None, parameters }
+    }
+
+    /// With a token that was verified.
+    #[must_use]
+    pub fn with_token(self, token: Option<&'a Token>) -> Self {
+        Self { token, ..self }
     }
 
     fn parameters(&self) -> &[(String, String)] {
@@ -310,6 +319,8 @@ pub struct Rule {
     authority: Option<StringMatcher>,
     /// Name, value, and whether it must not match.
     pub headers: Vec<(HeaderName, StringMatcher, bool)>,
+    /// Of a verified token.
+    pub claims: Vec<ClaimMatch>,
     query: Vec<(String, StringMatcher, bool)>,
     labels: BTreeMap<String, String>,
     namespace: String,
@@ -343,8 +354,13 @@ impl Rule {
         let empty = ir::Match::default();
         let conditions = rule.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
-        let mut headers = vec![];
+        let (mut headers, mut claims) = (vec![], vec![]);
         for header in &conditions.headers {
+            if let Some(path) = claims::path(&header.name) {
+                let path = path.map_err(|_| CompileError::HeaderName(header.name.clone()))?;
+                claims.push(ClaimMatch { path, value: value(&header.value)?, invert: header.invert });
+                continue;
+            }
             let name = name(&header.name)?;
             let value = match &header.value {
                 Some(t) if name == http::header::HOST => authority(t)?,
@@ -374,6 +390,7 @@ impl Rule {
             scheme: text(&conditions.scheme, false)?,
             authority: conditions.authority.as_ref().map(authority).transpose()?,
             headers,
+            claims,
             query,
             labels: conditions.source_labels.clone(),
             namespace: conditions.source_namespace.clone(),
@@ -411,6 +428,7 @@ impl Rule {
             && is(&self.authority, input.authority)
             && (!path_too || path())
             && self.headers.iter().all(|(n, t, invert)| header(input, n, t, *invert) != *invert)
+            && self.claims.iter().all(|claim| claim.holds(input.token))
             && self
                 .query
                 .iter()
@@ -434,6 +452,23 @@ impl Rule {
             at = at.saturating_sub(weight);
             hit
         })
+    }
+}
+
+/// A condition on a claim of the request's token.
+#[derive(Debug)]
+pub struct ClaimMatch {
+    /// Names of claims, each within the one before.
+    pub path: Vec<String>,
+    pub value: StringMatcher,
+    /// It must not match.
+    pub invert: bool,
+}
+
+impl ClaimMatch {
+    /// Does it hold? A text matches, or one text of a list; without a token, or without the claim, nothing does.
+    pub fn holds(&self, token: Option<&Token>) -> bool {
+        token.is_some_and(|token| token.has_claim(&self.path, |text| self.value.matches(text))) != self.invert
     }
 }
 

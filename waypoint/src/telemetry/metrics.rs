@@ -1,8 +1,9 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
-    authz::external::counts::Counts as ExternalCounts,
+    authz::{external::counts::Counts as ExternalCounts, token_cache::Counts as TokenCounts},
     downstream::{gate::Gate, udp},
+    quota::counts::Counts as SharedLimitCounts,
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
@@ -161,6 +162,10 @@ pub struct Metrics {
     pub external: ExternalCounts,
     /// Of datagrams.
     pub udp: udp::counts::Counts,
+    /// Of tokens.
+    pub tokens: Arc<TokenCounts>,
+    /// Of rate limits that replicas count together.
+    pub shared_limits: SharedLimitCounts,
 }
 
 impl Metrics {
@@ -218,6 +223,8 @@ impl Metrics {
         self.spans.render(&mut out);
         self.external.render(&mut out);
         self.udp.render(&mut out);
+        self.tokens.render(&mut out);
+        self.shared_limits.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

@@ -74,8 +74,8 @@ const USED: &[(&str, &[&str])] = &[
     (
         "HTTPFilter",
         &[
-            "spec.targetRefs[].{group,kind,name}",
-            "spec.rateLimits[].{requests,per,burst,by}",
+            "spec.targetRefs[].{group,kind,name,sectionName}",
+            "spec.rateLimits[].{requests,per,burst,by,keys[].{type,name},scope}",
             "spec.maxRequestBytes",
             "spec.compression.{minBytes,contentTypes[]}",
         ],

@@ -49,6 +49,8 @@ pub(crate) struct Objects<'a> {
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
+    /// Those for a VirtualService, by its namespace and name.
+    pub filters_of: HashMap<(&'a str, &'a str), Vec<&'a HTTPFilter>>,
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
@@ -98,6 +100,7 @@ impl<'a> Objects<'a> {
             udp_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
+            filters_of: HashMap::new(),
             backend_tls: vec![],
             config_maps: HashMap::new(),
             class_parameters: HashMap::new(),
@@ -166,6 +169,9 @@ impl<'a> Objects<'a> {
                 Object::UDPRoute(r) => index.udp_routes.push((located, r)),
                 Object::HTTPFilter(f) => {
                     index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
+                    for target in f.spec.target_refs.iter().filter(|t| t.kind == "VirtualService") {
+                        index.filters_of.entry((&f.metadata.namespace, &target.name)).or_default().push(f);
+                    }
                     index.http_filters.push((located, f));
                 }
                 Object::BackendTLSPolicy(b) => index.backend_tls.push((located, b)),

@@ -167,7 +167,7 @@ pub(crate) fn compile(
         report(at, &tokens::problems(objects, r));
     }
     for (at, f) in &objects.http_filters {
-        report(at, &filter::attach(f, &hosts, model));
+        report(at, &filter::attach(objects, f, &hosts, model));
     }
     let (mut backends, bad) = destination_rule::compile(objects, &hosts, old.rules, &mut cache.rules);
     for (at, bad) in bad {

@@ -13,6 +13,7 @@ pub(crate) mod build;
 pub(crate) mod cache;
 mod delegate;
 mod destination_rule;
+mod fault;
 pub(crate) mod filter;
 pub(crate) mod gateway_api;
 pub(crate) mod scalar;
