@@ -107,7 +107,7 @@ pub fn ending(
     to: SocketAddr,
     fits: impl Fn(&Workload) -> bool,
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    let target = |listed: &[(u16, u16)]| target(svc, listed, to.port());
+    let target = |_: &Workload, listed: &[(u16, u16)]| target(svc, listed, to.port());
     gather(snapshot, source, svc, to.ip(), &[], |w| w.draining, (&fits, &target))
 }
 

@@ -231,8 +231,8 @@ impl Destination {
     /// `is_ipv6`: the socket is of that family, and has addresses of IPv4 mapped.
     fn new(is_ipv6: bool, to: SocketAddr, from: IpAddr) -> Self {
         // SAFETY: an all-zero sockaddr_in6 is valid.
-        let mut out =
-            Self { name: unsafe { zeroed() }, name_length: 0, control: Control([0; CONTROL]), control_length: 0 };
+        let name = unsafe { zeroed() };
+        let mut out = Self { name, name_length: 0, control: Control([0; CONTROL]), control_length: 0 };
         if is_ipv6 {
             let (ip, scope) = match to {
                 SocketAddr::V4(to) => (to.ip().to_ipv6_mapped(), 0),

@@ -75,7 +75,7 @@ mod tests {
         ] {
             let mut map = HeaderMap::new();
             for (name, value) in &headers {
-                map.insert(*name, HeaderValue::from_static(*value));
+                map.insert(*name, HeaderValue::from_static(value));
             }
             let status = StatusCode::from_u16(status).unwrap_or_default();
             assert_eq!(of_head(status, &map), wanted, "{status} {headers:?}");

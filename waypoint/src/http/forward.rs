@@ -169,7 +169,7 @@ impl Forwarding<'_> {
             if let (Some(fault), None | Some(Err(_))) = (self.faults.as_ref().and_then(|faults| faults.get()), &sent) {
                 // The endpoint has lost the request by its client's fault.
                 if let Some(spans) = &mut record.spans {
-                    spans.failed(ResponseFlag::BadRequest);
+                    spans.failed(ResponseFlag::BadRequest, Instant::now());
                 }
                 return refused_body(fault, record);
             }

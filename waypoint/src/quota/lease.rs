@@ -199,7 +199,9 @@ impl Leases {
     pub fn failed(&self, bucket: Bucket) {
         if let Some(lease) = self.all.borrow_mut().get_mut(&bucket) {
             lease.asked = None;
-            lease.waiting.drain(..).for_each(|waiter| drop(waiter.send(Verdict::Away)));
+            for waiter in lease.waiting.drain(..) {
+                let _ = waiter.send(Verdict::Away);
+            }
         }
     }
 

@@ -114,7 +114,7 @@ pub(crate) mod tests {
     #[test]
     fn a_key_has_32_bytes_and_is_not_printed() {
         let short = ir::SessionKey { secret: vec![b'x'; 31] };
-        assert_eq!(SessionKeys::new(&[short.clone()]).unwrap_err(), KeyError(31));
+        assert_eq!(SessionKeys::new(std::slice::from_ref(&short)).unwrap_err(), KeyError(31));
         assert_eq!(format!("{:?} {short:?}", keys(b"xx")), "SessionKeys(2) SessionKey { .. }");
     }
 }

@@ -341,7 +341,7 @@ mod tests {
             status: Some(karst_api::otlp::Status { message: String::new(), code: StatusCode::Error as i32 }),
             flags: SAMPLED,
         };
-        assert_eq!(all.scope_spans[0].spans, [wanted.clone()]);
+        assert_eq!(all.scope_spans[0].spans, std::slice::from_ref(&wanted));
         // The bytes are those that the message itself has.
         let spans = vec![wanted];
         let scope_spans = vec![karst_api::otlp::ScopeSpans { scope: all.scope_spans[0].scope.clone(), spans }];

@@ -181,7 +181,7 @@ impl Request<'_> {
             tags.text("http.protocol", info.protocol);
             tags.text("downstream_cluster", "-");
             let user_agent = text(info.user_agent.as_ref());
-            tags.text("user_agent", if user_agent.is_empty() { "-" } else { &*user_agent });
+            tags.text("user_agent", if user_agent.is_empty() { "-" } else { &user_agent });
             tags.decimal("request_size", info.received.get());
             tags.decimal("response_size", sent);
             tags.text("peer.address", peer.as_str());

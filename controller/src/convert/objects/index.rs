@@ -50,7 +50,7 @@ pub(crate) struct Objects<'a> {
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
     /// Those for a VirtualService, by its namespace and name.
-    pub filters_of: HashMap<(&'a str, &'a str), Vec<&'a HTTPFilter>>,
+    pub filters_of: HashMap<&'a str, HashMap<&'a str, Vec<&'a HTTPFilter>>>,
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
@@ -170,7 +170,8 @@ impl<'a> Objects<'a> {
                 Object::HTTPFilter(f) => {
                     index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
                     for target in f.spec.target_refs.iter().filter(|t| t.kind == "VirtualService") {
-                        index.filters_of.entry((&f.metadata.namespace, &target.name)).or_default().push(f);
+                        let here = index.filters_of.entry(&f.metadata.namespace).or_default();
+                        here.entry(&target.name).or_default().push(f);
                     }
                     index.http_filters.push((located, f));
                 }

@@ -10,7 +10,7 @@ use crate::{
     downstream::{context::Downstream, gateway::UdpListener, udp::counts::Dropped},
     route::table::TcpRule,
     snapshot::Snapshot,
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
 use karst_api::route as ir;
 use karst_proxy::{endpoints, state::Service};
@@ -115,7 +115,7 @@ pub fn choose(
     downstream: &Downstream,
 ) -> Result<Way, NoWay> {
     let rule = rule(snapshot, listener, downstream).ok_or(Dropped::NoRoute)?;
-    let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()));
+    let destination = rule.choose();
     let destination = destination.filter(|d| d.refuse_status == 0).ok_or(Dropped::NoDestination)?;
     let service = snapshot.mesh.services.get(&*destination.service).ok_or(Dropped::NoDestination)?;
     let port = port(service, destination).ok_or(Dropped::NoDestination)?;

@@ -159,16 +159,16 @@ fn in_gateway_api_an_attempt_over_its_time_is_cancelled_and_sent_again() {
 fn in_gateway_api_only_the_codes_of_the_rule_count() {
     run(async {
         const ALL: &[u32] = &[500, 502, 503, 504];
-        let table: [(u32, &[u32], usize, u16, (u16, usize)); 7] = [
-            (3, &[500], 2, 500, (200, 3)),
-            (3, &[500], 4, 500, (500, 4)),
-            (3, &[500], 2, 503, (503, 1)),
+        const ONE: &[u32] = &[500];
+        for (attempts, asked, fails, with, want) in [
+            (3, ONE, 2, 500, (200, 3)),
+            (3, ONE, 4, 500, (500, 4)),
+            (3, ONE, 2, 503, (503, 1)),
             (2, ALL, 1, 502, (200, 2)),
             (2, ALL, 3, 504, (504, 3)),
             (0, ALL, 1, 500, (500, 1)),
             (1, &[], 1, 503, (503, 1)),
-        ];
-        for (attempts, asked, fails, with, want) in table {
+        ] {
             let rules = of_gateway_api(attempts, |r| r.codes = asked.to_vec());
             let m = Mesh::of(rules, move |n, _| status(if n < fails { with } else { 200 }));
             assert_eq!((m.ask(get("/")).await.0.as_u16(), m.count()), want, "{attempts} {asked:?} {fails} {with}");

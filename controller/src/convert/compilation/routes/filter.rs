@@ -191,7 +191,7 @@ pub(crate) fn of_virtual_service<'a>(
     objects: &Objects<'a>,
     (ns, name, route): (&str, &str, &str),
 ) -> impl Iterator<Item = &'a HTTPFilter> {
-    let all = objects.filters_of.get(&(ns, name)).map_or(&[][..], Vec::as_slice);
+    let all = objects.filters_of.get(ns).and_then(|here| here.get(name)).map_or(&[][..], Vec::as_slice);
     let is_for = move |t: &FilterTargetRef| {
         let is_here = t.name == name && t.namespace.as_deref().is_none_or(|other| other == ns);
         is_virtual_service(t) && is_here && t.section_name.as_deref().is_none_or(|section| section == route)
