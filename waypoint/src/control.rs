@@ -171,7 +171,9 @@ mod tests {
         let gateway = ir::Gateway {
             listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
             credentials: [("c".to_string(), pair())].into(),
+            backend_certificate: Some(ir::BackendCertificate { pair: Some(pair()), ..Default::default() }),
             telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
+            session_keys: vec![ir::SessionKey { secret: "secret".into() }],
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();

@@ -16,7 +16,10 @@ pub use answer::{
 pub use noted::Noted;
 
 use crate::{
-    authz::access::{Access, Request, Verdict},
+    authz::{
+        access::{Access, Request, Verdict},
+        jwt::{Cache, Token},
+    },
     cluster::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
@@ -191,7 +194,7 @@ impl Waypoint {
         }
         let asked =
             policies.map(|access| asked(access, (downstream, client.ip()), &head, authority)).unwrap_or_default();
-        let token = match policies.map(|access| access.tokens.verify(&mut head)) {
+        let token = match policies.map(|access| access.tokens.verify(&mut head, &mut Cache::default())) {
             None => None,
             Some(Ok(token)) => token,
             Some(Err(why)) => return Decision::answered(StatusCode::UNAUTHORIZED, why.to_string()),
@@ -204,19 +207,26 @@ impl Waypoint {
             path: &path,
             headers: &head.headers,
             known: None,
-            token: token.as_ref().or(assumed.as_ref()),
+            token: token.as_deref().or(assumed.as_ref()),
         };
         let access = self.judge(policies, downstream, client.ip(), Some(request));
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (mut route, end) = self.routed(downstream, routes, &head, authority);
+        let token = token.as_deref().or(assumed.as_ref());
+        let (mut route, end) = self.routed(downstream, routes, (&head, authority), token);
         route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 
-    fn routed(&self, downstream: &Downstream, routes: Option<&Routes>, head: &Parts, authority: &str) -> (Route, End) {
+    fn routed(
+        &self,
+        downstream: &Downstream,
+        routes: Option<&Routes>,
+        (head, authority): (&Parts, &str),
+        token: Option<&Token>,
+    ) -> (Route, End) {
         let none = BTreeMap::new();
         let labels = downstream.source.as_ref().map_or(&none, |source| &source.labels);
         let input = RouteInput::new(
@@ -228,7 +238,8 @@ impl Waypoint {
             &head.headers,
             downstream.namespace(),
             labels,
-        );
+        )
+        .with_token(token);
         let table = routes.map(|r| r.table(downstream.namespace()));
         let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
         let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));

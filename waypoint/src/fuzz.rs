@@ -5,6 +5,7 @@ use crate::{
     authz::{
         access::{Access, AuditEvent, AuthzContext, Request},
         external::{answer::Answer, grpc},
+        jwt::Cache,
     },
     downstream::gateway::Gateway,
     http::{
@@ -259,7 +260,7 @@ async fn carried(data: &[u8]) {
             }
         })
     };
-    let serving = codec::server1(None).serve_connection(TokioIo::new(front), on);
+    let serving = codec::server1(None, codec::HeadLimits::default()).serve_connection(TokioIo::new(front), on);
     let talking = async {
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;
@@ -332,7 +333,7 @@ impl Judge {
             Err(why) => return refused(why.status()),
         };
         self.0.headers().drop_alike(&mut head.headers);
-        let token = match self.0.tokens.verify(head) {
+        let token = match self.0.tokens.verify(head, &mut Cache::default()) {
             Ok(token) => token,
             Err(_) => return refused(StatusCode::UNAUTHORIZED),
         };
@@ -343,7 +344,7 @@ impl Judge {
             path: &path,
             headers: &head.headers,
             known: None,
-            token: token.as_ref(),
+            token: token.as_deref(),
         };
         self.judge(caller, Some(request), Some(entry.authority.value().clone()))
     }

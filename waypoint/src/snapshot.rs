@@ -88,6 +88,11 @@ impl Snapshot {
         self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
     }
 
+    /// May clients be bound to endpoints?
+    pub fn has_sessions(&self) -> bool {
+        self.gateway.as_ref().is_some_and(|g| !g.session_keys.is_empty())
+    }
+
     /// Who in front of us is believed.
     pub fn topology(&self) -> Topology {
         self.gateway.as_ref().map(|g| g.topology).unwrap_or_default()

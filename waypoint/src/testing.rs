@@ -13,7 +13,7 @@ use crate::{
     snapshot::Snapshot,
     spans::{
         export,
-        queue::{Finished, Queue},
+        queue::{Batch, Queue},
     },
     telemetry::metrics::Metrics,
     upstream::connector::Connector,
@@ -56,7 +56,7 @@ pub(crate) struct Plane {
     pub(crate) worker: Rc<Worker>,
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
-    spans: mpsc::Receiver<Finished>,
+    spans: mpsc::Receiver<Batch>,
     _drain: Drain,
     _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
@@ -105,10 +105,13 @@ impl Plane {
             stream: stream.subscribe(),
             questions,
             metrics,
+            quota: crate::quota::table::Table::default(),
             spans: queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
+            // No port is ever opened here.
+            udp_ports: watch::channel(Default::default()).1,
             flows: karst_proxy::flows::Books::new(1, true),
             taps: karst_proxy::tap::Taps::new("own"),
         };

@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::access::Denial,
+    authz::{access::Denial, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -14,11 +14,13 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gate::Gate,
         ports::Ports,
-        stream,
+        stream, udp,
         upgrade::Upgrade,
     },
+    http::encoders::Encoders,
+    quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
-    spans::queue::Queue,
+    spans::{queue::Queue, recorder::flush_in_time},
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
@@ -72,12 +74,16 @@ pub struct Shared {
     pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// Of rate limits that replicas count together, the buckets that are kept here.
+    pub quota: Table,
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
     pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
+    /// Those of datagrams.
+    pub udp_ports: watch::Receiver<udp::ports::Ports>,
     /// What was seen lately.
     pub flows: Books,
     /// Takes the spans of requests that are traced.
@@ -105,15 +111,6 @@ struct Sets {
     called: HashMap<(ClusterKey, String), Rc<EndpointSet>>,
 }
 
-/// What is decided by turns; each has its own, or one decision would follow from the other.
-#[derive(Clone, Copy, Debug)]
-pub enum SampleKind {
-    Weight,
-    Delay,
-    Abort,
-    Mirror,
-}
-
 /// A snapshot, counted within a worker: what all workers share is counted once, when it changes.
 #[allow(clippy::redundant_allocation, reason = "the outer count is the worker's own, the inner one is of all of them")]
 pub type Latest = Rc<Arc<Snapshot>>;
@@ -132,8 +129,9 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     pub conns: Rc<Conns>,
+    /// For answers that are compressed.
+    pub encoders: Rc<Encoders>,
     seed: Cell<u64>,
-    samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     /// Each caller's share of this worker.
@@ -144,6 +142,10 @@ pub struct Worker {
     latest: RefCell<Latest>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
+    /// Those that were verified lately. Borrowed only while a request's are looked at.
+    pub tokens: RefCell<jwt::Cache>,
+    /// Of buckets that other replicas keep.
+    pub leases: Leases,
 }
 
 impl Worker {
@@ -166,6 +168,7 @@ impl Worker {
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
+        tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {
@@ -174,6 +177,8 @@ impl Worker {
             connector,
             settings,
             flows: shared.flows.recorder(),
+            tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,
@@ -181,8 +186,8 @@ impl Worker {
             drain,
             lingering,
             conns: Rc::default(),
+            encoders: Rc::default(),
             seed: Cell::new(rand::random()),
-            samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
             state: RefCell::new(state),
@@ -356,20 +361,6 @@ impl Worker {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % bound.max(1)
-    }
-
-    /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one
-    /// goes to the second, not none or three. (Multiples of the golden ratio.)
-    pub fn sample(&self, of: SampleKind, n: u64) -> u64 {
-        let c = &self.samples[of as usize];
-        let x = c.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        c.set(x);
-        ((u128::from(x) * u128::from(n)) >> 64) as u64
-    }
-
-    /// True for so many of a million, evenly.
-    pub fn chance(&self, of: SampleKind, per_million: u32) -> bool {
-        per_million > 0 && self.sample(of, 1_000_000) < u64::from(per_million)
     }
 }
 

@@ -82,6 +82,11 @@ pub fn balanced(n: u32) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::from(0x0a62_0000 + n)
 }
 
+/// Is it one of them?
+pub fn is_balanced(ip: std::net::Ipv4Addr) -> bool {
+    ip.octets()[..2] == [10, 98]
+}
+
 /// Values that kubelet changes for the whole machine; put back at the end.
 const SYSCTLS: [&str; 3] = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"];
 

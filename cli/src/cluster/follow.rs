@@ -3,8 +3,11 @@
 use super::{connect::Cluster, pods::PodName};
 use crate::problem::Problem;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Response, body::Bytes, body::Incoming};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::http1::SendRequest,
+};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -30,15 +33,13 @@ impl Cluster {
         let what = || format!("pod {pod}, port {port}, {}", path.split('?').next().unwrap_or_default());
         let next = "look at the pod: `kubectl describe pod` and its log";
         let broken = |e: &dyn std::fmt::Display| Problem::new(what()).because(e).next(next);
-        let stream = self.dial(pod, port).await?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
         let request = Request::builder()
             .uri(path)
             .header("host", format!("localhost:{port}"))
             .body(Empty::<Bytes>::new())
             .map_err(|e| broken(&e))?;
-        let read = async {
+        let (what, broken) = (&what, &broken);
+        let read = |mut sender: SendRequest<_>| async move {
             let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
             let answer = answer.map_err(|_| broken(&format!("no answer within {} s", PATIENCE.as_secs())))?;
             let answer = answer.map_err(|e| broken(&e))?;
@@ -55,15 +56,7 @@ impl Cluster {
             }
             each_line(answer, lines).await.map_err(|e| broken(&e))
         };
-        tokio::pin!(read);
-        tokio::select! {
-            done = &mut read => done,
-            ended = connection => match ended {
-                // Closed after all was read.
-                Ok(()) => read.await,
-                Err(e) => Err(broken(&e)),
-            },
-        }
+        self.on_connection(pod, port, broken, read).await
     }
 }
 

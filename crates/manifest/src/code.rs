@@ -60,9 +60,11 @@ pub const CODES: &[(u16, &str)] = &[
     (122, "not a usable key set"),
     (123, "jwksUri leads to an address that is not allowed"),
     (124, "not the name of a trust domain"),
+    (125, "the discovery document of an issuer cannot be used"),
     (130, "ztunnel cannot ask a provider of external authorization"),
     (131, "the provider is not in extensionProviders, or decides about no requests"),
     (132, "a provider of external authorization is asked before tokens are verified"),
+    (133, "a route asks about claims, and no RequestAuthentication verifies tokens"),
     (201, "wildcard hosts do not fit the resolution"),
     (202, "address ranges do not fit the resolution"),
     (203, "endpoints do not fit the resolution"),
@@ -107,6 +109,7 @@ pub const CODES: &[(u16, &str)] = &[
     (512, "the kind of route is not supported by the listener"),
     (513, "the type of address is not supported"),
     (514, "listeners of the Gateway are not valid"),
+    (518, "the Gateway does not take the ListenerSet"),
     (601, "not a CEL expression that can be evaluated"),
     (602, "not the name of a label"),
     (603, "REMOVE with a value"),
@@ -129,6 +132,9 @@ pub const CODES: &[(u16, &str)] = &[
     (802, "the time of karst explain --at is in the future"),
     (803, "the configuration of a time is not kept any more, or not yet"),
     (900, "the object is always rejected: a probe of the webhook"),
+    (911, "the head of a request is larger than it may be"),
+    (912, "the body of a request is larger than it may be"),
+    (913, "the body of a gRPC-Web request is not base64"),
 ];
 
 /// Codes that were given once, and are not used any more.

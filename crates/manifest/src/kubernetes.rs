@@ -37,8 +37,8 @@ pub struct ServiceAccount {
 #[serde(default)]
 pub struct ConfigMap {
     pub metadata: Meta,
-    /// Certificates, parameters of Gateways ([`PARAMETERS`]) and the mesh configuration only: nothing else is read, and it may be
-    /// large.
+    /// Certificates, revocation lists, parameters of Gateways ([`PARAMETERS`]) and the mesh configuration only: nothing else is
+    /// read, and it may be large.
     #[serde(deserialize_with = "read_keys")]
     pub data: ConfigData,
 }
@@ -56,7 +56,8 @@ pub const PARAMETERS: [&str; 5] =
 fn read_keys<'de, D: serde::Deserializer<'de>>(d: D) -> Result<ConfigData, D::Error> {
     let mut all = ConfigData::deserialize(d)?;
     all.retain(|k, _| {
-        k.ends_with(".crt") || k.ends_with(".pem") || k == mesh_config::KEY || PARAMETERS.contains(&k.as_str())
+        let is_read = [".crt", ".crl", ".pem"].iter().any(|end| k.ends_with(end));
+        is_read || k == mesh_config::KEY || PARAMETERS.contains(&k.as_str())
     });
     Ok(all)
 }

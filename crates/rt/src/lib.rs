@@ -26,3 +26,4 @@ pub mod sock_diag;
 pub mod socket;
 pub mod splice;
 pub mod turns;
+pub mod udp;

@@ -15,6 +15,23 @@ const OVERPROVISIONED: u64 = 140;
 /// In slow start an endpoint gets at least this part of its share, per cent (Istio).
 const WARM_MINIMUM: u64 = 10;
 
+/// An overloaded endpoint gets this part of its share, per cent: never nothing, or nobody would see that it is better.
+const OVERLOADED: u64 = 10;
+
+/// What an endpoint's share follows from besides itself.
+#[derive(Clone, Copy)]
+struct Moment {
+    now: u64,
+    /// Overloaded endpoints get less.
+    spares: bool,
+}
+
+impl Moment {
+    fn is_spared(self, m: &LbEndpoint) -> bool {
+        self.spares && m.state.is_overloaded(self.now)
+    }
+}
+
 /// Which endpoints a request may go to, now. `tried`: by their places.
 struct Look<'a> {
     set: &'a EndpointSet,
@@ -59,13 +76,20 @@ pub fn choose_at(
     mut random: impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     let look = Look::at(now, set, tried);
+    let moment = Moment { now, spares: set.overload_active(now) };
     let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
-    choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
-        .or_else(|| choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
+    choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_usable(m), &mut random)
+        .or_else(|| choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
         .or_else(|| match tried {
             [] => None,
-            _ => choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
+            _ => choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
         })
+}
+
+/// May a client that was at an endpoint go on there? Until it ends it may.
+pub fn is_usable(set: &EndpointSet, index: usize, now: u64) -> bool {
+    let look = Look::at(now, set, &[]);
+    set.members.get(index).is_some_and(|m| (m.group.is_some() || m.workload.draining) && look.is_usable(m))
 }
 
 /// Is there another endpoint that would come before this one, if it has failed?
@@ -98,12 +122,12 @@ fn choose_from(
     set: &EndpointSet,
     first: usize,
     hash: Option<u64>,
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     if let [_] = set.groups[..] {
-        return choose_in_group(set, 0, hash, now, usable, random);
+        return choose_in_group(set, 0, hash, moment, usable, random);
     }
     let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&set.members[*i as usize]));
     let of = |priority: usize| set.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
@@ -115,7 +139,7 @@ fn choose_from(
         at = at.saturating_sub(u64::from(g.weight));
         hit
     })?;
-    choose_in_group(set, group, hash, now, usable, random)
+    choose_in_group(set, group, hash, moment, usable, random)
 }
 
 /// One of a group.
@@ -123,7 +147,7 @@ fn choose_in_group(
     set: &EndpointSet,
     group: usize,
     hash: Option<u64>,
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
@@ -135,40 +159,49 @@ fn choose_in_group(
             on_ring(set, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
         }
         // Without anything to hash: any.
-        Method::Random | Method::RingHash | Method::Maglev => draw(set, among, now, usable, random),
+        Method::Random | Method::RingHash | Method::Maglev => draw(set, among, moment, usable, random),
         Method::RoundRobin => {
             let turn = |_| among[set.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
-            (0..among.len()).map(turn).find(|i| usable(&set.members[*i]))
+            let takes_turn = |i: &usize| {
+                let m = &set.members[*i];
+                usable(m) && (!moment.is_spared(m) || random(100) < OVERLOADED)
+            };
+            let turns = || (0..among.len()).map(turn);
+            turns().find(takes_turn).or_else(|| turns().find(|i| usable(&set.members[*i])))
         }
         Method::LeastRequest | Method::PeakEwma => {
-            let first = draw(set, among, now, usable, random)?;
+            let first = draw(set, among, moment, usable, random)?;
             // Another one, if there is one.
             let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &set.members[first]);
-            let second = if among.len() == 1 { first } else { draw(set, among, now, &other, random).unwrap_or(first) };
+            let second =
+                if among.len() == 1 { first } else { draw(set, among, moment, &other, random).unwrap_or(first) };
             let cost = |i: usize| {
                 let m = &set.members[i];
                 let active = u64::from(m.state.active.load(Relaxed)) + 1;
-                let latency = if method == Method::PeakEwma { m.state.latency(now).max(1) } else { 1 };
+                let latency = if method == Method::PeakEwma { m.state.latency(moment.now).max(1) } else { 1 };
                 active * latency / u64::from(m.workload.capacity.max(1))
             };
-            Some(if cost(second) < cost(first) { second } else { first })
+            // What an overloaded one still gets, it gets by being drawn first; as the second it must be far less busy.
+            let handicap = if moment.is_spared(&set.members[second]) { 100 / OVERLOADED } else { 1 };
+            Some(if cost(second).saturating_mul(handicap) < cost(first) { second } else { first })
         }
     }
 }
 
-/// One of those that can be used, by capacity and warmth.
+/// One of those that can be used, by capacity, warmth and overload.
 fn draw(
     set: &EndpointSet,
     among: &[u32],
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     let weight = |member: &LbEndpoint| {
         let warmup = set.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
-        let age = now.saturating_sub(member.state.since);
+        let age = moment.now.saturating_sub(member.state.since);
         let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
-        u64::from(member.workload.capacity) * part
+        let share = if moment.is_spared(member) { OVERLOADED } else { 100 };
+        u64::from(member.workload.capacity) * part * share
     };
     if among.is_empty() {
         return None;
@@ -329,6 +362,44 @@ mod tests {
         e.avoid();
         let (now, time) = (clock::now(), limits::AVOID.as_millis() as u64);
         assert!(e.is_avoided(now) && e.is_avoided(now + time - 1_000) && !e.is_avoided(now + time));
+    }
+
+    #[test]
+    fn an_overloaded_one_gets_less_and_never_nothing() {
+        let overloaded = |m: Method, n: usize, which: &[usize]| {
+            let s = with(m, n);
+            let pause = std::time::Duration::from_secs(60);
+            which.iter().for_each(|i| s.record_overload(&s.members[*i], pause, clock::now()));
+            s
+        };
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            // An eleventh of two.
+            let c = counts(&overloaded(m, 2, &[0]), 4000, |_| None);
+            assert!((200..600).contains(&c[0]), "{m:?} {c:?}");
+            let c = counts(&overloaded(m, 4, &[1, 2]), 4000, |_| None);
+            assert!(c[1] > 0 && c[2] > 0 && c[0] > 1000 && c[3] > 1000, "{m:?} {c:?}");
+            // Of three, two: that is more than half, and all are one.
+            let c = counts(&overloaded(m, 3, &[0, 1]), 3000, |_| None);
+            assert!(c.iter().all(|n| (750..1250).contains(n)), "{m:?} {c:?}");
+            assert_eq!(counts(&overloaded(m, 1, &[0]), 10, |_| None), [10], "{m:?}");
+        }
+        // Whom a hash sends there stays.
+        let c = counts(&overloaded(Method::RingHash, 2, &[0]), 4000, |k| Some(hash(&k.to_le_bytes())));
+        assert!(c.iter().all(|n| (1200..2800).contains(n)), "{c:?}");
+        // Those that are left are used whoever is overloaded.
+        let s = overloaded(Method::LeastRequest, 2, &[1]);
+        assert_eq!(choose(&s, None, &[0], |_| 0), Some(1));
+    }
+
+    #[test]
+    fn an_overload_ends_when_the_endpoint_has_said() {
+        let s = with(Method::LeastRequest, 2);
+        let now = clock::now();
+        assert!(!s.overload_active(now));
+        s.record_overload(&s.members[0], std::time::Duration::from_secs(5), now);
+        assert!(s.overload_active(now) && s.overload_active(now + 4999) && !s.overload_active(now + 5000));
+        s.record_overload(&s.members[0], std::time::Duration::from_secs(1), now);
+        assert!(!s.overload_active(now + 1000), "its last word counts");
     }
 
     #[test]

@@ -9,22 +9,24 @@ use crate::{
         locality::{self, LocalityGroup},
         ring, tls,
     },
+    session::rules::SessionRules,
     snapshot::Snapshot,
     telemetry::stream_info::Chosen,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates_of, waypoints},
+    endpoints::{self, candidates_of, udp_candidates, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
-    collections::HashMap,
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -49,6 +51,8 @@ pub struct Cluster {
     pub pending: AtomicU32,
     pub retries: AtomicU32,
     pub round_robin: AtomicUsize,
+    /// Until when one of the endpoints may be overloaded: before, nobody looks.
+    overloaded: AtomicU64,
     /// Requests on HTTP/1.1 connections at a time, if there is a limit.
     connections: Mutex<(u32, Arc<Semaphore>)>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
@@ -88,6 +92,10 @@ pub struct EndpointSet {
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
+    /// How clients come back to the same endpoint, if they do and no rule says otherwise.
+    pub session: Option<Arc<SessionRules>>,
+    /// Members by what they are called in sessions, made when it is first wanted.
+    session_ids: OnceCell<HashMap<u64, usize>>,
 }
 
 impl Clusters {
@@ -109,6 +117,7 @@ impl Clusters {
                     pending: AtomicU32::new(0),
                     retries: AtomicU32::new(0),
                     round_robin: AtomicUsize::new(0),
+                    overloaded: AtomicU64::new(0),
                     connections: Mutex::new((0, Arc::new(Semaphore::new(0)))),
                     endpoints: Mutex::default(),
                 })
@@ -126,13 +135,18 @@ impl Clusters {
     ) -> Option<EndpointSet> {
         let service = snapshot.mesh.services.get(&key.service)?.clone();
         // A port that a service does not have leads nowhere, whatever listens at that number.
-        if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+        let is_port = match key.udp {
+            true => service.udp_ports.contains(&key.port),
+            false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
+        };
+        if !is_port {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
-        let asks_waypoint = self.gateway && service.ingress_waypoint && !service.waypoints.is_empty();
+        // Waypoints take no datagrams.
+        let asks_waypoint = self.gateway && !key.udp && service.ingress_waypoint && !service.waypoints.is_empty();
         let via_waypoint = asks_waypoint.then(|| asked_as(&service, key.port, preferred_family));
-        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
+        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none() && !key.udp;
         let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
             "" => None,
@@ -147,12 +161,14 @@ impl Clusters {
         };
         let policy = Arc::new(policy.cloned().unwrap_or_default());
         let cluster = self.get(snapshot, key);
-        let found = match asks_waypoint {
-            true => {
+        let to = SocketAddr::new(preferred_family, key.port);
+        let found = match (asks_waypoint, key.udp) {
+            (true, _) => {
                 let all = service.waypoints.iter();
                 all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
             }
-            false => endpoints(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset),
+            (false, true) => udp_endpoints(snapshot, own, &service, to),
+            (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
         let mut members = cluster.members(found);
         let ring = ring::ring(&policy, &members);
@@ -163,9 +179,16 @@ impl Clusters {
                 members[*member as usize].group = Some(number);
             }
         }
+        if !asks_waypoint && snapshot.has_sessions() {
+            // Nobody else is sent there: they are in no group.
+            let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
+            let mut ending = ending(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset);
+            ending.retain(|(workload, _)| !known.contains(&workload.uid));
+            members.extend(cluster.members(ending));
+        }
         let dynamic_endpoint = match (by_name, service.mode) {
             (true, _) => Some(DynamicEndpoint::Name),
-            (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
+            (false, Mode::Passthrough) if !key.udp => Some(DynamicEndpoint::Address),
             (false, _) => None,
         };
         let host = service.hostname.clone();
@@ -175,6 +198,7 @@ impl Clusters {
         let key = key.clone();
         let baggage = own.baggage.clone();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
+        let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
             key,
             service,
@@ -190,6 +214,8 @@ impl Clusters {
             pool_partition,
             baggage,
             tls,
+            session,
+            session_ids: OnceCell::new(),
         })
     }
 }
@@ -209,9 +235,38 @@ fn endpoints(
     to: SocketAddr,
     subset: Option<&ir::Subset>,
 ) -> Vec<(Arc<Workload>, SocketAddr)> {
-    let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-    let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
+    let all = candidates_of(&snapshot.mesh, own, service, to, &[], |w| fits(w, subset));
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// The same for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// (`lent` in `upstream/open.rs`).
+fn udp_endpoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = udp_candidates(&snapshot.mesh, own, service, to).into_iter();
+    let own = |w: &Workload| !w.hbone || w.namespace == service.namespace;
+    all.filter(|(workload, ..)| own(workload)).map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Those that are about to end.
+fn ending(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+    subset: Option<&ir::Subset>,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = endpoints::ending(&snapshot.mesh, own, service, to, |w| fits(w, subset));
+    all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Is it of a subset? None: that of all.
+fn fits(workload: &Workload, subset: Option<&ir::Subset>) -> bool {
+    subset.is_none_or(|x| x.labels.iter().all(|(k, v)| workload.labels.get(k) == Some(v)))
 }
 
 impl Cluster {
@@ -279,7 +334,15 @@ impl EndpointSet {
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
+            session: None,
+            session_ids: OnceCell::new(),
         }
+    }
+
+    /// The member that is called so in sessions.
+    pub fn place_of(&self, session_id: u64) -> Option<usize> {
+        let all = || self.members.iter().enumerate().map(|(index, m)| (m.session_id(), index)).collect();
+        self.session_ids.get_or_init(all).get(&session_id).copied()
     }
 
     /// Notes how long an answer of a member took that came at this time, where that decides about the next one.
@@ -287,6 +350,22 @@ impl EndpointSet {
         if self.policy.balance.as_ref().is_some_and(|b| b.method() == ir::Method::PeakEwma) {
             member.state.record_latency(took, now);
         }
+    }
+
+    /// Notes that a member has too much to do for so long from now on. Its last word counts.
+    pub fn record_overload(&self, member: &LbEndpoint, pause: Duration, now: u64) {
+        let until = now + pause.as_millis() as u64;
+        member.state.overloaded.store(until, Relaxed);
+        self.cluster.overloaded.fetch_max(until, Relaxed);
+    }
+
+    /// Do overloaded members get less? Not where more than half of them are: the others would get what is too much for all.
+    pub fn overload_active(&self, now: u64) -> bool {
+        if self.cluster.overloaded.load(Relaxed) <= now {
+            return false;
+        }
+        let overloaded = self.members.iter().filter(|m| m.state.is_overloaded(now)).count();
+        overloaded > 0 && 2 * overloaded <= self.members.len()
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
@@ -362,7 +441,7 @@ pub(crate) mod tests {
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
-        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }
 
@@ -394,7 +473,7 @@ pub(crate) mod tests {
         s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let at = |port: u16| {
-            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
@@ -411,7 +490,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |client: &str| {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
@@ -442,7 +522,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |subset: &str| -> Vec<String> {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default(), udp: false };
             let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
             set.members.iter().map(|m| m.workload.name.to_string()).collect()
         };

@@ -5,6 +5,7 @@ use super::answer::{Setting, SettingKind};
 use crate::{
     authz::access::Asks,
     route::{
+        bucket::Key,
         limit::Limit,
         table::{Routes, Rule},
     },
@@ -26,14 +27,16 @@ fn milliseconds(number: u64) -> String {
 
 fn limited(limit: &Limit) -> Setting {
     let rule = limit.rule();
-    let whose = if rule.by_caller { "for each caller" } else { "in all" };
+    let keys: Vec<String> = limit.keys().iter().map(Key::describe).collect();
+    let whose = if keys.is_empty() { "in all".to_string() } else { format!("for each {}", keys.join(" and ")) };
     Setting {
         kind: SettingKind::RateLimit,
         text: format!(
-            "no more than {} requests in {} {whose}, {} at once; what is above is answered 429",
+            "no more than {} requests in {} {whose}, {} at once{}; what is above is answered 429",
             rule.requests,
             milliseconds(rule.per_ms),
-            rule.burst
+            rule.burst,
+            if rule.shared.is_empty() { "" } else { ", counted by all replicas together" }
         ),
         origin: format!("HTTPFilter {}", rule.name),
     }
@@ -98,9 +101,18 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
         };
         add(SettingKind::Retry, format!("up to {} retries{each}", retry.attempts));
     }
-    for (to, per_million) in &rule.mirrors {
-        let text = format!("copies of {} of the requests go to {}", percent(*per_million), to.service);
+    for mirror in &rule.mirrors {
+        let text = format!("copies of {} of the requests go to {}", percent(mirror.per_million), mirror.to.service);
         add(SettingKind::Mirror, text);
+    }
+    if rule.max_body_bytes > 0 {
+        let text = format!("a request whose body is larger than {} bytes is answered 413", rule.max_body_bytes);
+        add(SettingKind::RequestSize, text);
+    }
+    if let Some(compression) = &rule.compression {
+        let text =
+            format!("answers of {} bytes or more are compressed for clients that take gzip", compression.min_bytes);
+        add(SettingKind::Compression, text);
     }
     out.extend(rule.fault.as_ref().and_then(|own| fault(own, &rule.origin)));
     out

@@ -1,7 +1,7 @@
 //! Tunnels of the mesh: a worker's loop that takes them, and serves their streams or gives them to a worker that has less to do.
 
 use crate::{
-    downstream::{edge, tunnel::stream},
+    downstream::{edge, tunnel::stream, udp},
     snapshot::Snapshot,
     upstream::connector::Connector,
     worker::{Job, Shared, Worker},
@@ -46,6 +46,7 @@ pub fn run(
         let listener = TcpListener::from_std(listener)?;
         let worker = Worker::new(shared, number, drain.clone(), Connector::Network(NetnsConnector::host()));
         tokio::task::spawn_local(edge::accept(worker.clone(), worker.shared.ports.clone()));
+        tokio::task::spawn_local(udp::serve::serve(worker.clone(), worker.shared.udp_ports.clone()));
         tokio::task::spawn_local(recheck(worker.clone(), worker.shared.state.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));

@@ -110,7 +110,7 @@ impl Open {
             path,
             headers: &request.headers.all,
             known: request.headers.known.as_deref(),
-            token: request.token.as_ref(),
+            token: request.token.as_deref(),
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);

@@ -53,6 +53,8 @@ pub struct Entered {
     pub direct: Option<IpAddr>,
     /// Its certificate, as `x-forwarded-client-cert` tells of it. None: it has shown none.
     pub certificate: Option<HeaderValue>,
+    /// Anybody may have signed that: the listener takes whatever is shown.
+    pub unproven: bool,
 }
 
 /// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.
@@ -115,9 +117,9 @@ impl Downstream {
         SocketAddr::new(self.to, self.port)
     }
 
-    /// Has the caller shown a certificate?
+    /// Has the caller shown a certificate that counts?
     pub fn has_certificate(&self) -> bool {
-        self.peer.is_some() || self.entered.certificate.is_some()
+        self.peer.is_some() || (self.entered.certificate.is_some() && !self.entered.unproven)
     }
 
     /// What `x-forwarded-client-cert` says of the caller, by a proxy of this identity. None: it has shown no certificate.
@@ -167,7 +169,7 @@ impl Downstream {
         // The caller's namespace; else that of this proxy, which Istio takes for the client.
         let backend = snapshot.backend_by_client(service);
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
-        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default() }
+        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default(), udp: false }
     }
 
     /// The name in the hello that was read; empty if it has none. None: no hello was read.

@@ -16,9 +16,8 @@ use crate::{
     snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::Speaks,
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
-use http::HeaderValue;
 use karst_api::route::ListenerProtocol;
 use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
@@ -173,19 +172,19 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
     let gate = &worker.shared.gate;
     let ended = |e| ended(worker, from, port, e);
     // From here on it is one of those that have greeted. Places are the client's: all of a proxy's connections have one address.
-    let call = |tls: Option<Rc<str>>, permit, certificate: Option<HeaderValue>| {
+    let call = |tls: Option<Rc<str>>, permit, entered: Entered| {
         let permit = gate
             .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
         let target = DownstreamTarget::Gateway(tls);
-        let (permit, entered) = (Some(permit.ok()?), Entered { direct, certificate });
+        let (permit, entered) = (Some(permit.ok()?), Entered { direct, ..entered });
         let (source, hello, written) = (None, None, Default::default());
         Some(Downstream { peer: None, from, source, target, port, to, hello, permit, entered, written })
     };
     match listeners.protocol() {
         ListenerProtocol::Http => match permit.within(HELLO, preface(&mut io)).await {
             Ok(Some(http2)) => {
-                let Some(downstream) = call(None, permit, None) else { return };
+                let Some(downstream) = call(None, permit, Entered::default()) else { return };
                 requests::requests(worker, Rc::new(downstream), io, http2).await;
             }
             Ok(None) => {}
@@ -193,7 +192,7 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
         },
         ListenerProtocol::Tcp => {
             let Some(listener) = listeners.find(None).next() else { return };
-            let Some(downstream) = call(None, permit, None) else { return };
+            let Some(downstream) = call(None, permit, Entered::default()) else { return };
             bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), io).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
@@ -207,7 +206,7 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &listener.tls else {
-                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, Entered::default()) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
             turns::spend(limits::TURN_HANDSHAKE);
@@ -225,13 +224,15 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
             if listener.protocol == ListenerProtocol::Tls {
-                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
+                let Some(downstream) = call(sni.map(Into::into), permit, Entered::default()) else { return };
                 return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
             }
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let certificate = tls.forwarded(sni.as_deref(), io.get_ref().1.peer_certificates());
-            let Some(downstream) = call(Some(name.into()), permit, certificate) else { return };
+            let shown = io.get_ref().1.peer_certificates();
+            let certificate = tls.forwarded(sni.as_deref(), shown);
+            let entered = Entered { certificate, unproven: !tls.has_proof(shown), direct: None };
+            let Some(downstream) = call(Some(name.into()), permit, entered) else { return };
             drop(snapshot);
             requests::requests(worker, Rc::new(downstream), io, http2).await;
         }
@@ -286,7 +287,7 @@ fn destination(
     downstream: &Downstream,
     rule: &TcpRule,
 ) -> Option<ClusterKey> {
-    let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()))?;
+    let destination = rule.choose()?;
     (destination.refuse_status == 0).then(|| {
         let own = &worker.shared.config.pod_namespace;
         let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());

@@ -31,6 +31,10 @@ pub struct Gate {
     greetings: Admission,
     /// What has come in by a gateway's ports. One without a request gives way.
     connections: Admission,
+    /// UDP sessions whose clients have not sent anything after an answer.
+    new_sessions: Admission,
+    /// UDP sessions whose clients have.
+    sessions: Admission,
     pub counts: AllCounts,
     /// How often a task has had to wait for other callers' turns.
     pub turns: Arc<AtomicU64>,
@@ -47,6 +51,8 @@ pub struct AllCounts {
     pub tunnels: Counts,
     pub greetings: Counts,
     pub connections: Counts,
+    pub new_sessions: Counts,
+    pub sessions: Counts,
 }
 
 impl Gate {
@@ -54,6 +60,7 @@ impl Gate {
     pub fn new(descriptors: u64) -> Self {
         let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
         let tunnels = part(8, TUNNELS);
+        let (sessions, new_sessions) = limits::udp_sessions(descriptors);
         // As many as a ztunnel would take of one peer.
         let streams = limits::connections_of_peer(descriptors);
         Self {
@@ -62,6 +69,8 @@ impl Gate {
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
             greetings: Admission::new(Limits::even(part(16, GREETINGS))),
             connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
+            new_sessions: Admission::new(Limits::even(new_sessions)),
+            sessions: Admission::new(Limits::even(sessions)),
             counts: AllCounts::default(),
             turns: Arc::default(),
             refused_streams: AtomicU64::new(0),
@@ -71,7 +80,8 @@ impl Gate {
 
     /// What is open, in whatever state.
     pub fn open(&self) -> usize {
-        [&self.handshakes, &self.tunnels, &self.greetings, &self.connections].into_iter().map(Admission::len).sum()
+        let connections = [&self.handshakes, &self.tunnels, &self.greetings, &self.connections];
+        connections.into_iter().chain([&self.new_sessions, &self.sessions]).map(Admission::len).sum()
     }
 
     /// A tunnel that begins. `known`: the address is a workload's.
@@ -109,6 +119,25 @@ impl Gate {
         moved.inspect_err(|e| self.counts.connections.note(*e)).map(|()| Rc::new(p))
     }
 
+    /// A UDP session that begins. Its client's address may be forged: it has a place among those of which that is not known, where
+    /// the oldest of the source that has the most gives way.
+    ///
+    /// # Errors
+    /// See [`Permit::admit`].
+    pub fn session(&self, from: IpAddr) -> Result<Permit, Ended> {
+        let admitted = Permit::admit(&[&self.new_sessions], &Source::address(from, false));
+        admitted.inspect_err(|e| self.counts.new_sessions.note(*e))
+    }
+
+    /// A UDP session whose client has sent something after an answer.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn prove_session(&self, permit: &mut Permit, from: IpAddr) -> Result<(), Ended> {
+        let moved = permit.move_to(&[&self.sessions], &Source::address(from, false));
+        moved.inspect_err(|e| self.counts.sessions.note(*e))
+    }
+
     /// Counts a connection from outside that has ended, if it had to give way.
     pub fn note_evicted(&self, permit: Option<&Permit>) {
         if permit.is_some_and(Permit::is_evicted) {
@@ -126,6 +155,8 @@ impl Gate {
                 ("hbone", "open", &counts.tunnels),
                 ("gateway", "handshake", &counts.greetings),
                 ("gateway", "open", &counts.connections),
+                ("udp", "handshake", &counts.new_sessions),
+                ("udp", "open", &counts.sessions),
             ],
         );
         let (waited, refused) = (self.turns.load(Relaxed), self.refused_streams.load(Relaxed));
@@ -168,6 +199,33 @@ mod tests {
         let mut page = String::new();
         g.render(&mut page);
         assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
+    }
+
+    /// A flood from forged addresses takes no place of who gets answers, and is itself bounded.
+    #[test]
+    fn forged_clients_take_no_proven_sessions() {
+        let g = Gate::new(1024);
+        let (_, new) = limits::udp_sessions(1024);
+        let client = IpAddr::from([198, 51, 100, 1]);
+        let mut proven = g.session(client).unwrap();
+        g.prove_session(&mut proven, client).unwrap();
+        let unproven = g.session(client).unwrap();
+        let flood: Vec<_> =
+            (0..4 * new).map(|n| g.session(IpAddr::from([10, 0, (n >> 8) as u8, n as u8])).unwrap()).collect();
+        assert!(!proven.is_evicted() && unproven.is_evicted());
+        assert_eq!(flood.iter().filter(|p| !p.is_evicted()).count(), new);
+        assert_eq!(g.open(), new + 1);
+        // Of many addresses each with one session the oldest goes; of one address with many, one of its own.
+        let one = g.session(client).unwrap();
+        let loud = IpAddr::from([203, 0, 113, 9]);
+        let all: Vec<_> = (0..new).map(|_| g.session(loud).unwrap()).collect();
+        assert!(all.iter().any(|p| !p.is_evicted()));
+        let late = g.session(client).unwrap();
+        let more: Vec<_> = (0..new).map(|_| g.session(loud).unwrap()).collect();
+        assert!(!late.is_evicted() && !more.is_empty());
+        drop(one);
+        let mut evicted = all.into_iter().find(Permit::is_evicted).unwrap();
+        assert_eq!(g.prove_session(&mut evicted, loud), Err(Ended::Evicted));
     }
 
     #[test]

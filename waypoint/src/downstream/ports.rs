@@ -13,7 +13,7 @@ use tokio::sync::watch;
 /// A port that cannot be had is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 /// A gateway that is to end takes new connections for so long, at most half of the drain: those who send them hear of it late.
-const LEAVING: Duration = Duration::from_secs(3);
+pub const LEAVING: Duration = Duration::from_secs(3);
 /// The ports that are open.
 pub type Ports = Arc<BTreeMap<u16, Arc<TcpListener>>>;
 

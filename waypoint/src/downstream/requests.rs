@@ -11,7 +11,7 @@ use crate::{
 };
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use karst_core::limits;
+use karst_core::{limits, refusal};
 use karst_hbone::frames::{Limited, PREFACE};
 use karst_rt::{admission::Permit, on_wake::OnWake};
 use std::{pin::Pin, rc::Rc, time::Duration};
@@ -41,12 +41,13 @@ where
             }
         })
     };
-    let mut drain = worker.drain.clone();
+    let (mut drain, limits) = (worker.drain.clone(), worker.shared.config.head_limits());
     if http2 {
-        let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(Limited::new(io, PREFACE)), service));
+        let http2 = codec::server2(limits);
+        let conn = std::pin::pin!(http2.serve_connection(TokioIo::new(Limited::new(io, PREFACE)), service));
         let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
     } else {
-        let http1 = codec::server1(patience);
+        let http1 = codec::server1(patience, limits);
         let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
         if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await {
             unreadable(worker, &own, &e);
@@ -114,7 +115,7 @@ fn unreadable(worker: &Rc<Worker>, downstream: &Downstream, error: &hyper::Error
         (true, true) => (414, "http1.headers_too_large".into()),
     };
     if error.is_parse_too_large() {
-        record.error = codec::bad_head();
+        record.error = refusal::LARGE_HEAD.into();
     }
     record.finish(0);
 }

@@ -8,13 +8,14 @@ use crate::{
         context::Downstream,
         stream::{Io, Reset},
     },
+    route::table::TcpRule,
     snapshot::Snapshot,
     telemetry::{carried::Metered, flag::ResponseFlag, request_log::RequestLog},
     upstream::{
         open::{self, Attempt},
         tls::Speaks,
     },
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
 use karst_hbone::pool::Lease;
 use std::{cell::Cell, rc::Rc, sync::Arc};
@@ -61,7 +62,7 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     if let Some(rule) = rule {
         record.route.clone_from(&rule.origin);
     }
-    let rule = rule.and_then(|rule| rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight())));
+    let rule = rule.and_then(TcpRule::choose);
     let own = &*worker.shared.config.pod_namespace;
     let key = match rule {
         Some(destination) if destination.refuse_status != 0 => {

@@ -8,6 +8,7 @@ use crate::{
         stream::Io,
         tcp::tcp,
     },
+    quota::keeper,
     snapshot::Snapshot,
     worker::Worker,
 };
@@ -28,6 +29,12 @@ use std::{
 /// Serves a stream of a tunnel to its end.
 pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: SocketAddr) {
     let Connect { request, mut respond } = connect;
+    if keeper::is_asked(&request, &peer, &worker.shared.identity) {
+        let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
+        let io = Io::tunnel(send, request.into_body(), worker.lingering.clone());
+        // Rare, and large: not in every stream's task.
+        return Box::pin(keeper::serve(&worker.shared.quota, io, worker.drain.clone())).await;
+    }
     let called = {
         let snapshot = worker.snapshot();
         target(&snapshot, worker.own(&snapshot).map(|own| &**own), &request, peer, from)

@@ -1,5 +1,5 @@
-//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the
+//! listener and the rest, [`crate::http`]'s `external` asks others; the rate limits of the service that is called come after.)
 
 use crate::{
     authz::{
@@ -14,7 +14,7 @@ use crate::{
         answer::{local_reply, log_reply},
         call::Call,
         forwarded::{introduce, is_https},
-        rate_limit::{limited, over},
+        rate_limit::limited,
         redirect::to_https,
         reply::{self, ResponseBody},
         virtual_host::{WrongListener, at_gateway},
@@ -24,6 +24,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
+use std::sync::Arc;
 
 /// Why a request does not come in.
 pub(super) enum Refused {
@@ -58,6 +59,9 @@ impl Refused {
     }
 }
 
+/// The token of a request, if it has one.
+type Verified = Option<Arc<Token>>;
+
 /// The policies and the routes that decide about a request.
 #[derive(Clone, Copy)]
 pub(super) struct Entrance<'a> {
@@ -88,7 +92,7 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
     })
 }
 
-/// Lets a request in, or not.
+/// Lets a request in, or not. The token, if it has one.
 ///
 /// # Errors
 /// Why it does not come in.
@@ -97,9 +101,9 @@ pub(super) fn admit(
     entrance: Entrance<'_>,
     parts: &mut Parts,
     record: &mut RequestLog,
-) -> Result<(), Refused> {
+) -> Result<Verified, Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let Entrance { access, routes } = entrance;
+    let access = entrance.access;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -111,24 +115,26 @@ pub(super) fn admit(
     if call.entry.websocket {
         let (method, path, authority) = (parts.method.clone(), parts.uri.path().into(), authority.as_str().into());
         let (headers, client) = (Kept::of(&parts.headers, access), call.client.ip());
+        let token = token.clone();
         record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
-    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream, call.client.ip())) {
-        return Err(Refused::Limited(over));
+    Ok(token)
+}
+
+/// What a gateway tells on of a client whose request it has let in.
+pub(super) fn introduced(call: &Call<'_>, parts: &mut Parts, record: &mut RequestLog) {
+    if call.downstream.is_at_gateway() {
+        record.forwarded_for = introduce(call.downstream, call.topology, call.client, &mut parts.headers);
     }
-    if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
-    }
-    Ok(())
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is
 /// not allowed, if it is not. (What only tells is told.)
-fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<Token>, Option<Denial>), Refused> {
+fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Verified, Option<Denial>), Refused> {
     access.headers().drop_alike(&mut parts.headers);
-    let token = access.tokens.verify(parts).map_err(Refused::Token)?;
+    let token = access.tokens.verify(parts, &mut call.worker.tokens.borrow_mut()).map_err(Refused::Token)?;
     let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
-    let (headers, verified) = (&parts.headers, token.as_ref());
+    let (headers, verified) = (&parts.headers, token.as_deref());
     let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
     let dry_runs = &call.worker.shared.metrics.dry_runs;
     let denied = call.downstream.authorize(dry_runs, access, call.client.ip(), Some(request));

@@ -1,12 +1,13 @@
 //! Bodies. A request's body that may be needed again (a retry, a mirror) is kept, up to a bound, while it is sent; whoever
 //! reads it later reads the same bytes. So does whoever reads it after its beginning was looked at ([`RequestBody::read_ahead`]).
 
+use crate::http::base64_text::Decoder;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
@@ -25,7 +26,29 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub struct RequestBody {
     ahead: Option<Box<Ahead>>,
     rest: Incoming,
+    checks: Option<Box<Checks>>,
 }
+
+/// What is looked at while a body is sent on.
+struct Checks {
+    /// So many bytes may still come.
+    left: u64,
+    /// It is text, of which this makes bytes.
+    text: Option<Decoder>,
+    fault: Faults,
+}
+
+/// Why a body is not sent on to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyFault {
+    /// It is larger than it may be.
+    TooLarge,
+    /// It was to be base64.
+    NotBase64,
+}
+
+/// Where a fault is told, once. (What reads the body sees an error like any other.)
+pub type Faults = Rc<Cell<Option<BodyFault>>>;
 
 /// What was read ahead, and not yet by who sends it on.
 #[derive(Default)]
@@ -39,11 +62,54 @@ struct Ahead {
 
 impl From<Incoming> for RequestBody {
     fn from(rest: Incoming) -> Self {
-        Self { ahead: None, rest }
+        Self { ahead: None, rest, checks: None }
     }
 }
 
 impl RequestBody {
+    /// Has it more bytes than this, as far as it says itself?
+    pub fn is_larger_than(&self, most: u64) -> bool {
+        self.size_hint().lower() > most
+    }
+
+    /// No more than so many bytes of it are sent on.
+    pub fn limit(&mut self, most: u64) {
+        let checks = self.checks();
+        checks.left = checks.left.min(most);
+    }
+
+    /// It is base64 (gRPC-Web's text form), and what it stands for is sent on.
+    pub fn decode(&mut self) {
+        self.checks().text = Some(Decoder::default());
+    }
+
+    /// Where its faults are told. None: it cannot have any.
+    pub fn faults(&self) -> Option<Faults> {
+        self.checks.as_ref().map(|checks| checks.fault.clone())
+    }
+
+    fn checks(&mut self) -> &mut Checks {
+        let none = || Box::new(Checks { left: u64::MAX, text: None, fault: Faults::default() });
+        self.checks.get_or_insert_with(none)
+    }
+
+    /// The next part as it has come.
+    fn poll_raw(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if let Some(chunk) = ahead.chunks.pop_front() {
+                ahead.bytes -= chunk.len();
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if let Some(trailers) = ahead.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if ahead.end {
+                return Poll::Ready(None);
+            }
+        }
+        Pin::new(&mut self.rest).poll_frame(cx)
+    }
+
     /// The first bytes, at most `limit`, and whether they are all. `is_part_enough`: nobody waits for what is beyond them.
     ///
     /// # Errors
@@ -82,25 +148,25 @@ impl RequestBody {
 
 impl HttpBody for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(ahead) = &mut self.ahead {
-            if let Some(chunk) = ahead.chunks.pop_front() {
-                ahead.bytes -= chunk.len();
-                return Poll::Ready(Some(Ok(Frame::data(chunk))));
-            }
-            if let Some(trailers) = ahead.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
-            if ahead.end {
-                return Poll::Ready(None);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        loop {
+            let next = ready!(this.poll_raw(cx)).transpose()?;
+            let Some(checks) = &mut this.checks else { return Poll::Ready(next.map(Ok)) };
+            match checks.check(next) {
+                Ok(Some(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                Ok(frame) => return Poll::Ready(frame.map(Ok)),
+                Err(fault) => return Poll::Ready(Some(Err(fault))),
             }
         }
-        Pin::new(&mut self.rest).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.checks.as_ref().and_then(|checks| checks.text.as_ref()).is_some_and(|text| !text.is_whole()) {
+            return false;
+        }
         match &self.ahead {
             None => self.rest.is_end_stream(),
             Some(ahead) => {
@@ -110,6 +176,9 @@ impl HttpBody for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.checks.as_ref().is_some_and(|checks| checks.text.is_some()) {
+            return SizeHint::default();
+        }
         let mut hint = self.rest.size_hint();
         if let Some(ahead) = &self.ahead {
             let bytes = ahead.bytes as u64;
@@ -122,6 +191,38 @@ impl HttpBody for RequestBody {
             hint.set_lower(hint.lower() + bytes);
         }
         hint
+    }
+}
+
+impl Checks {
+    /// A part, or the end, as it is sent on.
+    fn check(&mut self, next: Option<Frame<Bytes>>) -> Result<Option<Frame<Bytes>>, Error> {
+        let Some(frame) = next else {
+            let is_whole = self.text.as_ref().is_none_or(Decoder::is_whole);
+            return if is_whole { Ok(None) } else { Err(self.has(BodyFault::NotBase64)) };
+        };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => return Ok(Some(other)),
+        };
+        let Some(left) = self.left.checked_sub(data.len() as u64) else { return Err(self.has(BodyFault::TooLarge)) };
+        self.left = left;
+        let data = match &mut self.text {
+            None => data,
+            Some(text) => match text.decode(&data) {
+                Some(bytes) => bytes,
+                None => return Err(self.has(BodyFault::NotBase64)),
+            },
+        };
+        Ok(Some(Frame::data(data)))
+    }
+
+    fn has(&self, fault: BodyFault) -> Error {
+        self.fault.set(Some(fault));
+        match fault {
+            BodyFault::TooLarge => "the request's body is larger than it may be".into(),
+            BodyFault::NotBase64 => "the request's body is not base64".into(),
+        }
     }
 }
 
@@ -144,7 +245,7 @@ impl HttpBody for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
             Body::Empty => Poll::Ready(None),
-            Body::Incoming(i) => Pin::new(i).poll_frame(cx).map_err(Into::into),
+            Body::Incoming(i) => Pin::new(i).poll_frame(cx),
             Body::Shared(r) => r.poll(cx),
             Body::Bytes(all) if all.is_empty() => Poll::Ready(None),
             Body::Bytes(all) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(all))))),
@@ -358,12 +459,12 @@ pub fn is_idle(data: &Bytes, last: bool) -> bool {
 /// What is sent to an endpoint; counts its bytes.
 pub struct Counted {
     body: Body,
-    bytes: Rc<std::cell::Cell<u64>>,
+    bytes: Rc<Cell<u64>>,
 }
 
 impl Counted {
     /// Adds what is sent to `bytes`.
-    pub fn new(body: Body, bytes: Rc<std::cell::Cell<u64>>) -> Self {
+    pub fn new(body: Body, bytes: Rc<Cell<u64>>) -> Self {
         Self { body, bytes }
     }
 }

@@ -4,12 +4,13 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::codec::MAX_HEADERS;
+use crate::http::codec::{MAX_FIELDS, MAX_HEADERS};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
     request::Parts,
 };
+use hyper::ext::Protocol;
 use karst_core::authority;
 use std::{borrow::Cow, collections::HashSet};
 
@@ -37,10 +38,6 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 /// The same, of all names that begin so.
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
-/// Most fields of a head, by whichever version of HTTP (Envoy's default, and that of our parser of HTTP/1.1). Cookies count as one:
-/// browsers split them.
-const MAX_FIELDS: usize = 100;
-
 /// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
 pub fn fits(headers: &HeaderMap) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
@@ -55,6 +52,8 @@ pub struct Entry {
     pub authority: Authority,
     /// It asks for WebSocket.
     pub websocket: bool,
+    /// By an extended CONNECT of HTTP/2 (RFC 8441).
+    pub is_extended: bool,
 }
 
 /// Why a head cannot be taken.
@@ -62,13 +61,15 @@ pub struct Entry {
 pub enum Unfit {
     /// It asks for a tunnel.
     Connect,
+    /// It asks for one in which something else than WebSocket would be spoken.
+    Protocol,
     /// It does not say which host it calls.
     NoHost,
     /// That is no authority, or there are two.
     Authority,
     /// Its path has no plain form.
     Path,
-    /// It has more than [`MAX_FIELDS`].
+    /// It has more fields than it may have.
     Fields,
 }
 
@@ -77,6 +78,8 @@ impl Unfit {
     pub fn status(self) -> StatusCode {
         match self {
             Unfit::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9220 §3.
+            Unfit::Protocol => StatusCode::NOT_IMPLEMENTED,
             Unfit::NoHost | Unfit::Authority | Unfit::Path => StatusCode::BAD_REQUEST,
             Unfit::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
@@ -86,6 +89,7 @@ impl Unfit {
     pub fn details(self) -> &'static str {
         match self {
             Unfit::Connect => "http.connect_not_supported",
+            Unfit::Protocol => "upgrade_failed",
             Unfit::NoHost => "missing_host_header",
             Unfit::Authority => "http.invalid_authority",
             Unfit::Path => "path_normalization_failed",
@@ -131,15 +135,24 @@ impl Fields {
 /// # Errors
 /// It cannot be taken.
 pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
-    if parts.method == Method::CONNECT {
-        return Err(Unfit::Connect);
+    canonical_within(parts, MAX_FIELDS)
+}
+
+/// The same, of a head that may have so many fields.
+///
+/// # Errors
+/// It cannot be taken.
+pub fn canonical_within(parts: &mut Parts, most: usize) -> Result<Entry, Unfit> {
+    let is_extended = parts.method == Method::CONNECT;
+    if is_extended {
+        as_upgrade(parts)?;
     }
     let found = Fields::of(&parts.headers);
     // Before anything is done for each of them.
-    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > MAX_FIELDS {
+    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > most {
         return Err(Unfit::Fields);
     }
-    let websocket = found.of_connection && asks_for_websocket(parts);
+    let websocket = is_extended || found.of_connection && asks_for_websocket(parts);
     if found.of_connection {
         strip_found(&mut parts.headers);
     }
@@ -169,7 +182,17 @@ pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
         let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
         parts.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
     }
-    Ok(Entry { authority, websocket })
+    Ok(Entry { authority, websocket, is_extended })
+}
+
+/// A CONNECT is what HTTP/1.1 would have asked by an upgrade, if it asks for WebSocket: policies and routes see a GET (as Envoy's do).
+fn as_upgrade(parts: &mut Parts) -> Result<(), Unfit> {
+    let protocol = parts.extensions.remove::<Protocol>().ok_or(Unfit::Connect)?;
+    if !protocol.as_ref().eq_ignore_ascii_case(WEBSOCKET) {
+        return Err(Unfit::Protocol);
+    }
+    parts.method = Method::GET;
+    Ok(())
 }
 
 /// What a request calls the host, in its canonical form.

@@ -6,21 +6,24 @@ use crate::{
         names,
         reply::{self, ResponseBody},
     },
+    route::sequence::FaultTurns,
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
-    worker::{SampleKind, Worker},
 };
 use http::{HeaderValue, Response, StatusCode};
 use karst_api::route as ir;
 use std::time::Duration;
 
+/// A fault, and whose turn it is.
+pub(super) type Injected<'a> = (ir::Fault, &'a FaultTurns);
+
 /// Waits if it is to; gives the fault back if the request is to be aborted.
-pub(super) async fn inject(worker: &Worker, fault: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let fault = fault?;
-    if worker.chance(SampleKind::Delay, fault.delay_per_million) {
+pub(super) async fn inject(fault: Option<Injected<'_>>, record: &mut RequestLog) -> Option<ir::Fault> {
+    let (fault, turns) = fault?;
+    if turns.delay.chance(fault.delay_per_million) {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         record.flag = ResponseFlag::FaultDelay;
     }
-    worker.chance(SampleKind::Abort, fault.abort_per_million).then_some(*fault)
+    turns.abort.chance(fault.abort_per_million).then_some(fault)
 }
 
 pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {

@@ -10,17 +10,19 @@ use crate::{
         outgoing::Outgoing,
         reply::{InFlightEndpoint, RequestPermit},
     },
-    route::{operators::Values, table::Rule},
+    route::{
+        operators::Values,
+        table::{Mirror, Rule},
+    },
     upstream::{open::Attempt, send},
-    worker::SampleKind,
 };
 use http::request::Parts;
 use std::{cell::Cell, rc::Rc};
 
 /// Sends copies to the rule's mirrors. Nobody waits for them.
 pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoing, values: &dyn Values) {
-    for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !call.worker.chance(SampleKind::Mirror, *part) {
+    for Mirror { to, per_million, turns } in &rule.mirrors {
+        if to.refuse.is_some() || !turns.chance(*per_million) {
             continue;
         }
         let Some(set) = endpoints(call, By { rule: Some(rule), to }) else { continue };

@@ -5,18 +5,21 @@
 mod why;
 
 use crate::{
-    authz::external::provider::Provider,
+    authz::{external::provider::Provider, jwt::Token},
     http::entry,
     route::{
+        compression::Compression,
         error::CompileError,
         limit::{Limit, Limits},
         matcher::StringMatcher,
         operators::{Value, Values},
+        sequence::{FaultTurns, Sequence},
     },
+    session::rules::SessionRules,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
-use karst_core::authority::Authority;
+use karst_core::{authority::Authority, claims};
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, HashMap},
@@ -36,6 +39,8 @@ pub struct RouteInput<'a> {
     pub namespace: &'a str,
     /// Labels of the caller's pod, as far as known.
     pub labels: &'a BTreeMap<String, String>,
+    /// The token, where one was verified.
+    pub token: Option<&'a Token>,
     parameters: OnceCell<Vec<(String, String)>>,
 }
 
@@ -52,7 +57,14 @@ impl<'a> RouteInput<'a> {
         namespace: &'a str,
         labels: &'a BTreeMap<String, String>,
     ) -> Self {
-        Self { path, query, method, scheme, authority, headers, namespace, labels, parameters: OnceCell::new() }
+        let parameters = OnceCell::new();
+        Self { path, query, method, scheme, authority, headers, namespace, labels, token: None, parameters }
+    }
+
+    /// With a token that was verified.
+    #[must_use]
+    pub fn with_token(self, token: Option<&'a Token>) -> Self {
+        Self { token, ..self }
     }
 
     fn parameters(&self) -> &[(String, String)] {
@@ -88,6 +100,11 @@ pub struct Routes {
     pub limits: Vec<Arc<Limit>>,
     /// For requests whose rule has none of its own.
     pub fault: Option<ir::Fault>,
+    pub fault_turns: FaultTurns,
+    /// Largest body of a request; 0: they say nothing of it.
+    pub max_body_bytes: u64,
+    /// Of answers to requests whose rule has none of its own.
+    pub compression: Option<Compression>,
     buckets: Limits,
 }
 
@@ -107,7 +124,16 @@ impl Routes {
         let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
         let consumers = consumers.collect::<Result<_, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
-        Ok(Self { consumers, producer, limits, fault: routes.fault, buckets })
+        Ok(Self {
+            consumers,
+            producer,
+            limits,
+            fault: routes.fault,
+            fault_turns: FaultTurns::default(),
+            max_body_bytes: routes.max_body_bytes,
+            compression: routes.compression.as_ref().map(Compression::new),
+            buckets,
+        })
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -293,6 +319,8 @@ pub struct Rule {
     authority: Option<StringMatcher>,
     /// Name, value, and whether it must not match.
     pub headers: Vec<(HeaderName, StringMatcher, bool)>,
+    /// Of a verified token.
+    pub claims: Vec<ClaimMatch>,
     query: Vec<(String, StringMatcher, bool)>,
     labels: BTreeMap<String, String>,
     namespace: String,
@@ -301,17 +329,24 @@ pub struct Rule {
     pub response: Option<ir::DirectResponse>,
     pub destinations: Vec<Destination>,
     pub total_weight: u64,
+    weights: Sequence,
     pub rewrite: Option<Rewrite>,
     pub request: Option<HeaderChange>,
     pub answer: Option<HeaderChange>,
-    pub mirrors: Vec<(Destination, u32)>,
+    pub mirrors: Vec<Mirror>,
     pub fault: Option<ir::Fault>,
+    pub fault_turns: FaultTurns,
     pub cors: Option<Cors>,
     pub timeout_ms: u64,
     pub retry: Option<ir::Retry>,
     pub limits: Vec<Arc<Limit>>,
+    /// Largest body of a request; 0: it says nothing of it.
+    pub max_body_bytes: u64,
+    pub compression: Option<Compression>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
+    /// How its clients come back to the same endpoints.
+    pub session: Option<Arc<SessionRules>>,
 }
 
 impl Rule {
@@ -319,8 +354,13 @@ impl Rule {
         let empty = ir::Match::default();
         let conditions = rule.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
-        let mut headers = vec![];
+        let (mut headers, mut claims) = (vec![], vec![]);
         for header in &conditions.headers {
+            if let Some(path) = claims::path(&header.name) {
+                let path = path.map_err(|_| CompileError::HeaderName(header.name.clone()))?;
+                claims.push(ClaimMatch { path, value: value(&header.value)?, invert: header.invert });
+                continue;
+            }
             let name = name(&header.name)?;
             let value = match &header.value {
                 Some(t) if name == http::header::HOST => authority(t)?,
@@ -336,7 +376,11 @@ impl Rule {
         let mut mirrors = vec![];
         for mirror in &rule.mirrors {
             let to = mirror.to.as_ref().ok_or(CompileError::Mirror)?;
-            mirrors.push((Destination::new(to)?, mirror.per_million));
+            mirrors.push(Mirror {
+                to: Destination::new(to)?,
+                per_million: mirror.per_million,
+                turns: Sequence::default(),
+            });
         }
         Ok(Self {
             origin: rule.origin.clone(),
@@ -346,6 +390,7 @@ impl Rule {
             scheme: text(&conditions.scheme, false)?,
             authority: conditions.authority.as_ref().map(authority).transpose()?,
             headers,
+            claims,
             query,
             labels: conditions.source_labels.clone(),
             namespace: conditions.source_namespace.clone(),
@@ -353,16 +398,21 @@ impl Rule {
             response: rule.response.clone(),
             total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
             destinations,
+            weights: Sequence::default(),
             rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?,
             request: HeaderChange::new(rule.request.as_ref())?,
             answer: HeaderChange::new(rule.answer.as_ref())?,
             mirrors,
             fault: rule.fault,
+            fault_turns: FaultTurns::default(),
             cors: rule.cors.as_ref().map(Cors::new).transpose()?,
             timeout_ms: rule.timeout_ms,
             retry: rule.retry.clone(),
             limits: rule.limits.iter().map(limit).collect(),
+            max_body_bytes: rule.max_body_bytes,
+            compression: rule.compression.as_ref().map(Compression::new),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
+            session: rule.session.as_ref().map(|s| SessionRules::new(s).map(Arc::new)).transpose()?,
         })
     }
 
@@ -378,12 +428,20 @@ impl Rule {
             && is(&self.authority, input.authority)
             && (!path_too || path())
             && self.headers.iter().all(|(n, t, invert)| header(input, n, t, *invert) != *invert)
+            && self.claims.iter().all(|claim| claim.holds(input.token))
             && self
                 .query
                 .iter()
                 .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
             && (self.namespace.is_empty() || self.namespace == input.namespace)
             && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
+    }
+
+    /// The destination whose turn it is, by the weights.
+    pub fn choose(&self) -> Option<&Destination> {
+        // Of one nothing is open.
+        let is_open = self.destinations.len() > 1;
+        self.choose_weighted(if is_open { self.weights.below(self.total_weight) } else { 0 })
     }
 
     /// The destination for a number below [`Rule::total_weight`].
@@ -394,6 +452,23 @@ impl Rule {
             at = at.saturating_sub(weight);
             hit
         })
+    }
+}
+
+/// A condition on a claim of the request's token.
+#[derive(Debug)]
+pub struct ClaimMatch {
+    /// Names of claims, each within the one before.
+    pub path: Vec<String>,
+    pub value: StringMatcher,
+    /// It must not match.
+    pub invert: bool,
+}
+
+impl ClaimMatch {
+    /// Does it hold? A text matches, or one text of a list; without a token, or without the claim, nothing does.
+    pub fn holds(&self, token: Option<&Token>) -> bool {
+        token.is_some_and(|token| token.has_claim(&self.path, |text| self.value.matches(text))) != self.invert
     }
 }
 
@@ -430,6 +505,15 @@ fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
 
 fn name(s: &str) -> Result<HeaderName, CompileError> {
     HeaderName::from_bytes(s.as_bytes()).map_err(|_| CompileError::HeaderName(s.into()))
+}
+
+/// Who gets copies of requests.
+#[derive(Debug)]
+pub struct Mirror {
+    pub to: Destination,
+    /// Of a million requests, this many.
+    pub per_million: u32,
+    pub turns: Sequence,
 }
 
 /// Where requests go.
@@ -500,6 +584,7 @@ pub struct TcpRule {
     namespace: String,
     sni: Vec<String>,
     pub destinations: Vec<ir::Destination>,
+    weights: Sequence,
 }
 
 impl TcpRule {
@@ -511,6 +596,7 @@ impl TcpRule {
             namespace: rule.source_namespace.clone(),
             sni: rule.sni.clone(),
             destinations: rule.destinations.clone(),
+            weights: Sequence::default(),
         }
     }
 
@@ -519,8 +605,10 @@ impl TcpRule {
         self.destinations.iter().map(|d| u64::from(d.weight)).sum()
     }
 
-    /// The destination for a number below [`TcpRule::total_weight`].
-    pub fn choose_weighted(&self, mut at: u64) -> Option<&ir::Destination> {
+    /// The destination whose turn it is, by the weights.
+    pub fn choose(&self) -> Option<&ir::Destination> {
+        let is_open = self.destinations.len() > 1;
+        let mut at = if is_open { self.weights.below(self.total_weight()) } else { 0 };
         self.destinations.iter().find(|d| {
             let hit = at < u64::from(d.weight);
             at = at.saturating_sub(u64::from(d.weight));

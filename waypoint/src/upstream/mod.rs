@@ -7,6 +7,7 @@ pub mod open;
 pub mod own;
 pub mod pool;
 pub mod send;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 pub mod tls;

@@ -1,6 +1,6 @@
 //! Connections to endpoints that are kept: of HTTP/1.1 for the next request, of HTTP/2 for several at a time.
 
-use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted};
+use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted, upstream::settings::Announced};
 use hyper::client::conn::{http1, http2};
 use karst_api::route as ir;
 use karst_hbone::pool::Lease;
@@ -54,6 +54,8 @@ pub struct Idle {
 pub struct Shared {
     pub send: Sender2,
     pub active: Rc<Cell<usize>>,
+    /// What the endpoint says that it takes.
+    pub announced: Rc<Announced>,
     /// Without requests it is kept so long.
     pub until: Rc<Cell<Instant>>,
 }

@@ -158,7 +158,7 @@ async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
 
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
 async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
-    let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
+    let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default(), udp: false };
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
     let held = Cell::default();

@@ -9,7 +9,8 @@ use std::{
 };
 
 const KUBERNETES: &str = "v1.34.4";
-pub const GATEWAY_API: &str = "v1.6.3";
+/// The CRDs of the local cluster: those of the conformance suite (`tests/conformance/go.mod`).
+pub const GATEWAY_API: &str = "v1.7.0";
 const COMPONENTS: [&str; 7] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
 
@@ -183,7 +184,8 @@ fn gateway_api(out: &Path) -> Result<()> {
         return Ok(());
     }
     let module = format!("sigs.k8s.io/gateway-api@{GATEWAY_API}");
-    let got = Command::new("go").current_dir(out).args(["mod", "download", "-json", &module]).output()?;
+    let go = crate::setup::go()?;
+    let got = Command::new(go).current_dir(out).args(["mod", "download", "-json", &module]).output()?;
     ensure!(got.status.success(), "{module}: {}", String::from_utf8_lossy(&got.stderr));
     let told: serde_json::Value = serde_json::from_slice(&got.stdout)?;
     let dir = Path::new(told["Dir"].as_str().context("go mod download names no Dir")?).join("config/crd/standard");

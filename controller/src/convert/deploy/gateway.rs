@@ -4,13 +4,17 @@ use crate::convert::{
     deploy::overlay::{DeployError, Overlays},
     facts::{
         gateway::{self, MAX_NAME, shortened},
+        listener::{GatewayListener, ListenerParent},
+        listeners::GatewayListeners,
         waypoint,
     },
     objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
 };
+use karst_api::route::ListenerProtocol as Protocol;
 use karst_kube::Ref;
 use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 /// Values of [`MANAGED`] (Istio's).
 const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
@@ -51,6 +55,7 @@ pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
 /// uid of its Gateway.
 pub(crate) fn compile(
     applied: &Objects<'_>,
+    listeners: &GatewayListeners,
     template: &Template,
     objects: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
@@ -63,7 +68,8 @@ pub(crate) fn compile(
     for gateway in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
         let Ok(overlays) = Overlays::of(applied, gateway) else { continue };
-        let Ok(all) = self::objects(applied, gateway, template, &overlays) else { continue };
+        let added: Vec<_> = listeners.added(gateway).collect();
+        let Ok(all) = self::objects(applied, gateway, &added, template, &overlays) else { continue };
         one(applied, gateway, all, &overlays, objects, removed);
     }
 }
@@ -79,7 +85,7 @@ pub(crate) fn parameters(applied: &Objects<'_>, gateway: &Gateway) -> Result<(),
         return Ok(());
     }
     let any = Template::default();
-    objects(applied, gateway, &any, &overlays).map(drop)
+    objects(applied, gateway, &[], &any, &overlays).map(drop)
 }
 
 /// The uid of the Gateway that an object is made for.
@@ -98,9 +104,17 @@ pub(crate) fn name(objects: &Objects<'_>, gateway: &Gateway) -> String {
     shortened(&full)
 }
 
-/// The host name that the Gateway itself gives: somebody else runs it there.
+/// The (first) host name that the Gateway itself gives: somebody else runs it there.
 pub(crate) fn given(gateway: &Gateway) -> Option<&str> {
-    gateway.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
+    let mut all = gateway.spec.addresses.iter().filter(|a| a.kind == "Hostname").map(|a| a.value.as_str());
+    all.find(|host| !host.is_empty())
+}
+
+/// The address that its Service asks for; a Service can ask for one. (`externalIPs` would take whatever address one names from
+/// whoever has it.)
+fn asked(gateway: &Gateway) -> Option<&str> {
+    let all = gateway.spec.addresses.iter().filter(|a| matches!(a.kind.as_str(), "" | "IPAddress"));
+    all.map(|a| a.value.as_str()).find(|value| value.parse::<IpAddr>().is_ok())
 }
 
 fn one(
@@ -147,9 +161,11 @@ fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(
     Ok(())
 }
 
+/// `added`: the listeners of ListenerSets.
 fn objects(
     objects: &Objects<'_>,
     gateway: &Gateway,
+    added: &[&GatewayListener],
     template: &Template,
     overlays: &Overlays<'_>,
 ) -> Result<Vec<(Ref, Value)>, DeployError> {
@@ -261,16 +277,22 @@ fn objects(
     let mut ports = vec![
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
-    for listener in &gateway.spec.listeners {
-        // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != listener.port) {
-            let of = if is_waypoint { "hbone".to_string() } else { listener.protocol.to_ascii_lowercase() };
+    let of = |protocol: &str| if is_waypoint { "hbone".to_string() } else { protocol.to_ascii_lowercase() };
+    let own = gateway.spec.listeners.iter().map(|l| (l.name.as_str(), l.port, l.protocol == "UDP", of(&l.protocol)));
+    let added = added.iter().filter_map(|l| match &l.parent {
+        ListenerParent::Api { listener, .. } => Some((listener.as_str(), l.port, l.udp, app_protocol(l).to_string())),
+        ListenerParent::Istio { .. } => None,
+    });
+    for (name, port, udp, app_protocol) in own.chain(added) {
+        let protocol = if udp { "UDP" } else { "TCP" };
+        // Several listeners may share a port; and a number may be one of both protocols.
+        if !ports.iter().any(|p| p["port"] == port && p["protocol"] == protocol) {
             ports.push(json!({
-                "name": port_name(&listener.name, listener.port),
-                "port": listener.port,
-                "targetPort": listener.port,
-                "protocol": "TCP",
-                "appProtocol": of,
+                "name": port_name(&ports, name, protocol, port),
+                "port": port,
+                "targetPort": port,
+                "protocol": protocol,
+                "appProtocol": app_protocol,
             }));
         }
     }
@@ -281,10 +303,8 @@ fn objects(
     if is_waypoint {
         service["trafficDistribution"] = json!("PreferClose");
     }
-    if let Some(address) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
-        && kind == "LoadBalancer"
-    {
-        service["loadBalancerIP"] = json!(address.value);
+    if let Some(address) = asked(gateway).filter(|_| kind == "LoadBalancer") {
+        service["loadBalancerIP"] = json!(address);
     }
     let mut out = vec![];
     if named.is_none() {
@@ -315,7 +335,23 @@ fn objects(
     Ok(out)
 }
 
-/// A listener's name as the name of a port: at most 63 characters.
-fn port_name(name: &str, port: u16) -> String {
-    if name.len() <= MAX_NAME && !name.contains('.') { name.to_string() } else { format!("port-{port}") }
+/// What a Service says that its port carries.
+fn app_protocol(listener: &GatewayListener) -> &'static str {
+    match listener.protocol {
+        _ if listener.udp => "udp",
+        Protocol::Http => "http",
+        Protocol::Https => "https",
+        Protocol::Tls => "tls",
+        Protocol::Tcp => "tcp",
+    }
+}
+
+/// A listener's name as the name of a port: at most 63 characters, and that of no other of these ports. (Names of listeners are
+/// their own in each ListenerSet.)
+fn port_name(ports: &[Value], name: &str, protocol: &str, port: u16) -> String {
+    let own = (name.len() <= MAX_NAME && !name.contains('.')).then(|| name.to_string());
+    let first = if protocol == "UDP" { format!("udp-port-{port}") } else { format!("port-{port}") };
+    let more = (0..).map(|n: u32| if n == 0 { first.clone() } else { format!("{first}-{n}") });
+    let mut all = own.into_iter().chain(more);
+    all.find(|name| ports.iter().all(|p| p["name"] != *name)).unwrap_or_default()
 }

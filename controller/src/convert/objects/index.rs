@@ -26,6 +26,8 @@ pub(crate) struct Objects<'a> {
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
     /// Where they stand.
     pub gateways_at: HashMap<(&'a str, &'a str), &'a Located>,
+    /// By namespace and name.
+    pub listener_sets: BTreeMap<(&'a str, &'a str), (&'a Located, &'a ListenerSet)>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
     /// By namespace.
     pub entries_of: HashMap<&'a str, Vec<&'a ServiceEntry>>,
@@ -43,9 +45,12 @@ pub(crate) struct Objects<'a> {
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
     pub tls_routes: Vec<(&'a Located, &'a TLSRoute)>,
+    pub udp_routes: Vec<(&'a Located, &'a UDPRoute)>,
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
+    /// Those for a VirtualService, by its namespace and name.
+    pub filters_of: HashMap<&'a str, HashMap<&'a str, Vec<&'a HTTPFilter>>>,
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
@@ -56,6 +61,7 @@ pub(crate) struct Objects<'a> {
     pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
     pub keys: &'a karst_manifest::dir::Keys,
+    pub session_keys: &'a [karst_manifest::dir::SessionKey],
     /// What of the mesh can be changed while we run.
     pub mesh_config: &'a MeshConfig,
 }
@@ -75,6 +81,7 @@ impl<'a> Objects<'a> {
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
             gateways_at: HashMap::new(),
+            listener_sets: BTreeMap::new(),
             service_entries: vec![],
             entries_of: HashMap::new(),
             workload_entries: vec![],
@@ -90,8 +97,10 @@ impl<'a> Objects<'a> {
             grpc_routes: vec![],
             tcp_routes: vec![],
             tls_routes: vec![],
+            udp_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
+            filters_of: HashMap::new(),
             backend_tls: vec![],
             config_maps: HashMap::new(),
             class_parameters: HashMap::new(),
@@ -99,6 +108,7 @@ impl<'a> Objects<'a> {
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
             keys: &state.keys,
+            session_keys: &state.session_keys,
             mesh_config: &state.mesh_config,
         };
         let mut classes = Classes::default();
@@ -134,6 +144,9 @@ impl<'a> Objects<'a> {
                     index.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
                     index.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), located);
                 }
+                Object::ListenerSet(s) => {
+                    index.listener_sets.insert((&s.metadata.namespace, &s.metadata.name), (located, s));
+                }
                 Object::ServiceEntry(s) => {
                     index.entries_of.entry(&s.metadata.namespace).or_default().push(s);
                     index.service_entries.push((located, s));
@@ -153,8 +166,13 @@ impl<'a> Objects<'a> {
                 Object::GRPCRoute(r) => index.grpc_routes.push((located, r)),
                 Object::TCPRoute(r) => index.tcp_routes.push((located, r)),
                 Object::TLSRoute(r) => index.tls_routes.push((located, r)),
+                Object::UDPRoute(r) => index.udp_routes.push((located, r)),
                 Object::HTTPFilter(f) => {
                     index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
+                    for target in f.spec.target_refs.iter().filter(|t| t.kind == "VirtualService") {
+                        let here = index.filters_of.entry(&f.metadata.namespace).or_default();
+                        here.entry(&target.name).or_default().push(f);
+                    }
                     index.http_filters.push((located, f));
                 }
                 Object::BackendTLSPolicy(b) => index.backend_tls.push((located, b)),
@@ -177,7 +195,7 @@ impl<'a> Objects<'a> {
     }
 
     pub(crate) fn routes_are_empty(&self) -> bool {
-        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty();
+        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty() && self.udp_routes.is_empty();
         self.http_routes.is_empty() && self.grpc_routes.is_empty() && bytes
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     baggage::baggage,
-    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, Service, Workload},
+    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, Service, UdpPort, Workload},
 };
 use bytes::Bytes;
 use karst_api::workload::{self as pb, gateway_address::Destination};
@@ -109,7 +109,9 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
         vips,
         ranges,
         ports: ports(&service.ports),
+        udp_ports: service.karst_udp_ports.iter().filter_map(|p| u16::try_from(*p).ok()).collect(),
         protocols: protocols(&service.ports),
+        grpc_web: service.karst_grpc_web_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
         sans: service.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
         waypoints,
         mode,
@@ -127,6 +129,15 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
 fn ports(ports: &[pb::Port]) -> Vec<(u16, u16)> {
     let port = |n: u32| u16::try_from(n).ok();
     ports.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
+}
+
+/// A number that is none of a port is left out, and so is nothing called there.
+fn udp_ports(ports: pb::UdpPortList) -> Vec<UdpPort> {
+    let one = |p: pb::UdpPort| {
+        let (port, target) = (u16::try_from(p.service_port).ok()?, u16::try_from(p.target_port).ok()?);
+        Some(UdpPort { port, target, closed: p.closed.into() })
+    };
+    ports.ports.into_iter().filter_map(one).collect()
 }
 
 fn protocols(ports: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
@@ -187,6 +198,9 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
     let mut services: Vec<Membership> =
         workload.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
     services.sort();
+    let mut udp: Vec<(Arc<str>, Vec<UdpPort>)> =
+        workload.karst_udp_services.into_iter().map(|(key, ports)| (key.into(), udp_ports(ports))).collect();
+    udp.sort_by(|one, other| one.0.cmp(&other.0));
     Ok(Workload {
         uid: workload.uid.into(),
         pod_uid,
@@ -216,6 +230,7 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
         host_network: workload.network_mode == pb::NetworkMode::HostNetwork as i32,
         capacity: workload.capacity.unwrap_or(1),
         services,
+        udp,
         labels: labels(&workload.extensions),
         baggage,
     })

@@ -15,6 +15,7 @@ mod update;
 
 pub use decode::{FieldError, GatewayError, ResourceError};
 pub use model::{
-    Announced, Endpoints, Gateway, GatewayTo, LocalityScope, Membership, Mode, OwnPod, Ports, Service, Workload,
+    Announced, Endpoints, Gateway, GatewayTo, LocalityScope, Membership, Mode, OwnPod, Ports, Service, UdpPort,
+    Workload,
 };
 pub use snapshot::Snapshot;

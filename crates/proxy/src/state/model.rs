@@ -13,6 +13,17 @@ pub type Membership = (Arc<str>, Ports);
 /// The endpoints of a service: uid, and its ports there.
 pub type Endpoints = OrdMap<Arc<str>, Arc<[(u16, u16)]>>;
 
+/// A UDP port of a service on a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpPort {
+    /// The service's.
+    pub port: u16,
+    /// The workload's.
+    pub target: u16,
+    /// What forbids who has no identity to send there, in words. Empty: nothing.
+    pub closed: Arc<str>,
+}
+
 /// A pod or another endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -47,6 +58,8 @@ pub struct Workload {
     pub capacity: u32,
     /// By service key: service port and target port.
     pub services: Vec<Membership>,
+    /// The UDP ports of its services, by their keys (an extension of ours).
+    pub udp: Vec<(Arc<str>, Vec<UdpPort>)>,
     /// Those of its labels that routes ask for (an extension of ours).
     pub labels: Arc<BTreeMap<String, String>>,
     /// The `baggage` header that describes it.
@@ -131,8 +144,26 @@ impl Workload {
             host_network: false,
             capacity: 1,
             services: vec![],
+            udp: vec![],
             labels: Arc::default(),
             baggage: None,
+        }
+    }
+    /// Its UDP port for one of a service's.
+    pub fn udp_port(&self, service: &str, port: u16) -> Option<&UdpPort> {
+        let (_, ports) = self.udp.iter().find(|(key, _)| **key == *service)?;
+        ports.iter().find(|p| p.port == port)
+    }
+    /// Why who has no identity may not send datagrams to this workload, as an endpoint of a service: what is not captured guards
+    /// nothing, and what a member does not say of itself is not known. None: he may.
+    pub fn closed_to_datagrams(&self, service: &str, port: u16) -> Option<Arc<str>> {
+        if !self.hbone {
+            return None;
+        }
+        match self.udp_port(service, port) {
+            Some(own) if own.closed.is_empty() => None,
+            Some(own) => Some(own.closed.clone()),
+            None => Some("the endpoint is a member of the mesh by another object".into()),
         }
     }
 }
@@ -148,8 +179,12 @@ pub struct Service {
     pub ranges: Vec<Cidr>,
     /// Service port and target port (0: named, see the endpoint).
     pub ports: Vec<(u16, u16)>,
+    /// Its UDP ports (an extension of ours).
+    pub udp_ports: Vec<u16>,
     /// What is spoken at each service port.
     pub protocols: Vec<(u16, pb::AppProtocol)>,
+    /// Service ports at which gRPC-Web is made gRPC (an extension of ours).
+    pub grpc_web: Vec<u16>,
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
@@ -179,7 +214,9 @@ impl Service {
             vips: vec![],
             ranges: vec![],
             ports: vec![],
+            udp_ports: vec![],
             protocols: vec![],
+            grpc_web: vec![],
             sans: vec![],
             waypoints: vec![(waypoint, 1)],
             mode: Mode::Any,

@@ -1,6 +1,8 @@
 //! Circuit breaking and rate limits.
 
 use super::*;
+use http::HeaderValue;
+use std::cell::Cell;
 use tokio::io::AsyncWriteExt;
 
 fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
@@ -49,7 +51,7 @@ fn requests_wait_for_a_connection_as_many_as_may() {
 #[test]
 fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
     run(async {
-        let limit = ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 2, by_caller: false };
+        let limit = ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 2, ..Default::default() };
         let m = Mesh::of(route(|r| r.limits = vec![limit]), |_, _| status(200));
         for _ in 0..2 {
             assert_eq!(m.ask(get("/")).await.0, 200);
@@ -61,6 +63,128 @@ fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(m.ask(get("/")).await.0, 200);
         assert_eq!(m.ask(get("/")).await.0, 429);
+    });
+}
+
+/// Requests with other values of a limit's keys do not count against each other; those without share a bucket.
+#[test]
+fn a_limit_counts_by_the_values_of_its_keys() {
+    use ir::rate_limit_key::Key;
+    run(async {
+        let limited_by = |keys: &[Key]| {
+            let keys = keys.iter().map(|key| ir::RateLimitKey { key: Some(key.clone()) }).collect();
+            let limit =
+                ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 1, keys, ..Default::default() };
+            Mesh::of(route(|r| r.limits = vec![limit]), |_, _| status(200))
+        };
+        let with = |path: &str, tenant: &'static str| {
+            let mut request = get(path);
+            if !tenant.is_empty() {
+                request.headers_mut().insert("x-tenant", HeaderValue::from_static(tenant));
+            }
+            request
+        };
+        let header = Key::Header("x-tenant".into());
+        for (keys, requests) in [
+            (
+                vec![header.clone()],
+                [("/", "a", 200), ("/x", "a", 429), ("/", "b", 200), ("/", "", 200), ("/x", "", 429)],
+            ),
+            (
+                vec![Key::Path(true)],
+                [("/", "a", 200), ("/?q", "b", 429), ("/x", "a", 200), ("/x", "", 429), ("/y", "", 200)],
+            ),
+            (
+                vec![Key::Path(true), header],
+                [("/", "a", 200), ("/", "b", 200), ("/x", "a", 200), ("/", "a", 429), ("/x", "", 200)],
+            ),
+            (
+                vec![Key::Query("user".into())],
+                [
+                    ("/?user=a", "", 200),
+                    ("/x?a=b&user=a", "", 429),
+                    ("/?user=b", "", 200),
+                    ("/", "", 200),
+                    ("/?x=a", "", 429),
+                ],
+            ),
+            // One client, by whatever it is told apart.
+            (
+                vec![Key::Caller(true)],
+                [("/", "", 200), ("/", "a", 429), ("/x", "", 429), ("/", "b", 429), ("/y", "", 429)],
+            ),
+            (
+                vec![Key::SourceAddress(true)],
+                [("/", "", 200), ("/", "a", 429), ("/x", "", 429), ("/", "", 429), ("/y", "", 429)],
+            ),
+        ] {
+            let m = limited_by(&keys);
+            for (path, tenant, wanted) in requests {
+                assert_eq!(m.ask(with(path, tenant)).await.0.as_u16(), wanted, "{keys:?} {path} {tenant}");
+            }
+        }
+    });
+}
+
+/// How many of the requests after the first so many have gone to endpoint 0.
+fn of_first(m: &Mesh, after: usize) -> usize {
+    m.seen.borrow().iter().skip(after).filter(|seen| seen.endpoint == 0).count()
+}
+
+/// One that says that it has too much to do gets an eleventh of what two get, for as long as it says; then its half again.
+#[test]
+fn an_overloaded_endpoint_is_chosen_less_for_as_long_as_it_says() {
+    run(async {
+        let m = Mesh::new(2, AppProtocol::Http11, |_| {});
+        let is_busy = Rc::new(Cell::new(true));
+        let refusal = || Response::builder().status(429).header("retry-after", "5").body(payload("later")).unwrap();
+        let busy = is_busy.clone();
+        m.listen(0, move |_, _| if busy.get() { Does::Answer(refusal()) } else { status(200) });
+        m.listen(1, |_, _| status(200));
+        while of_first(&m, 0) == 0 {
+            m.ask(get("/")).await;
+        }
+        let before = m.count();
+        for _ in 0..400 {
+            m.ask(get("/")).await;
+        }
+        assert!((5..100).contains(&of_first(&m, before)), "{} of 400", of_first(&m, before));
+        is_busy.set(false);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let before = m.count();
+        for _ in 0..400 {
+            m.ask(get("/")).await;
+        }
+        assert!((100..300).contains(&of_first(&m, before)), "{} of 400", of_first(&m, before));
+    });
+}
+
+/// The same of gRPC, whose status comes with the trailers.
+#[test]
+fn an_exhausted_endpoint_of_grpc_is_chosen_less() {
+    run(async {
+        let m = Mesh::new(2, AppProtocol::Grpc, |_| {});
+        let ended = |status: &'static str| {
+            let trailers = [("grpc-status", status), ("grpc-retry-pushback-ms", "5000")];
+            let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            let body = with_trailers("reply", HeaderMap::from_iter(trailers));
+            Does::Answer(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+        };
+        m.listen(0, move |_, _| ended("8"));
+        m.listen(1, move |_, _| ended("0"));
+        let ask = async || {
+            let call = Request::post("http://s/s/m").header("content-type", "application/grpc");
+            let answer = m.send_two(call.body(payload("call")).unwrap()).await;
+            answer.into_body().collect().await.unwrap();
+        };
+        while of_first(&m, 0) == 0 {
+            ask().await;
+        }
+        let before = m.count();
+        for _ in 0..200 {
+            ask().await;
+        }
+        assert!((1..60).contains(&of_first(&m, before)), "{} of 200", of_first(&m, before));
     });
 }
 

@@ -5,15 +5,25 @@
 
 mod bodies;
 mod certificates;
+mod compression;
+mod cors;
 mod deadlines;
 mod external;
 mod flows;
+mod grpc_web;
 mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod rewrites;
+mod sessions;
+mod shared_limits;
+mod shares;
+mod sizes;
+mod tokens;
 mod traces;
 mod upgrades;
+mod websockets;
 
 use crate::{
     downstream::{
@@ -167,11 +177,10 @@ impl Mesh {
         });
     }
 
-    /// A client's connection.
-    fn connect(&self, two: bool) -> DuplexStream {
-        let (client, server) = tokio::io::duplex(64 << 10);
+    /// A client that calls the service.
+    fn downstream(&self) -> Downstream {
         let target = DownstreamTarget::Service(self.worker.snapshot().mesh.services[KEY].clone());
-        let downstream = Downstream {
+        Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok(),
             from: ([10, 0, 0, 99], 1234).into(),
             source: None,
@@ -182,8 +191,13 @@ impl Mesh {
             permit: None,
             entered: Default::default(),
             written: Default::default(),
-        };
-        let w = self.worker.clone();
+        }
+    }
+
+    /// A client's connection.
+    fn connect(&self, two: bool) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let (w, downstream) = (self.worker.clone(), self.downstream());
         spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
         client
     }

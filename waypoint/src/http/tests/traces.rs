@@ -265,7 +265,7 @@ fn a_dead_collector_is_not_tried_at_once_again() {
         assert_eq!(dropped(&m), (0, 2), "tried after the second for others");
         let exports = collect(&m, true);
         m.ask(get("/")).await;
-        // Without a pause this one would be sent 2100 ms after the beginning; with it, it is taken at 2000 ms and sent at 3000.
+        // Without a pause this one would be sent 2100 ms after the beginning, when it has waited a second; with it, at 3000.
         tokio::time::sleep(Duration::from_millis(1400)).await;
         assert_eq!(exports.borrow().len(), 0);
         exported().await;

@@ -47,6 +47,14 @@ impl Rule {
                 false => format!("header {name} {}", words(wanted)),
             };
         }
+        if let Some(claim) = self.claims.iter().find(|claim| !claim.holds(input.token)) {
+            let name = claim.path.join(".");
+            return match (claim.invert, input.token) {
+                (true, _) => format!("claim {name} must not be so: it is excluded"),
+                (false, None) => format!("claim {name} is not there: no token was verified"),
+                (false, Some(_)) => format!("claim {name} {}", words(&claim.value)),
+            };
+        }
         let has = |name: &String, wanted: &StringMatcher| {
             input.parameters().iter().any(|(key, value)| key == name && wanted.matches(value))
         };

@@ -3,6 +3,7 @@
 use crate::convert::{
     compilation::routes::scalar::{duration, header_name, optional_duration, per_million},
     facts::{
+        ca_certificates::of_secret,
         client_tls::{all_tls, originates, wants_tls},
         export::Export,
         host::closeness,
@@ -357,14 +358,12 @@ fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<
         (!client_tls.client_certificate.is_empty(), "clientCertificate"),
         (!client_tls.private_key.is_empty(), "privateKey"),
         (!matches!(client_tls.ca_certificates.as_str(), "" | "system"), "caCertificates"),
+        (!client_tls.ca_crl.is_empty(), "caCrl"),
     ] {
         if there {
             let text = "file paths are not supported: use credentialName [KARST-0028]";
             return Err((format!("{at}.{field}"), text.into()));
         }
-    }
-    if !client_tls.ca_crl.is_empty() {
-        return Err((format!("{at}.caCrl"), "is not supported in this version; remove it [KARST-0029]".into()));
     }
     if mutual && client_tls.credential_name.is_empty() {
         let text = "is empty: specify a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway [KARST-0010]";
@@ -380,10 +379,10 @@ fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<
     // The Secret may come later: until then there are no connections, as none may be made without it.
     if !client_tls.credential_name.is_empty() && !out.unverified {
         let beside = format!("{}-cacert", client_tls.credential_name);
-        let found =
-            secret(&beside).and_then(ca_bundle).or_else(|| secret(&client_tls.credential_name).and_then(ca_bundle));
-        match found {
-            Some(roots) => out.roots = roots,
+        let both = [beside.as_str(), client_tls.credential_name.as_str()];
+        match both.into_iter().filter_map(secret).find(|s| ca_bundle(s).is_some()).map(of_secret) {
+            Some(Ok(found)) => (out.roots, out.lists) = (found.roots, found.lists.into_iter().collect()),
+            Some(Err(text)) => out.broken = text,
             None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", client_tls.credential_name),
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::convert::{
     compilation::routes::{
-        delegate,
-        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
+        delegate, fault, filter,
+        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
         table::{self, Api, Precision, Ranked, RankedTcp, Tables},
     },
     facts::{
@@ -15,7 +15,8 @@ use crate::convert::{
     objects::{FieldError, MESH, Objects, age},
 };
 use karst_api::route as ir;
-use karst_manifest::{kinds::*, traffic::*};
+use karst_core::claims;
+use karst_manifest::{extension::HTTPFilter, kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -161,8 +162,9 @@ impl Rules {
 fn rules(objects: &Objects<'_>, service: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
     let (mut bad, mut out) = (vec![], Rules::default());
     let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
-    let convert = Convert { objects, ns, hosts, place };
-    let name = format!("VirtualService {ns}/{}", service.metadata.name);
+    let (own, inherited) = (service.metadata.name.as_str(), vec![]);
+    let convert = Convert { objects, ns, name: own, inherited, hosts, place };
+    let name = format!("VirtualService {ns}/{own}");
     if spec.is_unread {
         return (unread(spec, &name), bad);
     }
@@ -289,12 +291,21 @@ struct Matched {
 struct Convert<'a> {
     objects: &'a Objects<'a>,
     ns: &'a str,
+    name: &'a str,
+    /// Filters of the route that delegates to this object.
+    inherited: Vec<&'a HTTPFilter>,
     hosts: &'a Hosts,
     /// `mesh`, or a gateway's full name.
     place: &'a str,
 }
 
-impl Convert<'_> {
+impl<'a> Convert<'a> {
+    /// The filters for an entry: its own, and those of whoever delegates to it.
+    fn filters(&self, route: &VsHttp) -> Vec<&'a HTTPFilter> {
+        let own = filter::of_virtual_service(self.objects, (self.ns, self.name, &route.name));
+        self.inherited.iter().copied().chain(own).collect()
+    }
+
     /// Is a match with these gateways meant for here?
     fn is_here(&self, gateways: &[String]) -> bool {
         gateways.is_empty()
@@ -313,9 +324,13 @@ impl Convert<'_> {
         let before = bad.len();
         let matches = self.matches(route, at, bad);
         let is_whole = bad.len() == before;
+        let filters = self.filters(route);
         for one in matches {
             let rule = match is_whole.then(|| self.action(route, at, &one.m, bad)) {
-                Some(Ok(r)) => r,
+                Some(Ok(mut r)) => {
+                    filters.iter().for_each(|f| filter::extend(&mut r, f));
+                    r
+                }
                 Some(Err(b)) => {
                     tell(bad, b);
                     refused()
@@ -406,7 +421,7 @@ impl Convert<'_> {
             let to = Some(self.destination(mirrored, None, 1, &format!("{at}.mirror"), bad)?);
             compiled.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        compiled.fault = rule.fault.as_ref().map(|f| fault(f, at)).transpose()?;
+        compiled.fault = rule.fault.as_ref().map(|f| fault::compile(f, at)).transpose()?;
         compiled.cors = rule.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
         compiled.retry = match &rule.retries {
             None => Some(ir::Retry::istio()),
@@ -449,7 +464,8 @@ impl Convert<'_> {
         };
         // It may come later.
         let Some(delegated) = found.find(is_it) else { return };
-        let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
+        let (objects, hosts, place) = (self.objects, self.hosts, self.place);
+        let inner = Convert { objects, ns, name: &delegate.name, inherited: self.filters(rule), hosts, place };
         let name = format!("VirtualService {ns}/{}", delegate.name);
         for (index, leaf) in delegated.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
@@ -501,6 +517,15 @@ impl Convert<'_> {
                         continue;
                     }
                 };
+                if let Some(path) = claims::path(name) {
+                    match path {
+                        Ok(path) => {
+                            out.headers.push(ir::Named { name: claims::name(&path), value: Some(value), invert })
+                        }
+                        Err(e) => wrong.push((at, format!("{name:?} {e}"))),
+                    }
+                    continue;
+                }
                 // Pseudo headers are matched like the fields of their own.
                 match name.as_str() {
                     ":method" if !invert => out.method = Some(value),
@@ -826,74 +851,6 @@ fn direct(response: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, F
         Some(_) => vec![],
     };
     Ok(ir::DirectResponse { status: u32::from(response.status), body })
-}
-
-pub(crate) fn fault(fault: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
-    let mut out = ir::Fault::default();
-    // Without a percentage there is no fault (Istio).
-    let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
-        (Some(p), _) => per_million(p.value, at),
-        (None, Some(p)) => per_million(f64::from(p), at),
-        (None, None) => Ok(0),
-    };
-    if let Some(delay) = &fault.delay {
-        let at = format!("{at}.fault.delay");
-        let Some(fixed_delay) = &delay.fixed_delay else {
-            return Err((
-                format!("{at}.fixedDelay"),
-                "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
-            ));
-        };
-        out.delay_ms = duration(fixed_delay).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
-        out.delay_per_million = part(&delay.percentage, delay.percent, &format!("{at}.percentage"))?;
-    }
-    if let Some(abort) = &fault.abort {
-        let at = format!("{at}.fault.abort");
-        match (abort.http_status, &abort.grpc_status) {
-            (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
-            (Some(s), _) => {
-                return Err((format!("{at}.httpStatus"), format!("invalid status {s}: use 200 to 599 [KARST-0026]")));
-            }
-            (None, Some(status)) => {
-                let code = grpc_code(status).ok_or_else(|| {
-                    (
-                        format!("{at}.grpcStatus"),
-                        format!(
-                            "invalid gRPC status {status:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
-                        ),
-                    )
-                })?;
-                out.abort_grpc = Some(code);
-            }
-            (None, None) => return Err((at, "must set httpStatus or grpcStatus [KARST-0015]".into())),
-        }
-        out.abort_per_million = part(&abort.percentage, abort.percent, &format!("{at}.percentage"))?;
-    }
-    Ok(out)
-}
-
-fn grpc_code(text: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let by_name = || NAMES.iter().position(|n| n.eq_ignore_ascii_case(text)).map(|n| n as u32);
-    text.parse().ok().filter(|n| *n <= 16).or_else(by_name)
 }
 
 fn cors(cors: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
