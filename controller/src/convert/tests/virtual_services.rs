@@ -49,7 +49,7 @@ fn claims_are_matched_among_headers() {
         let (m, p) = run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &spec)));
         let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
         let named = rule.r#match.clone().unwrap().headers;
-        (named.into_iter().map(|n| (n.name, n.invert)).collect::<Vec<_>>(), rule.destinations[0].refuse_status, p)
+        (named.into_iter().map(|n| (n.name, n.invert)).collect::<Vec<_>>(), rule.response.map_or(0, |r| r.status), p)
     };
     let claim = |name: &str, invert| vec![(format!("@request.auth.claims{name}"), invert)];
     for (matching, wanted) in [
