@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use karst_hbone::copy::keep;
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -57,10 +58,9 @@ impl RequestBody {
                 None => ahead.end = true,
                 Some(Err(error)) => return Err(error),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
                     Ok(data) => {
                         ahead.bytes += data.len();
-                        ahead.chunks.push_back(data);
+                        keep(&mut ahead.chunks, data);
                     }
                     Err(frame) => (ahead.trailers, ahead.end) = (frame.into_trailers().ok(), true),
                 },
@@ -405,6 +405,12 @@ mod tests {
 
     /// The body of a request of `n` bytes, as a server gets it.
     async fn incoming(n: usize) -> RequestBody {
+        let head = format!("content-length: {n}\r\n\r\n");
+        incoming_of([head.as_bytes(), &vec![7; n]].concat()).await
+    }
+
+    /// That of a request that ends like this.
+    async fn incoming_of(end: Vec<u8>) -> RequestBody {
         let (mut client, server) = tokio::io::duplex(16 << 10);
         let (tx, rx) = tokio::sync::oneshot::channel();
         let tx = RefCell::new(Some(tx));
@@ -416,9 +422,8 @@ mod tests {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), take).await;
         });
         tokio::task::spawn_local(async move {
-            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {n}\r\n\r\n");
-            client.write_all(head.as_bytes()).await.unwrap();
-            client.write_all(&vec![7; n]).await.unwrap();
+            client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+            client.write_all(&end).await.unwrap();
             std::future::pending::<()>().await;
         });
         rx.await.unwrap().into()
@@ -478,6 +483,22 @@ mod tests {
                 let mut none = incoming(0).await;
                 assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
                 assert!(none.is_end_stream());
+            })
+            .await;
+    }
+
+    /// A body in chunks of one byte costs what it carries.
+    #[tokio::test]
+    async fn what_was_read_ahead_is_kept_in_few_pieces() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                const SIZE: usize = 40_000;
+                let sent = ["transfer-encoding: chunked\r\n\r\n", &"1\r\n\u{7}\r\n".repeat(SIZE), "0\r\n\r\n"].concat();
+                let mut body = incoming_of(sent.into_bytes()).await;
+                assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+                let pieces = body.ahead.as_ref().map_or(0, |ahead| ahead.chunks.len());
+                assert!(pieces < 10, "{pieces}");
+                assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
             })
             .await;
     }

@@ -400,7 +400,7 @@ async fn take_in(
                 Poll::Ready(Ok(Some(d))) => {
                     way.show(&d);
                     down.unreleased += d.len();
-                    down.more.keep(d);
+                    keep(&mut down.more.0, d);
                 }
                 Poll::Ready(Ok(None)) => down.complete = true,
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
@@ -502,29 +502,30 @@ fn poll_token(recv: &mut RecvStream, cx: &mut Context<'_>, talk: &Talk<'_>) -> P
     })
 }
 
-/// Several pieces as one buffer.
-#[derive(Default)]
-struct Pieces(VecDeque<Bytes>);
-
-impl Pieces {
-    /// One more, for long: what a frame costs beside its bytes is not the peer's to choose.
-    fn keep(&mut self, data: Bytes) {
-        match self.0.pop_back() {
-            Some(last) if last.len() + data.len() <= JOINED => {
-                let copied = |last: Bytes| {
-                    let mut copy = BytesMut::with_capacity(JOINED);
-                    copy.extend_from_slice(&last);
-                    copy
-                };
-                let mut joined = last.try_into_mut().unwrap_or_else(copied);
-                joined.extend_from_slice(&data);
-                self.0.push_back(joined.freeze());
-            }
-            last => self.0.extend(last.into_iter().chain([data]).filter(|data| !data.is_empty())),
+/// One more piece of what waits, perhaps for long. Small ones are put together: what a frame costs beside its bytes is not the peer's
+/// to choose.
+pub fn keep(pieces: &mut VecDeque<Bytes>, data: Bytes) {
+    if data.is_empty() {
+        return;
+    }
+    match pieces.pop_back() {
+        Some(last) if last.len() + data.len() <= JOINED => {
+            let copied = |last: Bytes| {
+                let mut copy = BytesMut::with_capacity(JOINED);
+                copy.extend_from_slice(&last);
+                copy
+            };
+            let mut joined = last.try_into_mut().unwrap_or_else(copied);
+            joined.extend_from_slice(&data);
+            pieces.push_back(joined.freeze());
         }
+        last => pieces.extend(last.into_iter().chain([data])),
     }
 }
 
+/// Several pieces as one buffer.
+#[derive(Default)]
+struct Pieces(VecDeque<Bytes>);
 impl Buf for Pieces {
     fn remaining(&self) -> usize {
         self.0.iter().map(Bytes::len).sum()
@@ -757,7 +758,7 @@ mod tests {
                 odd => vec![n as u8; odd % 2],
             };
             want.extend_from_slice(&data);
-            pieces.keep(data.into());
+            keep(&mut pieces.0, data.into());
         }
         assert!(pieces.0.len() < 40 && pieces.remaining() == want.len(), "{}", pieces.0.len());
         let mut got = vec![];
