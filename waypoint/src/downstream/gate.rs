@@ -29,6 +29,8 @@ pub struct Gate {
     tunnels: Admission,
     /// What comes to a gateway's ports, until it has greeted (TLS is done, or a request has begun).
     greetings: Admission,
+    /// The same, of clients that a proxy before us has named (the PROXY protocol): by client, as all come from one address.
+    named: Admission,
     /// What has come in by a gateway's ports. One without a request gives way.
     connections: Admission,
     pub counts: AllCounts,
@@ -61,6 +63,7 @@ impl Gate {
             tunnels: Admission::new(Limits { per_source: tunnels / 8, in_use: streams, ..Limits::even(tunnels) }),
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
             greetings: Admission::new(Limits::even(part(16, GREETINGS))),
+            named: Admission::new(Limits::even(part(16, GREETINGS))),
             connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
             counts: AllCounts::default(),
             turns: Arc::default(),
@@ -71,7 +74,8 @@ impl Gate {
 
     /// What is open, in whatever state.
     pub fn open(&self) -> usize {
-        [&self.handshakes, &self.tunnels, &self.greetings, &self.connections].into_iter().map(Admission::len).sum()
+        let all = [&self.handshakes, &self.tunnels, &self.greetings, &self.named, &self.connections];
+        all.into_iter().map(Admission::len).sum()
     }
 
     /// A tunnel that begins. `known`: the address is a workload's.
@@ -98,6 +102,14 @@ impl Gate {
     /// See [`Permit::admit`].
     pub fn greeting(&self, from: IpAddr) -> Result<Permit, Ended> {
         Permit::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
+    }
+
+    /// A connection that begins, of which a proxy has told whose it is.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn named(&self, p: &mut Permit, client: IpAddr) -> Result<(), Ended> {
+        p.move_to(&[&self.named], &Source::address(client, false))
     }
 
     /// A connection to a gateway's port that has greeted.
@@ -168,6 +180,21 @@ mod tests {
         let mut page = String::new();
         g.render(&mut page);
         assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
+    }
+
+    #[test]
+    fn behind_a_proxy_who_does_not_greet_keeps_nobody_else_from_it() {
+        let g = Gate::new(2048);
+        let (proxy, client) = (IpAddr::from([10, 0, 0, 1]), |n: u8| IpAddr::from([198, 51, 100, n]));
+        let begin = |n: u8| {
+            let mut p = g.greeting(proxy).unwrap();
+            g.named(&mut p, client(n)).unwrap();
+            p
+        };
+        let greets = begin(200);
+        let silent: Vec<_> = (0..2 * 2048 / 16).map(|_| begin(1)).collect();
+        assert!(!greets.is_evicted() && silent.iter().any(Permit::is_evicted));
+        assert_eq!(g.open(), 2048 / 16, "the places of before are given back");
     }
 
     #[test]
