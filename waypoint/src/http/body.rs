@@ -12,12 +12,29 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// Bytes of a request that are kept for a retry (Envoy keeps at most a connection's buffer).
 pub const REPLAY: usize = 64 << 10;
 /// Bytes that a mirror may be behind; then it is given up.
 pub const BEHIND: usize = 1 << 20;
+
+/// A client whose body is waited for before anything else is done sends at least something in this time (Envoy's default for streams
+/// on which nothing happens).
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Why the beginning of a body is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum AheadError {
+    /// It broke off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing has come for [`PATIENCE`].
+    #[error("nothing has come of the request's body")]
+    Silent,
+}
 
 /// An error of a body.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -49,14 +66,15 @@ impl RequestBody {
     ///
     /// # Errors
     /// The client has not sent them.
-    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), hyper::Error> {
+    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), AheadError> {
         let ahead = self.ahead.get_or_insert_default();
         ahead.end |= self.rest.is_end_stream();
         let wanted = if is_part_enough { limit } else { limit.saturating_add(1) };
         while ahead.bytes < wanted && !ahead.end {
-            match std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx));
+            match timeout(PATIENCE, next).await.map_err(|_| AheadError::Silent)? {
                 None => ahead.end = true,
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => return Err(error.into()),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         ahead.bytes += data.len();
@@ -483,6 +501,20 @@ mod tests {
                 let mut none = incoming(0).await;
                 assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
                 assert!(none.is_end_stream());
+            })
+            .await;
+    }
+
+    /// Who sends a head, and no body, is not waited for without end.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let mut body = incoming_of(b"content-length: 10\r\n\r\nabc".to_vec()).await;
+                assert_eq!(body.read_ahead(3, true).await.unwrap(), (Bytes::from_static(b"abc"), false));
+                let began = tokio::time::Instant::now();
+                assert!(matches!(body.read_ahead(10, false).await, Err(AheadError::Silent)));
+                assert!(began.elapsed() >= PATIENCE && began.elapsed() < 2 * PATIENCE);
             })
             .await;
     }
