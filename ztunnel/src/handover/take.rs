@@ -107,14 +107,23 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
                         }
                     }
                     Some(What::Rest(rest)) => table.rest(id, &rest)?,
-                    Some(What::Go(go)) => {
-                        let (who, up, down) = table.go(id, &go)?;
-                        let moved = Moved::read(&go, sockets, up, down)?;
-                        *count += 1;
-                        if let Err(moved) = who.send(moved) {
-                            moved.reset();
+                    Some(What::Go(go)) => match table.go(id, &go) {
+                        Ok((who, up, down)) => {
+                            let moved = Moved::read(&go, sockets, up, down)?;
+                            *count += 1;
+                            if let Err(moved) = who.send(moved) {
+                                moved.reset();
+                            }
                         }
-                    }
+                        // The others go on.
+                        Err(fault @ Fault::TooMuch) => {
+                            tracing::warn!(id, error = %fault, "a connection of the ztunnel before is reset");
+                            for socket in sockets {
+                                let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+                            }
+                        }
+                        Err(fault) => return Err(fault.into()),
+                    },
                     Some(What::Withdrawn(_)) => table.withdrawn(id),
                     None => return Err(TalkError::Unknown),
                 }
