@@ -71,9 +71,15 @@ impl Snapshot {
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
-                // What cannot be read leaves what was before; if there was nothing, nobody is let in.
+                let closed = || Gateway::without_policies(&ir::Gateway::decode(bytes).ok()?).ok();
                 match read() {
                     Ok(gateway) => self.gateway = Some(Arc::new(gateway)),
+                    // As with those of a service: what was meant is not known, and nobody is let in until it is.
+                    Err(e @ PutError::Gateway(GatewayError::Access(_))) => {
+                        self.gateway = Some(Arc::new(closed().unwrap_or_else(Gateway::closed)));
+                        return Err(e);
+                    }
+                    // What else cannot be read leaves what was before; if there was nothing, nobody is let in.
                     Err(e) => {
                         self.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
                         return Err(e);
@@ -124,7 +130,8 @@ impl ApplyResource for Snapshot {
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
         let applied = self.apply(type_url, name, bytes);
         // What is refused leaves what was; but policies that cannot be read are closed.
-        if applied.is_ok() || type_url == ACCESS_TYPE {
+        let is_closed = type_url == ACCESS_TYPE || matches!(applied, Err(PutError::Gateway(GatewayError::Access(_))));
+        if applied.is_ok() || is_closed {
             self.keep(type_url, name, bytes);
         }
         applied
@@ -199,5 +206,28 @@ mod tests {
         assert_eq!(**snapshot.told.get(&key).unwrap(), *routes);
         snapshot.remove(ROUTES_TYPE, "ns/web");
         assert!(snapshot.told.is_empty());
+    }
+
+    /// A policy of a later version, added to those of a gateway that serves: what it keeps out is not let in until it is known.
+    #[test]
+    fn a_gateway_whose_policies_cannot_be_read_lets_nobody_in() {
+        let mut snapshot = Snapshot::new("");
+        let listener = ir::Listener { port: 80, ..Default::default() };
+        let open = ir::Gateway { listeners: vec![listener], ..Default::default() };
+        snapshot.put(GATEWAY_TYPE, "", &open.encode_to_vec()).unwrap();
+        assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
+        let later = ir::AccessPolicy { name: "a/later".into(), action: 99, ..Default::default() };
+        let access = Some(ir::Access { policies: vec![later], ..Default::default() });
+        let later = ir::Gateway { access, ..open.clone() };
+        assert!(snapshot.put(GATEWAY_TYPE, "", &later.encode_to_vec()).is_err());
+        let gateway = snapshot.gateway.clone().unwrap();
+        assert!(gateway.ports.contains_key(&80), "it listens as it is told to");
+        let enforced: Vec<_> = gateway.access.as_ref().unwrap().enforced().map(|(name, ..)| name).collect();
+        assert_eq!(enforced, ["a policy that is not understood"]);
+        // What else cannot be read changes nothing.
+        snapshot.put(GATEWAY_TYPE, "", &open.encode_to_vec()).unwrap();
+        let wrong = ir::Gateway { listeners: vec![ir::Listener { port: 0, ..Default::default() }], ..open };
+        assert!(snapshot.put(GATEWAY_TYPE, "", &wrong.encode_to_vec()).is_err());
+        assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
     }
 }

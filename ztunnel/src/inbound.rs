@@ -215,9 +215,12 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
-    let continues = match worker.shared.config.hand_over {
-        true => continuation::said(request.headers()),
-        false => Said::Nothing,
+    let continues = match continues(continuation::said(request.headers()), worker.shared.config.hand_over) {
+        Ok(said) => said,
+        Err(o) => {
+            worker.shared.metrics.ends.note(Reporter::Destination, o.reason());
+            return refuse(&mut respond, &o);
+        }
     };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     // A connection that another stream has begun, or a new one.
@@ -271,6 +274,16 @@ async fn connect(
     };
     drop(tunnel);
     guard.end(&outcome);
+}
+
+/// What a CONNECT says of continuation, as far as it counts here (`knows`). A connection's rest is never taken for a new connection.
+fn continues(said: Said, knows: bool) -> Result<Said, Outcome> {
+    match (said, knows) {
+        (said, true) => Ok(said),
+        (Said::Nothing | Said::Knows, false) => Ok(Said::Nothing),
+        // A 4xx: no later time, and no other endpoint, makes it better.
+        (Said::Token(_), false) => Err(Outcome::BadRequest("connections are not continued here (KARST_HAND_OVER)")),
+    }
 }
 
 /// The application of a stream.
@@ -680,6 +693,24 @@ mod tests {
         assert_eq!(asked(Some("for=\"10.0.0.9:1\";host=c.ns.svc.cluster.local")), "c", "as our own ztunnel says it");
         assert_eq!(asked(Some("for=x; Host=\"c.ns.svc.cluster.local\";proto=http")), "c", "and others");
         assert_eq!(asked(Some("host=other.ns.svc.cluster.local")), "-", "the pod is no endpoint of that");
+    }
+
+    #[test]
+    fn who_does_not_continue_does_not_begin_with_the_rest() {
+        let token = Said::Token(Token::new().unwrap());
+        for (said, knows, want) in [
+            (Said::Nothing, true, Some(Said::Nothing)),
+            (Said::Knows, true, Some(Said::Knows)),
+            (token, true, Some(token)),
+            (Said::Nothing, false, Some(Said::Nothing)),
+            (Said::Knows, false, Some(Said::Nothing)),
+            (token, false, None),
+        ] {
+            let got = continues(said, knows);
+            let refused = got.as_ref().err().map(|o| (o.status(), o.may_retry()));
+            assert_eq!(got.ok(), want, "{said:?} {knows}");
+            assert_eq!(refused, want.is_none().then_some((400, false)), "{said:?} {knows}");
+        }
     }
 
     #[test]

@@ -94,7 +94,8 @@ impl Outcome {
                     ClientError::Connect(..)
                     | ClientError::Status(_)
                     | ClientError::Unprocessed(_)
-                    | ClientError::Stream(_),
+                    | ClientError::Stream(_)
+                    | ClientError::NotContinued,
                 )
                 | DialError::Resolve(_)
                 | DialError::Connect(_)

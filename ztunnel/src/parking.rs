@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 const PARKED_FOR: Duration = Duration::from_secs(15);
 /// A stream waits this long for its connection, which may be on its way from the process before.
 const WAITS_FOR: Duration = Duration::from_secs(5);
-/// Connections that wait; one more is reset.
-const MAX_PARKED: usize = 4096;
-/// Streams that wait; one more is refused at once, so that who invents tokens holds up little.
+/// Connections that wait, and of one peer half of them; one more is reset.
+const MAX_PARKED: usize = 8192;
+/// Streams that wait, and of one peer half of them; one more is refused at once, so that who invents tokens holds up little.
 const MAX_WAITING: usize = 1024;
 /// How often it is looked who has waited too long.
 const LOOK: Duration = Duration::from_millis(500);
@@ -127,6 +127,12 @@ struct Waiting<T> {
     until: Instant,
 }
 
+/// Is there room for one more of a peer's? It leaves some to others, whatever it parks or invents.
+fn has_room<T>(all: &HashMap<Token, Waiting<T>>, most: usize, bound: &Bound) -> bool {
+    let is_own = |waiting: &&Waiting<T>| waiting.bound.from == bound.from && waiting.bound.peer == bound.peer;
+    all.len() < most / 2 || (all.len() < most && all.values().filter(is_own).count() < most / 2)
+}
+
 /// Connections and streams that wait for one another. Pure; what it drops is refused, or reset.
 struct Lot<P, W> {
     parked: HashMap<Token, Waiting<P>>,
@@ -150,7 +156,7 @@ impl<P, W> Lot<P, W> {
         {
             return Some((what, waiting.what));
         }
-        if self.parked.len() < MAX_PARKED && !self.parked.contains_key(&token) {
+        if has_room(&self.parked, MAX_PARKED, &bound) && !self.parked.contains_key(&token) {
             self.parked.insert(token, Waiting { bound, what, until: now + PARKED_FOR });
         }
         None
@@ -164,7 +170,7 @@ impl<P, W> Lot<P, W> {
             Some(_) => return self.parked.remove(&token).map(|parked| (parked.what, what)),
             None => {}
         }
-        if self.waiting.len() < MAX_WAITING && !self.waiting.contains_key(&token) {
+        if has_room(&self.waiting, MAX_WAITING, &bound) && !self.waiting.contains_key(&token) {
             self.waiting.insert(token, Waiting { bound, what, until: now + WAITS_FOR });
         }
         None
@@ -242,10 +248,14 @@ mod tests {
         assert!(!lot.is_empty());
         lot.expire(now + PARKED_FOR);
         assert!(lot.is_empty());
-        for n in 0..MAX_PARKED + 10 {
-            lot.park(Token::new().unwrap(), bound(), n as i32, now);
-            lot.claim(Token::new().unwrap(), bound(), 'b', now);
+        // One that waits itself leaves half to others; all of these together have no more than there is.
+        for (peer, many, parts) in [(1, MAX_PARKED / 2 + 10, 1), (2, MAX_PARKED / 2 + 10, 2), (3, 10, 2)] {
+            for n in 0..many {
+                let from = Bound { from: [10, 0, 0, peer].into(), ..bound() };
+                lot.park(Token::new().unwrap(), from.clone(), n as i32, now);
+                lot.claim(Token::new().unwrap(), from, 'b', now);
+            }
+            assert_eq!((lot.parked.len(), lot.waiting.len()), (MAX_PARKED / 2 * parts, MAX_WAITING / 2 * parts));
         }
-        assert_eq!((lot.parked.len(), lot.waiting.len()), (MAX_PARKED, MAX_WAITING));
     }
 }

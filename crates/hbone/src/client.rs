@@ -46,6 +46,9 @@ pub enum ClientError {
     /// The stream or its tunnel broke before there was an answer.
     #[error("CONNECT: {0}")]
     Stream(String),
+    /// The peer was to go on with an interrupted connection, and has begun another one (docs/hbone.md §10.6).
+    #[error("the peer does not know of continuation (any more)")]
+    NotContinued,
 }
 
 impl ClientError {
@@ -60,6 +63,7 @@ impl ClientError {
             | ClientError::Http2(..)
             | ClientError::Unprocessed(_)
             | ClientError::Stream(_) => true,
+            ClientError::NotContinued => false,
             ClientError::Status(s) => {
                 matches!(*s, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
             }

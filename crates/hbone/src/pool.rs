@@ -195,8 +195,13 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             undecided.0 = None;
             drop(undecided);
             match answer {
-                Ok((send, recv, answer)) => {
-                    let continues = continuation::said(&answer) != Said::Nothing;
+                Ok((mut send, recv, answer)) => {
+                    let continues = continuation::said(&answer) == Said::Knows;
+                    if !continues && matches!(continuation::said(headers), Said::Token(_)) {
+                        // It is another connection, which must not get the rest of the one that was interrupted.
+                        send.send_reset(h2::Reason::CANCEL);
+                        return Err(ClientError::NotContinued);
+                    }
                     return Ok(Opened { lease, send, recv, continues });
                 }
                 Err(e) => {

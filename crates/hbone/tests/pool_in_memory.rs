@@ -7,6 +7,7 @@ use h2::{RecvStream, SendStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, Response};
 use karst_hbone::{
     client::ClientError,
+    continuation::{self, Token},
     pool::{Opened, Pool},
 };
 use std::{
@@ -224,6 +225,26 @@ async fn a_peer_that_goes_away_gets_no_more_streams_and_ends_those_it_has() {
         assert_eq!(peer.attempts.get(), 2);
         first.send.send_data(Bytes::from_static(b"x"), false).unwrap();
         assert!(timeout(Duration::from_secs(2), first.recv.data()).await.is_err(), "the first goes on");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// A rollback, or a node whose proxy is another one: what a connection's beginning has not gone to must not get its rest.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_know_of_continuation_gets_nothing_of_the_connection() {
+    let run = async {
+        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| true));
+        let mut headers = HeaderMap::new();
+        continuation::name(&mut headers, &Token::new().unwrap());
+        let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", &headers).await;
+        let error = opened.err().unwrap();
+        assert!(matches!(error, ClientError::NotContinued) && !error.may_retry(), "{error}");
+        let (_send, mut recv) = peer.open.borrow_mut().pop().unwrap();
+        let ended = timeout(Duration::from_secs(2), recv.data()).await.unwrap();
+        assert!(ended.is_some_and(|data| data.is_err()), "what it has begun is reset");
+        // Others of its streams go on as ever.
+        assert!(!open(&pool, &peer).await.unwrap().continues);
+        assert_eq!(peer.attempts.get(), 1);
     };
     LocalSet::new().run_until(run).await;
 }

@@ -3,8 +3,12 @@
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
+    fs::Permissions,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::Path,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -18,10 +22,11 @@ pub struct Listener(AsyncFd<Socket>);
 pub struct Packets(AsyncFd<Socket>);
 
 impl Listener {
-    /// Binds and listens at a path; a stale socket file is replaced.
+    /// Binds and listens at a path; a stale socket file is replaced. Only this user and root may connect, whatever the umask: who does
+    /// is given descriptors of pods.
     ///
     /// # Errors
-    /// Those of `bind`; `AddrInUse` if another process listens there.
+    /// Those of `bind` and `chmod`; `AddrInUse` if another process listens there.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
         let addr = SockAddr::unix(path)?;
@@ -36,6 +41,8 @@ impl Listener {
             std::fs::remove_file(path)?;
         }
         socket.bind(&addr)?;
+        // Before it listens nobody can connect.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
         socket.listen(16)?;
         Ok(Self(register(socket)?))
     }
@@ -193,6 +200,7 @@ mod tests {
     async fn packets_and_descriptors_arrive() {
         let dir = std::env::temp_dir().join(format!("karst-seq-{}", std::process::id()));
         let l = Listener::bind(&dir).unwrap();
+        assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o600, "it is nobody else's");
         let a = Packets::connect(&dir).unwrap();
         let b = l.accept().await.unwrap();
         let f = std::fs::File::open("/proc/self/ns/net").unwrap();

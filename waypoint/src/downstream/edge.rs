@@ -130,7 +130,13 @@ fn ended(worker: &Worker, from: SocketAddr, port: u16, e: Ended) {
 }
 
 /// Takes a connection from `peer`, which may be a proxy that names its client. None: it has ended.
-async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) -> Option<Arrived> {
+async fn arrive(
+    worker: &Worker,
+    socket: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+    mut permit: Permit,
+) -> Option<Arrived> {
     let _ = socket.set_nodelay(true);
     let own = socket.local_addr().map_or(peer.ip(), |a| canonical(a).ip());
     let snapshot = worker.snapshot();
@@ -150,6 +156,10 @@ async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16,
         match permit.within(HELLO, proxy_header::origin(&mut io)).await {
             Ok(Ok(Origin::Client { from: client, to: called })) => {
                 (from, to, direct) = (client, called.ip(), Some(peer.ip()));
+                if let Err(e) = worker.shared.gate.named(&mut permit, client.ip()) {
+                    ended(worker, from, port, e);
+                    return None;
+                }
             }
             Ok(Ok(Origin::Sender)) => {}
             Ok(Err(e)) => {

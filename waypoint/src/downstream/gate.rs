@@ -29,6 +29,8 @@ pub struct Gate {
     tunnels: Admission,
     /// What comes to a gateway's ports, until it has greeted (TLS is done, or a request has begun).
     greetings: Admission,
+    /// The same, of clients that a proxy before us has named (the PROXY protocol): by client, as all come from one address.
+    named: Admission,
     /// What has come in by a gateway's ports. One without a request gives way.
     connections: Admission,
     /// UDP sessions whose clients have not sent anything after an answer.
@@ -68,6 +70,7 @@ impl Gate {
             tunnels: Admission::new(Limits { per_source: tunnels / 8, in_use: streams, ..Limits::even(tunnels) }),
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
             greetings: Admission::new(Limits::even(part(16, GREETINGS))),
+            named: Admission::new(Limits::even(part(16, GREETINGS))),
             connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
             new_sessions: Admission::new(Limits::even(new_sessions)),
             sessions: Admission::new(Limits::even(sessions)),
@@ -80,7 +83,7 @@ impl Gate {
 
     /// What is open, in whatever state.
     pub fn open(&self) -> usize {
-        let connections = [&self.handshakes, &self.tunnels, &self.greetings, &self.connections];
+        let connections = [&self.handshakes, &self.tunnels, &self.greetings, &self.named, &self.connections];
         connections.into_iter().chain([&self.new_sessions, &self.sessions]).map(Admission::len).sum()
     }
 
@@ -108,6 +111,14 @@ impl Gate {
     /// See [`Permit::admit`].
     pub fn greeting(&self, from: IpAddr) -> Result<Permit, Ended> {
         Permit::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
+    }
+
+    /// A connection that begins, of which a proxy has told whose it is.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn named(&self, p: &mut Permit, client: IpAddr) -> Result<(), Ended> {
+        p.move_to(&[&self.named], &Source::address(client, false))
     }
 
     /// A connection to a gateway's port that has greeted.
@@ -226,6 +237,21 @@ mod tests {
         drop(one);
         let mut evicted = all.into_iter().find(Permit::is_evicted).unwrap();
         assert_eq!(g.prove_session(&mut evicted, loud), Err(Ended::Evicted));
+    }
+
+    #[test]
+    fn behind_a_proxy_who_does_not_greet_keeps_nobody_else_from_it() {
+        let g = Gate::new(2048);
+        let (proxy, client) = (IpAddr::from([10, 0, 0, 1]), |n: u8| IpAddr::from([198, 51, 100, n]));
+        let begin = |n: u8| {
+            let mut p = g.greeting(proxy).unwrap();
+            g.named(&mut p, client(n)).unwrap();
+            p
+        };
+        let greets = begin(200);
+        let silent: Vec<_> = (0..2 * 2048 / 16).map(|_| begin(1)).collect();
+        assert!(!greets.is_evicted() && silent.iter().any(Permit::is_evicted));
+        assert_eq!(g.open(), 2048 / 16, "the places of before are given back");
     }
 
     #[test]

@@ -195,6 +195,15 @@ impl Gateway {
         Self::compile(gateway, true)
     }
 
+    /// The same of one whose policies cannot be read: nobody is let in.
+    ///
+    /// # Errors
+    /// As [`Gateway::new`], of the rest.
+    pub fn without_policies(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
+        let rest = ir::Gateway { access: None, ..gateway.clone() };
+        Ok(Self { access: Some(Access::closed()), ..Self::new(&rest)? })
+    }
+
     /// The same without keys, for who only asks what it would do: nothing can be shown to clients or endpoints.
     ///
     /// # Errors

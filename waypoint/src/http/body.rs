@@ -6,18 +6,36 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use karst_hbone::copy::keep;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// Bytes of a request that are kept for a retry (Envoy keeps at most a connection's buffer).
 pub const REPLAY: usize = 64 << 10;
 /// Bytes that a mirror may be behind; then it is given up.
 pub const BEHIND: usize = 1 << 20;
+
+/// A client whose body is waited for before anything else is done sends at least something in this time (Envoy's default for streams
+/// on which nothing happens).
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Why the beginning of a body is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum AheadError {
+    /// It broke off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing has come for [`PATIENCE`].
+    #[error("nothing has come of the request's body")]
+    Silent,
+}
 
 /// An error of a body.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -114,19 +132,19 @@ impl RequestBody {
     ///
     /// # Errors
     /// The client has not sent them.
-    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), hyper::Error> {
+    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), AheadError> {
         let ahead = self.ahead.get_or_insert_default();
         ahead.end |= self.rest.is_end_stream();
         let wanted = if is_part_enough { limit } else { limit.saturating_add(1) };
         while ahead.bytes < wanted && !ahead.end {
-            match std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx));
+            match timeout(PATIENCE, next).await.map_err(|_| AheadError::Silent)? {
                 None => ahead.end = true,
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => return Err(error.into()),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
                     Ok(data) => {
                         ahead.bytes += data.len();
-                        ahead.chunks.push_back(data);
+                        keep(&mut ahead.chunks, data);
                     }
                     Err(frame) => (ahead.trailers, ahead.end) = (frame.into_trailers().ok(), true),
                 },
@@ -506,6 +524,12 @@ mod tests {
 
     /// The body of a request of `n` bytes, as a server gets it.
     async fn incoming(n: usize) -> RequestBody {
+        let head = format!("content-length: {n}\r\n\r\n");
+        incoming_of([head.as_bytes(), &vec![7; n]].concat()).await
+    }
+
+    /// That of a request that ends like this.
+    async fn incoming_of(end: Vec<u8>) -> RequestBody {
         let (mut client, server) = tokio::io::duplex(16 << 10);
         let (tx, rx) = tokio::sync::oneshot::channel();
         let tx = RefCell::new(Some(tx));
@@ -517,9 +541,8 @@ mod tests {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), take).await;
         });
         tokio::task::spawn_local(async move {
-            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {n}\r\n\r\n");
-            client.write_all(head.as_bytes()).await.unwrap();
-            client.write_all(&vec![7; n]).await.unwrap();
+            client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+            client.write_all(&end).await.unwrap();
             std::future::pending::<()>().await;
         });
         rx.await.unwrap().into()
@@ -579,6 +602,36 @@ mod tests {
                 let mut none = incoming(0).await;
                 assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
                 assert!(none.is_end_stream());
+            })
+            .await;
+    }
+
+    /// Who sends a head, and no body, is not waited for without end.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let mut body = incoming_of(b"content-length: 10\r\n\r\nabc".to_vec()).await;
+                assert_eq!(body.read_ahead(3, true).await.unwrap(), (Bytes::from_static(b"abc"), false));
+                let began = tokio::time::Instant::now();
+                assert!(matches!(body.read_ahead(10, false).await, Err(AheadError::Silent)));
+                assert!(began.elapsed() >= PATIENCE && began.elapsed() < 2 * PATIENCE);
+            })
+            .await;
+    }
+
+    /// A body in chunks of one byte costs what it carries.
+    #[tokio::test]
+    async fn what_was_read_ahead_is_kept_in_few_pieces() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                const SIZE: usize = 40_000;
+                let sent = ["transfer-encoding: chunked\r\n\r\n", &"1\r\n\u{7}\r\n".repeat(SIZE), "0\r\n\r\n"].concat();
+                let mut body = incoming_of(sent.into_bytes()).await;
+                assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+                let pieces = body.ahead.as_ref().map_or(0, |ahead| ahead.chunks.len());
+                assert!(pieces < 10, "{pieces}");
+                assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
             })
             .await;
     }

@@ -181,10 +181,13 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
         return;
     }
     // Until the process before lets go of it, or says that it has ended, or is gone.
-    let parts = match arrives.await {
-        Ok(Moved::Pair(parts)) => parts,
-        Ok(Moved::Stream(cut, token)) => {
+    let parts = match arrives.await.map(|moved| moved.as_offered(offer.tunnel)) {
+        Ok(Some(Moved::Pair(parts))) => parts,
+        Ok(Some(Moved::Stream(cut, token))) => {
             return Box::pin(stream(&worker, &pods, &offer, Parked::new(cut), token)).await;
+        }
+        Ok(None) => {
+            return tracing::warn!(id, "a connection has come that is not the one that was offered: it is reset");
         }
         Err(_) => return,
     };
