@@ -133,6 +133,8 @@ pub fn for_tests() -> Result<()> {
     p.say("istioctl is built");
     build::registry(&c.bin)?;
     p.say("the registry of the tests is built");
+    c.load(&[build::opa(&c.bin)?])?;
+    p.say("Open Policy Agent is built");
     Ok(())
 }
 
