@@ -116,7 +116,8 @@ func (s *server) decide(ctx context.Context, request *auth.CheckRequest) (decisi
 			return decision{}, err
 		}
 		var said decision
-		return said, json.Unmarshal(text, &said)
+		err = json.Unmarshal(text, &said)
+		return said, err
 	default:
 		return decision{}, fmt.Errorf("a decision of type %T", value)
 	}

@@ -66,6 +66,8 @@ pub enum What {
     Prometheus,
     /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
     Jaeger,
+    /// Build Open Policy Agent's engine as a provider of external authorization and load the image registry.local/opa:1 into the nodes.
+    Opa,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -111,6 +113,7 @@ pub fn run(what: What) -> Result<()> {
             let image = c.jaeger()?;
             c.load(&[image])
         }
+        What::Opa => c.load(&[build::opa(&c.bin)?]),
         What::Helm { args } => c.tool("helm", &args),
     }
 }

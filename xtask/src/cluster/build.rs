@@ -92,8 +92,8 @@ pub fn registry(out: &Path) -> Result<()> {
     go_build("xtask/registry", "", &out.join("registry").display().to_string(), &["."])
 }
 
-/// Open Policy Agent's engine behind Envoy's ext_authz, for the tests of external authorization, from the module of `xtask/opa/go.mod`;
-/// gives the file of the image `registry.local/opa:1`. Quick when nothing has changed, else about half a minute on two cores.
+/// Open Policy Agent's engine behind Envoy's ext_authz, for the tests of external authorization (`xtask/opa`); gives the
+/// file of the image `registry.local/opa:1`. Quick when nothing has changed, else about half a minute on two cores.
 pub fn opa(bin: &Path) -> Result<PathBuf> {
     let program = bin.join("opa");
     fs::create_dir_all(bin)?;
