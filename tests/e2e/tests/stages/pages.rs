@@ -9,12 +9,17 @@ use karst_e2e::{
 };
 use karst_world::{http, wait_for};
 use serde_json::Value;
-use std::net::{SocketAddr, TcpStream};
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 const SHOP: &str = "bookinfo";
 const WAYPOINT: &str = "gateway.networking.k8s.io/gateway-name=waypoint";
 /// What sleep asks httpbin in the exercise: requests that go well, and that fail.
 const ASKED: [u64; 2] = [20, 5];
+/// Our page is renewed every two seconds.
+const ASK_EVERY: Duration = Duration::from_millis(250);
 const ASKS: &str = "httpbin:8000/status/500";
 
 fn metrics(pod: &Pod) -> String {
@@ -70,7 +75,10 @@ pub fn signals(a: &Apps) {
     let visits = Visits::start(&a.client.netns(), shop);
     let page = Dashboard::start(SHOP);
     assert_eq!(page.ask("/api/graph", "").0, 401, "without the secret of the address");
-    let graph = || page.get(&format!("/api/graph?namespace={SHOP}"));
+    let graph = || {
+        std::thread::sleep(ASK_EVERY);
+        page.get(&format!("/api/graph?namespace={SHOP}"))
+    };
     for (from, to) in [("productpage-v1", "details-v1"), ("productpage-v1", "reviews-v2"), ("reviews-v2", "ratings-v1")]
     {
         let seen = wait_for(&format!("the edge from {from} to {to}"), LONG, || {
