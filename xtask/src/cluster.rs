@@ -66,6 +66,8 @@ pub enum What {
     Prometheus,
     /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
     Jaeger,
+    /// Build Open Policy Agent's engine as a provider of external authorization and load the image registry.local/opa:1 into the nodes.
+    Opa,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -116,6 +118,7 @@ pub fn run(what: What) -> Result<()> {
             let image = c.jaeger()?;
             c.load(&[image])
         }
+        What::Opa => c.load(&[build::opa(&c.bin)?]),
         What::Helm { args } => c.tool("helm", &args),
     }
 }
@@ -138,6 +141,8 @@ pub fn for_tests() -> Result<()> {
     p.say("istioctl is built");
     build::registry(&c.bin)?;
     p.say("the registry of the tests is built");
+    c.load(&[build::opa(&c.bin)?])?;
+    p.say("Open Policy Agent is built");
     Ok(())
 }
 

@@ -256,7 +256,8 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     // Of the tests on the cluster, those that need none.
-    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces"];
+    let table =
+        ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces", "--test", "exercises"];
     s.run("unit tests", || {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])

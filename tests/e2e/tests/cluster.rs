@@ -15,6 +15,8 @@ mod dashboards;
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/pages.rs"]
+mod pages;
 #[path = "stages/release.rs"]
 mod release;
 #[path = "stages/swap.rs"]
@@ -910,11 +912,17 @@ fn s5_bookinfo_is_visited_all_the_time() {
     assert_eq!(origin["origin"], Pod::by_label("bookinfo", "app=sleep").ip.to_string(), "the caller's own address");
     let welcome: String = (0..20).map(|_| from_sleep("nginx:80/")).collect();
     assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
+    pages::signals(&a);
+    pages::past();
     exercises(&a, &page, &from_sleep);
+    pages::counted_once();
+    pages::live_traffic();
     tokens();
     telemetry();
     sessions(&a);
     ways_in(&a);
+    pages::external_authorization();
+    pages::client_addresses();
     // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
