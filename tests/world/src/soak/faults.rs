@@ -144,7 +144,10 @@ impl Fault {
     pub fn holds(self, lasts: Duration) -> Duration {
         let comes_up = match self {
             Self::RollWaypoint | Self::RollGateway => Duration::from_secs(10),
-            Self::RollZtunnel(_) | Self::KillWorker(_) | Self::RollController => Duration::from_secs(3),
+            // Once there is a spare.
+            Self::KillWorker(_) => Duration::from_secs(6),
+            Self::RollZtunnel(_) => Duration::from_secs(4),
+            Self::RollController => Duration::from_secs(3),
             _ => Duration::ZERO,
         };
         lasts + comes_up + self.rest()

@@ -13,7 +13,7 @@ pub const QUIET: Duration = Duration::from_secs(15);
 /// The shortest run that has room for faults.
 pub const SHORTEST: Duration = Duration::from_secs(120);
 /// A fault comes so many milliseconds after the one before.
-const GAP: RangeInclusive<u64> = 800..=2_500;
+const GAP: RangeInclusive<u64> = 1_200..=3_600;
 /// Clocks are wrong by so much, milliseconds: less than what a certificate of 20 s has left when it is renewed.
 const STEP: RangeInclusive<u64> = 500..=3_000;
 
