@@ -1,6 +1,8 @@
 //! Building, changing and removing worlds.
 
 mod cleanup;
+mod clocks;
+mod disk;
 mod gateways;
 mod manifests;
 mod pod;
@@ -40,6 +42,10 @@ pub struct Options {
     pub ztunnel_descriptors: Option<u64>,
     /// Istio's node agents in place of ours, with rules by this program.
     pub istio: Option<istio::Rules>,
+    /// A disk of so many MiB for the logs and the agents' state, which can be filled ([`World::fill_disk`]).
+    pub disk_mib: Option<u32>,
+    /// The time of day of each node, of the controller and of each waypoint can be set ([`World::set_clock`]).
+    pub clocks: bool,
 }
 
 impl Default for Options {
@@ -53,6 +59,8 @@ impl Default for Options {
             ztunnel_bin: None,
             ztunnel_descriptors: None,
             istio: None,
+            disk_mib: None,
+            clocks: false,
         }
     }
 }
@@ -113,6 +121,12 @@ impl World {
         };
         ip_in(ns, &way(format!("10.77.{to}.0/24"), format!("10.66.0.{}", to + 1))).expect("IPv4 route");
         ip_in(ns, &format!("-6 {}", way(format!("fd77:{to}::/64"), format!("fd66::{}", to + 1)))).expect("IPv6 route");
+    }
+
+    /// A node's link to the others and to the controller is pulled out, or put in again.
+    pub fn unplug(&self, node: usize, out: bool) -> Result<()> {
+        let master = if out { "nomaster" } else { "master br0" };
+        ip_in(&self.ns("fabric"), &format!("link set node{node} {master}")).map(|_| ())
     }
 
     /// A sniffer between the nodes.

@@ -5,7 +5,7 @@ use super::{
     wait::{PATIENCE, wait_for},
 };
 use crate::http;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use karst_rt::netns::Netns;
 use std::{fs, net::SocketAddr};
 
@@ -54,8 +54,13 @@ impl World {
 
     /// Removes a file of manifests and waits until it is gone from the proxies.
     pub fn delete(&self, name: &str) {
-        fs::remove_file(self.dir.join("manifests").join(format!("{name}.yaml"))).unwrap();
+        self.erase(name).unwrap();
         self.settle();
+    }
+
+    /// Removes a file of manifests without waiting.
+    pub fn erase(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.dir.join("manifests").join(format!("{name}.yaml"))).with_context(|| name.to_string())
     }
 
     /// A namespace, in the mesh or not.

@@ -44,6 +44,12 @@ impl World {
             pods: BTreeMap::new(),
             next_pod: vec![],
         };
+        if let Some(mib) = w.options.disk_mib {
+            w.mount_disk(mib)?;
+        }
+        if w.options.clocks {
+            w.build_clock()?;
+        }
         let control = w.ns("control");
         namespace(&control)?;
         w.plug(&control, "control", &format!("{CONTROLLER}/16"), "fd66::100/64")?;
