@@ -385,7 +385,9 @@ impl Connected {
     /// # Errors
     /// Those of `recvmmsg`: `ConnectionRefused` if the peer's host has said that nobody is at the port.
     pub async fn receive(&self, batch: &RefCell<Batch>) -> io::Result<usize> {
-        self.0.async_io(Interest::READABLE, || batch.borrow_mut().receive(&self.0)).await
+        // A refusal makes the socket neither readable nor closed: it is an error of its own.
+        let something = Interest::READABLE | Interest::ERROR;
+        self.0.async_io(something, || batch.borrow_mut().receive(&self.0)).await
     }
 
     /// Sends some of what was received last.
