@@ -59,7 +59,7 @@ impl Moved {
 
     /// It, if it is of the kind that was offered, by which it was judged: a socket with a stream (`tunnel`), or two sockets. If not,
     /// it is reset.
-    pub fn as_offered(self, tunnel: bool) -> Option<Self> {
+    pub fn if_offered(self, tunnel: bool) -> Option<Self> {
         if matches!(self, Self::Stream(..)) == tunnel {
             return Some(self);
         }
@@ -145,12 +145,12 @@ mod tests {
             let cut = Interrupted { socket: socket(), client: false, ended: false, down: Left::default() };
             Moved::Stream(cut, Token::new().unwrap())
         };
-        assert!(stream().as_offered(true).is_some() && stream().as_offered(false).is_none());
+        assert!(stream().if_offered(true).is_some() && stream().if_offered(false).is_none());
         let pair = || {
             let (up, down) = (Left::default(), Left::default());
             Moved::Pair(Parts { client: socket(), server: socket(), up, down })
         };
-        assert!(pair().as_offered(false).is_some() && pair().as_offered(true).is_none());
+        assert!(pair().if_offered(false).is_some() && pair().if_offered(true).is_none());
     }
 
     #[test]

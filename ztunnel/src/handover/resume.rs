@@ -181,7 +181,7 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
         return;
     }
     // Until the process before lets go of it, or says that it has ended, or is gone.
-    let parts = match arrives.await.map(|moved| moved.as_offered(offer.tunnel)) {
+    let parts = match arrives.await.map(|moved| moved.if_offered(offer.tunnel)) {
         Ok(Some(Moved::Pair(parts))) => parts,
         Ok(Some(Moved::Stream(cut, token))) => {
             return Box::pin(stream(&worker, &pods, &offer, Parked::new(cut), token)).await;

@@ -1,6 +1,6 @@
 //! Clocks of processes, which can be wrong (`programs/shifted_clock.rs`).
 
-use super::{World, process::bin};
+use super::World;
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
