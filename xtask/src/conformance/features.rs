@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn a_feature_that_has_arrived_is_declared_with_its_profile() {
-        let none = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
+        let none = gateways_with(&[("ListenerSet", false), ("UDPRoute", false)]);
         assert_eq!(none.features, GATEWAYS);
         assert!(!none.profiles.contains(&"GATEWAY-UDP"));
-        let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
+        let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
         assert_eq!((sets.features.len(), sets.profiles.len()), (GATEWAYS.len() + 1, 4));
         let datagrams = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
         assert!(datagrams.features.contains(&"UDPRoute") && datagrams.profiles.contains(&"GATEWAY-UDP"));

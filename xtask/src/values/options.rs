@@ -13,7 +13,8 @@ const PROGRAMS: [(&str, &str); 5] = [
 ];
 
 /// Where the constants are that are defaults.
-const CONSTANTS: [&str; 3] = ["crates/core/src/limits.rs", "cni/src/events.rs", "crates/api/src/lib.rs"];
+const CONSTANTS: [&str; 4] =
+    ["crates/core/src/limits.rs", "cni/src/events.rs", "crates/api/src/lib.rs", "waypoint/src/http/codec.rs"];
 
 const HEAD: &str = "# Options and environment variables
 
