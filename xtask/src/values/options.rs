@@ -125,7 +125,8 @@ fn shown(default: &Preset) -> Result<String> {
         Preset::Text(text) => return Ok(format!("`{}`", text.replace('|', "\\|"))),
         Preset::Constant(path) => path,
     };
-    let name = path.rsplit("::").next().unwrap_or_default();
+    // Of a time: its seconds.
+    let name = path.rsplit("::").next().unwrap_or_default().trim_end_matches(".as_secs(");
     for file in CONSTANTS {
         let text = fs::read_to_string(file).context(file)?;
         let value = between(&text, &format!("pub const {name}: "), ";");
@@ -138,8 +139,11 @@ fn shown(default: &Preset) -> Result<String> {
     )
 }
 
-/// The value of a constant: a text, a number, or a number shifted.
+/// The value of a constant: a text, a number, a number shifted, or a time in seconds.
 fn evaluated(value: &str) -> String {
+    if let Some(seconds) = between(value, "Duration::from_secs(", ")") {
+        return seconds.into();
+    }
     let shifted = value.split_once(" << ").and_then(|(number, by)| {
         let by: u32 = by.parse().ok()?;
         number.parse::<u64>().ok()?.checked_shl(by)
