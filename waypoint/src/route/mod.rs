@@ -5,3 +5,4 @@ pub mod limit;
 pub mod matcher;
 pub mod operators;
 pub mod table;
+pub mod wire;
