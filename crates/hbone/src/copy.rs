@@ -493,7 +493,7 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    pub(super) async fn pair() -> (TcpStream, TcpStream) {
         let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (a, b) = tokio::join!(TcpStream::connect(l.local_addr().unwrap()), l.accept());
         (a.unwrap(), b.unwrap().0)
@@ -545,8 +545,8 @@ mod tests {
         (counts, shown)
     }
 
-    /// Says `said` and ends; what it hears.
-    async fn talk(tcp: TcpStream, said: &[u8]) -> Vec<u8> {
+    /// Says `said` and ends, perhaps before it has heard all; what it hears.
+    pub(super) async fn talk(tcp: TcpStream, said: &[u8]) -> Vec<u8> {
         let (mut rd, mut wr) = tcp.into_split();
         let mut heard = vec![];
         let write = async {

@@ -554,11 +554,13 @@ impl Buf for Pieces {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
-    use super::*;
+    use super::{
+        super::tests::{pair, talk},
+        *,
+    };
     use h2::client::SendRequest;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
         sync::mpsc,
         task::{LocalSet, spawn_local},
         time::timeout,
@@ -605,27 +607,8 @@ mod tests {
         }
     }
 
-    async fn pair() -> (TcpStream, TcpStream) {
-        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (a, b) = tokio::join!(TcpStream::connect(l.local_addr().unwrap()), l.accept());
-        (a.unwrap(), b.unwrap().0)
-    }
-
     fn bytes(seed: u8, length: usize) -> Vec<u8> {
         (0..length).map(|n| (n / 5) as u8 ^ (n >> 12) as u8 ^ seed).collect()
-    }
-
-    /// Says `said` and ends, perhaps before it has heard all; what it hears.
-    async fn talk(tcp: TcpStream, said: &[u8]) -> Vec<u8> {
-        let (mut rd, mut wr) = tcp.into_split();
-        let mut heard = vec![];
-        let write = async {
-            wr.write_all(said).await.unwrap();
-            wr.shutdown().await.unwrap();
-        };
-        let (_, read) = tokio::join!(write, rd.read_to_end(&mut heard));
-        read.unwrap();
-        heard
     }
 
     /// Who leaves, and when.
