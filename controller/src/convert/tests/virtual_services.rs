@@ -331,6 +331,9 @@ fn a_virtual_service_is_read_rule_by_rule() {
     let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
     assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
     assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
+    let weightless = "route: [{destination: {host: s}, weight: 0}, {destination: {host: s}, weight: 0}]";
+    assert_eq!(of(&format!("tcp: [{{{weightless}}}]")), [(String::new(), 503)]);
+    assert_eq!(of(&format!("tls: [{{match: [{{sniHosts: [x]}}], {weightless}}}]")), [(String::new(), 503)]);
 }
 
 /// What comes behind a rule for everything is not reached, as in Istio: in its own VirtualService, at its ports, in the mesh and at
