@@ -155,6 +155,22 @@ fn failures_have_the_form_of_the_client() {
     });
 }
 
+/// To the client the status is a frame of the body; that the endpoint has too much to do is seen all the same.
+#[test]
+fn an_exhausted_endpoint_is_known_by_its_trailers() {
+    run(async {
+        for (code, wanted) in [("8", true), ("0", false)] {
+            let m = mesh(true, move |_, _| says(code));
+            m.send(ask("application/grpc-web", ASK)).await.into_body().collect().await.unwrap();
+            let (snapshot, downstream) = (m.worker.snapshot(), m.downstream());
+            let (service, subset) = (Arc::<str>::from(KEY), Arc::<str>::default());
+            let key = downstream.key("ns", &snapshot, &service, 80, &subset);
+            let set = m.worker.set(&snapshot, key, downstream.to).unwrap();
+            assert_eq!(set.members[0].state.is_overloaded(crate::clock::now()), wanted, "{code}");
+        }
+    });
+}
+
 /// At a port of a gateway that is for gRPC-Web it counts for every service.
 #[test]
 fn a_gateways_port_can_be_for_grpc_web() {
