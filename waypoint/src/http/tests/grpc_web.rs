@@ -178,7 +178,8 @@ fn a_gateways_port_can_be_for_grpc_web() {
         for is_web in [true, false] {
             let m = Mesh::new(1, AppProtocol::Unknown, |s| {
                 let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
-                let one = ir::HttpRule { destinations: vec![to], ..Default::default() };
+                let mirrors = vec![ir::Mirror { to: Some(to.clone()), per_million: 1_000_000 }];
+                let one = ir::HttpRule { destinations: vec![to], mirrors, ..Default::default() };
                 let table = ir::Table { http: vec![one], tcp: vec![] };
                 let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
                 s.hosts.insert("g/*".into(), Arc::new(routes));
@@ -215,7 +216,10 @@ fn a_gateways_port_can_be_for_grpc_web() {
             let kind = if is_web { "application/grpc-web+proto" } else { "application/grpc" };
             assert_eq!(a.headers()["content-type"], kind);
             let asked = if is_web { "application/grpc" } else { "application/grpc-web" };
-            assert_eq!(m.seen.borrow()[0].headers["content-type"], asked);
+            // So is the copy of it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let kinds: Vec<_> = m.seen.borrow().iter().map(|s| s.headers["content-type"].clone()).collect();
+            assert_eq!(kinds, [asked; 2]);
         }
     });
 }
