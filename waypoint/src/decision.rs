@@ -154,12 +154,15 @@ impl Waypoint {
         let rule = table.and_then(|t| t.find_tcp(&input));
         let passed_over = table.map(|t| t.passed_over_tcp(&input)).unwrap_or_default();
         let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over, settings: vec![] };
-        // Where nothing is chosen: as without a rule.
-        let branches = match rule.filter(|rule| rule.total_weight() > 0) {
+        let branches = match rule {
             None => vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_DESTINATION)],
             Some(rule) => self.by_tcp_rule(downstream, rule),
         };
-        Decision { access: Some(access), route: Some(route), end: End::Sent(branches) }
+        let end = match branches.is_empty() {
+            true => End::Reset("the rule has no destination".into()),
+            false => End::Sent(branches),
+        };
+        Decision { access: Some(access), route: Some(route), end }
     }
 
     fn by_tcp_rule(&self, downstream: &Downstream, rule: &TcpRule) -> Vec<Branch> {

@@ -157,7 +157,7 @@ pub fn authorization(data: &[u8]) {
     let (mut head, ()) = request.into_parts();
     match grpc::answer(data, &ok) {
         Ok(Answer::Allowed(changes)) => {
-            if changes.apply(&mut head).is_ok() {
+            if changes.apply(&mut head, codec::HeadLimits::default()).is_ok() {
                 assert_eq!((head.uri.path(), head.headers.get_all(header::HOST).iter().count()), ("/a", 1));
                 let fixed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
                 assert!(!fixed.iter().any(|name| head.headers.contains_key(name)), "{:?}", head.headers);

@@ -75,6 +75,8 @@ pub struct EndpointSet {
     pub chosen: Rc<Chosen>,
     pub cluster: Arc<Cluster>,
     pub members: Vec<LbEndpoint>,
+    /// How many of them, from the first on, are for everybody: see [`EndpointSet::live`].
+    live: usize,
     pub policy: Arc<ir::Policy>,
     /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
     pub dynamic_endpoint: Option<DynamicEndpoint>,
@@ -171,6 +173,7 @@ impl Clusters {
             (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
         let mut members = cluster.members(found);
+        let live = members.len();
         let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
@@ -205,6 +208,7 @@ impl Clusters {
             chosen,
             cluster,
             members,
+            live,
             policy,
             dynamic_endpoint,
             via_waypoint,
@@ -326,6 +330,7 @@ impl EndpointSet {
             cluster: self.cluster.clone(),
             ring: ring::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
+            live: members.len(),
             members,
             policy: self.policy.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
@@ -337,6 +342,12 @@ impl EndpointSet {
             session: None,
             session_ids: OnceCell::new(),
         }
+    }
+
+    /// The members that are not about to end. Of the others, which serve those who are bound to them, none is part of what is left
+    /// when some are ejected or overloaded.
+    pub fn live(&self) -> &[LbEndpoint] {
+        self.members.get(..self.live).unwrap_or(&self.members)
     }
 
     /// The member that is called so in sessions.
@@ -364,8 +375,9 @@ impl EndpointSet {
         if self.cluster.overloaded.load(Relaxed) <= now {
             return false;
         }
-        let overloaded = self.members.iter().filter(|m| m.state.is_overloaded(now)).count();
-        overloaded > 0 && 2 * overloaded <= self.members.len()
+        let live = self.live();
+        let overloaded = live.iter().filter(|m| m.state.is_overloaded(now)).count();
+        overloaded > 0 && 2 * overloaded <= live.len()
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
@@ -388,9 +400,10 @@ impl EndpointSet {
 
     fn eject(&self, stats: &EndpointStats, outlier: &ir::Outlier) {
         let now = clock::now();
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
-        let allowed = (self.members.len() * outlier.max_ejection_percent as usize / 100).max(1);
+        let allowed = (live.len() * outlier.max_ejection_percent as usize / 100).max(1);
         if stats.is_ejected(now) || out >= allowed {
             return;
         }
@@ -407,8 +420,9 @@ impl EndpointSet {
     /// Are ejections in force? Not where too few would be left.
     pub fn ejection_active(&self, now: u64) -> bool {
         let Some(outlier) = &self.policy.outlier else { return false };
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
-        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * outlier.min_health_percent as usize
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
+        out > 0 && (live.len() - out) * 100 >= live.len() * outlier.min_health_percent as usize
     }
 }
 
@@ -423,6 +437,7 @@ impl Chosen {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::{downstream::gateway::Gateway, session::keys::tests::keys};
     use karst_proxy::testing::{pod, service, snapshot};
 
     pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
@@ -464,6 +479,35 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejection_active(clock::now()));
+    }
+
+    /// Those that are about to end, and are there for who is bound to them, are no part of what may be ejected, nor of what is left.
+    #[test]
+    fn endpoints_that_are_about_to_end_save_no_others() {
+        let one = |i: usize| {
+            let mut w = pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])]);
+            let is_ending = i >= 2;
+            w.status = i32::from(is_ending);
+            w.extensions.extend(is_ending.then(karst_api::draining));
+            w
+        };
+        let mut s = Snapshot::new("");
+        let pods = (0..6).map(one).chain([pod("own", "10.0.1.1", &[])]).collect();
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        s.gateway = Some(Arc::new(Gateway { session_keys: keys(&[1]), ..Default::default() }));
+        let outlier =
+            ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
+        let policy = Some(ir::Policy { outlier: Some(outlier), ..Default::default() });
+        s.backends.insert(KEY.into(), Arc::new(ir::Backend { policy, ..Default::default() }));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
+        let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
+        assert_eq!((set.members.len(), set.live().len()), (6, 2));
+        set.live().iter().for_each(|m| set.record_outcome(m, Some(500)));
+        let now = clock::now();
+        assert_eq!(set.live().iter().filter(|m| m.state.is_ejected(now)).count(), 1, "half of those that serve");
+        set.live().iter().for_each(|m| set.record_overload(m, Duration::from_secs(60), now));
+        assert!(!set.overload_active(now), "both of them");
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub(super) async fn ask(
         let request = request(provider, prepared, &own.set.service, is_http2, time).ok_or(CheckError::Host)?;
         let call = Attempted { worker, set: &own.set, from: own.from, index, tried: &tried, is_http2 };
         match call.once(provider, request, limit, held).await {
-            Err(CheckError::Send(_)) if tried.len() + 1 < TRIES.min(own.set.members.len()) => tried.push(index),
+            Err(CheckError::Send(_)) if tried.len() + 1 < TRIES.min(own.set.live().len()) => tried.push(index),
             ended => return ended,
         }
     }

@@ -4,7 +4,7 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::codec::{MAX_FIELDS, MAX_HEADERS};
+use crate::http::codec::{HeadLimits, MAX_FIELDS};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
@@ -39,9 +39,9 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
 /// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
-pub fn fits(headers: &HeaderMap) -> bool {
+pub fn fits(headers: &HeaderMap, limits: HeadLimits) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    headers.len() <= MAX_FIELDS && bytes <= MAX_HEADERS as usize
+    headers.len() <= limits.fields && bytes <= limits.bytes as usize
 }
 
 /// The one protocol that a connection may change to (RFC 6455).

@@ -164,7 +164,7 @@ async fn enforce(
             let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
-        Ok(Answer::Allowed(changes)) => match changes.apply(parts) {
+        Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
             Ok(()) => {
                 count(call, provider, Outcome::Allowed);
                 return Ok(Some(changes));

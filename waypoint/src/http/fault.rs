@@ -19,11 +19,12 @@ pub(super) type Injected<'a> = (ir::Fault, &'a FaultTurns);
 /// Waits if it is to; gives the fault back if the request is to be aborted.
 pub(super) async fn inject(fault: Option<Injected<'_>>, record: &mut RequestLog) -> Option<ir::Fault> {
     let (fault, turns) = fault?;
-    if turns.delay.chance(fault.delay_per_million) {
+    let is_delayed = turns.delays(fault.delay_per_million);
+    if is_delayed {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         record.flag = ResponseFlag::FaultDelay;
     }
-    turns.abort.chance(fault.abort_per_million).then_some(fault)
+    turns.aborts(is_delayed, fault.abort_per_million).then_some(fault)
 }
 
 pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {

@@ -96,7 +96,7 @@ pub(super) async fn forward(
     let body = Outgoing::new(incoming, again, mirrors);
     identify(&mut parts, &mut record);
     if let (true, Some(rule)) = (mirrors, by.rule) {
-        mirror(call, rule, &parts, &body, &values(call, &parts, &record));
+        mirror(call, rule, &parts, &body, &values(call, &parts, &record), web.is_some());
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let session = Session::begin(call, by.rule, &set, &parts.headers);

@@ -11,7 +11,7 @@ use crate::{
         answer::{local_reply, log_reply, refused_body},
         body::{BodyFault, RequestBody},
         call::Call,
-        compression::{Asked, compress},
+        compression::{Asked, compress, vary},
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
@@ -160,8 +160,12 @@ async fn allowed(
         None => by_default(call, fault, parts, body, record).await,
     };
     // Whoever has answered: a page may read why it is refused, too.
-    if let (Some(cors), Some(origin)) = (rule.as_ref().and_then(|rule| rule.cors.as_ref()), origin) {
-        allow_origin(cors, &origin, response.headers_mut());
+    if let Some(cors) = rule.as_ref().and_then(|rule| rule.cors.as_ref()) {
+        if let Some(origin) = origin {
+            allow_origin(cors, &origin, response.headers_mut());
+        }
+        // A cache gives a page of another origin no answer that names this one, or that names none (Fetch).
+        vary(response.headers_mut(), &header::ORIGIN);
     }
     match compression {
         Some((compression, asked)) => compress(compression, asked, response, &call.worker.encoders),

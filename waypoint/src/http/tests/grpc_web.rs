@@ -155,6 +155,22 @@ fn failures_have_the_form_of_the_client() {
     });
 }
 
+/// To the client the status is a frame of the body; that the endpoint has too much to do is seen all the same.
+#[test]
+fn an_exhausted_endpoint_is_known_by_its_trailers() {
+    run(async {
+        for (code, wanted) in [("8", true), ("0", false)] {
+            let m = mesh(true, move |_, _| says(code));
+            m.send(ask("application/grpc-web", ASK)).await.into_body().collect().await.unwrap();
+            let (snapshot, downstream) = (m.worker.snapshot(), m.downstream());
+            let (service, subset) = (Arc::<str>::from(KEY), Arc::<str>::default());
+            let key = downstream.key("ns", &snapshot, &service, 80, &subset);
+            let set = m.worker.set(&snapshot, key, downstream.to).unwrap();
+            assert_eq!(set.members[0].state.is_overloaded(crate::clock::now()), wanted, "{code}");
+        }
+    });
+}
+
 /// At a port of a gateway that is for gRPC-Web it counts for every service.
 #[test]
 fn a_gateways_port_can_be_for_grpc_web() {
@@ -162,7 +178,8 @@ fn a_gateways_port_can_be_for_grpc_web() {
         for is_web in [true, false] {
             let m = Mesh::new(1, AppProtocol::Unknown, |s| {
                 let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
-                let one = ir::HttpRule { destinations: vec![to], ..Default::default() };
+                let mirrors = vec![ir::Mirror { to: Some(to.clone()), per_million: 1_000_000 }];
+                let one = ir::HttpRule { destinations: vec![to], mirrors, ..Default::default() };
                 let table = ir::Table { http: vec![one], tcp: vec![] };
                 let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
                 s.hosts.insert("g/*".into(), Arc::new(routes));
@@ -199,7 +216,10 @@ fn a_gateways_port_can_be_for_grpc_web() {
             let kind = if is_web { "application/grpc-web+proto" } else { "application/grpc" };
             assert_eq!(a.headers()["content-type"], kind);
             let asked = if is_web { "application/grpc" } else { "application/grpc-web" };
-            assert_eq!(m.seen.borrow()[0].headers["content-type"], asked);
+            // So is the copy of it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let kinds: Vec<_> = m.seen.borrow().iter().map(|s| s.headers["content-type"].clone()).collect();
+            assert_eq!(kinds, [asked; 2]);
         }
     });
 }

@@ -197,6 +197,14 @@ fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
     Rules { read: Entries::default(), last }
 }
 
+/// Of several destinations at least one gets something.
+fn weighted(all: &[ir::Destination], at: &str) -> Result<(), FieldError> {
+    match !all.is_empty() && all.iter().all(|d| d.weight == 0) {
+        true => Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into())),
+        false => Ok(()),
+    }
+}
+
 /// What is done in place of a rule that cannot be executed.
 fn refused() -> ir::HttpRule {
     let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
@@ -392,9 +400,7 @@ impl<'a> Convert<'a> {
                 bad,
             )?);
         }
-        if rule.route.len() > 1 && compiled.destinations.iter().all(|d| d.weight == 0) {
-            return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
-        }
+        weighted(&compiled.destinations, at)?;
         if let Some(w) = &rule.rewrite {
             compiled.rewrite = Some(rewrite(w, matched, at)?);
         }
@@ -606,6 +612,7 @@ impl<'a> Convert<'a> {
         if out.is_empty() {
             return Err((format!("{at}.route"), "is empty: specify a destination [KARST-0010]".into()));
         }
+        weighted(&out, at)?;
         Ok(out)
     }
 
