@@ -179,19 +179,6 @@ mod tests {
         assert_eq!(chain["filters"][0]["typed_config"]["rds"]["route_config_name"], all);
     }
 
-    /// What nobody's request goes by leads to no cluster.
-    #[test]
-    fn routes_that_cannot_be_read_have_no_default() {
-        let shown = |routes: Routes| {
-            let mut snapshot = snapshot();
-            snapshot.routes.insert(WEB.into(), Arc::new(routes));
-            let dump = dump(&snapshot, "waypoint");
-            let config = &section(&dump, "RoutesConfigDump")["dynamic_route_configs"][0]["route_config"];
-            config["virtual_hosts"][0]["routes"].as_array().map(Vec::len)
-        };
-        assert_eq!((shown(Routes::default()), shown(Routes::closed())), (Some(1), Some(0)));
-    }
-
     #[test]
     fn memory_is_counted_in_bytes() {
         let page = memory();

@@ -93,7 +93,7 @@ fn to_cluster(cluster: &str) -> Value {
 /// The rules in order; without any, what happens then.
 fn rules(view: &View<'_>, table: &Table, port: u16, default: Option<&str>) -> Vec<Value> {
     match table.rules(port) {
-        [] => default.filter(|_| !table.is_closed()).map(to_cluster).into_iter().collect(),
+        [] => default.map(to_cluster).into_iter().collect(),
         all => all.iter().map(|rule| route(view, rule, port)).collect(),
     }
 }

@@ -197,11 +197,6 @@ impl Table {
         &self.ports.get(&port).unwrap_or(&self.rest).rules
     }
 
-    /// Does it stand for one that cannot be read? Then nothing goes to the service by default.
-    pub fn is_closed(&self) -> bool {
-        self.is_closed
-    }
-
     /// The rules for connections, in the order in which they are tried.
     pub fn tcp_rules(&self) -> &[TcpRule] {
         &self.tcp
