@@ -46,17 +46,6 @@ pub enum PutError {
     Access(#[from] AccessError),
 }
 
-impl PutError {
-    /// Is it about who may call? Then what was in force before is closed.
-    fn is_of_policies(&self) -> bool {
-        match self {
-            PutError::Access(_) | PutError::Gateway(GatewayError::Access(_)) => true,
-            PutError::Routes(error) => error.is_of_authorization(),
-            PutError::Decode(_) | PutError::Mesh(_) | PutError::Gateway(_) => false,
-        }
-    }
-}
-
 impl Snapshot {
     /// Takes in what a gateway listens on, without its keys.
     ///
@@ -77,18 +66,8 @@ impl Snapshot {
             POD_RANGES_TYPE => self.mesh.put_pod_ranges(name, bytes)?,
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
-                let before = all.get(name).cloned();
-                let read = || Ok::<_, PutError>(Routes::new(&ir::Routes::decode(bytes)?, before.as_deref())?);
-                match read() {
-                    Ok(new) => drop(all.insert(name.into(), Arc::new(new))),
-                    // As with a gateway. What would be done without routes is not what was meant.
-                    Err(e) => {
-                        if before.is_none() || e.is_of_policies() {
-                            all.insert(name.into(), Arc::new(Routes::closed()));
-                        }
-                        return Err(e);
-                    }
-                }
+                let new = Routes::new(&ir::Routes::decode(bytes)?, all.get(name).map(|r| &**r))?;
+                all.insert(name.into(), Arc::new(new));
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
@@ -151,7 +130,7 @@ impl ApplyResource for Snapshot {
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
         let applied = self.apply(type_url, name, bytes);
         // What is refused leaves what was; but policies that cannot be read are closed.
-        let is_closed = type_url == ACCESS_TYPE || applied.as_ref().is_err_and(PutError::is_of_policies);
+        let is_closed = type_url == ACCESS_TYPE || matches!(applied, Err(PutError::Gateway(GatewayError::Access(_))));
         if applied.is_ok() || is_closed {
             self.keep(type_url, name, bytes);
         }
@@ -185,9 +164,6 @@ impl ApplyResource for Snapshot {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::route::table::{RouteInput, RouteMatch, TcpRouteInput};
-    use http::HeaderMap;
-    use std::collections::BTreeMap;
 
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
@@ -253,54 +229,5 @@ mod tests {
         let wrong = ir::Gateway { listeners: vec![ir::Listener { port: 0, ..Default::default() }], ..open };
         assert!(snapshot.put(GATEWAY_TYPE, "", &wrong.encode_to_vec()).is_err());
         assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
-    }
-
-    /// Where a request to a service is led, and whether a connection is led anywhere.
-    fn led(snapshot: &Snapshot) -> (String, bool) {
-        let (headers, labels) = (HeaderMap::new(), BTreeMap::new());
-        let Some(routes) = snapshot.routes.get("ns/web") else { return ("the service".into(), true) };
-        let table = routes.table("ns");
-        let input = RouteInput::new("/", None, "GET", "http", "web", &headers, "ns", &labels);
-        let rule = match table.find(80, &input) {
-            RouteMatch::Rule(rule) => rule.origin.clone(),
-            RouteMatch::Nothing => "nowhere".into(),
-            RouteMatch::Default => "the service".into(),
-        };
-        let connection = TcpRouteInput { port: 80, namespace: "ns", labels: &labels, sni: None };
-        (rule, table.find_tcp(&connection).is_none_or(|rule| rule.choose().is_some()))
-    }
-
-    /// Routes of a later version. What they keep out, ask about, or send elsewhere does not go to the service instead.
-    #[test]
-    fn routes_that_cannot_be_read_are_not_passed_by() {
-        let routes = |rule: ir::HttpRule| {
-            let http = vec![ir::HttpRule { origin: "one".into(), ..rule }];
-            let producer = Some(ir::Table { http, tcp: vec![] });
-            ir::Routes { producer, ..Default::default() }.encode_to_vec()
-        };
-        let later = ir::Match { method: Some(ir::Text { kind: None }), ..Default::default() };
-        let unread = routes(ir::HttpRule { r#match: Some(later), ..Default::default() });
-        let asks = ir::AuthzProvider { service: "opa".into(), port: 80, protocol: 99, ..Default::default() };
-        let asks = routes(ir::HttpRule { authorization: Some(asks), ..Default::default() });
-        let fine = routes(ir::HttpRule::default());
-        let (open, closed) = (("the service".to_string(), true), ("nowhere".to_string(), false));
-        for first in [&unread, &asks, &b"\xff".to_vec()] {
-            let mut snapshot = Snapshot::new("");
-            assert_eq!(led(&snapshot), open, "without routes");
-            assert!(snapshot.put(ROUTES_TYPE, "ns/web", first).is_err());
-            assert_eq!(led(&snapshot), closed);
-            // What was in force stays, unless it asks nobody where somebody is to be asked.
-            snapshot.put(ROUTES_TYPE, "ns/web", &fine).unwrap();
-            assert!(snapshot.put(ROUTES_TYPE, "ns/web", &unread).is_err());
-            assert_eq!(led(&snapshot), ("one".to_string(), true));
-            assert!(snapshot.put(ROUTES_TYPE, "ns/web", &asks).is_err());
-            assert_eq!(led(&snapshot), closed);
-            snapshot.remove(ROUTES_TYPE, "ns/web");
-            assert_eq!(led(&snapshot), open);
-        }
-        // A virtual host of a gateway is not left to a wider one.
-        let mut snapshot = Snapshot::new("");
-        assert!(snapshot.put(VIRTUAL_HOST_TYPE, "l/a.com", &unread).is_err());
-        assert!(snapshot.hosts.contains_key("l/a.com"));
     }
 }

@@ -49,25 +49,3 @@ pub enum CompileError {
     #[error("{0:?} is not a valid authority")]
     Authority(String),
 }
-
-impl CompileError {
-    /// Is it about who may call? Then what was in force before is not what is meant.
-    pub fn is_of_authorization(&self) -> bool {
-        match self {
-            Self::Rule { error, .. } => error.is_of_authorization(),
-            Self::Provider(_) => true,
-            Self::MatchKind
-            | Self::MatchValue
-            | Self::Regex(..)
-            | Self::RewriteRegex(..)
-            | Self::Mirror
-            | Self::HeaderName(_)
-            | Self::HeaderValue(_)
-            | Self::Operator(..)
-            | Self::Port(_)
-            | Self::Status(_)
-            | Self::Session(_)
-            | Self::Authority(_) => false,
-        }
-    }
-}

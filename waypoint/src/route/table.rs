@@ -136,13 +136,6 @@ impl Routes {
         })
     }
 
-    /// In place of those that cannot be read: no request is for any rule, and none goes to the service without one.
-    pub fn closed() -> Self {
-        let nowhere = ir::TcpRule { origin: "routes that are not understood".into(), ..Default::default() };
-        let producer = Table { is_closed: true, tcp: vec![TcpRule::new(&nowhere)], ..Table::default() };
-        Self { producer, ..Self::default() }
-    }
-
     /// For the admin page: where the rules come from, in order.
     pub fn describe(&self) -> serde_json::Value {
         let of = |t: &Table| {
@@ -177,8 +170,6 @@ pub struct Table {
     /// For every other port.
     rest: Index,
     tcp: Vec<TcpRule>,
-    /// Without a rule a request is nobody's, not the service's.
-    is_closed: bool,
 }
 
 /// What the look-up says.
@@ -219,14 +210,13 @@ impl Table {
             ports: ports.iter().filter_map(|p| Some((u16::try_from(*p).ok()?, of(Some(*p))))).collect(),
             rest: of(None),
             tcp,
-            is_closed: false,
         })
     }
 
     /// The rule for a request to a port of the service.
     pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
         let index = self.ports.get(&port).unwrap_or(&self.rest);
-        if index.rules.is_empty() && !self.is_closed {
+        if index.rules.is_empty() {
             return RouteMatch::Default;
         }
         index.find(input).map_or(RouteMatch::Nothing, RouteMatch::Rule)
