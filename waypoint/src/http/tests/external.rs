@@ -7,6 +7,7 @@ use karst_api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as PbValue, HeaderValueOption, HttpRequest,
     HttpStatus, OkHttpResponse, QueryParameter, RpcStatus, check_response::HttpResponse,
 };
+use karst_proxy::xds::ApplyResource;
 use prost::Message;
 
 const AUTHZ: &str = "ns/authz.ns.svc.cluster.local";
@@ -525,5 +526,29 @@ fn a_rule_asks_a_provider_of_its_own() {
         // Nobody is there to be asked.
         let m = Mesh::of(guarded_rule(), |_, _| status(200));
         assert_eq!(m.ask(get("/yes")).await.0, 403);
+    });
+}
+
+/// A newer controller and an older proxy.
+#[test]
+fn a_rule_whose_provider_is_not_understood_lets_nobody_in_and_the_others_go_on() {
+    run(async {
+        let rule = |origin: &str, path: &str| {
+            let path = Some(ir::Text { kind: Some(ir::text::Kind::Prefix(path.into())) });
+            let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
+            let r#match = Some(ir::Match { path, ..Default::default() });
+            ir::HttpRule { origin: origin.into(), r#match, destinations: vec![to], ..Default::default() }
+        };
+        let later = Some(provider(|p| p.protocol = 99));
+        let guarded_rule = ir::HttpRule { authorization: later, ..rule("guarded", "/guarded") };
+        let table = ir::Table { http: vec![guarded_rule, rule("open", "/")], tcp: vec![] };
+        let routes = ir::Routes { producer: Some(table), ..Default::default() }.encode_to_vec();
+        let change = |s: &mut Snapshot| {
+            let wrong = s.put(karst_api::ROUTES_TYPE, KEY, &routes).unwrap_err().to_string();
+            assert!(wrong.starts_with("guarded: external authorization: protocol 99; "), "{wrong}");
+        };
+        let m = Mesh::of(change, |_, _| status(200));
+        assert_eq!((m.ask(get("/guarded/a")).await.0.as_u16(), m.count()), (500, 0));
+        assert_eq!((m.ask(get("/other")).await.0.as_u16(), m.count()), (200, 1));
     });
 }
