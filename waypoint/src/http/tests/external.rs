@@ -324,6 +324,20 @@ fn another_endpoint_of_the_provider_is_tried() {
     });
 }
 
+/// It may count what it is asked, or use up a token that the request has.
+#[test]
+fn a_question_that_a_provider_may_have_read_is_not_asked_again() {
+    run(async {
+        for grpc in [true, false] {
+            let provider = if grpc { provider(|_| {}) } else { by_http(|_| {}) };
+            let m = Mesh::of(asked_by(provider), |_, _| status(200));
+            let asked = authz(&m, grpc, |_| Does::Break);
+            assert_eq!((m.ask(get("/")).await.0.as_u16(), asked.borrow().len()), (403, 1), "by gRPC: {grpc}");
+            assert_eq!(count(&m, Outcome::Error), 1);
+        }
+    });
+}
+
 #[test]
 fn a_provider_is_not_asked_more_than_its_circuit_breaker_allows() {
     run(async {
