@@ -131,7 +131,7 @@ pub async fn attempt(
 }
 
 /// The next stream of a connection whose stream has been interrupted, to the same peer. The one that takes it may not be there yet,
-/// so it is asked for some time.
+/// so it is asked for some time, as long as nobody can have taken the token: it works once.
 ///
 /// # Errors
 /// There is none, and will be none.
