@@ -7,6 +7,7 @@ use crate::{
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
 };
+use imbl::HashMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
     route as ir,
@@ -35,9 +36,12 @@ pub enum PutError {
     /// Of the mesh: a workload, a service, ranges of pods.
     #[error(transparent)]
     Mesh(#[from] ResourceError),
-    /// Routes.
+    /// Routes, which are not in force.
     #[error(transparent)]
     Routes(#[from] CompileError),
+    /// What a rule does. The rest is in force.
+    #[error("{0}; requests that this rule is for are answered 500 until it can be executed")]
+    Rule(CompileError),
     /// What we listen on.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
@@ -66,8 +70,7 @@ impl Snapshot {
             POD_RANGES_TYPE => self.mesh.put_pod_ranges(name, bytes)?,
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
-                let new = Routes::new(&ir::Routes::decode(bytes)?, all.get(name).map(|r| &**r))?;
-                all.insert(name.into(), Arc::new(new));
+                return put_routes(all, name, bytes);
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
@@ -122,6 +125,27 @@ impl Snapshot {
     }
 }
 
+/// Takes in routes. A rule that does what cannot be executed is closed, and everything else is in force: what it was to keep out does
+/// not come in by what was before. Whom a rule is for that cannot be read is not known: then what was before stays, and if there was
+/// nothing, nobody gets anywhere.
+fn put_routes(all: &mut HashMap<Arc<str>, Arc<Routes>>, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+    let before = all.get(name).cloned();
+    let read = || -> Result<_, PutError> {
+        let told = ir::Routes::decode(bytes)?;
+        Ok(match Routes::new(&told, before.as_deref()) {
+            Ok(routes) => (routes, Ok(())),
+            Err(wrong) => (Routes::new(&Routes::executable(&told), before.as_deref())?, Err(PutError::Rule(wrong))),
+        })
+    };
+    let (routes, taken) = match (read(), &before) {
+        (Ok(read), _) => read,
+        (Err(wrong), None) => (Routes::closed(), Err(wrong)),
+        (Err(wrong), Some(_)) => return Err(wrong),
+    };
+    all.insert(name.into(), Arc::new(routes));
+    taken
+}
+
 /// Types whose resources are kept as they were told: those that a snapshot has only compiled.
 const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
 
@@ -129,8 +153,9 @@ impl ApplyResource for Snapshot {
     type Error = PutError;
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
         let applied = self.apply(type_url, name, bytes);
-        // What is refused leaves what was; but policies that cannot be read are closed.
-        let is_closed = type_url == ACCESS_TYPE || matches!(applied, Err(PutError::Gateway(GatewayError::Access(_))));
+        // What is refused leaves what was; but policies that cannot be read, and rules that cannot be executed, are closed.
+        let is_closed = type_url == ACCESS_TYPE
+            || matches!(applied, Err(PutError::Gateway(GatewayError::Access(_)) | PutError::Rule(_)));
         if applied.is_ok() || is_closed {
             self.keep(type_url, name, bytes);
         }
@@ -164,6 +189,7 @@ impl ApplyResource for Snapshot {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::route::table::{RouteInput, RouteMatch, TcpRouteInput};
 
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
@@ -206,6 +232,90 @@ mod tests {
         assert_eq!(**snapshot.told.get(&key).unwrap(), *routes);
         snapshot.remove(ROUTES_TYPE, "ns/web");
         assert!(snapshot.told.is_empty());
+    }
+
+    fn rule(origin: &str, path: &str) -> ir::HttpRule {
+        let path = Some(ir::Text { kind: Some(ir::text::Kind::Exact(path.into())) });
+        let r#match = Some(ir::Match { path, ..Default::default() });
+        let destinations = vec![ir::Destination { service: "ns/web".into(), weight: 1, ..Default::default() }];
+        ir::HttpRule { origin: origin.into(), r#match, destinations, ..Default::default() }
+    }
+
+    fn routes(http: Vec<ir::HttpRule>) -> Vec<u8> {
+        let table = ir::Table { http, tcp: vec![] };
+        ir::Routes { producer: Some(table), max_body_bytes: 7, ..Default::default() }.encode_to_vec()
+    }
+
+    /// What a rule does, by the path that a request asks for: the status that it answers itself, else 0. None: no rule is for it.
+    fn found(snapshot: &Snapshot, type_url: &str, path: &str) -> Option<u32> {
+        let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+        let (headers, labels) = (http::HeaderMap::new(), std::collections::BTreeMap::new());
+        let input = RouteInput::new(path, None, "GET", "http", "a", &headers, "", &labels);
+        match all.get("ns/web")?.table("").find(80, &input) {
+            RouteMatch::Rule(rule) => Some(rule.response.as_ref().map_or(0, |response| response.status)),
+            RouteMatch::Nothing | RouteMatch::Default => None,
+        }
+    }
+
+    /// A newer controller and an older proxy: a provider that is asked in a way that is not known here, and whatever else a rule does.
+    #[test]
+    fn a_rule_that_cannot_be_executed_is_closed_and_the_others_are_in_force() {
+        let later = |change: fn(&mut ir::HttpRule)| {
+            let mut later = rule("HTTPRoute ns/guarded rule 0", "/guarded");
+            change(&mut later);
+            later
+        };
+        let all: [fn(&mut ir::HttpRule); 4] = [
+            |r| {
+                let (service, port) = ("ns/authz".into(), 80);
+                r.authorization = Some(ir::AuthzProvider { service, port, protocol: 99, ..Default::default() });
+            },
+            |r| r.session = Some(ir::Session { name: "a b".into(), ..Default::default() }),
+            |r| r.mirrors = vec![ir::Mirror::default()],
+            |r| r.destinations[0].refuse_status = 9999,
+        ];
+        for type_url in [ROUTES_TYPE, VIRTUAL_HOST_TYPE] {
+            for change in all {
+                let mut snapshot = Snapshot::new("");
+                let open = routes(vec![rule("HTTPRoute ns/guarded rule 0", "/guarded")]);
+                snapshot.put(type_url, "ns/web", &open).unwrap();
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(0));
+                let told = routes(vec![rule("new", "/new"), later(change)]);
+                let wrong = snapshot.put(type_url, "ns/web", &told).unwrap_err().to_string();
+                assert!(wrong.starts_with("HTTPRoute ns/guarded rule 0: "), "{wrong}");
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(500), "{wrong}");
+                assert_eq!(found(&snapshot, type_url, "/new"), Some(0), "{wrong}");
+                let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+                assert_eq!(all["ns/web"].max_body_bytes, 7, "what is no rule's");
+                let key: (&'static str, Arc<str>) = (type_url, "ns/web".into());
+                assert_eq!(**snapshot.told.get(&key).unwrap(), *told);
+                // It is open again when it can be.
+                snapshot.put(type_url, "ns/web", &open).unwrap();
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(0));
+            }
+        }
+    }
+
+    #[test]
+    fn routes_whose_conditions_cannot_be_read_leave_what_was_and_are_closed_where_nothing_was() {
+        let mut later = rule("later", "/later");
+        later.r#match.as_mut().unwrap().path = Some(ir::Text { kind: None });
+        for bytes in [routes(vec![rule("new", "/new"), later]), vec![0xff]] {
+            for type_url in [ROUTES_TYPE, VIRTUAL_HOST_TYPE] {
+                let mut snapshot = Snapshot::new("");
+                assert!(snapshot.put(type_url, "ns/web", &bytes).is_err());
+                assert_eq!(found(&snapshot, type_url, "/new"), Some(500));
+                let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+                let labels = std::collections::BTreeMap::new();
+                let input = TcpRouteInput { port: 80, namespace: "", labels: &labels, sni: None };
+                let tcp = all["ns/web"].table("").find_tcp(&input).unwrap();
+                assert_ne!(tcp.choose().unwrap().refuse_status, 0, "no connection goes on, either");
+                assert!(snapshot.told.is_empty());
+                snapshot.put(type_url, "ns/web", &routes(vec![rule("old", "/old")])).unwrap();
+                assert!(snapshot.put(type_url, "ns/web", &bytes).is_err());
+                assert_eq!(found(&snapshot, type_url, "/old"), Some(0), "what was before stays");
+            }
+        }
     }
 
     /// A policy of a later version, added to those of a gateway that serves: what it keeps out is not let in until it is known.

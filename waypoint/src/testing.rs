@@ -138,22 +138,27 @@ pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
 
 /// As [`worker`], with endpoints from elsewhere.
 pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
+    worker_told(s, role, connector).0
+}
+
+/// The same, and what it is told by.
+pub(crate) fn worker_told(s: Snapshot, role: &str, connector: Connector) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
 
 /// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
 pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
-    kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))
+    kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector)).0
 }
 
-fn kept(Plane { worker, spans, _drain, .. }: Plane) -> Rc<Worker> {
+fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
     let (never, stop) = tokio::sync::oneshot::channel();
     spawn_local(export::run(worker.clone(), spans, stop));
     std::mem::forget(never);
     // It never begins.
     std::mem::forget(_drain);
-    worker
+    (worker, state)
 }
 
 /// A member that takes tunnels at its address, and answers every request by its name. Counts them.

@@ -110,7 +110,9 @@ pub async fn attempt(
             let host = t.service.as_ref().map(|s| &*s.hostname);
             // Of bytes that are carried as they are no trace is known.
             let mut headers = dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None);
-            if worker.shared.config.hand_over && !t.waypoint {
+            // Waypoints know nothing of it (docs/hbone.md §10.1).
+            let hands_over = worker.shared.config.hand_over && !t.waypoint;
+            if hands_over {
                 continuation::announce(&mut headers);
             }
             let target = Target {
@@ -124,14 +126,13 @@ pub async fn attempt(
                 headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
-            let continues = opened.continues && worker.shared.config.hand_over && !t.waypoint;
-            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), continues))
+            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), opened.continues && hands_over))
         }
     }
 }
 
 /// The next stream of a connection whose stream has been interrupted, to the same peer. The one that takes it may not be there yet,
-/// so it is asked for some time.
+/// so it is asked for some time, as long as nobody can have taken the token: it works once.
 ///
 /// # Errors
 /// There is none, and will be none.

@@ -3,7 +3,7 @@
 use crate::{
     conn::Conn,
     conns::Guard,
-    handover::end::describe,
+    handover::end::offer,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
@@ -70,8 +70,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let mut pair = Pair::new(tcp, app);
-        let offer =
-            || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: false };
+        let offer = || offer(guard.conn(), &served.pod.uid, false);
         let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
             o = bytes => o,
@@ -266,7 +265,7 @@ async fn connect(
             None => return guard.end(&Outcome::Drained),
         },
     };
-    let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
+    let offer = || offer(guard.conn(), &served.pod.uid, true);
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
         // The peer has left, and its successor will ask for it.
         Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,

@@ -8,7 +8,7 @@ use crate::{
     connect::{self, Ready, attempt},
     conns::Guard,
     dns::{self, Preamble},
-    handover::end::describe,
+    handover::end::{describe, offer},
     inpod::LocalPod,
     mesh_config::admit,
     metrics::Reporter,
@@ -113,8 +113,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         };
         let learnt = chosen.as_ref().map(|uid| {
             // A waypoint's pod is itself at fault, whatever is called by it.
-            let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
-            worker.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
+            worker.unreachable.endpoint(uid, (!planned.is_by_waypoint()).then_some(to.port()))
         });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
         // It is over once the connection is established: not in the task of every open one.
@@ -131,13 +130,11 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, stream, continues)) => {
                 guard.established();
-                let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
-                if first.is_empty() && !by_waypoint {
+                if first.is_empty() && !planned.is_by_waypoint() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut tunnel = Tunnel::new(tcp, stream, true, continues);
-                let offer =
-                    || Offer { source: Some(describe(guard.conn(), &served.pod.uid)), destination: None, tunnel: true };
+                let offer = || offer(guard.conn(), &served.pod.uid, true);
                 let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
                     Ok(token) => Box::pin(follow(&worker, &served.pod, &guard, (lease, tunnel, token))).await,
                     Err(outcome) => {
@@ -153,11 +150,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut pair = Pair::new(tcp, other);
-                let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
-                    destination: None,
-                    tunnel: false,
-                };
+                let offer = || offer(guard.conn(), &served.pod.uid, false);
                 let o = relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
                 return guard.end(&o);
@@ -169,11 +162,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
                 }
-                let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
-                    destination: inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid)),
-                    tunnel: false,
-                };
+                let destination = || inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid));
+                let offer = || Offer { destination: destination(), ..offer(guard.conn(), &served.pod.uid, false) };
                 let outcome = relay::plain(&worker, &inner, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
                 let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
@@ -208,7 +198,7 @@ pub async fn follow(
     guard: &Guard,
     (mut lease, mut tunnel, mut token): (Lease, Tunnel, Token),
 ) -> Outcome {
-    let offer = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let offer = || offer(guard.conn(), &pod.uid, true);
     loop {
         let cut = match tunnel.interrupted() {
             Ok(cut) => Parked::new(cut),

@@ -1,18 +1,23 @@
 //! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the
 //! listener and the rest, [`crate::http`]'s `external` asks others; the rate limits of the service that is called come after.)
+//! What must hold: a request that has waited for others is judged by the policies that are in force then.
 
 use crate::{
     authz::{
-        access::{self, Access, Denial},
+        access::{Access, Denial},
+        external::answer::Changes,
         jwt::{Token, TokenError},
     },
     downstream::{
+        conns::Policies,
         context::DownstreamTarget,
         upgrade::{Kept, Upgrade},
     },
     http::{
         answer::{local_reply, log_reply},
+        body::RequestBody,
         call::Call,
+        external::{self, AskedProviders, Stopped},
         forwarded::{introduce, is_https},
         rate_limit::limited,
         redirect::to_https,
@@ -21,6 +26,7 @@ use crate::{
     },
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
+    worker::Latest,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
@@ -36,6 +42,8 @@ pub(super) enum Refused {
     Token(TokenError),
     /// By a policy.
     Denied(Denial),
+    /// By who was asked.
+    Stopped(Stopped),
     /// There are too many of them.
     Limited(Over),
 }
@@ -54,6 +62,7 @@ impl Refused {
                 (record.error, record.details) = (by.error, by.details.into());
                 local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None)
             }
+            Refused::Stopped(stopped) => stopped.answer(record),
             Refused::Limited(over) => limited(&over, record),
         }
     }
@@ -121,6 +130,54 @@ pub(super) fn admit(
     Ok(token)
 }
 
+/// Judges a request that was let in and has waited since, if its policies are others by now: one that forbids it holds, and whoever is
+/// to be asked and was not is asked. Returns the state that it goes on in, and what is changed of the answer to it. Where nothing has
+/// changed it costs a comparison.
+///
+/// # Errors
+/// Why it does not go on.
+pub(super) async fn admit_again(
+    call: &Call<'_>,
+    token: Option<&Token>,
+    asked: &mut AskedProviders,
+    parts: &mut Parts,
+    body: &mut RequestBody,
+    record: &mut RequestLog,
+) -> Result<(Latest, Vec<Changes>), Refused> {
+    let (mut latest, mut changes) = (call.worker.latest(), vec![]);
+    if Arc::ptr_eq(&latest, call.snapshot) {
+        return Ok((latest, changes));
+    }
+    let target = &call.downstream.target;
+    let mut judged = Policies::of(call.snapshot, target);
+    loop {
+        let policies = Policies::of(&latest, target);
+        if policies.same(&judged) {
+            return Ok((latest, changes));
+        }
+        if let Some(access) = policies.access() {
+            let call = Call { snapshot: &latest, ..*call };
+            let more = external::check(&call, access, asked, parts, body, record).await;
+            changes.extend(more.map_err(Refused::Stopped)?);
+            if let Some(by) = forbidden(&call, access, parts, token) {
+                return Err(Refused::Denied(by));
+            }
+        }
+        judged = policies;
+        // Somebody may have been waited for again.
+        latest = call.worker.latest();
+    }
+}
+
+/// Why a request is not allowed that was, if it is not. (What only tells has told.)
+fn forbidden(call: &Call<'_>, access: &Access, parts: &Parts, token: Option<&Token>) -> Option<Denial> {
+    let path = Path::new(parts.uri.path());
+    let request = call.asks(parts, &path, token);
+    let by = access.evaluate(&call.downstream.asked(call.client.ip(), Some(request))).denial()?;
+    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&by));
+    Some(by)
+}
+
 /// What a gateway tells on of a client whose request it has let in.
 pub(super) fn introduced(call: &Call<'_>, parts: &mut Parts, record: &mut RequestLog) {
     if call.downstream.is_at_gateway() {
@@ -133,9 +190,8 @@ pub(super) fn introduced(call: &Call<'_>, parts: &mut Parts, record: &mut Reques
 fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Verified, Option<Denial>), Refused> {
     access.headers().drop_alike(&mut parts.headers);
     let token = access.tokens.verify(parts, &mut call.worker.tokens.borrow_mut()).map_err(Refused::Token)?;
-    let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
-    let (headers, verified) = (&parts.headers, token.as_deref());
-    let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
+    let path = Path::new(parts.uri.path());
+    let request = call.asks(parts, &path, token.as_deref());
     let dry_runs = &call.worker.shared.metrics.dry_runs;
     let denied = call.downstream.authorize(dry_runs, access, call.client.ip(), Some(request));
     Ok((token, denied))

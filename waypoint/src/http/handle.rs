@@ -4,10 +4,13 @@
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{access::Access, external::provider::Provider, jwt::Token},
+    authz::{
+        external::{answer::Changes, provider::Provider},
+        jwt::Token,
+    },
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, enter, introduced},
+        admit::{Entrance, Refused, admit, admit_again, enter, introduced},
         answer::{local_reply, log_reply, refused_body},
         body::{BodyFault, RequestBody},
         call::Call,
@@ -15,7 +18,7 @@ use crate::{
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
-        external,
+        external::{self, AskedProviders},
         fault::{Injected, abort, inject},
         forward::forward,
         forwarded,
@@ -80,26 +83,42 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
     let body = RequestBody::from(incoming);
     match entrance.access.filter(|access| !access.providers().is_empty()) {
         // Large: not in every request's task.
-        Some(access) => Box::pin(asked_about(&call, access, entrance, parts, body, record)).await,
-        None => allowed(&call, entrance, parts, body, record).await,
+        Some(_) => Box::pin(asked_about(&call, parts, body, record)).await,
+        None => allowed(&call, entrance, vec![], parts, body, record).await,
     }
 }
 
-/// Providers of external authorization are asked before anything else is decided. What they say to clients is added to whatever
-/// these are answered.
+/// Providers of external authorization are asked before anything else is decided, which is decided by what is known once they have
+/// answered: they may take long, and a policy that has come meanwhile holds. What they say to clients is added to whatever these are
+/// answered.
 async fn asked_about(
     call: &Call<'_>,
-    access: &Access,
-    entrance: Entrance<'_>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let changes = match external::check(call, access, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => return stopped.answer(record),
-    };
-    let mut response = allowed(call, entrance, parts, body, record).await;
+    let (mut asked, mut changes) = (AskedProviders::new(), vec![]);
+    loop {
+        let snapshot = call.worker.latest();
+        let call = Call { snapshot: &snapshot, ..*call };
+        let entrance = match enter(&call, &parts.headers) {
+            Ok(entrance) => entrance,
+            Err(refused) => return told(&changes, refused.answer(&call, &parts, record)),
+        };
+        if let Some(access) = entrance.access {
+            match external::check(&call, access, &mut asked, &mut parts, &mut body, &mut record).await {
+                Ok(more) => changes.extend(more),
+                Err(stopped) => return stopped.answer(record),
+            }
+        }
+        if Arc::ptr_eq(&snapshot, &call.worker.latest()) {
+            return told(&changes, allowed(&call, entrance, asked, parts, body, record).await);
+        }
+    }
+}
+
+/// An answer, with what providers say to the client.
+fn told(changes: &[Changes], mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     changes.iter().for_each(|changes| changes.apply_to_response(response.headers_mut()));
     response
 }
@@ -113,6 +132,7 @@ fn smallest(limits: [u64; 3]) -> Option<u64> {
 async fn allowed(
     call: &Call<'_>,
     entrance: Entrance<'_>,
+    asked: AskedProviders,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -122,9 +142,9 @@ async fn allowed(
         Err(refused) => return refused.answer(call, &parts, record),
     };
     let routes = entrance.routes;
-    let asked = Limited { call, parts: &parts, token: token.as_deref() };
     let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
-    if let Some(over) = asked.over(limits).await {
+    let limit = Limited { call, parts: &parts, token: token.as_deref() };
+    if let Some(over) = limit.over(limits).await {
         return Refused::Limited(over).answer(call, &parts, record);
     }
     introduced(call, &mut parts, &mut record);
@@ -153,7 +173,7 @@ async fn allowed(
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
             Some(provider) => {
-                Box::pin(by_guarded_rule(call, rule, (&**provider, token), fault, parts, body, record)).await
+                Box::pin(by_guarded_rule(call, rule, (&**provider, token, asked), fault, parts, body, record)).await
             }
             None => by_rule(call, rule, token, fault, parts, body, record).await,
         },
@@ -173,12 +193,12 @@ async fn allowed(
     }
 }
 
-/// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
-/// yet, and is answered by the rule itself.)
+/// As a rule says, if the provider that it names lets the request go on, and no policy has come meanwhile that does not. (A browser
+/// that asks whether it may call has no credentials yet, and is answered by the rule itself.)
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
-    (provider, token): (&Provider, Option<Arc<Token>>),
+    (provider, token, mut asked): (&Provider, Option<Arc<Token>>, AskedProviders),
     fault: Option<Injected<'_>>,
     mut parts: Parts,
     mut body: RequestBody,
@@ -189,18 +209,24 @@ async fn by_guarded_rule(
         return by_rule(call, rule, token, fault, parts, body, record).await;
     }
     let by = (provider, rule.origin.as_str());
-    let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => {
+    let goes_on = async {
+        let mut changes = vec![];
+        let own = external::check_rule(call, by, &mut parts, &mut body, &mut record).await;
+        changes.extend(own.map_err(Refused::Stopped)?);
+        let again = admit_again(call, token.as_deref(), &mut asked, &mut parts, &mut body, &mut record).await;
+        let (latest, more) = again?;
+        changes.extend(more);
+        Ok::<_, Refused>((latest, changes))
+    };
+    let (latest, changes) = match goes_on.await {
+        Ok(goes_on) => goes_on,
+        Err(refused) => {
             record.route.clone_from(&rule.origin);
-            return stopped.answer(record);
+            return refused.answer(call, &parts, record);
         }
     };
-    let mut response = by_rule(call, rule, token, fault, parts, body, record).await;
-    if let Some(changes) = changes {
-        changes.apply_to_response(response.headers_mut());
-    }
-    response
+    let call = Call { snapshot: &latest, ..*call };
+    told(&changes, by_rule(&call, rule, token, fault, parts, body, record).await)
 }
 
 /// What is known of a request at its beginning.

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use karst_proxy::labels::grpc_of_http;
 use std::{
     io,
     pin::Pin,
@@ -383,15 +384,7 @@ pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) ->
     response
 }
 
-/// gRPC's code for a status (gRPC's http-grpc-status-mapping, as Envoy has it).
+/// gRPC's code for an answer of our own.
 fn grpc_of(s: StatusCode) -> u16 {
-    match s.as_u16() {
-        200..=299 => 0,
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
+    if s.is_success() { 0 } else { grpc_of_http(s.as_u16()) }
 }

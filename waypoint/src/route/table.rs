@@ -91,6 +91,19 @@ fn covers(wide: &str, name: &str) -> bool {
     wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
 }
 
+/// What a rule answers that cannot be executed.
+const FAILURE: u32 = 500;
+
+fn failure() -> ir::DirectResponse {
+    ir::DirectResponse { status: FAILURE, ..Default::default() }
+}
+
+/// A rule for the same requests, which go nowhere.
+fn closed(rule: &ir::HttpRule) -> ir::HttpRule {
+    let (origin, ports) = (rule.origin.clone(), rule.ports.clone());
+    ir::HttpRule { origin, ports, r#match: rule.r#match.clone(), response: Some(failure()), ..Default::default() }
+}
+
 /// The routes of one service.
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -134,6 +147,29 @@ impl Routes {
             compression: routes.compression.as_ref().map(Compression::new),
             buckets,
         })
+    }
+
+    /// The same routes, of which each rule that does what cannot be executed answers 500 to the requests that it is for. (One whose
+    /// conditions cannot be read stays as it is: whom it is for is not known.)
+    pub fn executable(routes: &ir::Routes) -> ir::Routes {
+        let mut out = routes.clone();
+        let consumers = out.consumers.iter_mut().filter_map(|c| c.table.as_mut());
+        for rule in out.producer.iter_mut().chain(consumers).flat_map(|table| &mut table.http) {
+            if Rule::new(rule, &mut |l: &ir::RateLimit| Limits::default().take_over(None, l)).is_err() {
+                *rule = closed(rule);
+            }
+        }
+        out
+    }
+
+    /// Every request is answered 500, and no connection goes on.
+    pub fn closed() -> Self {
+        let origin = "routes that are not understood".to_string();
+        let rule = Rule { origin: origin.clone(), response: Some(failure()), ..Rule::default() };
+        let destination = ir::Destination { weight: 1, refuse_status: FAILURE, ..Default::default() };
+        let tcp = TcpRule::new(&ir::TcpRule { origin, destinations: vec![destination], ..Default::default() });
+        let rest = Index::new(std::iter::once(Arc::new(rule)));
+        Self { producer: Table { rest, tcp: vec![tcp], ..Table::default() }, ..Self::default() }
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -309,7 +345,7 @@ impl Index {
 }
 
 /// One rule, ready to be executed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rule {
     pub origin: String,
     pub path: Option<StringMatcher>,

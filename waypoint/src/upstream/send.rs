@@ -7,7 +7,7 @@ use crate::{
         error::{ConnectError, Error, failure},
         open::{Attempt, lent, open},
         pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
-        settings::{Announced, Reading},
+        settings::{Announced, FirstFrame},
         tls::{Speaks, TlsError},
     },
     worker::Worker,
@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
-use karst_hbone::{frames::Limited, pool::Lease};
+use karst_hbone::{frames::Limited, observed::Observed, pool::Lease};
 use std::{cell::Cell, rc::Rc};
 use tokio::time::Instant;
 
@@ -156,7 +156,7 @@ async fn shared(
     }
     let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
     let announced = Rc::<Announced>::default();
-    let io = Limited::new(Reading::new(io, announced.clone()), 0);
+    let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
     let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.await;

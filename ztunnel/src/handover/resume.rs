@@ -4,7 +4,7 @@
 //! *now*; what was decided before counts for nothing.
 
 use super::{
-    end::{EndError, describe, of_destination, of_source},
+    end::{self, EndError, describe, of_destination, of_source},
     incoming::{Incoming, Offered},
     pieces::Moved,
 };
@@ -229,7 +229,7 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
-    let again = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let again = || end::offer(guard.conn(), &pod.uid, true);
     let outcome = match relay::stream(worker, &guard, &guard.conn().counts, &mut tunnel, &again).await {
         Ok(token) => outbound::follow(worker, pod, &guard, (lease, tunnel, token)).await,
         Err(outcome) => {

@@ -33,7 +33,7 @@ use crate::{
     http::codec,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, worker_by},
+    testing::{LINES, worker_told},
     upstream::connector::{Connector, memory::Memory},
     worker::Worker,
 };
@@ -56,6 +56,7 @@ use std::{
 };
 use tokio::{
     io::DuplexStream,
+    sync::watch,
     task::{LocalSet, spawn_local},
     time::Instant,
 };
@@ -114,6 +115,7 @@ type All = Rc<RefCell<Vec<Seen>>>;
 /// Endpoints of a service, and a waypoint before them.
 struct Mesh {
     worker: Rc<Worker>,
+    state: watch::Sender<Arc<Snapshot>>,
     memory: Rc<Memory>,
     seen: All,
     speaks: AppProtocol,
@@ -138,8 +140,15 @@ impl Mesh {
         s.mesh = testing::snapshot(pods, vec![service]);
         change(&mut s);
         let memory = Rc::<Memory>::default();
-        let worker = worker_by(s, "waypoint", Connector::Memory(memory.clone()));
-        Self { worker, memory, seen: Rc::default(), speaks }
+        let (worker, state) = worker_told(s, "waypoint", Connector::Memory(memory.clone()));
+        Self { worker, state, memory, seen: Rc::default(), speaks }
+    }
+
+    /// The control plane tells of a change.
+    fn tell(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = Snapshot::clone(&self.state.borrow());
+        change(&mut snapshot);
+        self.state.send_replace(Arc::new(snapshot));
     }
 
     /// One endpoint, that does this with each request, by its number.

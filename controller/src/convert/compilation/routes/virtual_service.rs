@@ -638,14 +638,8 @@ impl<'a> Convert<'a> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni: vec![],
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, vec![]));
             }
         }
     }
@@ -674,14 +668,8 @@ impl<'a> Convert<'a> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni,
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, sni));
             }
         }
     }
@@ -699,6 +687,24 @@ fn push(
         if route.name.is_empty() { format!("{object} http[{index}]") } else { format!("{object} {}", route.name) };
     let to = if matched.is_read { &mut out.read.http } else { &mut out.last.http };
     to.push(ir::HttpRule { origin, ports: matched.ports, r#match: Some(matched.m), ..rule });
+}
+
+/// A rule for connections to a port, from clients with these labels in this namespace, whose TLS hello has one of these names.
+fn tcp_rule(
+    origin: &str,
+    port: u16,
+    (labels, namespace): (&BTreeMap<String, String>, &str),
+    destinations: &[ir::Destination],
+    sni: Vec<String>,
+) -> ir::TcpRule {
+    ir::TcpRule {
+        origin: origin.into(),
+        ports: ports(port),
+        source_labels: labels.clone(),
+        source_namespace: namespace.into(),
+        destinations: destinations.to_vec(),
+        sni,
+    }
 }
 
 /// The port of a match; none: any.
