@@ -168,10 +168,33 @@ pub struct Listener {
     pub redirect: bool,
     /// Requests of gRPC-Web become gRPC.
     grpc_web: bool,
+    /// What it asks of clients, as a number: listeners with the same one ask the same.
+    asks: usize,
+    /// It serves nobody without a certificate that counts.
+    requires_certificate: bool,
     /// The port that clients call.
     called: u16,
     /// The certificates that it shows, in PEM, for the admin page.
     chains: Vec<Vec<u8>>,
+}
+
+/// What listeners that end TLS ask of clients.
+#[derive(PartialEq)]
+struct Asked<'a> {
+    client: i32,
+    roots: &'a [u8],
+    lists: &'a [Vec<u8>],
+    names: &'a [String],
+}
+
+impl<'a> Asked<'a> {
+    fn of(tls: &'a ir::Tls) -> Self {
+        // Who is asked for nothing is asked the same everywhere.
+        if tls.client == ir::ClientCertificate::None as i32 {
+            return Self { client: tls.client, roots: &[], lists: &[], names: &[] };
+        }
+        Self { client: tls.client, roots: &tls.client_roots, lists: &tls.client_lists, names: &tls.client_names }
+    }
 }
 
 /// TLS that ends here.
@@ -214,6 +237,7 @@ impl Gateway {
 
     fn compile(gateway: &ir::Gateway, has_keys: bool) -> Result<Self, GatewayError> {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+        let mut asked: Vec<Option<Asked<'_>>> = vec![];
         for listener in &gateway.listeners {
             let bad = |error: ListenerError| GatewayError::Listener { origin: listener.origin.clone(), error };
             let port = u16::try_from(listener.port)
@@ -228,6 +252,13 @@ impl Gateway {
             if protocol == ListenerProtocol::Https && listener.tls.is_none() {
                 return Err(bad(ListenerError::NoTls));
             }
+            let own = listener.tls.as_ref().map(Asked::of);
+            let requires_certificate =
+                own.as_ref().is_some_and(|own| own.client == ir::ClientCertificate::Required as i32);
+            let asks = asked.iter().position(|known| *known == own).unwrap_or_else(|| {
+                asked.push(own);
+                asked.len() - 1
+            });
             ports.entry(port).or_default().listeners.push(Arc::new(Listener {
                 origin: listener.origin.clone(),
                 routes: listener.routes.clone(),
@@ -237,6 +268,8 @@ impl Gateway {
                 tls,
                 redirect: listener.redirect,
                 grpc_web: listener.grpc_web,
+                asks,
+                requires_certificate,
                 called: if called == 0 { port } else { called },
                 chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
@@ -336,6 +369,16 @@ impl Listener {
     /// The host names that it is for; none: all.
     pub fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    /// Does it ask the same certificates of clients as another one of its gateway?
+    pub fn asks_like(&self, other: &Self) -> bool {
+        self.asks == other.asks
+    }
+
+    /// Does it serve nobody without a certificate that counts?
+    pub fn requires_certificate(&self) -> bool {
+        self.requires_certificate
     }
 
     /// The port that clients call.
