@@ -227,6 +227,16 @@ impl Gateway {
         Ok(Self { access: Some(Access::closed()), ..Self::new(&rest)? })
     }
 
+    /// The same of one of whose listeners it cannot be read what they ask of clients: these are not there.
+    ///
+    /// # Errors
+    /// As [`Gateway::new`], of the rest.
+    pub fn without_unread_clients(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
+        let is_read = |listener: &&ir::Listener| listener.tls.as_ref().is_none_or(|tls| client_auth(tls).is_ok());
+        let listeners = gateway.listeners.iter().filter(is_read).cloned().collect();
+        Self::new(&ir::Gateway { listeners, ..gateway.clone() })
+    }
+
     /// The same without keys, for who only asks what it would do: nothing can be shown to clients or endpoints.
     ///
     /// # Errors
