@@ -483,6 +483,47 @@ fn revocation_lists_are_told_with_their_authorities() {
     }
 }
 
+/// kubectl writes a file that is no text to `binaryData` (of a Secret there is one `data` for all).
+#[test]
+fn a_revocation_list_in_der_is_told_by_a_config_map_too() {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2030, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let der = list.signed_by(&ca).unwrap().der().to_vec();
+    let told = |coded: &str| {
+        let certificate: String = ca.pem().lines().map(|l| format!("    {l}\n")).collect();
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{certificate}binaryData: {{ca.crl: '{coded}', other: AAAA}}\n---\n"
+        );
+        let text = format!(
+            "{}{}{map}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(told(&BASE64_STANDARD.encode(&der)), (Some(vec![der]), vec![]));
+    // What cannot be read lets nobody in.
+    for coded in [BASE64_STANDARD.encode("none"), "*".into()] {
+        let (served, problems) = told(&coded);
+        assert!(served.is_none() && problems[0].contains("data[\"ca.crl\"]"), "{coded}: {problems:?}");
+    }
+}
+
 /// GEP-3155: what a gateway shows to backends, and Gateway API's reasons where it cannot.
 #[test]
 fn a_gateway_has_a_certificate_for_backends() {
