@@ -68,7 +68,9 @@ pub(crate) fn refusal(objects: &Objects<'_>, of: &Gateway, namespace: &str) -> O
     let is_allowed = match allowed.from.as_str() {
         "All" => true,
         "Same" => meta.namespace == namespace,
-        "Selector" => objects.namespaces.get(namespace).is_some_and(|n| allowed.selector.selects(&n.metadata.labels)),
+        "Selector" => allowed.selector.as_ref().is_some_and(|selector| {
+            objects.namespaces.get(namespace).is_some_and(|n| selector.selects(&n.metadata.labels))
+        }),
         // None is the default; what is not known lets nobody in.
         _ => false,
     };

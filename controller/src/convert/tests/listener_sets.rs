@@ -70,8 +70,9 @@ fn a_gateway_takes_the_sets_of_the_namespaces_that_it_allows() {
         (from("Same"), &["edge"]),
         (from("Selector"), &["chosen"]),
         (from("All"), &["chosen", "edge", "other"]),
-        // What nobody knows lets nobody in.
+        // What nobody knows lets nobody in, nor does a selector that is not there.
         (from("Most"), &[]),
+        ("allowedListeners: {namespaces: {from: Selector}}, ".into(), &[]),
     ] {
         let text = [NAMESPACES, &gateway(&allowed, &http("own", "own.com")), &sets].concat();
         let w = written(&text);
@@ -94,6 +95,20 @@ fn a_gateway_takes_the_sets_of_the_namespaces_that_it_allows() {
         let mut want = vec!["Gateway/edge/g/own".to_string()];
         want.extend(taken.iter().map(|ns| format!("ListenerSet/{ns}/more/l")));
         assert_eq!(listened(&text), want, "{allowed}");
+    }
+}
+
+/// Kubernetes: a selector that is null selects nothing, and one that is empty everything. (Gateway API: it must be there.)
+#[test]
+fn a_listener_without_its_selector_takes_no_routes() {
+    for (selector, want) in [("", "Accepted False NotAllowedByListeners"), (", selector: {}", "Accepted True Accepted")]
+    {
+        let own = format!(
+            "{{name: own, port: 80, protocol: HTTP, allowedRoutes: {{namespaces: {{from: Selector{selector}}}}}}}"
+        );
+        let text = [NAMESPACES, &gateway("", &own), &route("chosen", "r", "{name: g, namespace: edge}")].concat();
+        let status = status(&written(&text), "HTTPRoute", "chosen/r");
+        assert_eq!(reasons(&status["parents"][0])[0], want, "{selector}");
     }
 }
 
