@@ -306,7 +306,7 @@ fn a_listener_of_a_set_cannot_have_other_kinds_or_ports_of_the_proxy() {
     let own = |port: u16| format!("{{name: p{port}, port: {port}, protocol: HTTP}}");
     let text = [
         gateway(&from("All"), &http("own", "own.com")),
-        set("edge", "more", &[passes.to_string(), own(15020), own(15021), own(15000), own(8080)]),
+        set("edge", "more", &[passes.to_string(), own(15020), own(15021), own(15000), own(15008), own(8080)]),
     ]
     .concat();
     let w = written(&text);
@@ -315,10 +315,10 @@ fn a_listener_of_a_set_cannot_have_other_kinds_or_ports_of_the_proxy() {
     let listeners = status["listeners"].as_array().unwrap();
     assert_eq!(reasons(&listeners[0])[3], "ResolvedRefs False InvalidRouteKinds");
     assert_eq!(listeners[0]["supportedKinds"], serde_json::json!([]));
-    for listener in &listeners[1..4] {
+    for listener in &listeners[1..5] {
         assert_eq!(reasons(listener)[0], "Accepted False PortUnavailable");
     }
-    assert_eq!(reasons(&listeners[4])[0], "Accepted True Accepted");
+    assert_eq!(reasons(&listeners[5])[0], "Accepted True Accepted");
     assert_eq!(listened(&text), ["Gateway/edge/g/own", "ListenerSet/edge/more/p8080"]);
 }
 
