@@ -228,6 +228,7 @@ impl GatewayListeners {
                 }
             }
             leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
+            leave_out_later(&out.all, meta, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -439,6 +440,40 @@ fn leave_out_unlike(
         unlike.insert((one.listener, one.port));
     }
     served.retain(|s| !unlike.contains(&(s.listener, s.port)));
+}
+
+/// Of servers of Istio's Gateways for one host at one port of a pod the oldest speaks TLS with clients. One that asks other
+/// certificates of them cannot be beside it. (Istio leaves out whichever comes second.)
+fn leave_out_later(
+    all: &[GatewayListener],
+    pod: &Meta,
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let mut first: HashMap<(u16, &str), &GatewayListener> = HashMap::new();
+    let mut later: BTreeSet<(usize, u16)> = BTreeSet::new();
+    for one in served.iter() {
+        let ends_tls = |l: &&GatewayListener| l.terminates_tls && matches!(l.parent, ListenerParent::Istio { .. });
+        let Some(own) = all.get(one.listener).filter(ends_tls) else { continue };
+        let unlike = |host: &&String| {
+            let first = first.get(&(one.port, host.as_str()));
+            first.is_some_and(|other| (other.client, &other.client_names) != (own.client, &own.client_names))
+        };
+        let Some(host) = own.hosts.iter().find(unlike) else {
+            for host in &own.hosts {
+                first.entry((one.port, host.as_str())).or_insert(own);
+            }
+            continue;
+        };
+        let other = first.get(&(one.port, host.as_str())).map_or(String::new(), |other| other.name());
+        let text = format!(
+            "at port {} of pod {}/{} {other} has {host:?}, too, and asks other certificates of its clients: use another host [KARST-0508]",
+            one.port, pod.namespace, pod.name
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        later.insert((one.listener, one.port));
+    }
+    served.retain(|s| !later.contains(&(s.listener, s.port)));
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.

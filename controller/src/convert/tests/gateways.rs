@@ -365,6 +365,44 @@ fn ports_that_ask_different_certificates_are_not_one() {
     }
 }
 
+/// The older one speaks TLS with the clients of both: what the other one asks would be asked of nobody.
+#[test]
+fn a_server_for_the_host_of_one_that_asks_otherwise_is_left_out() {
+    let of = |first: &str, second: &str| {
+        let server = |name: &str, year: u16, tls: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{year}'}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: [{name}.com, x.com], tls: {{credentialName: c, {tls}}}}}]}}\n---\n"
+            )
+        };
+        let text = [
+            INGRESS,
+            &key_pair().replace("namespace: a", "namespace: edge"),
+            &authority("edge", "c-cacert").replace("ConfigMap", "Secret").replace("\ndata:", "\nstringData:"),
+            // By name the younger one is the first.
+            &server("one", 2025, second),
+            &server("two", 2024, first),
+        ]
+        .concat();
+        let (model, problems) = run(&text);
+        let served: Vec<String> = model.gateways["edge/gw"].listeners.iter().map(|l| l.origin.clone()).collect();
+        let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+        (served, problems.iter().map(ToString::to_string).collect::<Vec<_>>(), said)
+    };
+    let (simple, mutual, named) = ("mode: SIMPLE", "mode: MUTUAL", "mode: MUTUAL, subjectAltNames: [y.com]");
+    for same in [simple, mutual, named] {
+        let (served, problems, said) = of(same, same);
+        assert_eq!(served, ["istio/a/two/0", "istio/a/one/0"], "{same}");
+        assert!(problems.is_empty() && said.is_empty(), "{same}: {problems:?} {said:?}");
+    }
+    for (first, second) in [(simple, mutual), (mutual, simple), (mutual, named), ("mode: OPTIONAL_MUTUAL", mutual)] {
+        let (served, problems, said) = of(first, second);
+        assert_eq!(served, ["istio/a/two/0"], "{first}, {second}");
+        let why = "at port 443 of pod edge/gw spec.servers[0] of Gateway a/two has \"x.com\", too, and asks other certificates of its clients: use another host [KARST-0508]";
+        assert!(problems.len() == 1 && problems[0].ends_with(why), "{problems:?}");
+        assert_eq!(said, ["Gateway a/one: karst.io/PortsMapped False PortConflict"]);
+    }
+}
+
 /// Istio's option of listeners of Gateway API.
 #[test]
 fn cipher_suites_of_a_listener_are_an_option() {
