@@ -154,6 +154,8 @@ impl GatewayListener {
 
     /// Does it ask the same certificates of clients?
     pub(crate) fn asks_like(&self, other: &Self) -> bool {
+        #[cfg(test)]
+        COMPARED.with(|count| count.set(count.get() + 1));
         (self.client, &self.client_roots, &self.client_lists)
             == (other.client, &other.client_roots, &other.client_lists)
     }
@@ -164,6 +166,12 @@ impl GatewayListener {
             && self.conflict.is_none()
             && (self.unresolved.is_none() || !self.certificates.is_empty())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often listeners of this thread have been compared: tests count the work, which others' ListenerSets decide about.
+    pub(crate) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).

@@ -424,22 +424,28 @@ fn leave_out_unlike(
         let listener = all.get(s.listener)?;
         (listener.terminates_tls && matches!(listener.parent, ListenerParent::Api { .. })).then_some(listener)
     };
-    let mut unlike: BTreeSet<(usize, u16)> = BTreeSet::new();
+    // Of each port the first that asks, and the first that asks otherwise: there may be thousands.
+    let mut ports: BTreeMap<u16, (&GatewayListener, Option<&GatewayListener>)> = BTreeMap::new();
     for one in served.iter() {
         let Some(own) = asking(one) else { continue };
-        let mut others = served.iter().filter(|o| o.port == one.port).filter_map(asking);
-        let Some(other) = others.find(|other| !other.asks_like(own)) else { continue };
+        let (first, other) = ports.entry(one.port).or_insert((own, None));
+        if other.is_none() && !first.asks_like(own) {
+            *other = Some(own);
+        }
+    }
+    served.retain(|one| {
+        let (Some(own), Some((first, Some(other)))) = (asking(one), ports.get(&one.port)) else { return true };
+        let unlike = if first.asks_like(own) { other } else { first };
         let text = format!(
             "maps to port {} of pod {}/{}, as {} does, which asks other certificates of its clients: use another port of the pod [KARST-0507]",
             one.port,
             pod.namespace,
             pod.name,
-            other.name()
+            unlike.name()
         );
         unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
-        unlike.insert((one.listener, one.port));
-    }
-    served.retain(|s| !unlike.contains(&(s.listener, s.port)));
+        false
+    });
 }
 
 /// Of servers of Istio's Gateways for one host at one port of a pod the oldest speaks TLS with clients. One that asks other

@@ -1,6 +1,7 @@
 //! ListenerSets (Gateway API, GEP-1713), as the conformance suite asks for them (its tests `ListenerSet…`).
 
 use super::*;
+use crate::convert::facts::listener::COMPARED;
 use serde_json::Value;
 
 /// Gateway g of namespace edge, with a pod and a Service.
@@ -355,6 +356,28 @@ fn the_service_of_a_gateway_has_the_ports_of_its_sets() {
     assert_eq!(ports(&text), want);
     let text = text.replace("from: All, selector", "from: None, selector");
     assert_eq!(ports(&text), own);
+}
+
+/// Who may add listeners adds as many as there may be: each is looked at a few times, and no two of them with one another.
+#[test]
+fn many_listeners_are_compared_in_no_square() {
+    const MANY: usize = 400;
+    let https = |n: usize| {
+        format!(
+            "{{name: l{n}, port: 443, protocol: HTTPS, hostname: h{n}.com, tls: {{certificateRefs: [{{name: c}}]}}}}"
+        )
+    };
+    let all: Vec<String> = (0..MANY).map(https).collect();
+    let text = [
+        gateways::key_pair().replace("namespace: a", "namespace: edge"),
+        gateway(&from("All"), &http("own", "own.com")),
+        set("edge", "more", &all),
+    ]
+    .concat();
+    COMPARED.set(0);
+    assert_eq!(listened(&text).len(), MANY + 1);
+    let compared = COMPARED.get();
+    assert!((MANY..10 * MANY).contains(&compared), "{compared}");
 }
 
 /// A Gateway that is not accepted, or not programmed, has no set that is.
