@@ -358,6 +358,38 @@ fn the_service_of_a_gateway_has_the_ports_of_its_sets() {
     assert_eq!(ports(&text), own);
 }
 
+/// What a set asks of clients, and nobody can honour, is no reason to take others' listeners away: those of the Gateway would all be
+/// gone by one line of whoever may add to it.
+#[test]
+fn a_set_that_asks_in_vain_takes_nobody_elses_listener() {
+    let https = |name: &str, host: &str, more: &str| {
+        format!(
+            "{{name: {name}, port: 443, protocol: HTTPS, hostname: '{host}', tls: {{certificateRefs: [{{name: c}}]{more}}}}}"
+        )
+    };
+    let asks = ", options: {gateway.istio.io/tls-terminate-mode: MUTUAL}";
+    let of = |own: &[String]| {
+        let text = [
+            gateways::key_pair().replace("namespace: a", "namespace: edge"),
+            gateway(&from("All"), &own.join(", ")),
+            set("edge", "a", &[https("asks", "x.com", asks), https("wider", "*.x.com", ""), https("wide", "*", "")]),
+            set("edge", "b", &[https("same", "x.com", ""), https("other", "*.org", "")]),
+        ]
+        .concat();
+        listened(&text)
+    };
+    let [own, other] = ["Gateway/edge/g/own", "ListenerSet/edge/b/other"];
+    // Who has the host has it, as the Gateway does here, or may have it.
+    assert_eq!(
+        of(&[https("own", "*.com", "")]),
+        [own, "ListenerSet/edge/a/wider", "ListenerSet/edge/b/same", other],
+        "its own wide one would take the same clients"
+    );
+    assert_eq!(of(&[https("own", "x.com", "")]), [own, "ListenerSet/edge/a/wider", other]);
+    // What the Gateway itself asks counts for all.
+    assert_eq!(of(&[https("own", "*.org", asks)]), ["ListenerSet/edge/a/wider", "ListenerSet/edge/b/same"]);
+}
+
 /// Who may add listeners adds as many as there may be: each is looked at a few times, and no two of them with one another.
 #[test]
 fn many_listeners_are_compared_in_no_square() {
