@@ -153,7 +153,7 @@ impl GatewayListener {
     }
 
     /// The ListenerSet that adds it to its Gateway.
-    fn set(&self) -> Option<&SetName> {
+    pub(crate) fn set(&self) -> Option<&SetName> {
         match &self.parent {
             ListenerParent::Api { set, .. } => set.as_ref(),
             ListenerParent::Istio { .. } => None,

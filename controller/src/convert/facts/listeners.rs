@@ -413,7 +413,8 @@ impl GatewayListeners {
 }
 
 /// Listeners of Gateway API that end TLS at one port of a pod, whatever ports clients call, are not told apart there: where they ask
-/// different certificates of clients, who calls the one would be served as the other asks. None of them is.
+/// different certificates of clients, who calls the one would be served as the other asks. Of a Gateway's own none of them is; one
+/// that a ListenerSet adds gives way to those before it.
 fn leave_out_unlike(
     all: &[GatewayListener],
     pod: &Meta,
@@ -424,18 +425,22 @@ fn leave_out_unlike(
         let listener = all.get(s.listener)?;
         (listener.terminates_tls && matches!(listener.parent, ListenerParent::Api { .. })).then_some(listener)
     };
-    // Of each port the first that asks, and the first that asks otherwise: there may be thousands.
+    // Of each port the first that asks, and of the Gateway's own the first that asks otherwise: there may be thousands.
     let mut ports: BTreeMap<u16, (&GatewayListener, Option<&GatewayListener>)> = BTreeMap::new();
     for one in served.iter() {
         let Some(own) = asking(one) else { continue };
         let (first, other) = ports.entry(one.port).or_insert((own, None));
-        if other.is_none() && !first.asks_like(own) {
+        if own.set().is_none() && other.is_none() && !first.asks_like(own) {
             *other = Some(own);
         }
     }
     served.retain(|one| {
-        let (Some(own), Some((first, Some(other)))) = (asking(one), ports.get(&one.port)) else { return true };
-        let unlike = if first.asks_like(own) { other } else { first };
+        let (Some(own), Some((first, other))) = (asking(one), ports.get(&one.port)) else { return true };
+        let unlike = match (first.asks_like(own), other) {
+            (true, None) => return true,
+            (true, Some(other)) => other,
+            (false, _) => first,
+        };
         let text = format!(
             "maps to port {} of pod {}/{}, as {} does, which asks other certificates of its clients: use another port of the pod [KARST-0507]",
             one.port,

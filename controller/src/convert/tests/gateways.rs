@@ -232,7 +232,7 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
 }
 
 /// ConfigMap of this namespace and name with an authority's certificate.
-fn authority(ns: &str, name: &str) -> String {
+pub(super) fn authority(ns: &str, name: &str) -> String {
     let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
     let indented: String = pem.lines().map(|l| format!("    {l}\n")).collect();
     format!(

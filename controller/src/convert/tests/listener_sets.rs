@@ -390,6 +390,32 @@ fn a_set_that_asks_in_vain_takes_nobody_elses_listener() {
     assert_eq!(of(&[https("own", "*.org", asks)]), ["ListenerSet/edge/a/wider", "ListenerSet/edge/b/same"]);
 }
 
+/// Where a Service sends one port to another one of the pods, a set that adds that one asks clients of both as it asks its own.
+#[test]
+fn a_set_at_a_port_that_asks_otherwise_gives_way() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: a, port: 443, targetPort: 8443}]}\n---\n";
+    let https = |name: &str, port: u16| {
+        format!(
+            "{{name: {name}, port: {port}, protocol: HTTPS, hostname: {name}.com, tls: {{certificateRefs: [{{name: c}}]}}}}"
+        )
+    };
+    let asked = "validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let frontend =
+        format!("{}tls: {{frontend: {{default: {{}}, perPort: [{{port: 443, tls: {{{asked}}}}}]}}}}, ", from("All"));
+    let text = [
+        gateways::key_pair().replace("namespace: a", "namespace: edge"),
+        gateways::authority("edge", "ca"),
+        service.to_string(),
+        gateway(&frontend, &https("own", 443)),
+        set("edge", "like", &[https("like", 443)]),
+        set("edge", "unlike", &[https("unlike", 8443)]),
+    ]
+    .concat();
+    assert_eq!(listened(&text), ["Gateway/edge/g/own", "ListenerSet/edge/like/like"]);
+    let status = status(&written(&text), "ListenerSet", "edge/unlike");
+    assert_eq!(reasons(&status["listeners"][0])[0], "Accepted False PortUnavailable");
+}
+
 /// Who may add listeners adds as many as there may be: each is looked at a few times, and no two of them with one another.
 #[test]
 fn many_listeners_are_compared_in_no_square() {
