@@ -416,6 +416,23 @@ fn a_set_at_a_port_that_asks_otherwise_gives_way() {
     assert_eq!(reasons(&status["listeners"][0])[0], "Accepted False PortUnavailable");
 }
 
+/// Where somebody else runs the Gateway, behind a Service without the set's port: the set is not reached, and the Gateway is as before.
+#[test]
+fn a_port_that_a_set_wants_in_vain_takes_no_address_from_its_gateway() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}]}\n---\n";
+    let addresses = format!("{}addresses: [{{type: Hostname, value: gw.edge.svc.cluster.local}}], ", from("All"));
+    for (port, want) in [(80, "Programmed True Programmed"), (8080, "Programmed False Invalid")] {
+        let added = http("l", "more.com").replace("port: 80", &format!("port: {port}"));
+        let text = [service, &gateway(&addresses, &http("own", "own.com")), &set("edge", "more", &[added])].concat();
+        let w = written(&text);
+        conditions(&w);
+        let of_gateway = status(&w, "Gateway", "edge/g");
+        assert_eq!(reasons(&of_gateway)[..2], ["Accepted True Accepted", "Programmed True Programmed"], "{port}");
+        assert_eq!(of_gateway["addresses"][0]["value"], "gw.edge.svc.cluster.local", "{port}");
+        assert_eq!(reasons(&status(&w, "ListenerSet", "edge/more")), ["Accepted True Accepted", want], "{port}");
+    }
+}
+
 /// Who may add listeners adds as many as there may be: each is looked at a few times, and no two of them with one another.
 #[test]
 fn many_listeners_are_compared_in_no_square() {
