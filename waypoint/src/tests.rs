@@ -127,6 +127,8 @@ struct Proxy {
     ends: Cell<(SocketAddr, IpAddr)>,
     /// What the next connection has shown on its way in.
     entered: Cell<Entered>,
+    /// It has come by TLS, which named nobody.
+    by_tls: Cell<bool>,
 }
 
 impl Proxy {
@@ -141,14 +143,15 @@ impl Proxy {
         let at_gateway = s.gateway.is_some();
         let ends = Cell::new((([10, 0, 0, 9], 1234).into(), [10, 96, 0, 1].into()));
         let worker = worker(s, if at_gateway { "router" } else { "waypoint" });
-        Self { worker, at_gateway, ends, entered: Cell::default() }
+        Self { worker, at_gateway, ends, entered: Cell::default(), by_tls: Cell::default() }
     }
 
     /// A client's connection.
     fn connect(&self, two: bool) -> DuplexStream {
         let (client, server) = tokio::io::duplex(1 << 20);
         let service = self.worker.snapshot().mesh.services[KEY].clone();
-        let target = if self.at_gateway { DownstreamTarget::Gateway(None) } else { DownstreamTarget::Service(service) };
+        let name = self.by_tls.get().then(|| Rc::from(""));
+        let target = if self.at_gateway { DownstreamTarget::Gateway(name) } else { DownstreamTarget::Service(service) };
         let downstream = Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok().filter(|_| !self.at_gateway),
             from: self.ends.get().0,

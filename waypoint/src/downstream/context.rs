@@ -25,6 +25,7 @@ use std::{
     sync::Arc,
     time::{Instant, SystemTime},
 };
+use tokio::sync::Notify;
 
 /// Who calls, and what.
 pub struct Downstream {
@@ -53,8 +54,10 @@ pub struct Entered {
     pub direct: Option<IpAddr>,
     /// Its certificate, as `x-forwarded-client-cert` tells of it. None: it has shown none.
     pub certificate: Option<HeaderValue>,
-    /// Anybody may have signed that: the listener takes whatever is shown.
+    /// Of TLS that ends here: there is none, or anybody may have signed it.
     pub unproven: bool,
+    /// Told when its listener asks for more than was shown: the connection is to end.
+    pub outdated: Notify,
 }
 
 /// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.

@@ -241,7 +241,7 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
             // What the name has chosen is asked for once more with each request.
             let shown = io.get_ref().1.peer_certificates();
             let certificate = tls.forwarded(sni.as_deref(), shown);
-            let entered = Entered { certificate, unproven: !tls.has_proof(shown), direct: None };
+            let entered = Entered { certificate, unproven: !tls.has_proof(shown), ..Entered::default() };
             let Some(downstream) = call(Some(name.into()), permit, entered) else { return };
             drop(snapshot);
             requests::requests(worker, Rc::new(downstream), io, http2).await;

@@ -15,7 +15,10 @@ use karst_core::{limits, refusal};
 use karst_hbone::frames::{Limited, PREFACE};
 use karst_rt::{admission::Permit, on_wake::OnWake};
 use std::{pin::Pin, rc::Rc, time::Duration};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
 
 /// The head of a request from outside must be there after this time; counted from the end of the one before.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -30,6 +33,7 @@ where
     // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
     let patience = downstream.is_at_gateway().then_some(PATIENCE);
     let (permit, own) = (downstream.permit.clone(), downstream.clone());
+    let outdated = &own.entered.outdated;
     let service = {
         let (worker, downstream) = (worker.clone(), downstream.clone());
         service_fn(move |request| {
@@ -45,24 +49,25 @@ where
     if http2 {
         let http2 = codec::server2(limits);
         let conn = std::pin::pin!(http2.serve_connection(TokioIo::new(Limited::new(io, PREFACE)), service));
-        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
+        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, (permit.as_deref(), outdated)).await;
     } else {
         let http1 = codec::server1(patience, limits);
         let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
-        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await {
+        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, (permit.as_deref(), outdated)).await
+        {
             unreadable(worker, &own, &e);
         }
     }
     worker.shared.gate.note_evicted(permit.as_deref());
 }
 
-/// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
-/// has to give way to others, and then it ends soon whatever the client does.
+/// Serves a client's connection to its end; when the drain begins, or it is told to be outdated, it is told to end after what is under
+/// way. The same when it has to give way to others, and then it ends soon whatever the client does.
 async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     mut conn: Pin<&mut C>,
     end: impl Fn(Pin<&mut C>),
     drain: &mut karst_rt::drain::Watch,
-    permit: Option<&Permit>,
+    (permit, outdated): (Option<&Permit>, &Notify),
 ) -> hyper::Result<()> {
     let evicted = async {
         match permit {
@@ -81,6 +86,8 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     };
     let drained = std::pin::pin!(drained);
     let mut drained = OnWake::new(drained);
+    let outdated = std::pin::pin!(outdated.notified());
+    let mut outdated = OnWake::new(outdated);
     let mut ending = false;
     loop {
         tokio::select! {
@@ -88,6 +95,10 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
                 return r.inspect_err(|e| tracing::debug!(error = %e, "a client's connection ended"));
             }
             () = &mut drained, if !ending => {
+                ending = true;
+                end(conn.as_mut());
+            }
+            () = &mut outdated, if !ending => {
                 ending = true;
                 end(conn.as_mut());
             }

@@ -22,7 +22,7 @@ use crate::{
         rate_limit::limited,
         redirect::to_https,
         reply::{self, ResponseBody},
-        virtual_host::{WrongListener, at_gateway},
+        virtual_host::{Arrival, WrongListener, at_gateway},
     },
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
@@ -54,7 +54,11 @@ impl Refused {
         match self {
             Refused::NoRoute => local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
             Refused::Listener(WrongListener::Scheme) => to_https(parts, call.authority(), record),
-            Refused::Listener(WrongListener::Name) => {
+            Refused::Listener(why @ (WrongListener::Name | WrongListener::Certificate)) => {
+                if why == WrongListener::Certificate {
+                    // The next one will be asked.
+                    call.downstream.entered.outdated.notify_one();
+                }
                 local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute)
             }
             Refused::Token(why) => unauthorized(why, call, parts, record),
@@ -90,9 +94,13 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
             routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
         },
         DownstreamTarget::Gateway(tls) => {
-            let is_https = is_https(call.topology, headers);
-            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
-            let routes = routes.map_err(Refused::Listener)?;
+            let arrival = Arrival {
+                port: downstream.port,
+                tls: tls.as_deref(),
+                has_proof: !downstream.entered.unproven,
+                is_https: is_https(call.topology, headers),
+            };
+            let routes = at_gateway(snapshot, arrival, authority.host()).map_err(Refused::Listener)?;
             Entrance {
                 access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
                 routes: Some(routes.ok_or(Refused::NoRoute)?),
