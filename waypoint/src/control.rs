@@ -66,7 +66,7 @@ impl Snapshot {
             POD_RANGES_TYPE => self.mesh.put_pod_ranges(name, bytes)?,
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
-                let new = Routes::new(&ir::Routes::decode(bytes)?, all.get(name).map(|r| &**r))?;
+                let new = Routes::decode(bytes, all.get(name).map(|r| &**r))?;
                 all.insert(name.into(), Arc::new(new));
             }
             GATEWAY_TYPE => {

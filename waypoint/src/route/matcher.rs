@@ -7,11 +7,11 @@ use regex::Regex;
 /// How a text must be.
 #[derive(Clone, Debug)]
 pub enum StringMatcher {
-    Exact(String),
-    Prefix(String),
+    Exact(Box<str>),
+    Prefix(Box<str>),
     /// The path itself, or with a slash after it; without a slash at its end.
-    PathSegments(String),
-    Regex(Regex),
+    PathSegments(Box<str>),
+    Regex(Box<Regex>),
     Present,
 }
 
@@ -23,10 +23,10 @@ impl StringMatcher {
     pub fn new(t: &ir::Text, ignore_case: bool) -> Result<Self, CompileError> {
         let case = |s: &String| if ignore_case { s.to_lowercase() } else { s.clone() };
         Ok(match &t.kind {
-            Some(Kind::Exact(s)) => StringMatcher::Exact(case(s)),
-            Some(Kind::Prefix(s)) => StringMatcher::Prefix(case(s)),
-            Some(Kind::Segments(s)) => StringMatcher::PathSegments(case(s).trim_end_matches('/').to_string()),
-            Some(Kind::Regex(s)) => StringMatcher::Regex(regex(s, ignore_case)?),
+            Some(Kind::Exact(s)) => StringMatcher::Exact(case(s).into()),
+            Some(Kind::Prefix(s)) => StringMatcher::Prefix(case(s).into()),
+            Some(Kind::Segments(s)) => StringMatcher::PathSegments(case(s).trim_end_matches('/').into()),
+            Some(Kind::Regex(s)) => StringMatcher::Regex(Box::new(regex(s, ignore_case)?)),
             Some(Kind::Present(true)) => StringMatcher::Present,
             Some(Kind::Present(false)) | None => return Err(CompileError::MatchKind),
         })
@@ -35,10 +35,10 @@ impl StringMatcher {
     /// Does it match?
     pub fn matches(&self, text: &str) -> bool {
         match self {
-            StringMatcher::Exact(e) => e == text,
-            StringMatcher::Prefix(p) => text.starts_with(p.as_str()),
+            StringMatcher::Exact(e) => **e == *text,
+            StringMatcher::Prefix(p) => text.starts_with(&**p),
             StringMatcher::PathSegments(p) => {
-                text.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+                text.strip_prefix(&**p).is_some_and(|r| r.is_empty() || r.starts_with('/'))
             }
             StringMatcher::Regex(r) => r.is_match(text),
             StringMatcher::Present => true,
