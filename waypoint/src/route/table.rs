@@ -26,7 +26,7 @@ use karst_core::{authority::Authority, claims};
 use prost::Message;
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     sync::Arc,
 };
@@ -96,20 +96,22 @@ fn covers(wide: &str, name: &str) -> bool {
     wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
 }
 
-/// The routes of one service.
+/// The routes of one service, or of one virtual host, of which a gateway may have thousands.
 #[derive(Debug, Default)]
 pub struct Routes {
-    consumers: HashMap<String, Table>,
+    /// By namespace, in order.
+    consumers: Box<[(String, Table)]>,
     producer: Table,
     /// For every request.
-    pub limits: Vec<Arc<Limit>>,
+    pub limits: Box<[Arc<Limit>]>,
     /// For requests whose rule has none of its own.
     pub fault: Option<Box<Fault>>,
     /// Largest body of a request; 0: they say nothing of it.
     pub max_body_bytes: u64,
     /// Of answers to requests whose rule has none of its own.
     pub compression: Option<Box<Compression>>,
-    buckets: Limits,
+    /// None: there are no limits.
+    buckets: Option<Box<Limits>>,
 }
 
 impl Routes {
@@ -120,23 +122,23 @@ impl Routes {
     /// It is no such message, or says what cannot be executed; and of which rule that is.
     pub fn decode(bytes: &[u8], old: Option<&Self>) -> Result<Self, CompileError> {
         let routes = WireRoutes::decode(Bytes::copy_from_slice(bytes))?;
-        let old = old.map(|o| &o.buckets);
+        let old = old.and_then(|o| o.buckets.as_deref());
         let mut buckets = Limits::default();
         let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
         let mut table =
             |t: Option<WireTable>| t.map(|t| Table::compile(&t, &mut limit)).transpose().map(Option::unwrap_or_default);
         let producer = table(routes.producer)?;
         let consumers = routes.consumers.into_iter().map(|c| Ok((c.namespace, table(c.table)?)));
-        let consumers = consumers.collect::<Result<_, CompileError>>()?;
+        let consumers = consumers.collect::<Result<BTreeMap<_, _>, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
         Ok(Self {
-            consumers,
+            consumers: consumers.into_iter().collect(),
             producer,
             limits,
             fault: Fault::new(routes.fault),
             max_body_bytes: routes.max_body_bytes,
             compression: compression(routes.compression.as_ref()),
-            buckets,
+            buckets: (!buckets.is_empty()).then(|| Box::new(buckets)),
         })
     }
 
@@ -161,25 +163,27 @@ impl Routes {
 
     /// All tables: that of callers whose namespace has none of its own (no name), and those of namespaces, by name.
     pub fn tables(&self) -> impl Iterator<Item = (Option<&str>, &Table)> {
-        let mut consumers: Vec<_> = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table)).collect();
-        consumers.sort_by_key(|(name, _)| *name);
+        let consumers = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table));
         [(None, &self.producer)].into_iter().chain(consumers)
     }
 
     /// The table for callers of a namespace.
     pub fn table(&self, namespace: &str) -> &Table {
-        self.consumers.get(namespace).unwrap_or(&self.producer)
+        match self.consumers.binary_search_by(|(name, _)| name.as_str().cmp(namespace)) {
+            Ok(at) => &self.consumers[at].1,
+            Err(_) => &self.producer,
+        }
     }
 }
 
 /// The rules for one group of callers.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Ports that rules name.
-    ports: HashMap<u16, Index>,
+    /// Ports that rules name, in order.
+    ports: Box<[(u16, Index)]>,
     /// For every other port.
     rest: Index,
-    tcp: Vec<TcpRule>,
+    tcp: Box<[TcpRule]>,
 }
 
 /// What the look-up says.
@@ -195,7 +199,14 @@ pub enum RouteMatch<'a> {
 impl Table {
     /// The rules for requests to a port, in the order in which they are tried.
     pub fn rules(&self, port: u16) -> &[Arc<Rule>] {
-        &self.ports.get(&port).unwrap_or(&self.rest).rules
+        &self.index(port).rules
+    }
+
+    fn index(&self, port: u16) -> &Index {
+        match self.ports.binary_search_by_key(&port, |(own, _)| *own) {
+            Ok(at) => &self.ports[at].1,
+            Err(_) => &self.rest,
+        }
     }
 
     /// The rules for connections, in the order in which they are tried.
@@ -231,7 +242,7 @@ impl Table {
 
     /// The rule for a request to a port of the service.
     pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
-        let index = self.ports.get(&port).unwrap_or(&self.rest);
+        let index = self.index(port);
         if index.rules.is_empty() {
             return RouteMatch::Default;
         }
@@ -249,10 +260,20 @@ impl Table {
     }
 }
 
-/// The rules for one port, found by path. The tables have numbers of rules only: a path is kept once, in its rule.
+/// So many rules are looked at one after the other. Most hosts have one or two: tables of paths would take more than the rules.
+const FEW: usize = 4;
+
+/// The rules for one port.
 #[derive(Debug, Default)]
 struct Index {
-    rules: Vec<Arc<Rule>>,
+    rules: Box<[Arc<Rule>]>,
+    /// Where they are by path, if they are not few.
+    paths: Option<Box<Paths>>,
+}
+
+/// Rules by path. The tables have numbers of rules only: a path is kept once, in its rule.
+#[derive(Debug, Default)]
+struct Paths {
     /// The first rule with a path, by the path's hash.
     exact: HashTable<u32>,
     prefix: HashTable<u32>,
@@ -279,8 +300,26 @@ fn path_of(rule: &Rule) -> &str {
 
 impl Index {
     fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
-        let mut rules: Vec<Arc<Rule>> = rules.collect();
-        rules.shrink_to_fit();
+        let rules: Box<[Arc<Rule>]> = rules.collect();
+        let paths = (rules.len() > FEW).then(|| Box::new(Paths::new(&rules)));
+        Self { rules, paths }
+    }
+
+    fn origins(&self) -> Vec<String> {
+        self.rules.iter().map(|r| r.origin.clone()).collect()
+    }
+
+    /// The first rule that holds.
+    fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
+        match &self.paths {
+            Some(paths) => self.rules.get(paths.find(&self.rules, input) as usize),
+            None => self.rules.iter().find(|rule| rule.matches(input, true)),
+        }
+    }
+}
+
+impl Paths {
+    fn new(rules: &[Arc<Rule>]) -> Self {
         let mut index = Self { next: vec![NO_RULE; rules.len()].into(), ..Self::default() };
         let hasher = index.hasher.clone();
         let path = |number: &u32| path_of(&rules[*number as usize]);
@@ -313,39 +352,25 @@ impl Index {
         index.lengths.sort_unstable();
         index.lengths.dedup();
         index.lengths.shrink_to_fit();
-        Self { rules, ..index }
-    }
-
-    fn origins(&self) -> Vec<String> {
-        self.rules.iter().map(|r| r.origin.clone()).collect()
+        index
     }
 
     /// The rules of a table with this path, in order.
-    fn with_path(&self, table: &HashTable<u32>, path: &str) -> impl Iterator<Item = u32> {
+    fn with_path(&self, rules: &[Arc<Rule>], table: &HashTable<u32>, path: &str) -> impl Iterator<Item = u32> {
         let first = match table.is_empty() {
             true => None,
-            false => table.find(self.hasher.hash_one(path), |n| path_of(&self.rules[*n as usize]) == path).copied(),
+            false => table.find(self.hasher.hash_one(path), |n| path_of(&rules[*n as usize]) == path).copied(),
         };
         std::iter::successors(first, move |n| self.next.get(*n as usize).copied().filter(|n| *n != NO_RULE))
     }
 
-    /// Goes through candidates, which are in order, to the first that holds, and takes it for the best if it is.
-    fn look(&self, candidates: impl Iterator<Item = u32>, input: &RouteInput<'_>, path_too: bool, best: &mut u32) {
-        for number in candidates {
-            if *best <= number {
-                return;
-            }
-            if self.rules[number as usize].matches(input, path_too) {
-                *best = number;
-                return;
-            }
-        }
-    }
-
-    fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
+    /// The number of the first rule that holds, or [`NO_RULE`].
+    fn find(&self, rules: &[Arc<Rule>], input: &RouteInput<'_>) -> u32 {
+        let holds = |number: u32, path_too| rules[number as usize].matches(input, path_too);
         let mut best = NO_RULE;
-        let mut look =
-            |table: &HashTable<u32>, path: &str| self.look(self.with_path(table, path), input, false, &mut best);
+        let mut look = |table: &HashTable<u32>, path: &str| {
+            first_that_holds(self.with_path(rules, table, path), |number| holds(number, false), &mut best);
+        };
         look(&self.exact, input.path);
         for n in &self.lengths {
             match input.path.get(..*n) {
@@ -361,8 +386,21 @@ impl Index {
                 look(&self.segments, &input.path[..at]);
             }
         }
-        self.look(self.other.iter().copied(), input, true, &mut best);
-        self.rules.get(best as usize)
+        first_that_holds(self.other.iter().copied(), |number| holds(number, true), &mut best);
+        best
+    }
+}
+
+/// Goes through candidates, which are in order, to the first that holds, and takes it for the best if it is.
+fn first_that_holds(candidates: impl Iterator<Item = u32>, holds: impl Fn(u32) -> bool, best: &mut u32) {
+    for number in candidates {
+        if *best <= number {
+            return;
+        }
+        if holds(number) {
+            *best = number;
+            return;
+        }
     }
 }
 
@@ -994,7 +1032,7 @@ mod tests {
             ("Destination", size_of::<Destination>(), 72),
             ("StringMatcher", size_of::<Option<StringMatcher>>(), 24),
             // Of each virtual host.
-            ("Routes", size_of::<Routes>(), 416),
+            ("Routes", size_of::<Routes>(), 120),
         ] {
             assert!(size <= most, "{what}: {size} bytes, at most {most}");
         }
@@ -1003,6 +1041,12 @@ mod tests {
         let plain = rule("plain", Some(Kind::Segments("/a".into())), |r| r.destinations = vec![to()]);
         let plain = Rule::new(&plain, &mut fresh).unwrap();
         assert!(plain.rare.is_none() && plain.fault.is_none() && plain.compression.is_none());
+        let host = |rules: usize| {
+            let http = (0..rules).map(|n| rule("r", Some(Kind::Exact(format!("/{n}"))), |_| {})).collect();
+            Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap().rest
+        };
+        assert!(host(FEW).paths.is_none() && host(FEW + 1).paths.is_some());
+        assert!(Routes::new(&ir::Routes::default(), None).unwrap().buckets.is_none());
         let full = rule("full", None, |r| {
             r.request = Some(ir::HeaderChange { set: vec![header()], add: vec![header()], remove: vec!["x-b".into()] });
             r.mirrors = vec![ir::Mirror { to: Some(to()), per_million: 1 }];

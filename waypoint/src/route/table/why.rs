@@ -6,8 +6,7 @@ impl Table {
     /// The rules for a port that come before the one that matches (all, if none does), and of each the first condition that
     /// does not hold.
     pub fn passed_over(&self, port: u16, input: &RouteInput<'_>) -> Vec<(String, String)> {
-        let index = self.ports.get(&port).unwrap_or(&self.rest);
-        let before = index.rules.iter().take_while(|rule| !rule.matches(input, true));
+        let before = self.rules(port).iter().take_while(|rule| !rule.matches(input, true));
         before.map(|rule| (rule.origin.clone(), rule.failing(input))).collect()
     }
 
