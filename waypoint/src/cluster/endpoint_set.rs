@@ -196,7 +196,7 @@ impl Clusters {
         let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(snapshot, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
-        let baggage = own.baggage.clone();
+        let baggage = own.baggage().cloned();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
         let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
