@@ -56,7 +56,8 @@ impl Snapshot {
         Ok(())
     }
 
-    fn apply(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+    fn apply(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
+        let name = &**key;
         match type_url {
             ADDRESS_TYPE => {
                 let taken = self.mesh.put_address(name, bytes);
@@ -67,7 +68,7 @@ impl Snapshot {
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
                 let new = Routes::decode(bytes, all.get(name).map(|r| &**r))?;
-                all.insert(name.into(), Arc::new(new));
+                all.insert(key.clone(), Arc::new(new));
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
@@ -93,16 +94,16 @@ impl Snapshot {
                     Ok(access) => (access, None),
                     Err(e) => (Access::closed(), Some(e)),
                 };
-                self.access.insert(name.into(), Arc::new(access));
+                self.access.insert(key.clone(), Arc::new(access));
                 return wrong.map_or(Ok(()), Err);
             }
-            _ => self.put_backend(name, Some(ir::Backend::decode(bytes)?)),
+            _ => self.put_backend(key, Some(ir::Backend::decode(bytes)?)),
         }
         Ok(())
     }
 
     /// Keeps what was told, for the admin page. What a gateway listens on is kept without keys.
-    fn keep(&mut self, type_url: &str, name: &str, bytes: &[u8]) {
+    fn keep(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) {
         let Some(own) = KEPT.iter().find(|own| **own == type_url) else { return };
         let kept = match *own {
             GATEWAY_TYPE => {
@@ -118,7 +119,7 @@ impl Snapshot {
             }
             _ => Cow::Borrowed(bytes),
         };
-        self.told.insert((own, name.into()), kept.into());
+        self.told.insert((own, key.clone()), kept.into());
     }
 }
 
@@ -128,11 +129,13 @@ const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYP
 impl ApplyResource for Snapshot {
     type Error = PutError;
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
-        let applied = self.apply(type_url, name, bytes);
+        // Once for all that is found by it.
+        let key: Arc<str> = name.into();
+        let applied = self.apply(type_url, &key, bytes);
         // What is refused leaves what was; but policies that cannot be read are closed.
         let is_closed = type_url == ACCESS_TYPE || matches!(applied, Err(PutError::Gateway(GatewayError::Access(_))));
         if applied.is_ok() || is_closed {
-            self.keep(type_url, name, bytes);
+            self.keep(type_url, &key, bytes);
         }
         applied
     }
@@ -150,7 +153,7 @@ impl ApplyResource for Snapshot {
             ROUTES_TYPE => drop(self.routes.remove(name)),
             VIRTUAL_HOST_TYPE => drop(self.hosts.remove(name)),
             GATEWAY_TYPE => self.gateway = None,
-            _ => self.put_backend(name, None),
+            _ => self.put_backend(&name.into(), None),
         }
     }
     fn applied(&mut self, before: &Self) {
@@ -195,7 +198,8 @@ mod tests {
         let mut snapshot = Snapshot::new("");
         let routes = ir::Routes::default().encode_to_vec();
         snapshot.put(ROUTES_TYPE, "ns/web", &routes).unwrap();
-        assert_eq!(snapshot.told.len(), 1);
+        let (told, own) = (snapshot.told.keys().next().unwrap(), snapshot.routes.keys().next().unwrap());
+        assert!(snapshot.told.len() == 1 && Arc::ptr_eq(&told.1, own), "a name is there once");
         // What is refused leaves what was.
         let regex = ir::Text { kind: Some(ir::text::Kind::Regex("(".into())) };
         let wrong =
