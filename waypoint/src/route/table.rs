@@ -28,7 +28,7 @@ use std::{
     cell::OnceCell,
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 /// What of a request decides about its route.
@@ -427,7 +427,7 @@ pub struct Rule {
     pub fault: Option<Box<Fault>>,
     pub cors: Option<Box<Cors>>,
     pub timeout_ms: u64,
-    pub retry: Option<Box<ir::Retry>>,
+    pub retry: Option<Arc<ir::Retry>>,
     pub limits: Box<[Arc<Limit>]>,
     /// Largest body of a request; 0: it says nothing of it.
     pub max_body_bytes: u64,
@@ -530,7 +530,7 @@ impl Rule {
             fault: Fault::new(rule.fault),
             cors: rule.cors.as_ref().map(Cors::new).transpose()?.map(Box::new),
             timeout_ms: rule.timeout_ms,
-            retry: rule.retry.clone().map(Box::new),
+            retry: rule.retry.as_ref().map(retry),
             limits: rule.limits.iter().map(limit).collect(),
             max_body_bytes: rule.max_body_bytes,
             compression: compression(rule.compression.as_ref()),
@@ -586,6 +586,12 @@ impl Fault {
     fn new(fault: Option<ir::Fault>) -> Option<Box<Self>> {
         fault.map(|ir| Box::new(Self { ir, turns: FaultTurns::default() }))
     }
+}
+
+/// Most rules say the same of retries: that is there once.
+fn retry(rule: &ir::Retry) -> Arc<ir::Retry> {
+    static STANDARD: LazyLock<Arc<ir::Retry>> = LazyLock::new(|| Arc::new(ir::Retry::istio()));
+    if *rule == **STANDARD { STANDARD.clone() } else { Arc::new(rule.clone()) }
 }
 
 fn compression(rule: Option<&ir::Compression>) -> Option<Box<Compression>> {
@@ -1041,6 +1047,12 @@ mod tests {
         let plain = rule("plain", Some(Kind::Segments("/a".into())), |r| r.destinations = vec![to()]);
         let plain = Rule::new(&plain, &mut fresh).unwrap();
         assert!(plain.rare.is_none() && plain.fault.is_none() && plain.compression.is_none());
+        let retries = |attempts| {
+            let own = ir::Retry { attempts, ..ir::Retry::istio() };
+            Rule::new(&rule("retries", None, |r| r.retry = Some(own)), &mut fresh).unwrap().retry.unwrap()
+        };
+        let [standard, again, other] = [2, 2, 3].map(retries);
+        assert!(Arc::ptr_eq(&standard, &again) && *standard == ir::Retry::istio() && other.attempts == 3);
         let host = |rules: usize| {
             let http = (0..rules).map(|n| rule("r", Some(Kind::Exact(format!("/{n}"))), |_| {})).collect();
             Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap().rest
