@@ -36,7 +36,7 @@ pub enum What {
         args: Vec<String>,
     },
     /// Gateways on the local cluster: the ten tests of gateway-api-bench (attached routes, propagation, changes, traffic, failover,
-    /// ListenerSets, 5,000 routes). Half an hour.
+    /// ListenerSets, 5,000 routes), beside Envoy where the same test can be given to it. Most of an hour.
     GatewayApi(gateway::How),
 }
 

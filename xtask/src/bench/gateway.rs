@@ -38,6 +38,18 @@ pub struct How {
     /// Changes of pods and routes among them whose CPU time is measured.
     #[arg(long, default_value_t = 1000)]
     load_changes: usize,
+    /// Namespaces of the test of ListenerSets (published: 50).
+    #[arg(long, default_value_t = 10)]
+    set_namespaces: usize,
+    /// ListenerSets in each of them (published: 50).
+    #[arg(long, default_value_t = 50)]
+    sets: usize,
+    /// Routes of each ListenerSet (published: 16).
+    #[arg(long, default_value_t = 2)]
+    set_routes: usize,
+    /// Without an Envoy beside, where the same test can be given to it (traffic, route scale, failover).
+    #[arg(long)]
+    without_envoy: bool,
     /// Rounds of failover; in each an endpoint is bad and well again.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -84,11 +96,17 @@ impl How {
             ("namespaces", self.namespaces),
             ("apps", self.apps),
             ("load-changes", self.load_changes),
+            ("set-namespaces", self.set_namespaces),
+            ("sets", self.sets),
+            ("set-routes", self.set_routes),
             ("rounds", self.rounds),
             ("secs", self.secs),
         ];
         let mut args: Vec<String> = numbers.iter().map(|(name, number)| format!("--{name}={number}")).collect();
         args.extend(self.only.as_ref().map(|only| format!("--only={only}")));
+        if !self.without_envoy {
+            args.push(format!("--envoy={}", crate::setup::envoy()?.display()));
+        }
         if let Some(report) = &self.report {
             args.push(format!("--report={}", std::path::absolute(report)?.display()));
         }

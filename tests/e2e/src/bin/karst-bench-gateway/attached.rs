@@ -72,7 +72,7 @@ fn measure(test: &str, gateways: &[&str], world: &World, options: &Options, repo
     }
     report.note(test, "controller, for all of it", Aim::Told, world.controller.cpu()? - cpu, "CPU s");
     report.note(test, "Gateways whose count was right", Aim::Exactly(gateways.len() as f64), watches.len() as f64, "");
-    api.delete(&format!("/api/v1/namespaces/{namespace}"))
+    world.remove(&[namespace])
 }
 
 /// Events of one Gateway.

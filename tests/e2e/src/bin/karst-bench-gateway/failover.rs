@@ -3,16 +3,19 @@
 use crate::{
     api::{Api, GATEWAY_API},
     backend::Backend,
+    envoy::{self, Envoy},
+    http::Client,
     objects::{self, EDGE, GATEWAY},
     options::Options,
     report::{Aim, Report},
     world::{World, xtask},
 };
 use anyhow::{Result, bail};
-use karst_e2e::{apply, kubectl, try_kubectl};
+use karst_e2e::{Pod, apply, kubectl, link, try_kubectl};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -73,11 +76,12 @@ impl Seen {
 
 /// All of them.
 pub fn run(world: &mut World, options: &Options, report: &mut Report) -> Result<()> {
-    let (world, mut backends) = (&*world, vec![]);
+    let (world, mut pods, mut backends) = (&*world, vec![], vec![]);
     // The bad one and one more beside the gateway, two on the other node.
     for (number, node) in [&world.home, &world.home, &world.away, &world.away].into_iter().enumerate() {
         let name = format!("{NAME}-{number}");
-        backends.push(Backend::start(&world.run_pod(&name, NAME, node)?, 8080, &name)?);
+        pods.push(world.run_pod(&name, NAME, node)?);
+        backends.push(Backend::start(&pods[number], 8080, &name)?);
     }
     let mut api = world.proxy.api();
     api.create(&objects::core(EDGE, "services"), &objects::service(NAME, NAME, &[(80, 8080)]))?;
@@ -86,12 +90,20 @@ pub fn run(world: &mut World, options: &Options, report: &mut Report) -> Result<
         world.until(HOST, &path(number), |status| status == 200)?;
     }
     if !keeps_retry {
-        let why = "the CRD of HTTPRoute has no `retry` (experimental channel): standard retries are in force, not none";
+        let why = "the CRD of HTTPRoute has no `retry` (Gateway API 1.7 has): standard retries are in force, not none";
         report.left_out("failover", why, false);
     }
-    endpoint("failover, plain", false, (world, options, &mut backends), report)?;
+    let beside = |name: &str, outlier: Option<Value>| {
+        let envoy = options.envoy().map(|program| start_envoy(world, &program, name, &pods, outlier));
+        envoy.transpose()
+    };
+    let envoy = beside("envoy-plain", None)?;
+    endpoint("failover, plain", false, (world, options, &mut backends), envoy.as_ref(), report)?;
+    drop(envoy);
     apply(OUTLIER);
-    endpoint("failover, outlier detection", true, (world, options, &mut backends), report)?;
+    let envoy = beside("envoy-outlier", Some(outlier()))?;
+    endpoint("failover, outlier detection", true, (world, options, &mut backends), envoy.as_ref(), report)?;
+    drop(envoy);
     kubectl(&["-n", EDGE, "delete", "destinationrule", NAME]);
     // From here on with the retries that are standard.
     for number in 0..ROUTES {
@@ -117,6 +129,31 @@ pub fn run(world: &mut World, options: &Options, report: &mut Report) -> Result<
     Ok(())
 }
 
+/// As the DestinationRule has it, in Envoy's words (as Istio writes them).
+fn outlier() -> Value {
+    json!({
+        "consecutive_5xx": 5, "consecutive_gateway_failure": 5, "enforcing_consecutive_gateway_failure": 100,
+        "consecutive_local_origin_failure": 5, "split_external_local_origin_errors": true,
+        "base_ejection_time": "10s", "max_ejection_percent": 100,
+    })
+}
+
+/// An Envoy with the same prefixes and endpoints, and no retries.
+fn start_envoy(
+    world: &World,
+    program: &std::path::Path,
+    name: &str,
+    pods: &[Pod],
+    outlier: Option<Value>,
+) -> Result<Envoy> {
+    let routes: Vec<Value> = (0..ROUTES * RULES).map(|number| envoy::route(&path(number), NAME)).collect();
+    let mut cluster = envoy::cluster(NAME, &pods.iter().map(|pod| pod.at(8080)).collect::<Vec<_>>());
+    if let Some(outlier) = outlier {
+        cluster["outlier_detection"] = outlier;
+    }
+    Envoy::start(world, program, name, &[envoy::host(HOST, &routes)], &[cluster])
+}
+
 /// Prefixes of which none is one of another's segments.
 fn path(number: usize) -> String {
     format!("/p{number}")
@@ -140,8 +177,8 @@ fn make_routes(api: &mut Api) -> Result<bool> {
 }
 
 /// Requests one after the other, over all prefixes, until they are to stop.
-fn ask(world: &World, stop: &AtomicBool) -> Seen {
-    let (mut client, mut seen, mut number) = (world.client(), Seen::default(), 0);
+fn ask(to: SocketAddr, stop: &AtomicBool) -> Seen {
+    let (mut client, mut seen, mut number) = (Client::new(&link(), to), Seen::default(), 0);
     let mut last = Instant::now();
     while !stop.load(Relaxed) {
         let began = Instant::now();
@@ -161,25 +198,34 @@ fn ask(world: &World, stop: &AtomicBool) -> Seen {
     seen
 }
 
-/// What is seen while something is done.
-fn seen_while(world: &World, what: impl FnOnce() -> Result<()>) -> Result<Seen> {
-    let stop = AtomicBool::new(false);
+/// What is seen through each proxy while something is done.
+fn seen_while(through: &[SocketAddr], what: impl FnOnce() -> Result<()>) -> Result<Vec<Seen>> {
+    let stop = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| ask(world, &stop));
+        let asking: Vec<_> = through.iter().map(|to| scope.spawn(move || ask(*to, stop))).collect();
         let done = what();
         stop.store(true, Relaxed);
-        match asking.join() {
-            Ok(seen) => done.map(|()| seen),
-            Err(_) => bail!("who asks has panicked"),
-        }
+        let seen: Result<Vec<Seen>> =
+            asking.into_iter().map(|one| one.join().or_else(|_| bail!("who asks has panicked"))).collect();
+        done.and(seen)
     })
 }
 
-/// Rounds in which one endpoint refuses connections, and is well again.
+/// What one proxy's clients have seen in all rounds.
+#[derive(Default)]
+struct Rounds {
+    while_bad: Seen,
+    while_good: Seen,
+    /// The part of the bad endpoint when it was well, in the last round.
+    last: f64,
+}
+
+/// Rounds in which one endpoint refuses connections, and is well again; the same for an Envoy at the same time.
 fn endpoint(
     test: &str,
     has_outlier: bool,
     (world, options, backends): (&World, &Options, &mut [Backend]),
+    envoy: Option<&Envoy>,
     report: &mut Report,
 ) -> Result<()> {
     let length = Duration::from_secs(options.number("secs") as u64);
@@ -187,33 +233,40 @@ fn endpoint(
         std::thread::sleep(length);
         Ok(())
     };
-    let (mut while_bad, mut while_good) = (Seen::default(), Seen::default());
-    let mut last = 0.0;
+    let through: Vec<SocketAddr> = [world.gateway].into_iter().chain(envoy.map(|envoy| envoy.at)).collect();
+    let mut all: Vec<Rounds> = through.iter().map(|_| Rounds::default()).collect();
     for round in 0..options.number("rounds").max(1) {
         backends[0].pause();
-        let bad = seen_while(world, wait)?;
+        let bad = seen_while(&through, wait)?;
         backends[0].resume()?;
-        let good = seen_while(world, wait)?;
-        last = good.of_all(good.answers.get(BAD).copied().unwrap_or(0));
-        report.say(&format!("{test}: round {}: failed {} and {}", round + 1, bad.failed, good.failed));
-        while_bad.add(bad);
-        while_good.add(good);
+        let good = seen_while(&through, wait)?;
+        for (own, (bad, good)) in all.iter_mut().zip(bad.into_iter().zip(good)) {
+            own.last = good.of_all(good.answers.get(BAD).copied().unwrap_or(0));
+            report.say(&format!("{test}: round {}: failed {} and {}", round + 1, bad.failed, good.failed));
+            own.while_bad.add(bad);
+            own.while_good.add(good);
+        }
     }
-    let bad = while_bad.of_all(while_bad.failed);
-    // An ejected endpoint is tried again after 10 s, then 20 s: a few failures each time.
-    report.note(test, "failed while it is bad", if has_outlier { Aim::Under(1.0) } else { Aim::Told }, bad, "%");
-    report.note(test, "failed while it is well", Aim::Told, while_good.of_all(while_good.failed), "%");
-    report.note(test, "its share when it is well, last round", Aim::Told, last, "%");
+    for (own, whose) in all.iter().zip(["", "Envoy, "]) {
+        // An ejected endpoint is tried again after 10 s, then 20 s: a few failures each time.
+        let aim = if has_outlier && whose.is_empty() { Aim::Under(1.0) } else { Aim::Told };
+        let (bad, good) = (&own.while_bad, &own.while_good);
+        report.note(test, &format!("{whose}failed while it is bad"), aim, bad.of_all(bad.failed), "%");
+        report.note(test, &format!("{whose}failed while it is well"), Aim::Told, good.of_all(good.failed), "%");
+        report.note(test, &format!("{whose}its share when it is well, last round"), Aim::Told, own.last, "%");
+    }
     Ok(())
 }
 
 /// What is seen of something that goes and does not come back.
 fn lost(test: &str, seconds: u64, what: impl FnOnce() -> Result<()>, world: &World, report: &mut Report) -> Result<()> {
-    let seen = seen_while(world, || {
+    let all = seen_while(&[world.gateway], || {
         what()?;
         std::thread::sleep(Duration::from_secs(seconds));
         Ok(())
     })?;
+    let mut seen = Seen::default();
+    all.into_iter().for_each(|one| seen.add(one));
     report.note(test, "requests", Aim::Told, seen.total() as f64, "");
     report.note(test, "failed", Aim::Told, seen.failed as f64, "");
     report.note(test, "longest time without an answer", Aim::Told, seen.longest_gap, "ms");

@@ -3,9 +3,11 @@
 
 use crate::{
     api::{Api, Proxy},
+    envoy::{self, Envoy},
     objects::{self, GATEWAY, LABEL},
     options::Options,
     report::{Aim, Report},
+    usage::Process,
     world::{PATIENCE, World},
 };
 use anyhow::{Context, Result, ensure};
@@ -29,6 +31,9 @@ const ROUTES: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(20);
 /// So long an idle gateway is looked at.
 const IDLE: Duration = Duration::from_secs(20);
+
+/// 10.200.0.0 and on: of nobody here.
+const PODS_FROM: u32 = 0x0ac8_0000;
 
 /// Numbers for names and addresses, each of them once.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -90,8 +95,7 @@ fn make_pod(api: &mut Api, namespace: &str, app: &str) -> Result<()> {
     let number = NEXT.fetch_add(1, Relaxed);
     let (name, pods) = (format!("{app}-{number}"), objects::core(namespace, "pods"));
     api.create(&pods, &objects::pod(&name, app, &node(number % NODES)))?;
-    // 10.200.0.0 and on: of nobody here.
-    let ip = Ipv4Addr::from(0x0ac8_0000 + number as u32 + 1).to_string();
+    let ip = Ipv4Addr::from(PODS_FROM + number as u32 + 1).to_string();
     let is_true = |what: &str| json!({ "type": what, "status": "True" });
     let conditions = ["Initialized", "ContainersReady", "Ready", "PodScheduled"].map(is_true);
     let status = json!({ "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "conditions": conditions });
@@ -222,12 +226,17 @@ pub fn scale(world: &mut World, options: &Options, report: &mut Report) -> Resul
     report.note(test, "routes", Aim::Told, (namespaces * apps) as f64, "");
     report.note(test, "controller, to compile and tell all of them", Aim::Told, world.controller.cpu()? - cpu, "CPU s");
     std::thread::sleep(REST);
-    let (before, began) = (world.process.cpu()?, Instant::now());
-    std::thread::sleep(IDLE);
-    let share = (world.process.cpu()? - before) / began.elapsed().as_secs_f64() * 100.0;
+    report.note(test, "gateway's CPU, idle", Aim::Under(1.0), idle(&world.process)?, "% of a core");
     report.note(test, "gateway's memory, idle", Aim::Under(40.0), world.process.memory()?, "MiB");
-    report.note(test, "gateway's CPU, idle", Aim::Under(1.0), share, "% of a core");
+    report.note(test, "gateway's memory, at most so far", Aim::Told, world.process.peak()?, "MiB");
     report.note(test, "controller's memory", Aim::Told, world.controller.memory()?, "MiB");
+    if let Some(program) = options.envoy() {
+        let (hosts, clusters) = as_envoy(namespaces, apps);
+        let envoy = Envoy::start(world, &program, "envoy-scale", &hosts, &clusters)?;
+        std::thread::sleep(REST);
+        report.note(test, "Envoy's CPU, idle", Aim::Told, idle(&envoy.process())?, "% of a core");
+        report.note(test, "Envoy's memory, idle", Aim::Told, envoy.process().memory()?, "MiB");
+    }
 
     let count = options.number("load-changes").max(1);
     let (mut api, mut chance) = (world.proxy.api(), Chance(0x2545_f491_4f6c_dd1d));
@@ -250,7 +259,28 @@ pub fn scale(world: &mut World, options: &Options, report: &mut Report) -> Resul
     report.note(test, "controller, for 1,000 changes", Aim::Told, per_1000(controller), "CPU s");
     report.note(test, "gateway, for 1,000 changes", Aim::Told, per_1000(gateway), "CPU s");
     report.note(test, "gateway's memory, after them", Aim::Told, world.process.memory()?, "MiB");
+    // As the idle one has: what the last of them have freed has gone back.
+    std::thread::sleep(REST);
+    report.note(test, "gateway's memory, idle again", Aim::Under(40.0), world.process.memory()?, "MiB");
     Ok(())
+}
+
+/// The part of a core that a process takes that has nothing to do, of a hundred.
+fn idle(process: &Process) -> Result<f64> {
+    let (before, began) = (process.cpu()?, Instant::now());
+    std::thread::sleep(IDLE);
+    Ok((process.cpu()? - before) / began.elapsed().as_secs_f64() * 100.0)
+}
+
+/// The same routes for Envoy: virtual hosts, and a cluster with one endpoint each.
+fn as_envoy(namespaces: usize, apps: usize) -> (Vec<Value>, Vec<Value>) {
+    let all = (0..namespaces * apps).map(|number| {
+        let host = host(number / apps, number % apps);
+        let ip = Ipv4Addr::from(PODS_FROM + number as u32 + 1);
+        let cluster = envoy::cluster(&host, &[(ip, 8080).into()]);
+        (envoy::host(&host, &[envoy::route("/", &host)]), cluster)
+    });
+    all.unzip()
 }
 
 #[cfg(test)]
@@ -264,6 +294,16 @@ mod tests {
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         let deviation = (all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / all.len() as f64).sqrt();
         assert!((0.98..1.02).contains(&mean) && (0.17..0.23).contains(&deviation), "{mean} {deviation}");
+    }
+
+    #[test]
+    fn envoy_has_a_host_and_a_cluster_for_each_app() {
+        let (hosts, clusters) = as_envoy(2, 3);
+        assert_eq!((hosts.len(), clusters.len()), (6, 6));
+        assert_eq!(hosts[5]["domains"][0], "app-2.ns-1.example.com");
+        assert!(
+            hosts.iter().zip(&clusters).all(|(host, cluster)| host["routes"][0]["route"]["cluster"] == cluster["name"])
+        );
     }
 
     #[test]

@@ -5,8 +5,10 @@
 mod api;
 mod attached;
 mod backend;
+mod envoy;
 mod failover;
 mod http;
+mod https;
 mod listeners;
 mod load;
 mod objects;

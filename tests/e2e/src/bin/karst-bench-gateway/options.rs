@@ -4,13 +4,16 @@ use anyhow::{Context, Result, ensure};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// Options and their defaults, each given as --NAME=VALUE; `cargo xtask bench gateway-api --help` explains them.
-const NUMBERS: [(&str, usize); 8] = [
+const NUMBERS: [(&str, usize); 11] = [
     ("attached-routes", 1000),
     ("probe-routes", 3000),
     ("changes", 20),
     ("namespaces", 50),
     ("apps", 100),
     ("load-changes", 1000),
+    ("set-namespaces", 10),
+    ("sets", 50),
+    ("set-routes", 2),
     ("rounds", 5),
     ("secs", 22),
 ];
@@ -28,7 +31,7 @@ impl Options {
         for arg in args {
             let (name, value) = arg.strip_prefix("--").and_then(|a| a.split_once('=')).context("use --NAME=VALUE")?;
             let is_number = NUMBERS.iter().any(|(number, _)| *number == name);
-            ensure!(is_number || ["only", "report"].contains(&name), "there is no option --{name}");
+            ensure!(is_number || ["only", "report", "envoy"].contains(&name), "there is no option --{name}");
             ensure!(!is_number || value.parse::<usize>().is_ok(), "--{name}={value} is no number");
             given.insert(name.to_string(), value.to_string());
         }
@@ -50,6 +53,11 @@ impl Options {
     pub fn report(&self) -> Option<PathBuf> {
         self.0.get("report").map(PathBuf::from)
     }
+
+    /// The Envoy that is measured beside the gateway.
+    pub fn envoy(&self) -> Option<PathBuf> {
+        self.0.get("envoy").map(PathBuf::from)
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +69,7 @@ mod tests {
         let new = |args: &[&str]| Options::new(args.iter().map(ToString::to_string));
         let options = new(&["--rounds=2", "--only=attached"]).unwrap();
         assert_eq!((options.number("rounds"), options.number("secs")), (2, 22));
-        assert!(options.runs("attached routes together") && !options.runs("traffic"));
+        assert!(options.runs("attached routes together") && !options.runs("traffic") && options.envoy().is_none());
         for bad in ["--rounds=x", "--round=2", "rounds=2", "--rounds"] {
             assert!(new(&[bad]).is_err(), "{bad}");
         }

@@ -91,7 +91,7 @@ fn measure(test: &str, world: &World, options: &Options, report: &mut Report) ->
     report.note(test, "p99", Aim::Told, percentile(&times, 99), "ms");
     report.note(test, "at most", Aim::Told, percentile(&times, 100), "ms");
     report.note(test, "gateway's memory", Aim::Told, world.process.memory()?, "MiB");
-    api.delete(&format!("/api/v1/namespaces/{namespace}"))
+    world.remove(&[namespace])
 }
 
 /// A rule to the backend that changes headers both ways, and one to a Service that is not there.

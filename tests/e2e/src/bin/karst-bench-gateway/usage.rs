@@ -22,6 +22,11 @@ impl Process {
         Ok(Self(found?))
     }
 
+    /// The one with this number.
+    pub fn by_id(number: u32) -> Self {
+        Self(PathBuf::from(format!("/proc/{number}")))
+    }
+
     /// Seconds of CPU that it has used, user and system.
     pub fn cpu(&self) -> Result<f64> {
         let stat = fs::read_to_string(self.0.join("stat"))?;
@@ -33,9 +38,32 @@ impl Process {
 
     /// Its resident memory, MiB.
     pub fn memory(&self) -> Result<f64> {
+        self.mebibytes("VmRSS:")
+    }
+
+    /// The most that it has ever had, MiB.
+    pub fn peak(&self) -> Result<f64> {
+        self.mebibytes("VmHWM:")
+    }
+
+    fn mebibytes(&self, what: &str) -> Result<f64> {
         let status = fs::read_to_string(self.0.join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).with_context(|| what.to_string())?;
         let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib / 1024.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn what_this_process_uses_is_found() {
+        let own = Process::by_id(std::process::id());
+        let (now, most) = (own.memory().unwrap(), own.peak().unwrap());
+        assert!(now > 0.5 && most >= now, "{now} {most}");
+        assert!(own.cpu().unwrap() < 3600.0 && Process::by_id(0).cpu().is_err());
     }
 }

@@ -15,12 +15,24 @@ use serde_json::json;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    process::Command,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
 /// For what takes some seconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For thousands of objects to go.
+const CLEARING: Duration = Duration::from_secs(600);
+
+/// A process that ends with this.
+pub struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// All that the tests share.
 pub struct World {
@@ -89,6 +101,20 @@ impl World {
         let backends = its.collect::<Result<Vec<_>>>()?;
         self.proxy.api().create(&objects::core(EDGE, "services"), &objects::service(name, name, ports))?;
         Ok(backends)
+    }
+
+    /// Removes namespaces, and waits until all that was in them is gone: the next test would measure it.
+    pub fn remove(&self, namespaces: &[String]) -> Result<()> {
+        let path = |name: &String| format!("/api/v1/namespaces/{name}");
+        let (mut api, end) = (self.proxy.api(), Instant::now() + CLEARING);
+        namespaces.iter().try_for_each(|name| api.delete(&path(name)))?;
+        for name in namespaces {
+            while api.get(&path(name))?.is_some() {
+                ensure!(Instant::now() < end, "namespace {name} is still there after {} s", CLEARING.as_secs());
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        Ok(())
     }
 
     /// Waits until a request is answered so.
