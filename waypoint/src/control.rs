@@ -60,7 +60,8 @@ impl Snapshot {
         Ok(())
     }
 
-    fn apply(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+    fn apply(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
+        let name = &**key;
         match type_url {
             ADDRESS_TYPE => {
                 let taken = self.mesh.put_address(name, bytes);
@@ -70,7 +71,7 @@ impl Snapshot {
             POD_RANGES_TYPE => self.mesh.put_pod_ranges(name, bytes)?,
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
-                return put_routes(all, name, bytes);
+                return put_routes(all, key, bytes);
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
@@ -104,16 +105,16 @@ impl Snapshot {
                     Ok(access) => (access, None),
                     Err(e) => (Access::closed(), Some(e)),
                 };
-                self.access.insert(name.into(), Arc::new(access));
+                self.access.insert(key.clone(), Arc::new(access));
                 return wrong.map_or(Ok(()), Err);
             }
-            _ => self.put_backend(name, Some(ir::Backend::decode(bytes)?)),
+            _ => self.put_backend(key, Some(ir::Backend::decode(bytes)?)),
         }
         Ok(())
     }
 
     /// Keeps what was told, for the admin page. What a gateway listens on is kept without keys.
-    fn keep(&mut self, type_url: &str, name: &str, bytes: &[u8]) {
+    fn keep(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) {
         let Some(own) = KEPT.iter().find(|own| **own == type_url) else { return };
         let kept = match *own {
             GATEWAY_TYPE => {
@@ -129,28 +130,29 @@ impl Snapshot {
             }
             _ => Cow::Borrowed(bytes),
         };
-        self.told.insert((own, name.into()), kept.into());
+        self.told.insert((own, key.clone()), kept.into());
     }
 }
 
 /// Takes in routes. A rule that does what cannot be executed is closed, and everything else is in force: what it was to keep out does
 /// not come in by what was before. Whom a rule is for that cannot be read is not known: then what was before stays, and if there was
 /// nothing, nobody gets anywhere.
-fn put_routes(all: &mut HashMap<Arc<str>, Arc<Routes>>, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+fn put_routes(all: &mut HashMap<Arc<str>, Arc<Routes>>, name: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
     let before = all.get(name).cloned();
-    let read = || -> Result<_, PutError> {
-        let told = ir::Routes::decode(bytes)?;
-        Ok(match Routes::new(&told, before.as_deref()) {
-            Ok(routes) => (routes, Ok(())),
-            Err(wrong) => (Routes::new(&Routes::executable(&told), before.as_deref())?, Err(PutError::Rule(wrong))),
-        })
+    let old = before.as_deref();
+    let read = || match Routes::decode(bytes, old) {
+        Ok(routes) => Ok::<_, PutError>((routes, Ok(()))),
+        Err(wrong) => {
+            let executable = Routes::executable(&ir::Routes::decode(bytes)?).encode_to_vec();
+            Ok((Routes::decode(&executable, old)?, Err(PutError::Rule(wrong))))
+        }
     };
     let (routes, taken) = match (read(), &before) {
         (Ok(read), _) => read,
         (Err(wrong), None) => (Routes::closed(), Err(wrong)),
         (Err(wrong), Some(_)) => return Err(wrong),
     };
-    all.insert(name.into(), Arc::new(routes));
+    all.insert(name.clone(), Arc::new(routes));
     taken
 }
 
@@ -160,7 +162,9 @@ const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYP
 impl ApplyResource for Snapshot {
     type Error = PutError;
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
-        let applied = self.apply(type_url, name, bytes);
+        // Once for all that is found by it.
+        let key: Arc<str> = name.into();
+        let applied = self.apply(type_url, &key, bytes);
         // What is refused leaves what was; but policies and wishes for certificates that cannot be read, and rules that cannot be
         // executed, are closed.
         let is_closed = match &applied {
@@ -170,7 +174,7 @@ impl ApplyResource for Snapshot {
             Ok(()) | Err(_) => type_url == ACCESS_TYPE,
         };
         if applied.is_ok() || is_closed {
-            self.keep(type_url, name, bytes);
+            self.keep(type_url, &key, bytes);
         }
         applied
     }
@@ -188,7 +192,7 @@ impl ApplyResource for Snapshot {
             ROUTES_TYPE => drop(self.routes.remove(name)),
             VIRTUAL_HOST_TYPE => drop(self.hosts.remove(name)),
             GATEWAY_TYPE => self.gateway = None,
-            _ => self.put_backend(name, None),
+            _ => self.put_backend(&name.into(), None),
         }
     }
     fn applied(&mut self, before: &Self) {
@@ -234,7 +238,8 @@ mod tests {
         let mut snapshot = Snapshot::new("");
         let routes = ir::Routes::default().encode_to_vec();
         snapshot.put(ROUTES_TYPE, "ns/web", &routes).unwrap();
-        assert_eq!(snapshot.told.len(), 1);
+        let (told, own) = (snapshot.told.keys().next().unwrap(), snapshot.routes.keys().next().unwrap());
+        assert!(snapshot.told.len() == 1 && Arc::ptr_eq(&told.1, own), "a name is there once");
         // What is refused leaves what was.
         let regex = ir::Text { kind: Some(ir::text::Kind::Regex("(".into())) };
         let wrong =

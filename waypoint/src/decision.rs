@@ -246,7 +246,7 @@ impl Waypoint {
         let table = routes.map(|r| r.table(downstream.namespace()));
         let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
         let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));
-        let whole = routes.and_then(|r| r.fault);
+        let whole = routes.and_then(|routes| routes.fault.as_ref()).map(|fault| &fault.ir);
         let rule = match found {
             RouteMatch::Rule(rule) => rule,
             RouteMatch::Nothing => {
@@ -254,7 +254,7 @@ impl Waypoint {
                 return (route, End::Answered(404, "no rule matches".into()));
             }
             RouteMatch::Default => {
-                let end = match (aborted(whole.as_ref()), downstream.service()) {
+                let end = match (aborted(whole), downstream.service()) {
                     (Some(end), _) => end,
                     (None, Some(service)) => {
                         End::Sent(vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_CLUSTER)])
@@ -268,7 +268,8 @@ impl Waypoint {
         let mut settings = settings::of_routes(routes);
         settings.extend(settings::of_rule(rule));
         let route = Route { origin: rule.origin.clone(), passed_over, settings };
-        (route, self.by_rule(downstream, rule, rule.fault.or(whole).as_ref()))
+        let fault = rule.fault.as_ref().map(|fault| &fault.ir).or(whole);
+        (route, self.by_rule(downstream, rule, fault))
     }
 
     fn by_rule(&self, downstream: &Downstream, rule: &Rule, fault: Option<&karst_api::route::Fault>) -> End {

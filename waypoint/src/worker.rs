@@ -155,23 +155,13 @@ impl Worker {
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
-        tokio::task::spawn_local({
-            let pool = upstream.clone();
-            async move {
-                let mut turn = tokio::time::interval(pool::SWEEP);
-                loop {
-                    turn.tick().await;
-                    pool.sweep();
-                }
-            }
-        });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
         tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
-        Rc::new(Self {
+        let worker = Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
             connector,
@@ -193,7 +183,32 @@ impl Worker {
             state: RefCell::new(state),
             latest: RefCell::new(latest),
             sink,
-        })
+        });
+        tokio::task::spawn_local({
+            let (pool, worker) = (worker.upstream.clone(), Rc::downgrade(&worker));
+            async move {
+                let mut turn = tokio::time::interval(pool::SWEEP);
+                loop {
+                    turn.tick().await;
+                    pool.sweep();
+                    if let Some(worker) = worker.upgrade() {
+                        worker.let_go();
+                    }
+                }
+            }
+        });
+        worker
+    }
+
+    /// Lets go of what is not in force any more. Requests do so when they come: a worker that has none would keep the routes and the
+    /// mesh as they were at its last one, and much of the newest snapshot is then there twice.
+    fn let_go(&self) {
+        let newest = self.latest();
+        let mut sets = self.sets.borrow_mut();
+        if sets.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, &*newest)) {
+            *sets = Sets::default();
+        }
+        self.leases.let_go(&newest);
     }
 
     /// Is nothing under way, and can nothing come?
@@ -370,5 +385,35 @@ pub struct Open(Rc<Cell<usize>>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{OWN, Plane};
+    use karst_proxy::testing::{Ca, pod, service, snapshot};
+    use tokio::task::LocalSet;
+
+    /// It has found endpoints for a request, and no other request comes.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_without_requests_keeps_no_old_snapshot() {
+        let run = async {
+            let service_key = "ns/s.ns.svc.cluster.local";
+            let pods = vec![pod(OWN, "10.0.0.1", &[]), pod("a", "10.0.0.2", &[(service_key, &[(80, 8080)])])];
+            let mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+            let plane = Plane::start(&Ca::mint(), mesh.clone());
+            let (subset, client) = (Arc::default(), Arc::default());
+            let key = ClusterKey { service: service_key.into(), port: 80, subset, client, udp: false };
+            let old = plane.worker.snapshot();
+            assert!(plane.worker.set(&old, key.as_ref(), [10, 96, 0, 1].into()).is_some());
+            let kept = Arc::downgrade(&old);
+            drop(old);
+            plane.tell(mesh);
+            assert!(kept.upgrade().is_some(), "the worker has it for its next request");
+            tokio::time::sleep(pool::SWEEP * 3).await;
+            assert!(kept.upgrade().is_none());
+        };
+        LocalSet::new().run_until(run).await;
     }
 }

@@ -185,7 +185,10 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
-            build_shipped()?;
+            // The cluster's images are those of the tests; they are built with it.
+            if !what.is_on_cluster() {
+                build_shipped()?;
+            }
             bench::run(what)
         }
     }

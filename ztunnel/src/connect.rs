@@ -109,7 +109,7 @@ pub async fn attempt(
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
             // Of bytes that are carried as they are no trace is known.
-            let mut headers = dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None);
+            let mut headers = dial::headers(source.baggage(), client.seen_by(t.target.ip()), host, None);
             // Waypoints know nothing of it (docs/hbone.md §10.1).
             let hands_over = worker.shared.config.hand_over && !t.waypoint;
             if hands_over {
@@ -146,7 +146,7 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     let mut expected = vec![peer.identity.clone()];
     expected.extend(conn.service.iter().flat_map(|s| s.sans.iter().cloned()));
     let host = conn.service.as_ref().map(|s| &*s.hostname);
-    let mut headers = dial::headers(source.baggage.as_ref(), conn.source_addr, host, None);
+    let mut headers = dial::headers(source.baggage(), conn.source_addr, host, None);
     continuation::name(&mut headers, token);
     let (until, mut backoff) = (Instant::now() + AGAIN_FOR, Backoff::new(AGAIN_FIRST, AGAIN_CAP));
     loop {

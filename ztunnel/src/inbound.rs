@@ -242,7 +242,7 @@ async fn connect(
         }
     };
     let mut response = Response::new(());
-    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
+    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage().cloned()) {
         response.headers_mut().insert("baggage", baggage);
     }
     if continues != Said::Nothing {

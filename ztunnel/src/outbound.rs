@@ -129,6 +129,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, stream, continues)) => {
+                // It may last for days: what was in force at its beginning is not kept for it.
+                drop(snapshot);
                 guard.established();
                 if first.is_empty() && !planned.is_by_waypoint() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
@@ -145,6 +147,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 return guard.end(&outcome);
             }
             Ok(Ready::Socket(other)) => {
+                drop(snapshot);
                 guard.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
@@ -156,6 +159,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
+                drop(snapshot);
                 let mut pair = Pair::new(tcp, app);
                 guard.established();
                 inner.established();
@@ -439,6 +443,31 @@ pub(crate) mod tests {
             // With nobody at all the client is reset.
             let (answer, avoided) = call(&endpoints[1..]).await;
             assert!(answer.is_err() && avoided == 3, "{answer:?} {avoided}");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// A thousand that stay, while pods come and go, would be a thousand states of the mesh.
+    #[tokio::test]
+    async fn an_open_connection_keeps_no_snapshot() {
+        let run = async {
+            let app = TcpListener::bind(("127.0.0.5", 0)).await.unwrap();
+            let listener = TcpListener::bind((VIP, 0)).await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let (port, target) = (u32::from(at.port()), u32::from(app.local_addr().unwrap().port()));
+            let mut workload = pod("app", "127.0.0.5", &[("ns/s.ns.svc.cluster.local", &[(port, target)])]);
+            workload.tunnel_protocol = 0;
+            let pods = vec![pod("client", "10.0.0.9", &[]), workload];
+            let (worker, _open) = worker(snapshot(pods, vec![service("s", VIP, &[(port, 1)])]));
+            let before = Arc::strong_count(&worker.snapshot());
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            let mut client = TcpStream::connect(at).await.unwrap();
+            let (captured, _) = listener.accept().await.unwrap();
+            spawn_local(serve(worker.clone(), served, captured, (CLIENT.parse().unwrap(), Caller::Pod)));
+            let (mut accepted, _) = app.accept().await.unwrap();
+            client.write_all(b"ping").await.unwrap();
+            accepted.read_exact(&mut [0; 4]).await.unwrap();
+            assert_eq!(Arc::strong_count(&worker.snapshot()), before);
         };
         LocalSet::new().run_until(run).await;
     }

@@ -25,7 +25,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -36,6 +36,9 @@ use tokio::sync::Semaphore;
 const MAX_EJECTION: u64 = 300_000;
 /// So many destinations are kept before those that are gone are looked for.
 const SWEEP: usize = 256;
+
+/// Of services without rules, which most are: each worker has a set for each of those that are called.
+static NO_RULES: LazyLock<Arc<ir::Policy>> = LazyLock::new(Arc::default);
 
 /// All destinations of the process.
 #[derive(Default)]
@@ -161,7 +164,7 @@ impl Clusters {
             Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
             None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
-        let policy = Arc::new(policy.cloned().unwrap_or_default());
+        let policy = policy.map_or_else(|| NO_RULES.clone(), |policy| Arc::new(policy.clone()));
         let cluster = self.get(snapshot, key);
         let to = SocketAddr::new(preferred_family, key.port);
         let found = match (asks_waypoint, key.udp) {
@@ -199,7 +202,7 @@ impl Clusters {
         let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(snapshot, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
-        let baggage = own.baggage.clone();
+        let baggage = own.baggage().cloned();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
         let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
@@ -508,6 +511,20 @@ pub(crate) mod tests {
         assert_eq!(set.live().iter().filter(|m| m.state.is_ejected(now)).count(), 1, "half of those that serve");
         set.live().iter().for_each(|m| set.record_overload(m, Duration::from_secs(60), now));
         assert!(!set.overload_active(now), "both of them");
+    }
+
+    #[test]
+    fn services_without_rules_have_the_same_ones() {
+        let mut s = Snapshot::new("");
+        let services = ["s", "t"].map(|name| service(name, "10.96.0.1", &[(80, 8080)]));
+        s.mesh = snapshot(vec![pod("own", "10.0.1.1", &[])], services.into());
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let [one, other] = ["s", "t"].map(|name| {
+            let service = format!("ns/{name}.ns.svc.cluster.local").into();
+            let key = ClusterKey { service, port: 80, subset: "".into(), client: Arc::default(), udp: false };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
+        });
+        assert!(Arc::ptr_eq(&one.policy, &other.policy) && *one.policy == ir::Policy::default());
     }
 
     #[test]

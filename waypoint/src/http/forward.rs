@@ -81,7 +81,7 @@ pub(super) async fn forward(
     let Some(set) = endpoints(call, by) else { return local_reply_of(record, ResponseFlag::NoCluster) };
     record.destination = Some(set.chosen.clone());
     let retry = match by.rule {
-        Some(rule) => rule.retry.as_ref(),
+        Some(rule) => rule.retry.as_deref(),
         None => Some(&*RETRY),
     };
     let upgrade = call.entry.websocket;

@@ -19,7 +19,7 @@ use crate::{
         destination::{By, is_grpc},
         entry::{self, Unfit},
         external::{self, AskedProviders},
-        fault::{Injected, abort, inject},
+        fault::{abort, inject},
         forward::forward,
         forwarded,
         headers::request_id,
@@ -29,7 +29,7 @@ use crate::{
         reply::ResponseBody,
         websocket,
     },
-    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
+    route::table::{Destination, Fault, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
     spans::{self, request::Origin},
     telemetry::{
@@ -163,10 +163,10 @@ async fn allowed(
     if let Some(most) = most {
         body.limit(most);
     }
-    let of_rule = rule.as_ref().and_then(|rule| Some((rule.fault?, &rule.fault_turns)));
-    let fault = of_rule.or_else(|| routes.and_then(|routes| Some((routes.fault?, &routes.fault_turns))));
-    let own = rule.as_ref().and_then(|rule| rule.compression.as_ref());
-    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_ref()));
+    let fault = rule.as_ref().and_then(|rule| rule.fault.as_deref());
+    let fault = fault.or_else(|| routes.and_then(|routes| routes.fault.as_deref()));
+    let own = rule.as_ref().and_then(|rule| rule.compression.as_deref());
+    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_deref()));
     let compression = compression.map(|compression| (compression, Asked::of(&parts)));
     let mut response = match &rule {
         _ if is_too_large => refused_body(BodyFault::TooLarge, record),
@@ -199,7 +199,7 @@ async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
     (provider, token, mut asked): (&Provider, Option<Arc<Token>>, AskedProviders),
-    fault: Option<Injected<'_>>,
+    fault: Option<&Fault>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -310,13 +310,13 @@ fn find(
 /// To the service that was called.
 async fn by_default(
     call: &Call<'_>,
-    fault: Option<Injected<'_>>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = inject(fault, &mut record).await {
-        return abort(&fault, record);
+        return abort(fault, record);
     }
     // At a gateway nothing is called by default.
     let Some(service) = call.downstream.service() else {
@@ -332,7 +332,7 @@ async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
     token: Option<Arc<Token>>,
-    fault: Option<Injected<'_>>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
@@ -359,7 +359,7 @@ async fn by_rule(
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
     if let Some(fault) = inject(fault, &mut record).await {
-        return abort(&fault, record);
+        return abort(fault, record);
     }
     let Some(to) = rule.choose() else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);

@@ -85,6 +85,11 @@ pub struct Over {
 pub struct Limits(HashMap<String, Arc<Limit>>);
 
 impl Limits {
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The limit of this name, that of `old` if it is the same.
     pub fn take_over(&mut self, old: Option<&Limits>, l: &ir::RateLimit) -> Arc<Limit> {
         let same = |x: &&Arc<Limit>| x.ir == *l;
