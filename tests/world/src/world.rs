@@ -19,7 +19,7 @@ pub use wait::wait_for;
 use crate::{http, istio, net::ip_in, sniff::Sniffer};
 use anyhow::Result;
 use karst_rt::netns::Netns;
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::Child};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::Child, sync::Mutex};
 
 const CONTROLLER: &str = "10.66.0.100";
 
@@ -44,7 +44,7 @@ pub struct Options {
     pub istio: Option<istio::Rules>,
     /// A disk of so many MiB for the logs and the agents' state, which can be filled ([`World::fill_disk`]).
     pub disk_mib: Option<u32>,
-    /// The time of day of each node, of the controller and of each waypoint can be set ([`World::set_clock`]).
+    /// The time of day of each node, with its waypoints and gateways, and of the controller can be set ([`World::set_clock`]).
     pub clocks: bool,
 }
 
@@ -92,6 +92,8 @@ pub struct World {
     fabric: Netns,
     pods: BTreeMap<String, Pod>,
     next_pod: Vec<u8>,
+    /// While the API server stalls: files of manifests that were written or, without a text, erased.
+    held: Mutex<Option<Vec<(String, Option<String>)>>>,
 }
 
 impl World {

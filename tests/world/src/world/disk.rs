@@ -29,12 +29,14 @@ impl World {
         Ok(())
     }
 
-    /// Nothing more can be written to the small disk.
+    /// Nothing more can be written to the small disk: what room there is, or is again, is used up.
     ///
     /// # Errors
     /// There is none ([`super::Options::disk_mib`]), or it fails otherwise.
     pub fn fill_disk(&self) -> Result<()> {
-        let mut ballast = fs::File::create(self.dir.join(DISK).join("ballast")).context("the small disk")?;
+        let path = self.dir.join(DISK).join("ballast");
+        let ballast = fs::OpenOptions::new().create(true).append(true).open(path);
+        let mut ballast = ballast.context("the small disk")?;
         // Down to the last byte.
         for piece in [1 << 20, 4096, 1] {
             loop {
