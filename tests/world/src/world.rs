@@ -17,9 +17,17 @@ pub use process::{bin, kill, static_client, stop};
 pub use wait::wait_for;
 
 use crate::{http, istio, net::ip_in, sniff::Sniffer};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use karst_rt::netns::Netns;
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::Child, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Child,
+    sync::Mutex,
+    time::Duration,
+};
 
 const CONTROLLER: &str = "10.66.0.100";
 
@@ -131,6 +139,16 @@ impl World {
         ip_in(&self.ns("fabric"), &format!("link set node{node} {master}")).map(|_| ())
     }
 
+    /// Does a node reach the controller, within a moment?
+    ///
+    /// # Errors
+    /// The node's network namespace cannot be entered.
+    pub fn reaches_controller(&self, node: usize) -> Result<bool> {
+        let controller = SocketAddr::new(CONTROLLER.parse()?, 15012);
+        let connect = || TcpStream::connect_timeout(&controller, Duration::from_millis(300));
+        Ok(self.nodes[node].netns.run(connect)?.is_ok())
+    }
+
     /// A sniffer between the nodes.
     pub fn sniffer(&self, marker: &[u8]) -> Sniffer {
         Sniffer::start(&self.fabric, marker)
@@ -140,6 +158,20 @@ impl World {
     pub fn log_text(&self, name: &str) -> String {
         fs::read_to_string(self.dir.join("logs").join(name)).unwrap_or_default()
     }
+
+    /// Copies the logs as they are now to a directory, which is made.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn copy_logs(&self, to: &Path) -> Result<()> {
+        fs::create_dir_all(to).with_context(|| to.display().to_string())?;
+        for file in fs::read_dir(self.dir.join("logs"))? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name())).with_context(|| file.path().display().to_string())?;
+        }
+        Ok(())
+    }
+
     /// Everything stays when the world goes: for people who want to look.
     pub fn keep(mut self) -> PathBuf {
         let dir = self.dir.clone();

@@ -58,14 +58,15 @@ impl World {
         fs::remove_file(self.dir.join(DISK).join("ballast")).context("the small disk")
     }
 
-    /// Logs that have become longer than this begin again.
+    /// Logs that have become longer than this begin again; `last` gets the text of each before that.
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn shorten_logs(&self, longest: u64) -> Result<()> {
+    pub fn shorten_logs(&self, longest: u64, mut last: impl FnMut(&str)) -> Result<()> {
         for file in fs::read_dir(self.dir.join("logs"))? {
             let file = file?;
             if file.metadata()?.len() > longest {
+                last(&String::from_utf8_lossy(&fs::read(file.path())?));
                 // Its writers append.
                 fs::OpenOptions::new().write(true).open(file.path())?.set_len(0)?;
             }
