@@ -86,6 +86,9 @@ pub struct Node {
     ztunnel: Option<Child>,
 }
 
+/// A file of manifests that was written or, without a text, erased.
+type Held = (String, Option<String>);
+
 /// A world.
 pub struct World {
     /// Directory with manifests, logs, sockets, keys.
@@ -100,8 +103,8 @@ pub struct World {
     fabric: Netns,
     pods: BTreeMap<String, Pod>,
     next_pod: Vec<u8>,
-    /// While the API server stalls: files of manifests that were written or, without a text, erased.
-    held: Mutex<Option<Vec<(String, Option<String>)>>>,
+    /// While the API server stalls: what is held back.
+    held: Mutex<Option<Vec<Held>>>,
 }
 
 impl World {
