@@ -18,6 +18,7 @@ mod release;
 mod report;
 mod sbom;
 mod setup;
+mod soak;
 mod tools;
 mod upgrade;
 mod values;
@@ -69,8 +70,9 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// The long forms of the tests.
-    Soak,
+    /// Faults on top of each other under load, for an hour: no call may fail that no fault excuses, no byte be wrong, no frame be
+    /// readable, no memory grow.
+    Soak(soak::What),
     /// Feed the parsers of what comes from outside with inputs made by coverage.
     Fuzz {
         /// Only this target.
@@ -114,6 +116,8 @@ enum Task {
 enum Part {
     /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
     Lints,
+    /// Five minutes of faults under load.
+    Soak,
     /// Gateway API's suite for meshes.
     Conformance,
     /// Queries of dashboards by a Prometheus, and traces by a Jaeger, which both are built first.
@@ -161,9 +165,13 @@ fn run(task: Task) -> Result<()> {
             ensure!(status.success(), "the demo found a claim that does not hold; its table says which");
             Ok(())
         }
-        Task::Soak => {
+        Task::Soak(what) if what.long_tests => {
             build()?;
             worlds(&["--ignored"])
+        }
+        Task::Soak(what) => {
+            build_only(soak::PROGRAMS)?;
+            soak::run(&what)
         }
         Task::Fuzz { target, seconds } => {
             setup::run()?;
@@ -270,6 +278,9 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
+    if filter.is_empty() && !skip.contains(&Part::Soak) {
+        s.run("soak", || soak::run(&soak::What::for_tests()))?;
+    }
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;

@@ -16,7 +16,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     hash::Hash,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -82,6 +82,22 @@ impl Lease {
     /// After an error of the tunnel itself: no new stream is put on it.
     pub fn discard(&self) {
         self.tunnel.closed.set(true);
+    }
+    /// How its tunnel is, for who keeps the stream for later.
+    pub fn tunnel(&self) -> TunnelState {
+        TunnelState(Rc::downgrade(&self.tunnel))
+    }
+}
+
+/// How a tunnel is. It does not keep the tunnel.
+#[derive(Clone)]
+pub struct TunnelState(Weak<Tunnel>);
+
+impl TunnelState {
+    /// Is it going away, or gone? Its peer may wait for its streams to end (a proxy that is being replaced), and resets them when it
+    /// has waited long enough: what would be kept on it for later is better opened anew.
+    pub fn is_leaving(&self) -> bool {
+        self.0.upgrade().is_none_or(|tunnel| tunnel.is_closed())
     }
 }
 

@@ -232,8 +232,11 @@ async fn a_peer_that_goes_away_gets_no_more_streams_and_ends_those_it_has() {
     let run = async {
         let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
         let mut first = open(&pool, &peer).await.unwrap();
+        let tunnel = first.lease.tunnel();
+        assert!(!tunnel.is_leaving());
         peer.go_away.notify_one();
         sleep(Duration::from_secs(1)).await;
+        assert!(tunnel.is_leaving(), "who keeps a stream for later is told");
         let _second = open(&pool, &peer).await.unwrap();
         assert_eq!(peer.attempts.get(), 2);
         first.send.send_data(Bytes::from_static(b"x"), false).unwrap();

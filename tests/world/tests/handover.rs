@@ -1,5 +1,5 @@
 //! Rollouts of ztunnel under open connections: none is broken, and no byte is lost, doubled or out of order (issue 18). The whole
-//! form is `#[ignore]`d and run by `cargo xtask soak`.
+//! form is `#[ignore]`d and run by `cargo xtask soak --long-tests`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{Options, Pod, PodSpec, World};

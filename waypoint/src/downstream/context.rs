@@ -15,7 +15,7 @@ use karst_proxy::{
     state::{Service, Workload},
     trace::{self, SpanContext},
 };
-use karst_rt::admission::Permit;
+use karst_rt::{admission::Permit, clock};
 use std::{
     borrow::Cow,
     cell::OnceCell,
@@ -23,7 +23,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 use tokio::sync::Notify;
 
@@ -239,7 +239,7 @@ impl Downstream {
         };
         let info = StreamInfo {
             started: Instant::now(),
-            time: SystemTime::now(),
+            time: clock::wall(),
             method: Method::GET,
             path: None,
             authority: None,

@@ -6,7 +6,7 @@ use crate::{
     upstream::{
         error::{ConnectError, Error, failure},
         open::{Attempt, lent, open},
-        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
+        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout, is_leaving},
         settings::{Announced, FirstFrame},
         tls::{Speaks, TlsError},
     },
@@ -60,17 +60,18 @@ pub async fn http1(
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     let most = set.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
-        let kept = worker.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
+        let kept = worker.upstream.take(&pool_key);
         let fresh = kept.is_none();
-        let (mut send, requests) = match kept {
-            Some(i) => (i.send, i.requests),
+        let (mut send, requests, tunnel) = match kept {
+            Some(i) => (i.send, i.requests, i.tunnel),
             None => {
                 let (send, conn, lease) = dial_http1(worker, attempt).await?;
+                let tunnel = lease.as_ref().map(Lease::tunnel);
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
                 });
-                (send, 0)
+                (send, 0, tunnel)
             }
         };
         if send.ready().await.is_err() {
@@ -90,6 +91,7 @@ pub async fn http1(
                         pool_key,
                         send,
                         requests,
+                        tunnel,
                         idle: idle_timeout(set),
                     },
                 };
@@ -149,7 +151,8 @@ async fn shared(
         let mut all = worker.upstream.h2.borrow_mut();
         let conns = all.entry(pool_key.clone()).or_default();
         conns.retain(|c| !c.send.is_closed());
-        conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
+        let takes_more = |c: &&Shared| c.active.get() < H2_STREAMS && !is_leaving(c.tunnel.as_ref());
+        conns.iter().find(takes_more).cloned()
     };
     if let Some(connection) = kept {
         return Ok((connection, false));
@@ -158,12 +161,13 @@ async fn shared(
     let announced = Rc::<Announced>::default();
     let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
     let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
+    let tunnel = lease.as_ref().map(Lease::tunnel);
     tokio::task::spawn_local(async move {
         let _ = conn.await;
         drop(lease);
     });
     let until = Rc::new(Cell::new(Instant::now()));
-    let connection = Shared { send, active: Rc::default(), announced, until };
+    let connection = Shared { send, active: Rc::default(), announced, tunnel, until };
     worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
     Ok((connection, true))
 }
