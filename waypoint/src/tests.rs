@@ -10,6 +10,7 @@ use crate::{
         context::{Downstream, DownstreamTarget, Entered},
         gateway::Gateway,
         requests,
+        stream::Io,
     },
     http::codec,
     route::table::Routes,
@@ -177,7 +178,7 @@ impl Proxy {
             written: Default::default(),
         };
         let w = self.worker.clone();
-        spawn(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
+        spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), two).await });
         client
     }
 

@@ -18,6 +18,7 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gateway::Gateway,
         requests,
+        stream::Io,
     },
     snapshot::Snapshot,
     telemetry::{flag::ResponseFlag, rules::Telemetry},
@@ -80,7 +81,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
-    let served = async { requests::requests(w, Rc::new(downstream), io, false).await };
+    let served = async { requests::requests(w, Rc::new(downstream), Io::memory(io), false).await };
     let asked = async {
         client.write_all(b"GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();

@@ -196,7 +196,7 @@ fn a_gateways_port_can_be_for_grpc_web() {
                 written: Default::default(),
             };
             let w = m.worker.clone();
-            spawn(async move { requests::requests(&w, Rc::new(downstream), server, false).await });
+            spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), false).await });
             let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
             spawn(conn);
             let a = send.send_request(ask("application/grpc-web", ASK)).await.unwrap();

@@ -29,6 +29,7 @@ use crate::{
     downstream::{
         context::{Downstream, DownstreamTarget},
         requests,
+        stream::Io,
     },
     http::codec,
     route::table::Routes,
@@ -205,7 +206,7 @@ impl Mesh {
     fn connect(&self, two: bool) -> DuplexStream {
         let (client, server) = tokio::io::duplex(64 << 10);
         let (w, downstream) = (self.worker.clone(), self.downstream());
-        spawn(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
+        spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), two).await });
         client
     }
 

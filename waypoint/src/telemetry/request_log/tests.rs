@@ -198,7 +198,7 @@ async fn ask(w: &Rc<Worker>, downstream: &Rc<Downstream>, bytes: &str) -> (Strin
     LINES.take();
     let (mut client, server) = tokio::io::duplex(64 << 10);
     client.write_all(bytes.as_bytes()).await.unwrap();
-    let mut answer = String::new();
+    let (mut answer, server) = (String::new(), Io::memory(server));
     let ((), read) =
         tokio::join!(requests::requests(w, downstream.clone(), server, false), client.read_to_string(&mut answer));
     read.unwrap();
@@ -362,7 +362,7 @@ fn a_websocket_is_told_at_its_end_with_its_bytes() {
             }
         };
         let downstream = call(DownstreamTarget::Gateway(None), 8080);
-        let both = async { tokio::join!(requests::requests(&w, downstream, server, false), ask) };
+        let both = async { tokio::join!(requests::requests(&w, downstream, Io::memory(server), false), ask) };
         tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
         let lines = LINES.take();
         assert!(lines[0].contains("\"GET /ws HTTP/1.1\" 101 - via_upstream - \"-\" 5 5 "), "{lines:?}");
@@ -578,7 +578,7 @@ fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
         for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
             let (mut client, server) = tokio::io::duplex(64 << 10);
             let (downstream, w) = (call(DownstreamTarget::Gateway(None), 8080), w.clone());
-            spawn(async move { requests::requests(&w, downstream, server, false).await });
+            spawn(async move { requests::requests(&w, downstream, Io::memory(server), false).await });
             let head =
                 format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
             client.write_all(head.as_bytes()).await.unwrap();
