@@ -1,4 +1,6 @@
 //! A worker without its process, whose control plane is the test, and members of the mesh on the loopback network. No root is needed.
+//!
+//! What tests hand to tokio and hyper has one type, whatever is in it: each type more is another copy of their code to compile.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![cfg_attr(not(test), allow(dead_code, reason = "the differential tests need some of it"))]
 
@@ -39,6 +41,7 @@ use karst_rt::{
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
 };
@@ -46,6 +49,12 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::spawn_local,
+};
+#[cfg(test)]
+use tokio::{
+    runtime::Builder,
+    task::LocalSet,
+    time::{Duration, timeout},
 };
 
 /// The name of the worker's own workload, in the namespace `ns`.
@@ -126,6 +135,38 @@ impl Plane {
     }
 }
 
+/// A test, or a task of one.
+type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// Starts a task on this thread.
+pub(crate) fn spawn(task: impl Future + 'static) {
+    let task: Task<'static> = Box::pin(async move {
+        let _ = task.await;
+    });
+    spawn_local(task);
+}
+
+/// Runs a test on this thread.
+#[cfg(test)]
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    finish(Builder::new_current_thread().enable_all(), Duration::from_secs(60), Box::pin(test));
+}
+
+/// The same on paused time, which goes on when everybody waits for it; there is no network.
+#[cfg(test)]
+pub(crate) fn run_paused(test: impl Future<Output = ()>) {
+    let patience = Duration::from_secs(3600);
+    finish(Builder::new_current_thread().enable_time().start_paused(true), patience, Box::pin(test));
+}
+
+#[cfg(test)]
+fn finish(runtime: &mut Builder, patience: Duration, test: Task<'_>) {
+    runtime.build().unwrap().block_on(async {
+        let tasks = LocalSet::new();
+        tasks.run_until(timeout(patience, test)).await.unwrap();
+    });
+}
+
 thread_local! {
     /// The lines of the access log that this thread has written.
     pub(crate) static LINES: RefCell<Vec<String>> = const { RefCell::new(vec![]) };
@@ -154,7 +195,7 @@ pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: C
 
 fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
     let (never, stop) = tokio::sync::oneshot::channel();
-    spawn_local(export::run(worker.clone(), spans, stop));
+    spawn(export::run(worker.clone(), spans, stop));
     std::mem::forget(never);
     // It never begins.
     std::mem::forget(_drain);
@@ -168,17 +209,20 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
 
 /// The same, which gives the headers of each CONNECT away.
 pub(crate) async fn member_told(ca: &Ca, w: &Workload, told: impl Fn(&HeaderMap) + 'static) -> Rc<Cell<usize>> {
-    let told = Rc::new(told);
+    member_by(ca, w, Rc::new(told)).await
+}
+
+async fn member_by(ca: &Ca, w: &Workload, told: Rc<dyn Fn(&HeaderMap)>) -> Rc<Cell<usize>> {
     let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
     let (creds, requests) = (Rc::new(ca.credentials(&w.identity)), Rc::new(Cell::new(0)));
     let (name, count) = (w.name.clone(), requests.clone());
-    spawn_local(async move {
+    spawn(async move {
         let (lingering, ended) = mpsc::unbounded_channel();
-        spawn_local(stream::linger(ended));
+        spawn(stream::linger(ended));
         while let Ok((s, _)) = l.accept().await {
             let (creds, lingering, name, count) = (creds.clone(), lingering.clone(), name.clone(), count.clone());
             let told = told.clone();
-            spawn_local(async move {
+            spawn(async move {
                 let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
                 let ((_drain, watch), settings) = (drain::new(), Settings::default());
                 let on_stream = |mut c: server::Connect| {
@@ -191,7 +235,7 @@ pub(crate) async fn member_told(ca: &Ca, w: &Workload, told: impl Fn(&HeaderMap)
                         let body = crate::http::reply::ResponseBody::local(name.to_string());
                         async move { Ok::<_, Infallible>(Response::new(body)) }
                     });
-                    spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));
+                    spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));
                 };
                 let _ = server::serve(tunnel, &settings, watch, on_stream).await;
             });

@@ -357,7 +357,7 @@ impl Worker {
 
     /// See [`balance::choose`].
     pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize], now: u64) -> Option<usize> {
-        balance::choose_at(now, set, hash, tried, |n| self.random(n))
+        balance::choose_at(now, set, hash, tried, &mut |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.

@@ -42,7 +42,8 @@ use crate::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use karst_core::refusal;
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
+use karst_rt::outlined::outlined;
+use std::{collections::BTreeMap, net::IpAddr, pin::pin, rc::Rc, sync::Arc};
 
 /// Answers a request.
 pub async fn handle(
@@ -51,7 +52,8 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let is_connect = request.method() == Method::CONNECT;
-    let response = answer(worker, downstream, request).await;
+    // The same code for every kind of connection.
+    let response = outlined(pin!(answer(worker, downstream, request))).await;
     if is_connect { websocket::unless_opened(response) } else { response }
 }
 

@@ -162,7 +162,7 @@ impl Listening {
         let at = listener.local_addr().unwrap();
         let p = Proxy::new(e, AppProtocol::Unknown, change(at.port()));
         let (sender, ports) = watch::channel(Ports::new([(at.port(), Arc::new(listener))].into()));
-        tokio::task::spawn_local(edge::accept(p.worker.clone(), ports));
+        spawn(edge::accept(p.worker.clone(), ports));
         Self { at, worker: p.worker.clone(), _ports: sender }
     }
 }

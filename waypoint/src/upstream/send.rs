@@ -22,7 +22,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
 use karst_hbone::{frames::Limited, observed::Observed, pool::Lease};
-use std::{cell::Cell, rc::Rc};
+use karst_rt::outlined::outlined;
+use std::{cell::Cell, pin::pin, rc::Rc};
 use tokio::time::Instant;
 
 /// Requests at a time on one HTTP/2 connection; then another is opened.
@@ -65,7 +66,7 @@ pub async fn http1(
         let (mut send, requests, tunnel) = match kept {
             Some(i) => (i.send, i.requests, i.tunnel),
             None => {
-                let (send, conn, lease) = dial_http1(worker, attempt).await?;
+                let (send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
                 let tunnel = lease.as_ref().map(Lease::tunnel);
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
@@ -132,7 +133,7 @@ pub async fn upgrade(
     request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (mut send, conn, lease) = dial_http1(worker, attempt).await?;
+    let (mut send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
@@ -184,7 +185,7 @@ pub async fn http2(
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     loop {
-        let (mut connection, fresh) = shared(worker, attempt, &pool_key).await?;
+        let (mut connection, fresh) = outlined(pin!(shared(worker, attempt, &pool_key))).await?;
         let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
         if connection.send.ready().await.is_err() && !fresh {
             continue;
@@ -209,7 +210,8 @@ pub async fn extended(
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
-    let (mut connection, _) = match shared(worker, attempt, &pool_key).await {
+    let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
+    let (mut connection, _) = match found {
         Ok(found) => found,
         // By TLS it says itself that it speaks HTTP/1.1 only.
         Err(ConnectError::Tls(TlsError::NoHttp2)) => return upgrade(worker, attempt, request, sent).await,

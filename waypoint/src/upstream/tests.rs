@@ -18,10 +18,11 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gateway::Gateway,
         requests,
+        stream::Io,
     },
     snapshot::Snapshot,
     telemetry::{flag::ResponseFlag, rules::Telemetry},
-    testing::{OWN, Plane, member, member_told},
+    testing::{OWN, Plane, member, member_told, run, spawn},
     worker::Worker,
 };
 use karst_api::route as ir;
@@ -48,7 +49,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
-    task::{LocalSet, spawn_local},
+    task::spawn_local,
     time::{sleep, timeout},
 };
 
@@ -80,7 +81,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
-    let served = async { requests::requests(w, Rc::new(downstream), io, false).await };
+    let served = async { requests::requests(w, Rc::new(downstream), Io::memory(io), false).await };
     let asked = async {
         client.write_all(b"GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
@@ -90,9 +91,9 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
     timeout(PATIENCE, async { tokio::join!(served, asked).1 }).await.unwrap()
 }
 
-#[tokio::test]
-async fn a_lost_endpoint_is_not_waited_for() {
-    let run = async {
+#[test]
+fn a_lost_endpoint_is_not_waited_for() {
+    run(async {
         let ca = Ca::mint();
         let ends = [("lost", "127.77.1.1"), ("well", "127.77.1.2")];
         let s = mesh(ends.map(|(name, ip)| pod(name, ip, &[(KEY, PORTS)])));
@@ -122,13 +123,12 @@ async fn a_lost_endpoint_is_not_waited_for() {
         plane.tell(only.clone());
         let answer = timeout(limits::FIRST_TRY * 2, ask(&plane.worker, &only)).await;
         assert!(answer.is_err(), "it gets the time that there is: {answer:?}");
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
-    let run = async {
+#[test]
+fn a_connect_tells_of_the_sampled_request_that_opens_it() {
+    run(async {
         let ca = Ca::mint();
         let s = mesh([pod("t", "127.77.3.1", &[(KEY, PORTS)])]);
         let told = Rc::new(RefCell::new(vec![]));
@@ -152,8 +152,7 @@ async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
             assert_eq!(one.is_some(), is_sampled, "{one:?}");
             assert!(one.as_ref().is_none_or(|v| v.len() == 55 && v.as_bytes().ends_with(b"-01")), "{one:?}");
         }
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
@@ -166,9 +165,9 @@ async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
     open(&w, &attempt, Speaks::Anything).await.map(drop)
 }
 
-#[tokio::test]
-async fn what_may_be_a_members_address_is_held() {
-    let run = async {
+#[test]
+fn what_may_be_a_members_address_is_held() {
+    run(async {
         let entry = pb::Workload {
             uid: "Kubernetes/networking.istio.io/WorkloadEntry/ns/e".into(),
             tunnel_protocol: 0,
@@ -192,7 +191,7 @@ async fn what_may_be_a_members_address_is_held() {
         let l = TcpListener::bind("127.77.2.1:8080").await.unwrap();
         let taken = Rc::new(Cell::new(0));
         let count = taken.clone();
-        spawn_local(async move {
+        spawn(async move {
             while let Ok(_one) = l.accept().await {
                 count.set(count.get() + 1);
             }
@@ -232,8 +231,7 @@ async fn what_may_be_a_members_address_is_held() {
         timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(taken.get(), 3);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 #[test]

@@ -224,10 +224,14 @@ mod tests {
 
     impl Peer {
         async fn start(ca: &Ca, who: &Identity, does: impl Fn(usize) -> Does + 'static) -> Rc<Self> {
+            Self::serve(ca, who, Rc::new(does)).await
+        }
+
+        async fn serve(ca: &Ca, who: &Identity, does: Rc<dyn Fn(usize) -> Does>) -> Rc<Self> {
             let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = l.local_addr().unwrap();
             let peer = Rc::new(Self { at, tunnels: Cell::new(0), streams: Cell::new(0), headers: RefCell::default() });
-            let (creds, does, me) = (Rc::new(ca.credentials(who)), Rc::new(does), peer.clone());
+            let (creds, me) = (Rc::new(ca.credentials(who)), peer.clone());
             spawn_local(async move {
                 while let Ok((s, _)) = l.accept().await {
                     me.tunnels.set(me.tunnels.get() + 1);

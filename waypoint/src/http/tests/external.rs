@@ -77,10 +77,13 @@ fn asked_by(provider: ir::AuthzProvider) -> impl FnOnce(&mut Snapshot) {
 
 /// Both endpoints of the providers' service do this.
 fn authz(m: &Mesh, grpc: bool, does: impl Fn(&Seen) -> Does + 'static) -> All {
-    let (seen, does) = (All::default(), Rc::new(does));
+    both(m, grpc, Rc::new(move |_, s| does(s)))
+}
+
+fn both(m: &Mesh, grpc: bool, does: Behaviour) -> All {
+    let seen = All::default();
     for last in [88, 89] {
-        let does = does.clone();
-        m.serve(authz_address(last), (last.into(), grpc), seen.clone(), move |_, s| does(s));
+        m.serve(authz_address(last), (last.into(), grpc), seen.clone(), does.clone());
     }
     seen
 }
@@ -316,7 +319,7 @@ fn another_endpoint_of_the_provider_is_tried() {
         let m = Mesh::of(asked_by(provider(|_| {})), |_, _| status(200));
         // Of two endpoints one listens.
         let seen = All::default();
-        m.serve(authz_address(88), (0, true), seen.clone(), |_, _| yes(|_| {}));
+        m.serve(authz_address(88), (0, true), seen.clone(), Rc::new(|_, _| yes(|_| {})));
         for _ in 0..10 {
             assert_eq!(m.ask(get("/")).await.0, 200);
         }

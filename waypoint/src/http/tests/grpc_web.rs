@@ -15,7 +15,14 @@ const SAYS: &[u8] = b"\0\0\0\0\x04says";
 
 /// A service whose port is for gRPC-Web, or only for gRPC.
 fn mesh(is_web: bool, does: impl Fn(usize, &Seen) -> Does + 'static) -> Mesh {
-    let m = Mesh::new(1, AppProtocol::Grpc, |s| {
+    let m = before(is_web);
+    m.listen(0, does);
+    m
+}
+
+/// The same, where nobody listens yet.
+fn before(is_web: bool) -> Mesh {
+    Mesh::new(1, AppProtocol::Grpc, |s| {
         if is_web {
             let pods = (0..1).map(plain).chain([testing::pod("own", "10.0.1.1", &[])]).collect();
             let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
@@ -23,9 +30,7 @@ fn mesh(is_web: bool, does: impl Fn(usize, &Seen) -> Does + 'static) -> Mesh {
             service.karst_grpc_web_ports = vec![80];
             s.mesh = testing::snapshot(pods, vec![service]);
         }
-    });
-    m.listen(0, does);
-    m
+    })
 }
 
 fn plain(n: usize) -> karst_api::workload::Workload {
@@ -193,7 +198,7 @@ fn a_gateways_port_can_be_for_grpc_web() {
                 let gateway = ir::Gateway { listeners: vec![listener], ..Default::default() };
                 s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
             });
-            m.serve(address(0), (0, is_web), m.seen.clone(), |_, _| says("0"));
+            m.serve(address(0), (0, is_web), m.seen.clone(), Rc::new(|_, _| says("0")));
             let (client, server) = tokio::io::duplex(64 << 10);
             let downstream = Downstream {
                 peer: None,
@@ -208,9 +213,9 @@ fn a_gateways_port_can_be_for_grpc_web() {
                 written: Default::default(),
             };
             let w = m.worker.clone();
-            spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, false).await });
+            spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), false).await });
             let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
-            spawn_local(conn);
+            spawn(conn);
             let a = send.send_request(ask("application/grpc-web", ASK)).await.unwrap();
             assert_eq!(a.status(), 200);
             let kind = if is_web { "application/grpc-web+proto" } else { "application/grpc" };

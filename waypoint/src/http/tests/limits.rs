@@ -3,7 +3,7 @@
 use super::*;
 use http::HeaderValue;
 use std::cell::Cell;
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, task::spawn_local};
 
 fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
     move |s| policy(s, ir::Policy { limits: Some(limits), ..Default::default() })
