@@ -6,6 +6,7 @@ use crate::{
     cluster::endpoint_set::Clusters,
     config::Config,
     downstream::{
+        continued::Place,
         gate::Gate,
         ports,
         stream::{self, Io},
@@ -16,7 +17,7 @@ use crate::{
         queue::{Batch, Queue},
     },
     telemetry::metrics::Metrics,
-    upstream::connector::Connector,
+    upstream::{connector::Connector, follow, reopen},
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -24,7 +25,11 @@ use http::{HeaderMap, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::Identity;
-use karst_hbone::{Settings, server};
+use karst_hbone::{
+    Settings,
+    parking::{self, Parking},
+    server,
+};
 use karst_proxy::{
     secrets::Secrets,
     state::{self, Workload},
@@ -95,6 +100,8 @@ impl Plane {
         let (questions, asker) = Asker::new("");
         let metrics = Arc::<Metrics>::default();
         let (queue, spans) = Queue::new(metrics.spans.clone());
+        let (parking, parked): (Parking<Place>, _) = parking::new();
+        spawn_local(parking::run(parked));
         let shared = Shared {
             secrets: secrets(&identity),
             clusters: Clusters::new(config.is_gateway()),
@@ -109,6 +116,7 @@ impl Plane {
             spans: queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
+            parking,
             ports: ports.subscribe(),
             // No port is ever opened here.
             udp_ports: watch::channel(Default::default()).1,
@@ -116,7 +124,9 @@ impl Plane {
             taps: karst_proxy::tap::Taps::new("own"),
         };
         let (drain, watch) = drain::new();
-        let worker = Worker::new(Arc::new(shared), 0, watch, connector);
+        let (following, orders) = follow::orders();
+        let worker = Worker::new(Arc::new(shared), 0, watch, connector, following);
+        spawn_local(reopen::run(Rc::downgrade(&worker), orders));
         Self { worker, state, asker, spans, _drain: drain, _other: (configured, stream, ports) }
     }
 
