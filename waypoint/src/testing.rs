@@ -148,21 +148,30 @@ pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
 
 /// As [`worker`], with endpoints from elsewhere.
 pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
+    undrained(worker_and_drain(s, role, connector))
+}
+
+/// The same, and who begins its drain.
+pub(crate) fn worker_and_drain(s: Snapshot, role: &str, connector: Connector) -> (Rc<Worker>, Drain) {
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
 
 /// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
 pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
-    kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))
+    undrained(kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector)))
 }
 
-fn kept(Plane { worker, spans, _drain, .. }: Plane) -> Rc<Worker> {
+fn kept(Plane { worker, spans, _drain, .. }: Plane) -> (Rc<Worker>, Drain) {
     let (never, stop) = tokio::sync::oneshot::channel();
     spawn_local(export::run(worker.clone(), spans, stop));
     std::mem::forget(never);
+    (worker, _drain)
+}
+
+fn undrained((worker, drain): (Rc<Worker>, Drain)) -> Rc<Worker> {
     // It never begins.
-    std::mem::forget(_drain);
+    std::mem::forget(drain);
     worker
 }
 

@@ -8,6 +8,7 @@ mod certificates;
 mod compression;
 mod cors;
 mod deadlines;
+mod drains;
 mod external;
 mod flows;
 mod grpc_web;
@@ -33,7 +34,7 @@ use crate::{
     http::codec,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, worker_by},
+    testing::{LINES, worker_and_drain},
     upstream::connector::{Connector, memory::Memory},
     worker::Worker,
 };
@@ -44,6 +45,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::{route as ir, workload::AppProtocol};
 use karst_proxy::testing;
+use karst_rt::drain::Drain;
 use std::{
     cell::RefCell,
     convert::Infallible,
@@ -126,6 +128,14 @@ fn address(endpoint: usize) -> SocketAddr {
 impl Mesh {
     /// A service with so many endpoints, of which nobody listens yet.
     fn new(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> Self {
+        let (own, drain) = Self::draining(endpoints, speaks, change);
+        // It never begins.
+        std::mem::forget(drain);
+        own
+    }
+
+    /// The same, and who begins the waypoint's drain.
+    fn draining(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> (Self, Drain) {
         let plain = |n: usize| {
             let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(KEY, &[(80, PORT.into())])]);
             pod.tunnel_protocol = 0;
@@ -138,8 +148,8 @@ impl Mesh {
         s.mesh = testing::snapshot(pods, vec![service]);
         change(&mut s);
         let memory = Rc::<Memory>::default();
-        let worker = worker_by(s, "waypoint", Connector::Memory(memory.clone()));
-        Self { worker, memory, seen: Rc::default(), speaks }
+        let (worker, drain) = worker_and_drain(s, "waypoint", Connector::Memory(memory.clone()));
+        (Self { worker, memory, seen: Rc::default(), speaks }, drain)
     }
 
     /// One endpoint, that does this with each request, by its number.
