@@ -105,7 +105,7 @@ pub async fn attempt(
             let host = t.service.as_ref().map(|s| &*s.hostname);
             // Of bytes that are carried as they are no trace is known.
             let mut headers = dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None);
-            if worker.shared.config.hand_over && !t.waypoint {
+            if worker.shared.config.hand_over {
                 continuation::announce(&mut headers);
             }
             let target = Target {
@@ -119,7 +119,7 @@ pub async fn attempt(
                 headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
-            let continues = opened.continues && worker.shared.config.hand_over && !t.waypoint;
+            let continues = opened.continues && worker.shared.config.hand_over;
             Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), continues))
         }
     }
