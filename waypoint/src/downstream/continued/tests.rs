@@ -67,7 +67,7 @@ fn waits(parking: &Parking<Place>, stream: Stream) -> Io {
 }
 
 fn lot() -> Parking<Place> {
-    let (parking, orders) = parking::new();
+    let (parking, orders): (Parking<Place>, _) = parking::new();
     spawn_local(parking::run(orders));
     parking
 }
