@@ -8,6 +8,7 @@ use crate::{
     cluster::endpoint_set::Clusters,
     config::Config,
     downstream::{
+        continued::Place,
         gate::Gate,
         ports,
         stream::{self, Io},
@@ -18,7 +19,7 @@ use crate::{
         queue::{Batch, Queue},
     },
     telemetry::metrics::Metrics,
-    upstream::connector::Connector,
+    upstream::{connector::Connector, follow, reopen},
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -26,7 +27,11 @@ use http::{HeaderMap, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_core::Identity;
-use karst_hbone::{Settings, server};
+use karst_hbone::{
+    Settings,
+    parking::{self, Parking},
+    server,
+};
 use karst_proxy::{
     secrets::Secrets,
     state::{self, Workload},
@@ -104,6 +109,8 @@ impl Plane {
         let (questions, asker) = Asker::new("");
         let metrics = Arc::<Metrics>::default();
         let (queue, spans) = Queue::new(metrics.spans.clone());
+        let (parking, parked): (Parking<Place>, _) = parking::new();
+        spawn_local(parking::run(parked));
         let shared = Shared {
             secrets: secrets(&identity),
             clusters: Clusters::new(config.is_gateway()),
@@ -118,6 +125,7 @@ impl Plane {
             spans: queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
+            parking,
             ports: ports.subscribe(),
             // No port is ever opened here.
             udp_ports: watch::channel(Default::default()).1,
@@ -125,7 +133,9 @@ impl Plane {
             taps: karst_proxy::tap::Taps::new("own"),
         };
         let (drain, watch) = drain::new();
-        let worker = Worker::new(Arc::new(shared), 0, watch, connector);
+        let (following, orders) = follow::orders();
+        let worker = Worker::new(Arc::new(shared), 0, watch, connector, following);
+        spawn_local(reopen::run(Rc::downgrade(&worker), orders));
         Self { worker, state, asker, spans, _drain: drain, _other: (configured, stream, ports) }
     }
 
@@ -184,21 +194,33 @@ pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Wor
 
 /// The same, and what it is told by.
 pub(crate) fn worker_told(s: Snapshot, role: &str, connector: Connector) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
+    undrained(worker_and_drain(s, role, connector))
+}
+
+/// The same, and who begins its drain.
+pub(crate) fn worker_and_drain(s: Snapshot, role: &str, connector: Connector) -> Kept {
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
 
 /// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
 pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
-    kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector)).0
+    undrained(kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))).0
 }
 
-fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
+/// A worker, what it is told by, and who begins its drain.
+type Kept = (Rc<Worker>, watch::Sender<Arc<Snapshot>>, Drain);
+
+fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> Kept {
     let (never, stop) = tokio::sync::oneshot::channel();
     spawn(export::run(worker.clone(), spans, stop));
     std::mem::forget(never);
+    (worker, state, _drain)
+}
+
+fn undrained((worker, state, drain): Kept) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
     // It never begins.
-    std::mem::forget(_drain);
+    std::mem::forget(drain);
     (worker, state)
 }
 

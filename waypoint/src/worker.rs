@@ -12,6 +12,7 @@ use crate::{
     downstream::{
         conns::{self, Conns},
         context::{Downstream, DownstreamTarget},
+        continued::Place,
         gate::Gate,
         ports::Ports,
         stream, udp,
@@ -25,13 +26,14 @@ use crate::{
     upstream::{
         address::is_usable,
         connector::Connector,
+        follow,
         pool::{self, Pool},
     },
 };
 use http::request::Parts;
 use karst_core::{Identity, authority::Authority, limits};
 use karst_flows::{Decision, Reporter, Seen};
-use karst_hbone::{Settings, server::Connect};
+use karst_hbone::{Settings, parking::Parking, server::Connect};
 use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
@@ -80,6 +82,8 @@ pub struct Shared {
     /// How many connections there may be.
     pub gate: Gate,
     pub workers: WorkerPool<Job>,
+    /// Connections that wait for their next stream.
+    pub parking: Parking<Place>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
     /// Those of datagrams.
@@ -128,6 +132,8 @@ pub struct Worker {
     pub upstream: Rc<Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    /// Opens the next streams of connections to endpoints.
+    pub following: follow::Orders,
     pub conns: Rc<Conns>,
     /// For answers that are compressed.
     pub encoders: Rc<Encoders>,
@@ -150,7 +156,13 @@ pub struct Worker {
 
 impl Worker {
     /// A worker, with the tasks that keep its connections. Runs in a `LocalSet`.
-    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch, connector: Connector) -> Rc<Self> {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        drain: drain::Watch,
+        connector: Connector,
+        following: follow::Orders,
+    ) -> Rc<Self> {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
@@ -175,6 +187,7 @@ impl Worker {
             upstream,
             drain,
             lingering,
+            following,
             conns: Rc::default(),
             encoders: Rc::default(),
             seed: Cell::new(rand::random()),

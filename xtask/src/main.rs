@@ -314,6 +314,16 @@ fn cluster_tests(args: &[&str]) -> Result<()> {
     cargo(&[&all[..], args].concat(), &[])
 }
 
+/// Tests in namespaces that need something besides, as their names have it: a database, and a ztunnel of another release.
+const OF_DATABASE: &str = "soak_postgresql_survives_rollouts";
+const OF_TWO_RELEASES: &str = "of_two_releases";
+const FORMER: &str = "KARST_FORMER_ZTUNNEL";
+
+/// Do these words ask for a long test of this name?
+fn is_asked(test: &str, args: &[&str]) -> bool {
+    args.contains(&"--ignored") && args.iter().all(|word| word.starts_with("--") || test.contains(word))
+}
+
 /// The tests in namespaces. Named one by one under `--workspace`: with `--package`, cargo would choose other features for the
 /// cryptography and build it a second time.
 fn worlds(args: &[&str]) -> Result<()> {
@@ -325,5 +335,36 @@ fn worlds(args: &[&str]) -> Result<()> {
     names.iter().for_each(|n| all.extend(["--test", n]));
     all.extend(["--", "--test-threads=1", "--nocapture"]);
     all.extend(args);
-    cargo(&all, &[])
+    if is_asked(OF_DATABASE, args) {
+        setup::database()?;
+    }
+    // Tests are run in another directory than this.
+    let former = std::env::var_os(FORMER).map(std::path::absolute).transpose()?;
+    if args.contains(&"--ignored") && former.is_none() {
+        println!("NOT CHECKED: rollouts of two releases ({FORMER} is to name the ztunnel of another one)");
+        all.extend(["--skip", OF_TWO_RELEASES]);
+    }
+    let former = former.map(|path| path.display().to_string());
+    let env: Vec<(&str, &str)> = former.iter().map(|path| (FORMER, path.as_str())).collect();
+    cargo(&all, &env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_installed_only_for_the_test_that_needs_it() {
+        let all: [(&[&str], bool); 6] = [
+            (&[], false),
+            (&["soak"], false),
+            (&["--ignored"], true),
+            (&["--ignored", "postgresql"], true),
+            (&["--ignored", "soak_"], true),
+            (&["--ignored", "soak_killed"], false),
+        ];
+        for (args, asked) in all {
+            assert_eq!(is_asked(OF_DATABASE, args), asked, "{args:?}");
+        }
+    }
 }

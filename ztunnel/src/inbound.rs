@@ -7,7 +7,7 @@ use crate::{
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    parking::{Bound, Parked},
+    parking::{self, Bound, Parked},
     plan::{OWN_PORTS, Refusal},
     relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
@@ -304,7 +304,7 @@ async fn resumed(
     let parked = match peer {
         // It waits at our successor: the client is to ask there, at once.
         Some(_) if worker.drain.started() => None,
-        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
+        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, owner: pod.uid.clone(), to }).await,
         None => None,
     };
     let (guard, judged) = judged(worker, pod, request).await;
@@ -322,14 +322,14 @@ async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token,
     let conn = guard.conn();
     let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
     let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
-    let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
+    let bound = Bound { peer: peer.clone(), from, owner: pod.uid.clone(), to };
     let cut = match tunnel.interrupted() {
         Ok(cut) => cut,
         Err(e) => return Outcome::Broken(e.to_string()),
     };
     tunnel.release();
     worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
-    let gone = worker.shared.parking.park(token, bound.clone(), cut).await;
+    let gone = parking::park(&worker.shared.parking, token, bound.clone(), cut).await;
     let mut drain = worker.drain.clone();
     tokio::select! {
         _ = gone => return Outcome::HandedOver,

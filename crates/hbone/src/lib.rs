@@ -8,7 +8,7 @@
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
 //! - [`frames`]: floods of frames that only ask for an answer, on any HTTP/2 connection.
 //! - [`observed`]: a stream whose bytes are shown to somebody in passing.
-//! - [`continuation`]: streams that go on in another process.
+//! - [`continuation`]: streams that go on in another process; [`parking`]: connections that wait for theirs.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
 pub mod certificate;
@@ -18,6 +18,7 @@ pub mod copy;
 pub mod frames;
 pub mod names;
 pub mod observed;
+pub mod parking;
 pub mod pool;
 pub mod record;
 pub mod revocation;

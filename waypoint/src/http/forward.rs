@@ -293,7 +293,7 @@ impl Forwarding<'_> {
         let (Call { worker, downstream, snapshot, .. }, By { rule, to }) = (*self.call, self.by);
         let busy = self.websocket.as_ref().and_then(|_| Busy::on(downstream));
         let upgrade = record.upgrade.take().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
+        let guard = upgrade.map(|upgrade| (worker.register(snapshot, downstream, Some(upgrade)), worker.connection()));
         let asked = (&**downstream, parts, self.call.authority());
         let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
         let session = self.session.and_then(|session| session.answer(&self.set, held.member));

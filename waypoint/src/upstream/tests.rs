@@ -25,25 +25,33 @@ use crate::{
     testing::{OWN, Plane, member, member_told, run, spawn},
     worker::Worker,
 };
+use bytes::Bytes;
 use karst_api::route as ir;
 use karst_api::{
     route::PodRanges,
     workload::{self as pb, Service},
 };
 use karst_core::limits;
-use karst_hbone::client::ClientError;
+use karst_hbone::{
+    Settings,
+    client::ClientError,
+    continuation::{self, Said, Token},
+    pool::Lease,
+    server,
+};
 use karst_proxy::{dial::DialError, state::Workload, trace::TRACEPARENT};
 use karst_proxy::{
     state,
     testing::{Ca, pod, service, snapshot},
 };
+use karst_rt::drain;
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
     io,
     net::IpAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -157,12 +165,108 @@ fn a_connect_tells_of_the_sampled_request_that_opens_it() {
 
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
 async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
+    opened(&w).await.map(drop)
+}
+
+/// A connection to the one endpoint.
+async fn opened(w: &Rc<Worker>) -> Result<(Io, Option<Lease>), ConnectError> {
     let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default(), udp: false };
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
     let held = Cell::default();
     let attempt = Attempt { set: &set, member, from, to: from, has_other: &|| false, held: &held, trace: &|| None };
-    open(&w, &attempt, Speaks::Anything).await.map(drop)
+    open(w, &attempt, Speaks::Anything).await
+}
+
+/// One stream of a member whose proxy is replaced after each message: it sends the message back, leaves with a token, and keeps what
+/// comes after that for the next stream.
+async fn say_and_leave((mut send, mut recv): (h2::SendStream<Bytes>, h2::RecvStream), rest: Rc<RefCell<Vec<u8>>>) {
+    let mut heard = rest.take();
+    while heard.len() < 4 {
+        let Some(data) = recv.data().await else {
+            send.send_data(Bytes::new(), true).unwrap();
+            return;
+        };
+        heard.extend_from_slice(&data.unwrap());
+    }
+    send.send_data(Bytes::from(heard), false).unwrap();
+    let (token, mut trailers) = (Token::new().unwrap(), http::HeaderMap::new());
+    continuation::name(&mut trailers, &token);
+    send.send_trailers(trailers).unwrap();
+    while let Some(data) = recv.data().await {
+        rest.borrow_mut().extend_from_slice(&data.unwrap());
+    }
+    // Both halves go on, unless that one has ended in this moment.
+    let theirs = recv.trailers().await.unwrap();
+    assert!(theirs.is_none_or(|theirs| continuation::said(&theirs) == Said::Token(token)));
+}
+
+/// A member as above; what each CONNECT has said of continuation.
+async fn leaving_member(ca: &Ca, w: &Workload) -> Rc<RefCell<Vec<Said>>> {
+    let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
+    let (creds, all, rest) = (Rc::new(ca.credentials(&w.identity)), Rc::<RefCell<Vec<Said>>>::default(), Rc::default());
+    let told = all.clone();
+    spawn_local(async move {
+        while let Ok((s, _)) = l.accept().await {
+            let (creds, told, rest) = (creds.clone(), told.clone(), Rc::clone(&rest));
+            spawn_local(async move {
+                let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
+                let ((_drain, watch), settings) = (drain::new(), Settings::default());
+                let on_stream = |mut c: server::Connect| {
+                    told.borrow_mut().push(continuation::said(c.request.headers()));
+                    let mut answer = http::Response::new(());
+                    continuation::announce(answer.headers_mut());
+                    let send = c.respond.send_response(answer, false).unwrap();
+                    spawn_local(say_and_leave((send, c.request.into_body()), rest.clone()));
+                };
+                let _ = server::serve(tunnel, &settings, watch, on_stream).await;
+            });
+        }
+    });
+    all
+}
+
+#[tokio::test]
+async fn a_connection_outlives_the_proxy_of_its_endpoint() {
+    let run = async {
+        let ca = Ca::mint();
+        let s = mesh([pod("t", "127.77.4.1", &[(KEY, PORTS)])]);
+        let told = leaving_member(&ca, &at(&s, "127.77.4.1")).await;
+        let plane = Plane::start(&ca, s);
+        let (mut io, _lease) = opened(&plane.worker).await.unwrap();
+        for n in 1..=5 {
+            io.write_all(b"ping").await.unwrap();
+            let mut back = [0; 4];
+            timeout(PATIENCE, io.read_exact(&mut back)).await.unwrap().unwrap();
+            assert_eq!((&back, n), (b"ping", n));
+        }
+        io.shutdown().await.unwrap();
+        assert_eq!(timeout(PATIENCE, io.read(&mut [0])).await.unwrap().unwrap(), 0, "its end is an end");
+        let told = told.borrow();
+        assert_eq!(told.len(), 6, "one stream for each message, and one for the end");
+        assert!(told[0] == Said::Knows && told[1..].iter().all(|said| matches!(said, Said::Token(_))));
+        assert_eq!(plane.worker.shared.metrics.followed.load(Relaxed), 5);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// Another workload has the address.
+#[tokio::test]
+async fn a_connection_does_not_go_on_with_somebody_else() {
+    let run = async {
+        let ca = Ca::mint();
+        let s = mesh([pod("t", "127.77.4.2", &[(KEY, PORTS)])]);
+        let told = leaving_member(&ca, &at(&s, "127.77.4.2")).await;
+        let plane = Plane::start(&ca, s);
+        let (mut io, _lease) = opened(&plane.worker).await.unwrap();
+        plane.tell(mesh([pod("other", "127.77.4.2", &[(KEY, PORTS)])]));
+        io.write_all(b"ping").await.unwrap();
+        let mut back = vec![];
+        let ended = timeout(PATIENCE, io.read_to_end(&mut back)).await.unwrap();
+        assert_eq!((back, ended.unwrap_err().kind()), (b"ping".to_vec(), io::ErrorKind::ConnectionReset));
+        assert_eq!(told.borrow().len(), 1, "nobody is asked");
+    };
+    LocalSet::new().run_until(run).await;
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
     inpod::LocalPod,
     outbound,
     outcome::Outcome,
-    parking::{Bound, Parked},
+    parking::{self, Bound, Parked},
     relay,
     worker::{Direction, Place, Worker},
 };
@@ -210,9 +210,9 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
     };
     if let (Some(conn), Some(pod)) = (&destination, &pods.destination) {
         let Some(peer) = conn.source_identity.clone() else { return };
-        let bound = Bound { peer, from: conn.source_addr.ip(), pod: pod.uid.clone(), to: conn.destination_addr };
+        let bound = Bound { peer, from: conn.source_addr.ip(), owner: pod.uid.clone(), to: conn.destination_addr };
         if let Some(cut) = cut.take() {
-            drop(worker.shared.parking.park(token, bound, cut).await);
+            drop(parking::park(&worker.shared.parking, token, bound, cut).await);
         }
         return;
     }

@@ -8,6 +8,7 @@ mod certificates;
 mod compression;
 mod cors;
 mod deadlines;
+mod drains;
 mod external;
 mod flows;
 mod grpc_web;
@@ -34,7 +35,7 @@ use crate::{
     http::codec,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, run_paused as run, spawn, worker_told},
+    testing::{LINES, run_paused as run, spawn, worker_and_drain},
     upstream::connector::{Connector, memory::Memory},
     worker::Worker,
 };
@@ -49,6 +50,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use karst_api::{route as ir, workload::AppProtocol};
 use karst_proxy::testing;
+use karst_rt::drain::Drain;
 use std::{
     cell::RefCell,
     convert::Infallible,
@@ -149,15 +151,23 @@ fn snapshot(endpoints: usize, speaks: AppProtocol) -> Snapshot {
 impl Mesh {
     /// A service with so many endpoints, of which nobody listens yet.
     fn new(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> Self {
+        let (own, drain) = Self::draining(endpoints, speaks, change);
+        // It never begins.
+        std::mem::forget(drain);
+        own
+    }
+
+    /// The same, and who begins the waypoint's drain.
+    fn draining(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> (Self, Drain) {
         let mut s = snapshot(endpoints, speaks);
         change(&mut s);
         Self::knowing(s, speaks)
     }
 
-    fn knowing(s: Snapshot, speaks: AppProtocol) -> Self {
+    fn knowing(s: Snapshot, speaks: AppProtocol) -> (Self, Drain) {
         let memory = Rc::<Memory>::default();
-        let (worker, state) = worker_told(s, "waypoint", Connector::Memory(memory.clone()));
-        Self { worker, state, memory, seen: Rc::default(), speaks }
+        let (worker, state, drain) = worker_and_drain(s, "waypoint", Connector::Memory(memory.clone()));
+        (Self { worker, state, memory, seen: Rc::default(), speaks }, drain)
     }
 
     /// The control plane tells of a change.

@@ -377,6 +377,22 @@ fn an_open_one_outlives_the_timeout() {
     });
 }
 
+/// A drain waits for it, though the request that it has begun with is long over.
+#[test]
+fn an_open_one_keeps_its_worker_from_ending() {
+    run(async {
+        let m = Mesh::new(1, AppProtocol::Http11, |_| {});
+        one(&m, well);
+        assert!(m.worker.is_idle());
+        let (mut io, ..) = opened(&m, "/").await;
+        goes_both_ways(&mut io).await;
+        assert!(!m.worker.is_idle());
+        drop(io);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(m.worker.is_idle());
+    });
+}
+
 #[test]
 fn other_tunnels_are_refused() {
     run(async {
