@@ -17,9 +17,11 @@ use crate::{
     upstream::{
         connector::Connector,
         error::Error,
+        follow,
         open::Attempt,
         own::OwnCall,
         pool::ConnectionDisposition,
+        reopen,
         send::{http1, http2},
     },
     worker::{Shared, Worker},
@@ -119,7 +121,10 @@ pub fn start(shared: Arc<Shared>, queue: mpsc::Receiver<Batch>) -> Exporter {
     let ((drain, watch), (stop, stopped)) = (drain::new(), oneshot::channel());
     let task = tokio::task::spawn_local(async move {
         // What connections and tunnels are kept in is a worker's; this one has no number, and serves nobody.
-        let worker = Worker::new(shared, usize::MAX, watch, Connector::Network(NetnsConnector::host()));
+        let (following, orders) = follow::orders();
+        let network = Connector::Network(NetnsConnector::host());
+        let worker = Worker::new(shared, usize::MAX, watch, network, following);
+        tokio::task::spawn_local(reopen::run(Rc::downgrade(&worker), orders));
         run(worker, queue, stopped).await;
     });
     Exporter { stop, task, _drain: drain }

@@ -4,6 +4,7 @@ use super::*;
 use karst_rt::drain::Phase;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_local,
     time::{sleep, timeout},
 };
 

@@ -168,7 +168,7 @@ pub fn changes(world: &mut World, options: &Options, report: &mut Report) -> Res
             }
         });
         let edit = |number: usize, api: &mut Api| -> Result<Option<f64>> {
-            let (port, target) = if number % 2 == 0 { (8080, 8081) } else { (80, 8080) };
+            let (port, target) = if number.is_multiple_of(2) { (8080, 8081) } else { (80, 8080) };
             api.patch(&format!("{}/{name}", objects::routes(EDGE)), &json!({ "spec": { "rules": rules(port) } }))?;
             let wanted = format!("{name}-{target}");
             let (edited, mut took) = (Instant::now(), None);
