@@ -169,8 +169,9 @@ async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
 #[tokio::test]
 async fn what_may_be_a_members_address_is_held() {
     let run = async {
+        // On a node's network: its address says nothing of who else is there. (One that is written may not be of loopback.)
         let entry = pb::Workload {
-            uid: "Kubernetes/networking.istio.io/WorkloadEntry/ns/e".into(),
+            network_mode: pb::NetworkMode::HostNetwork as i32,
             tunnel_protocol: 0,
             ..pod("e", "127.77.2.1", &[(KEY, PORTS)])
         };
@@ -232,6 +233,29 @@ async fn what_may_be_a_members_address_is_held() {
         timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(taken.get(), 3);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// A gateway is not led to itself by what somebody writes, nor past the mesh. (Loopback is no endpoint at all: `endpoints` of karst-proxy.)
+#[tokio::test]
+async fn what_is_written_leads_neither_to_ourselves_nor_to_a_service() {
+    let run = async {
+        let mesh = |ip: &str| {
+            let outside = |name, ip| pb::Workload { tunnel_protocol: 0, ..pod(name, ip, &[(KEY, PORTS)]) };
+            let uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/e/{ip}");
+            let pods = vec![
+                pb::Workload { uid, ..outside("e", ip) },
+                pb::Workload { services: Default::default(), ..outside(OWN, "10.0.1.1") },
+            ];
+            let called = Service { canonical: true, ..service("k", "10.96.0.2", PORTS) };
+            snapshot(pods, vec![service("s", "10.96.0.1", PORTS), called])
+        };
+        for (what, ip) in [("ourselves", "10.0.1.1"), ("a Service", "10.96.0.2")] {
+            let plane = Plane::start(&Ca::mint(), mesh(ip));
+            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
+            assert!(matches!(&e, ConnectError::NoAddress(said) if **said == *ip), "{what}: {e}");
+        }
     };
     LocalSet::new().run_until(run).await;
 }
