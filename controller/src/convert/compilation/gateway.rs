@@ -81,7 +81,7 @@ fn credentials(
             ),
         )
     })?;
-    let authorities = of_secret(holder).map_err(|text| (field("credentialName"), text))?;
+    let authorities = of_secret(holder).map_err(|e| (field("credentialName"), e.to_string()))?;
     (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
     Ok(())
 }
