@@ -134,12 +134,7 @@ impl Clusters {
         preferred_family: IpAddr,
     ) -> Option<EndpointSet> {
         let service = snapshot.mesh.services.get(&key.service)?.clone();
-        // A port that a service does not have leads nowhere, whatever listens at that number.
-        let is_port = match key.udp {
-            true => service.udp_ports.contains(&key.port),
-            false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
-        };
-        if !is_port {
+        if !has_port(&service, key) {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
@@ -163,10 +158,7 @@ impl Clusters {
         let cluster = self.get(snapshot, key);
         let to = SocketAddr::new(preferred_family, key.port);
         let found = match (asks_waypoint, key.udp) {
-            (true, _) => {
-                let all = service.waypoints.iter();
-                all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
-            }
+            (true, _) => pods_of_waypoints(snapshot, own, &service, preferred_family),
             (false, true) => udp_endpoints(snapshot, own, &service, to),
             (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
@@ -182,7 +174,7 @@ impl Clusters {
         if !asks_waypoint && snapshot.has_sessions() {
             // Nobody else is sent there: they are in no group.
             let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
-            let mut ending = ending(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset);
+            let mut ending = ending(snapshot, own, &service, to, subset);
             ending.retain(|(workload, _)| !known.contains(&workload.uid));
             members.extend(cluster.members(ending));
         }
@@ -220,6 +212,14 @@ impl Clusters {
     }
 }
 
+/// A port that a service does not have leads nowhere, whatever listens at that number.
+fn has_port(service: &Service, key: &ClusterKey) -> bool {
+    match key.udp {
+        true => service.udp_ports.contains(&key.port),
+        false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
+    }
+}
+
 /// Whom a service's waypoint is asked for, as ztunnels ask: by the address that is called.
 fn asked_as(service: &Service, port: u16, preferred_family: IpAddr) -> String {
     let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
@@ -239,7 +239,18 @@ fn endpoints(
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
 }
 
-/// The same for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// The pods of a service's waypoints.
+fn pods_of_waypoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    preferred_family: IpAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = service.waypoints.iter();
+    all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
+}
+
+/// The same as [`endpoints`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
 /// (`lent` in `upstream/open.rs`).
 fn udp_endpoints(
     snapshot: &Snapshot,
