@@ -136,8 +136,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut tunnel = Tunnel::new(tcp, stream, true, continues);
-                let offer =
-                    || Offer { source: Some(describe(guard.conn(), &served.pod.uid)), destination: None, tunnel: true };
+                let offer = || offered(&guard, &served.pod, true);
                 let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
                     Ok(token) => Box::pin(follow(&worker, &served.pod, &guard, (lease, tunnel, token))).await,
                     Err(outcome) => {
@@ -153,11 +152,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut pair = Pair::new(tcp, other);
-                let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
-                    destination: None,
-                    tunnel: false,
-                };
+                let offer = || offered(&guard, &served.pod, false);
                 let o = relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
                 return guard.end(&o);
@@ -170,9 +165,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                     signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
                 }
                 let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
                     destination: inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid)),
-                    tunnel: false,
+                    ..offered(&guard, &served.pod, false)
                 };
                 let outcome = relay::plain(&worker, &inner, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
@@ -201,6 +195,11 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     }
 }
 
+/// What a successor of this process is offered of a pod's connection.
+fn offered(guard: &Guard, pod: &LocalPod, tunnel: bool) -> Offer {
+    Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel }
+}
+
 /// A connection whose peer has left, and that goes on in another stream; as often as that happens.
 pub async fn follow(
     worker: &Worker,
@@ -208,7 +207,7 @@ pub async fn follow(
     guard: &Guard,
     (mut lease, mut tunnel, mut token): (Lease, Tunnel, Token),
 ) -> Outcome {
-    let offer = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let offer = || offered(guard, pod, true);
     loop {
         let cut = match tunnel.interrupted() {
             Ok(cut) => Parked::new(cut),
