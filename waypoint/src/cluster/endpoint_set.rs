@@ -383,6 +383,18 @@ impl EndpointSet {
     pub fn record_outcome(&self, member: &LbEndpoint, status: Option<u16>) {
         let Some(outlier) = &self.policy.outlier else { return };
         let stats = &member.state;
+        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
+        match status {
+            Some(_) => stats.local_errors.store(0, Relaxed),
+            // Somebody's on the way, and not the application's.
+            None if outlier.consecutive_local > 0 => {
+                if over(stats.local_errors.fetch_add(1, Relaxed) + 1, outlier.consecutive_local) {
+                    self.eject(stats, outlier);
+                }
+                return;
+            }
+            None => {}
+        }
         let gateway = status.is_none_or(|s| (502..=504).contains(&s));
         if status.is_some_and(|s| s < 500) {
             stats.errors.store(0, Relaxed);
@@ -391,7 +403,6 @@ impl EndpointSet {
         }
         let errors = stats.errors.fetch_add(1, Relaxed) + 1;
         let gateways = if gateway { stats.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
-        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
         if over(errors, outlier.consecutive_5xx) || over(gateways, outlier.consecutive_gateway) {
             self.eject(stats, outlier);
         }
@@ -411,8 +422,9 @@ impl EndpointSet {
         }
         let times = u64::from(stats.ejections.fetch_add(1, Relaxed)) + 1;
         stats.ejected.store(now + (outlier.ejection_ms * times).min(MAX_EJECTION.max(outlier.ejection_ms)), Relaxed);
-        stats.errors.store(0, Relaxed);
-        stats.gateway_errors.store(0, Relaxed);
+        for count in [&stats.errors, &stats.gateway_errors, &stats.local_errors] {
+            count.store(0, Relaxed);
+        }
     }
 
     /// Are ejections in force? Not where too few would be left.
@@ -475,6 +487,23 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejection_active(clock::now()));
+    }
+
+    #[test]
+    fn what_gets_no_answer_counts_apart_where_that_is_asked_for() {
+        let out = |consecutive_local: u32, outcomes: &[Option<u16>]| {
+            let ejection_ms = 60_000;
+            let outlier = ir::Outlier { consecutive_5xx: 3, consecutive_local, ejection_ms, ..Default::default() };
+            let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
+            outcomes.iter().for_each(|o| s.record_outcome(&s.members[0], *o));
+            s.members[0].state.is_ejected(clock::now())
+        };
+        let mixed = [Some(500), None, Some(500)];
+        assert!(out(0, &mixed) && !out(2, &mixed));
+        assert!(out(2, &[None, None]) && !out(0, &[None, None]));
+        // An answer is one, whatever it says.
+        assert!(!out(2, &[None, Some(500), None]));
+        assert!(out(2, &[Some(500), None, Some(500), Some(500)]), "what got none says nothing of the application");
     }
 
     #[test]

@@ -25,8 +25,8 @@ use karst_hbone::{frames::Limited, pool::Lease};
 use std::{cell::Cell, rc::Rc};
 use tokio::time::Instant;
 
-/// Requests at a time on one HTTP/2 connection; then another is opened.
-const H2_STREAMS: usize = 100;
+/// Requests at a time on one HTTP/2 connection at most; then another is opened.
+const H2_STREAMS: u32 = 100;
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
 async fn dial_http1(
@@ -145,11 +145,15 @@ async fn shared(
     attempt: &Attempt<'_>,
     pool_key: &PoolKey,
 ) -> Result<(Shared, bool), ConnectError> {
+    let most = match attempt.set.policy.limits.as_ref().map_or(0, |l| l.concurrent_streams) {
+        0 => H2_STREAMS,
+        streams => streams.min(H2_STREAMS),
+    };
     let kept = {
         let mut all = worker.upstream.h2.borrow_mut();
         let conns = all.entry(pool_key.clone()).or_default();
         conns.retain(|c| !c.send.is_closed());
-        conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
+        conns.iter().find(|c| c.active.get() < most as usize).cloned()
     };
     if let Some(connection) = kept {
         return Ok((connection, false));
