@@ -485,7 +485,7 @@ fn update(
 
 /// Now, as statuses have it.
 fn timestamp() -> String {
-    let now = time::OffsetDateTime::now_utc();
+    let now = time::OffsetDateTime::from(clock::wall());
     let now = now.replace_nanosecond(0).unwrap_or(now);
     now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }

@@ -154,12 +154,15 @@ impl Waypoint {
         let rule = table.and_then(|t| t.find_tcp(&input));
         let passed_over = table.map(|t| t.passed_over_tcp(&input)).unwrap_or_default();
         let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over, settings: vec![] };
-        // Where nothing is chosen: as without a rule.
-        let branches = match rule.filter(|rule| rule.total_weight() > 0) {
+        let branches = match rule {
             None => vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_DESTINATION)],
             Some(rule) => self.by_tcp_rule(downstream, rule),
         };
-        Decision { access: Some(access), route: Some(route), end: End::Sent(branches) }
+        let end = match branches.is_empty() {
+            true => End::Reset("the rule has no destination".into()),
+            false => End::Sent(branches),
+        };
+        Decision { access: Some(access), route: Some(route), end }
     }
 
     fn by_tcp_rule(&self, downstream: &Downstream, rule: &TcpRule) -> Vec<Branch> {
@@ -243,7 +246,7 @@ impl Waypoint {
         let table = routes.map(|r| r.table(downstream.namespace()));
         let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
         let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));
-        let whole = routes.and_then(|r| r.fault);
+        let whole = routes.and_then(|routes| routes.fault.as_ref()).map(|fault| &fault.ir);
         let rule = match found {
             RouteMatch::Rule(rule) => rule,
             RouteMatch::Nothing => {
@@ -251,7 +254,7 @@ impl Waypoint {
                 return (route, End::Answered(404, "no rule matches".into()));
             }
             RouteMatch::Default => {
-                let end = match (aborted(whole.as_ref()), downstream.service()) {
+                let end = match (aborted(whole), downstream.service()) {
                     (Some(end), _) => end,
                     (None, Some(service)) => {
                         End::Sent(vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_CLUSTER)])
@@ -265,7 +268,8 @@ impl Waypoint {
         let mut settings = settings::of_routes(routes);
         settings.extend(settings::of_rule(rule));
         let route = Route { origin: rule.origin.clone(), passed_over, settings };
-        (route, self.by_rule(downstream, rule, rule.fault.or(whole).as_ref()))
+        let fault = rule.fault.as_ref().map(|fault| &fault.ir).or(whole);
+        (route, self.by_rule(downstream, rule, fault))
     }
 
     fn by_rule(&self, downstream: &Downstream, rule: &Rule, fault: Option<&karst_api::route::Fault>) -> End {

@@ -111,9 +111,7 @@ pub fn route(data: &[u8]) {
         }
     }
     let labels = BTreeMap::new();
-    if let Ok(r) = ir::Routes::decode(routes)
-        && let Ok(r) = Routes::new(&r, None)
-    {
+    if let Ok(r) = Routes::decode(routes, None) {
         let ask = RouteInput::new(uri.path(), uri.query(), method, "http", "shop", &headers, "app", &labels);
         let table = r.table("app");
         if let RouteMatch::Rule(rule) = table.find(80, &ask) {
@@ -157,7 +155,7 @@ pub fn authorization(data: &[u8]) {
     let (mut head, ()) = request.into_parts();
     match grpc::answer(data, &ok) {
         Ok(Answer::Allowed(changes)) => {
-            if changes.apply(&mut head).is_ok() {
+            if changes.apply(&mut head, codec::HeadLimits::default()).is_ok() {
                 assert_eq!((head.uri.path(), head.headers.get_all(header::HOST).iter().count()), ("/a", 1));
                 let fixed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
                 assert!(!fixed.iter().any(|name| head.headers.contains_key(name)), "{:?}", head.headers);
@@ -173,9 +171,7 @@ pub fn authorization(data: &[u8]) {
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
 pub fn takes(kind: &str, bytes: &[u8]) {
     let taken = match kind {
-        "routes" => ir::Routes::decode(bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|r| Routes::new(&r, None).map(drop).map_err(|e| e.to_string())),
+        "routes" => Routes::decode(bytes, None).map(drop).map_err(|e| e.to_string()),
         "access" => ir::Access::decode(bytes)
             .map_err(|e| e.to_string())
             .and_then(|a| Access::new(&a).map(drop).map_err(|e| e.to_string())),

@@ -86,6 +86,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
     let metrics = Arc::<telemetry::metrics::Metrics>::default();
     let (spans, finished) = spans::queue::Queue::new(metrics.spans.clone());
+    let (parking, parked) = karst_hbone::parking::new::<downstream::continued::Place>();
+    tokio::task::spawn_local(karst_hbone::parking::run(parked));
     let shared = Arc::new(worker::Shared {
         identity,
         state,
@@ -100,6 +102,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.pod_name),
         workers,
+        parking,
         ports,
         udp_ports,
         spans,

@@ -12,6 +12,7 @@ use crate::{
     downstream::{
         conns::{self, Conns},
         context::{Downstream, DownstreamTarget},
+        continued::Place,
         gate::Gate,
         ports::Ports,
         stream, udp,
@@ -25,13 +26,14 @@ use crate::{
     upstream::{
         address::is_usable,
         connector::Connector,
+        follow,
         pool::{self, Pool},
     },
 };
 use http::request::Parts;
 use karst_core::{Identity, authority::Authority, limits};
 use karst_flows::{Decision, Reporter, Seen};
-use karst_hbone::{Settings, server::Connect};
+use karst_hbone::{Settings, parking::Parking, server::Connect};
 use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
@@ -80,6 +82,8 @@ pub struct Shared {
     /// How many connections there may be.
     pub gate: Gate,
     pub workers: WorkerPool<Job>,
+    /// Connections that wait for their next stream.
+    pub parking: Parking<Place>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
     /// Those of datagrams.
@@ -128,6 +132,8 @@ pub struct Worker {
     pub upstream: Rc<Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    /// Opens the next streams of connections to endpoints.
+    pub following: follow::Orders,
     pub conns: Rc<Conns>,
     /// For answers that are compressed.
     pub encoders: Rc<Encoders>,
@@ -150,28 +156,24 @@ pub struct Worker {
 
 impl Worker {
     /// A worker, with the tasks that keep its connections. Runs in a `LocalSet`.
-    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch, connector: Connector) -> Rc<Self> {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        drain: drain::Watch,
+        connector: Connector,
+        following: follow::Orders,
+    ) -> Rc<Self> {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
-        tokio::task::spawn_local({
-            let pool = upstream.clone();
-            async move {
-                let mut turn = tokio::time::interval(pool::SWEEP);
-                loop {
-                    turn.tick().await;
-                    pool.sweep();
-                }
-            }
-        });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
         tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
-        Rc::new(Self {
+        let worker = Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
             connector,
@@ -185,6 +187,7 @@ impl Worker {
             upstream,
             drain,
             lingering,
+            following,
             conns: Rc::default(),
             encoders: Rc::default(),
             seed: Cell::new(rand::random()),
@@ -193,7 +196,32 @@ impl Worker {
             state: RefCell::new(state),
             latest: RefCell::new(latest),
             sink,
-        })
+        });
+        tokio::task::spawn_local({
+            let (pool, worker) = (worker.upstream.clone(), Rc::downgrade(&worker));
+            async move {
+                let mut turn = tokio::time::interval(pool::SWEEP);
+                loop {
+                    turn.tick().await;
+                    pool.sweep();
+                    if let Some(worker) = worker.upgrade() {
+                        worker.let_go();
+                    }
+                }
+            }
+        });
+        worker
+    }
+
+    /// Lets go of what is not in force any more. Requests do so when they come: a worker that has none would keep the routes and the
+    /// mesh as they were at its last one, and much of the newest snapshot is then there twice.
+    fn let_go(&self) {
+        let newest = self.latest();
+        let mut sets = self.sets.borrow_mut();
+        if sets.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, &*newest)) {
+            *sets = Sets::default();
+        }
+        self.leases.let_go(&newest);
     }
 
     /// Is nothing under way, and can nothing come?
@@ -342,7 +370,7 @@ impl Worker {
 
     /// See [`balance::choose`].
     pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize], now: u64) -> Option<usize> {
-        balance::choose_at(now, set, hash, tried, |n| self.random(n))
+        balance::choose_at(now, set, hash, tried, &mut |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.
@@ -370,5 +398,35 @@ pub struct Open(Rc<Cell<usize>>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{OWN, Plane};
+    use karst_proxy::testing::{Ca, pod, service, snapshot};
+    use tokio::task::LocalSet;
+
+    /// It has found endpoints for a request, and no other request comes.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_without_requests_keeps_no_old_snapshot() {
+        let run = async {
+            let service_key = "ns/s.ns.svc.cluster.local";
+            let pods = vec![pod(OWN, "10.0.0.1", &[]), pod("a", "10.0.0.2", &[(service_key, &[(80, 8080)])])];
+            let mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+            let plane = Plane::start(&Ca::mint(), mesh.clone());
+            let (subset, client) = (Arc::default(), Arc::default());
+            let key = ClusterKey { service: service_key.into(), port: 80, subset, client, udp: false };
+            let old = plane.worker.snapshot();
+            assert!(plane.worker.set(&old, key.as_ref(), [10, 96, 0, 1].into()).is_some());
+            let kept = Arc::downgrade(&old);
+            drop(old);
+            plane.tell(mesh);
+            assert!(kept.upgrade().is_some(), "the worker has it for its next request");
+            tokio::time::sleep(pool::SWEEP * 3).await;
+            assert!(kept.upgrade().is_none());
+        };
+        LocalSet::new().run_until(run).await;
     }
 }

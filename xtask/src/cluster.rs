@@ -32,6 +32,8 @@ pub enum What {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
         nodes: u8,
     },
+    /// Anew, with the charts installed and all that the tests on it want: for `cargo test --test cluster`.
+    ForTests,
     /// Stop it and remove everything that it made.
     Down,
     /// Say what runs.
@@ -97,6 +99,7 @@ pub fn run(what: What) -> Result<()> {
     let c = Cluster::new()?;
     match what {
         What::Up { nodes } => c.up(nodes),
+        What::ForTests => for_tests(),
         What::Down => c.down(),
         What::Status => c.status(),
         What::StopNode { node } => c.stop_node(node),

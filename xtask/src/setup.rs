@@ -34,6 +34,10 @@ const CLUSTER_PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a shell for the test cluster's pods"),
 ];
 
+/// What the test with a real database needs.
+const DATABASE_PACKAGES: &[(&str, &str)] =
+    &[("postgresql", "a real database, whose sessions go over rollouts of ztunnel")];
+
 /// What the page's bundle needs. Node.js from elsewhere is as good.
 const NODE_PACKAGES: &[(&str, &str)] =
     &[("nodejs", "building the page of karst dashboard"), ("npm", "fetching the page's libraries, by its lock file")];
@@ -50,6 +54,11 @@ const KERNEL_PACKAGES: &[(&str, &str)] = &[
 /// Installs what is missing to run old kernels.
 pub fn kernels() -> Result<()> {
     packages(KERNEL_PACKAGES)
+}
+
+/// Installs PostgreSQL, if it is missing.
+pub fn database() -> Result<()> {
+    packages(DATABASE_PACKAGES)
 }
 
 /// Installs the shell of the samples' image, if it is missing.

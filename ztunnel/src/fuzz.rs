@@ -104,7 +104,7 @@ pub fn xds(data: &[u8]) {
             let names: Vec<String> = s.workloads.keys().chain(s.services.keys()).map(ToString::to_string).collect();
             names.iter().for_each(|n| s.remove_address(n));
             assert!(s.workloads.is_empty() && s.services.is_empty() && s.by_ip.is_empty() && s.by_vip.is_empty());
-            assert!(s.by_host.is_empty() && s.by_name.is_empty() && s.ranges.is_empty());
+            assert!(s.by_host.is_empty() && s.by_name.is_empty() && s.ranges.is_empty() && s.endpoints.is_empty());
         }
     } else if let Ok(p) = convert::policy(bytes) {
         let c = Connection {

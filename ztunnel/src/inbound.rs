@@ -3,11 +3,11 @@
 use crate::{
     conn::Conn,
     conns::Guard,
-    handover::end::describe,
+    handover::end::offer,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    parking::{Bound, Parked},
+    parking::{self, Bound, Parked},
     plan::{OWN_PORTS, Refusal},
     relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
@@ -70,8 +70,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let mut pair = Pair::new(tcp, app);
-        let offer =
-            || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: false };
+        let offer = || offer(guard.conn(), &served.pod.uid, false);
         let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
             o = bytes => o,
@@ -243,7 +242,7 @@ async fn connect(
         }
     };
     let mut response = Response::new(());
-    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
+    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage().cloned()) {
         response.headers_mut().insert("baggage", baggage);
     }
     if continues != Said::Nothing {
@@ -266,7 +265,7 @@ async fn connect(
             None => return guard.end(&Outcome::Drained),
         },
     };
-    let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
+    let offer = || offer(guard.conn(), &served.pod.uid, true);
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
         // The peer has left, and its successor will ask for it.
         Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,
@@ -305,7 +304,7 @@ async fn resumed(
     let parked = match peer {
         // It waits at our successor: the client is to ask there, at once.
         Some(_) if worker.drain.started() => None,
-        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
+        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, owner: pod.uid.clone(), to }).await,
         None => None,
     };
     let (guard, judged) = judged(worker, pod, request).await;
@@ -323,14 +322,14 @@ async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token,
     let conn = guard.conn();
     let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
     let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
-    let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
+    let bound = Bound { peer: peer.clone(), from, owner: pod.uid.clone(), to };
     let cut = match tunnel.interrupted() {
         Ok(cut) => cut,
         Err(e) => return Outcome::Broken(e.to_string()),
     };
     tunnel.release();
     worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
-    let gone = worker.shared.parking.park(token, bound.clone(), cut).await;
+    let gone = parking::park(&worker.shared.parking, token, bound.clone(), cut).await;
     let mut drain = worker.drain.clone();
     tokio::select! {
         _ = gone => return Outcome::HandedOver,

@@ -66,6 +66,11 @@ impl Plan {
         }
     }
 
+    /// Does it lead through a waypoint?
+    pub fn is_by_waypoint(&self) -> bool {
+        matches!(self, Plan::Tunnel(tunnel) if tunnel.waypoint)
+    }
+
     /// The endpoint that it leads to, or will once it is known who is there.
     pub fn leads_to(&self) -> Option<&Arc<str>> {
         match self {

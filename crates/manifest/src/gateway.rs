@@ -44,7 +44,7 @@ pub struct AllowedListeners {
 pub struct ListenerNamespaces {
     /// All, Same, Selector, None (the default).
     pub from: String,
-    pub selector: LabelSelector,
+    pub selector: Option<LabelSelector>,
 }
 /// More listeners of a Gateway, which may be somebody else's (GEP-1713).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -166,8 +166,9 @@ pub struct RouteKind {
 pub struct RouteNamespaces {
     /// All, Same (the default), Selector, None.
     pub from: String,
-    pub selector: LabelSelector,
+    pub selector: Option<LabelSelector>,
 }
+/// Kubernetes': one that is empty selects everything, one that is not there nothing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LabelSelector {

@@ -41,6 +41,21 @@ pub struct ConfigMap {
     /// read, and it may be large.
     #[serde(deserialize_with = "read_keys")]
     pub data: ConfigData,
+    /// Base64, of the same what is no text: a revocation list in DER stands here.
+    #[serde(rename = "binaryData", deserialize_with = "read_keys")]
+    pub binary_data: ConfigData,
+}
+impl ConfigMap {
+    /// One of its values, whether it is a text or not. (What is no base64 is given as it is: nobody is to take it for missing.)
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        use base64::Engine;
+        if let Some(text) = self.data.get(key) {
+            return Some(text.clone().into_bytes());
+        }
+        let coded = self.binary_data.get(key)?;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(coded.trim());
+        Some(decoded.unwrap_or_else(|_| coded.clone().into_bytes()))
+    }
 }
 
 /// Texts by key.

@@ -16,6 +16,7 @@ pub mod nat;
 pub mod netlink;
 pub mod netns;
 pub mod on_wake;
+pub mod outlined;
 pub mod process;
 pub mod process_metrics;
 pub mod ready;

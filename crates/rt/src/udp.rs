@@ -184,7 +184,7 @@ impl Batch {
                 header.msg_controllen = to.control_length;
             }
         }
-        let mut at = 0;
+        let (mut at, mut told_of_way) = (0, false);
         while at < all.len() {
             let rest = &mut messages[at..all.len()];
             // SAFETY: every pointer in `messages` is to a local, to `bytes`, or into `to`; all outlive the call.
@@ -199,10 +199,12 @@ impl Batch {
                 at += gone.max(1);
                 continue;
             }
-            match io::Error::last_os_error().raw_os_error() {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
                 Some(libc::EINTR) => {}
-                // That is of an earlier one: this one has not been tried.
+                // These are of an earlier one: this one has not been tried.
                 Some(libc::ECONNREFUSED) if !sent.refused => sent.refused = true,
+                _ if to.is_none() && is_of_way(&error) && !told_of_way => told_of_way = true,
                 Some(libc::EAGAIN | libc::ENOBUFS) => {
                     sent.lost += (all.len() - at) as u64;
                     break;
@@ -361,6 +363,12 @@ impl Front {
     }
 }
 
+/// Is it told of the way, and not of who is there? (By ICMP: a part of it takes shorter datagrams only. Once it is told the kernel
+/// cuts those that follow.)
+fn is_of_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
+}
+
 /// A socket that is connected to one peer.
 pub struct Connected(UdpSocket);
 
@@ -387,7 +395,12 @@ impl Connected {
     pub async fn receive(&self, batch: &RefCell<Batch>) -> io::Result<usize> {
         // A refusal makes the socket neither readable nor closed: it is an error of its own.
         let something = Interest::READABLE | Interest::ERROR;
-        self.0.async_io(something, || batch.borrow_mut().receive(&self.0)).await
+        loop {
+            match self.0.async_io(something, || batch.borrow_mut().receive(&self.0)).await {
+                Err(e) if is_of_way(&e) => {}
+                received => return received,
+            }
+        }
     }
 
     /// Sends some of what was received last.
@@ -490,6 +503,13 @@ mod tests {
         }
         counts.sort_unstable();
         assert_eq!(counts, [0, 0, 0, 8]);
+    }
+
+    /// No loopback has such a way: what decides is looked at.
+    #[test]
+    fn a_way_that_takes_less_is_no_refusal() {
+        let told = [libc::EMSGSIZE, libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::EAGAIN];
+        assert_eq!(told.map(|code| is_of_way(&io::Error::from_raw_os_error(code))), [true, false, false, false]);
     }
 
     #[tokio::test]

@@ -71,6 +71,9 @@ fn faults_of_one_part_exclude_each_other() {
         (Fault::StepClock(Clock::Node(0), 1), Fault::KillController, true),
         (Fault::KillWorker(0), Fault::PauseController, false),
         (Fault::FillDisk, Fault::KillAgent(0), false),
+        (Fault::StallApi, Fault::RollWaypoint, true),
+        (Fault::StallApi, Fault::KillController, false),
+        (Fault::StallApi, Fault::ChurnPod(0), false),
     ] {
         assert_eq!((a.excludes(b), b.excludes(a)), (apart, apart), "{a} and {b}");
     }
@@ -82,7 +85,7 @@ fn faults_of_one_part_exclude_each_other() {
     }
     // A fault that is forgotten in the table never comes.
     let named: BTreeSet<_> = KINDS.iter().map(|kind| format!("{:?}", discriminant(kind))).collect();
-    assert_eq!(named.len(), 14);
+    assert_eq!(named.len(), 15);
 }
 
 fn call(place: Place, failure: Failure, began: f64, ended: f64) -> Call {
@@ -105,7 +108,10 @@ fn a_killed_worker_excuses_what_it_carried_and_nothing_else() {
         assert!(!at(place, Failure::Cut, 98.0, 99.0), "{place}: before");
         assert!(!at(place, Failure::Cut, 102.0, 103.0), "{place}: after");
     }
-    for place in [Place::SameNode, Place::HeldSame, Place::CalmNode] {
+    // However long it takes until the spare serves: what begins after the kill waits for it.
+    let late = call(Place::OtherNode, Failure::Cut, 102.0, 103.0);
+    assert!(!is_excused(Fault::KillWorker(1), (100.0, 104.0), &late));
+    for place in [Place::SameNode, Place::HeldSame, Place::CalmNode, Place::CalmWaypoint] {
         assert!(!at(place, Failure::Cut, 99.9, 100.1), "{place} does not pass node 1");
     }
     assert!(at(Place::Waypoint, Failure::Status(503), 99.9, 100.1));
@@ -123,7 +129,7 @@ fn a_lost_node_excuses_what_needs_it() {
     assert!(!at(Place::NewPod(0), Failure::Late, 104.0, 114.0));
     assert!(at(Place::Service, Failure::Late, 99.9, 110.0), "it was on its way to the lost node");
     assert!(!at(Place::Service, Failure::Late, 101.0, 111.0), "there is another endpoint");
-    for place in [Place::SameNode, Place::HeldSame, Place::CalmNode] {
+    for place in [Place::SameNode, Place::HeldSame, Place::CalmNode, Place::CalmWaypoint] {
         assert!(!at(place, Failure::Late, 99.0, 110.0), "{place}");
     }
     assert!(at(Place::Gateway, Failure::Status(503), 104.0, 105.0));
@@ -165,12 +171,42 @@ fn rollouts_and_changes_excuse_nothing_and_wrong_bytes_are_never_excused() {
             Fault::ChurnPolicy,
             Fault::ChurnRoute(1),
             Fault::StepClock(Clock::Node(0), 1000),
+            Fault::StallApi,
         ] {
             for failure in [Failure::Cut, Failure::Late, Failure::Refused, Failure::Status(503)] {
                 assert!(!is_excused(fault, (0.0, 10.0), &call(place, failure, 5.0, 6.0)), "{fault}: {place}");
             }
         }
     }
+}
+
+#[test]
+fn a_kept_connection_ends_only_by_what_ends_its_proxies() {
+    let at = |fault, place| is_excused(fault, (100.0, 102.0), &call(place, Failure::Ended, 101.0, 101.1));
+    for (fault, place) in [
+        (Fault::RollWaypoint, Place::Waypoint),
+        (Fault::RollGateway, Place::Gateway),
+        (Fault::RollZtunnel(0), Place::Waypoint),
+        (Fault::RollZtunnel(0), Place::CalmWaypoint),
+        (Fault::LoseNode, Place::Gateway),
+    ] {
+        assert!(at(fault, place), "{fault}: {place}");
+    }
+    for (fault, place) in [
+        (Fault::RollWaypoint, Place::Gateway),
+        (Fault::RollGateway, Place::Waypoint),
+        (Fault::RollZtunnel(1), Place::CalmWaypoint),
+        (Fault::ChurnRoute(50), Place::Waypoint),
+        (Fault::ChurnPolicy, Place::CalmWaypoint),
+        (Fault::StepClock(Clock::Node(0), 1000), Place::Waypoint),
+        (Fault::KillController, Place::Gateway),
+        (Fault::KillAgent(0), Place::Waypoint),
+        (Fault::LoseNode, Place::CalmWaypoint),
+    ] {
+        assert!(!at(fault, place), "{fault}: {place}");
+    }
+    let before = call(Place::Waypoint, Failure::Ended, 98.0, 99.0);
+    assert!(!is_excused(Fault::RollWaypoint, (100.0, 102.0), &before));
 }
 
 #[test]

@@ -62,8 +62,13 @@ impl<'a> Look<'a> {
 /// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
 /// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
 /// be used.
-pub fn choose(set: &EndpointSet, hash: Option<u64>, tried: &[usize], random: impl FnMut(u64) -> u64) -> Option<usize> {
-    choose_at(clock::now(), set, hash, tried, random)
+pub fn choose(
+    set: &EndpointSet,
+    hash: Option<u64>,
+    tried: &[usize],
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    choose_at(clock::now(), set, hash, tried, &mut random)
 }
 
 /// As [`choose`], at a time of [`clock`] that has been read already.
@@ -72,16 +77,16 @@ pub fn choose_at(
     set: &EndpointSet,
     hash: Option<u64>,
     tried: &[usize],
-    mut random: impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let look = Look::at(now, set, tried);
     let moment = Moment { now, spares: set.overload_active(now) };
-    let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
-    choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_usable(m), &mut random)
-        .or_else(|| choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
+    let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), random) } else { 0 };
+    choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_usable(m), random)
+        .or_else(|| choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_fresh(m), random))
         .or_else(|| match tried {
             [] => None,
-            _ => choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
+            _ => choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_healthy(m), random),
         })
 }
 
@@ -98,7 +103,7 @@ pub fn has_other(set: &EndpointSet, index: usize, tried: &[usize]) -> bool {
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
-fn priority(set: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+fn priority(set: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut dyn FnMut(u64) -> u64) -> usize {
     let Some(last) = set.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
     let mut at = random(100);
     for priority in 0..=last {
@@ -123,7 +128,7 @@ fn choose_from(
     hash: Option<u64>,
     moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     if let [_] = set.groups[..] {
         return choose_in_group(set, 0, hash, moment, usable, random);
@@ -148,7 +153,7 @@ fn choose_in_group(
     hash: Option<u64>,
     moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let among = &set.groups.get(group)?.members[..];
     let balance = set.policy.balance.as_ref();
@@ -205,7 +210,7 @@ fn draw(
     among: &[u32],
     moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let weight = |member: &LbEndpoint| {
         let part = warmth(set.policy.balance.as_ref(), moment.now.saturating_sub(member.state.since));
@@ -432,7 +437,8 @@ mod tests {
             let mut r = rand::rng();
             let mut chosen = [0; 2];
             for _ in 0..4000 {
-                chosen[choose_at(now, &s, None, &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
+                let drawn = choose_at(now, &s, None, &[], &mut |n| r.random_range(0..n.max(1)));
+                chosen[drawn.unwrap()] += 1;
             }
             assert!((200..600).contains(&chosen[1]), "{m:?} {chosen:?}");
         }

@@ -25,7 +25,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -36,6 +36,9 @@ use tokio::sync::Semaphore;
 const MAX_EJECTION: u64 = 300_000;
 /// So many destinations are kept before those that are gone are looked for.
 const SWEEP: usize = 256;
+
+/// Of services without rules, which most are: each worker has a set for each of those that are called.
+static NO_RULES: LazyLock<Arc<ir::Policy>> = LazyLock::new(Arc::default);
 
 /// All destinations of the process.
 #[derive(Default)]
@@ -75,6 +78,8 @@ pub struct EndpointSet {
     pub chosen: Rc<Chosen>,
     pub cluster: Arc<Cluster>,
     pub members: Vec<LbEndpoint>,
+    /// How many of them, from the first on, are for everybody: see [`EndpointSet::live`].
+    live: usize,
     pub policy: Arc<ir::Policy>,
     /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
     pub dynamic_endpoint: Option<DynamicEndpoint>,
@@ -154,7 +159,7 @@ impl Clusters {
             Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
             None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
-        let policy = Arc::new(policy.cloned().unwrap_or_default());
+        let policy = policy.map_or_else(|| NO_RULES.clone(), |policy| Arc::new(policy.clone()));
         let cluster = self.get(snapshot, key);
         let to = SocketAddr::new(preferred_family, key.port);
         let found = match (asks_waypoint, key.udp) {
@@ -163,6 +168,7 @@ impl Clusters {
             (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
         let mut members = cluster.members(found);
+        let live = members.len();
         let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
@@ -188,7 +194,7 @@ impl Clusters {
         let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(snapshot, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
-        let baggage = own.baggage.clone();
+        let baggage = own.baggage().cloned();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
         let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
@@ -197,6 +203,7 @@ impl Clusters {
             chosen,
             cluster,
             members,
+            live,
             policy,
             dynamic_endpoint,
             via_waypoint,
@@ -337,6 +344,7 @@ impl EndpointSet {
             cluster: self.cluster.clone(),
             ring: ring::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
+            live: members.len(),
             members,
             policy: self.policy.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
@@ -348,6 +356,12 @@ impl EndpointSet {
             session: None,
             session_ids: OnceCell::new(),
         }
+    }
+
+    /// The members that are not about to end. Of the others, which serve those who are bound to them, none is part of what is left
+    /// when some are ejected or overloaded.
+    pub fn live(&self) -> &[LbEndpoint] {
+        self.members.get(..self.live).unwrap_or(&self.members)
     }
 
     /// The member that is called so in sessions.
@@ -375,8 +389,9 @@ impl EndpointSet {
         if self.cluster.overloaded.load(Relaxed) <= now {
             return false;
         }
-        let overloaded = self.members.iter().filter(|m| m.state.is_overloaded(now)).count();
-        overloaded > 0 && 2 * overloaded <= self.members.len()
+        let live = self.live();
+        let overloaded = live.iter().filter(|m| m.state.is_overloaded(now)).count();
+        overloaded > 0 && 2 * overloaded <= live.len()
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
@@ -410,9 +425,10 @@ impl EndpointSet {
 
     fn eject(&self, stats: &EndpointStats, outlier: &ir::Outlier) {
         let now = clock::now();
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
-        let allowed = (self.members.len() * outlier.max_ejection_percent as usize / 100).max(1);
+        let allowed = (live.len() * outlier.max_ejection_percent as usize / 100).max(1);
         if stats.is_ejected(now) || out >= allowed {
             return;
         }
@@ -430,8 +446,9 @@ impl EndpointSet {
     /// Are ejections in force? Not where too few would be left.
     pub fn ejection_active(&self, now: u64) -> bool {
         let Some(outlier) = &self.policy.outlier else { return false };
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
-        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * outlier.min_health_percent as usize
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
+        out > 0 && (live.len() - out) * 100 >= live.len() * outlier.min_health_percent as usize
     }
 }
 
@@ -446,6 +463,7 @@ impl Chosen {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::{downstream::gateway::Gateway, session::keys::tests::keys};
     use karst_proxy::testing::{pod, service, snapshot};
 
     pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
@@ -487,6 +505,49 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejection_active(clock::now()));
+    }
+
+    /// Those that are about to end, and are there for who is bound to them, are no part of what may be ejected, nor of what is left.
+    #[test]
+    fn endpoints_that_are_about_to_end_save_no_others() {
+        let one = |i: usize| {
+            let mut w = pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])]);
+            let is_ending = i >= 2;
+            w.status = i32::from(is_ending);
+            w.extensions.extend(is_ending.then(karst_api::draining));
+            w
+        };
+        let mut s = Snapshot::new("");
+        let pods = (0..6).map(one).chain([pod("own", "10.0.1.1", &[])]).collect();
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        s.gateway = Some(Arc::new(Gateway { session_keys: keys(&[1]), ..Default::default() }));
+        let outlier =
+            ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
+        let policy = Some(ir::Policy { outlier: Some(outlier), ..Default::default() });
+        s.backends.insert(KEY.into(), Arc::new(ir::Backend { policy, ..Default::default() }));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
+        let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
+        assert_eq!((set.members.len(), set.live().len()), (6, 2));
+        set.live().iter().for_each(|m| set.record_outcome(m, Some(500)));
+        let now = clock::now();
+        assert_eq!(set.live().iter().filter(|m| m.state.is_ejected(now)).count(), 1, "half of those that serve");
+        set.live().iter().for_each(|m| set.record_overload(m, Duration::from_secs(60), now));
+        assert!(!set.overload_active(now), "both of them");
+    }
+
+    #[test]
+    fn services_without_rules_have_the_same_ones() {
+        let mut s = Snapshot::new("");
+        let services = ["s", "t"].map(|name| service(name, "10.96.0.1", &[(80, 8080)]));
+        s.mesh = snapshot(vec![pod("own", "10.0.1.1", &[])], services.into());
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let [one, other] = ["s", "t"].map(|name| {
+            let service = format!("ns/{name}.ns.svc.cluster.local").into();
+            let key = ClusterKey { service, port: 80, subset: "".into(), client: Arc::default(), udp: false };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
+        });
+        assert!(Arc::ptr_eq(&one.policy, &other.policy) && *one.policy == ir::Policy::default());
     }
 
     #[test]

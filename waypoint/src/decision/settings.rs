@@ -94,7 +94,7 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
             format!("a request that takes longer than {} is answered 504", milliseconds(rule.timeout_ms)),
         );
     }
-    if let Some(retry) = rule.retry.as_ref().filter(|retry| **retry != ir::Retry::istio() && retry.attempts > 0) {
+    if let Some(retry) = rule.retry.as_deref().filter(|retry| **retry != ir::Retry::istio() && retry.attempts > 0) {
         let each = match retry.per_try_ms {
             0 => String::new(),
             each => format!(", each for at most {}", milliseconds(each)),
@@ -114,7 +114,7 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
             format!("answers of {} bytes or more are compressed for clients that take gzip", compression.min_bytes);
         add(SettingKind::Compression, text);
     }
-    out.extend(rule.fault.as_ref().and_then(|own| fault(own, &rule.origin)));
+    out.extend(rule.fault.as_ref().and_then(|own| fault(&own.ir, &rule.origin)));
     out
 }
 

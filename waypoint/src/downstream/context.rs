@@ -15,7 +15,7 @@ use karst_proxy::{
     state::{Service, Workload},
     trace::{self, SpanContext},
 };
-use karst_rt::admission::Permit;
+use karst_rt::{admission::Permit, clock};
 use std::{
     borrow::Cow,
     cell::OnceCell,
@@ -23,8 +23,9 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
+use tokio::sync::Notify;
 
 /// Who calls, and what.
 pub struct Downstream {
@@ -53,8 +54,10 @@ pub struct Entered {
     pub direct: Option<IpAddr>,
     /// Its certificate, as `x-forwarded-client-cert` tells of it. None: it has shown none.
     pub certificate: Option<HeaderValue>,
-    /// Anybody may have signed that: the listener takes whatever is shown.
+    /// Of TLS that ends here: there is none, or anybody may have signed it.
     pub unproven: bool,
+    /// Told when its listener asks for more than was shown: the connection is to end.
+    pub outdated: Notify,
 }
 
 /// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.
@@ -236,7 +239,7 @@ impl Downstream {
         };
         let info = StreamInfo {
             started: Instant::now(),
-            time: SystemTime::now(),
+            time: clock::wall(),
             method: Method::GET,
             path: None,
             authority: None,

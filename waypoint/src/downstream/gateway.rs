@@ -173,10 +173,33 @@ pub struct Listener {
     pub redirect: bool,
     /// Requests of gRPC-Web become gRPC.
     grpc_web: bool,
+    /// What it asks of clients, as a number: listeners with the same one ask the same.
+    asks: usize,
+    /// It serves nobody without a certificate that counts.
+    requires_certificate: bool,
     /// The port that clients call.
     called: u16,
     /// The certificates that it shows, in PEM, for the admin page.
     chains: Vec<Vec<u8>>,
+}
+
+/// What listeners that end TLS ask of clients.
+#[derive(PartialEq)]
+struct Asked<'a> {
+    client: i32,
+    roots: &'a [u8],
+    lists: &'a [Vec<u8>],
+    names: &'a [String],
+}
+
+impl<'a> Asked<'a> {
+    fn of(tls: &'a ir::Tls) -> Self {
+        // Who is asked for nothing is asked the same everywhere.
+        if tls.client == ir::ClientCertificate::None as i32 {
+            return Self { client: tls.client, roots: &[], lists: &[], names: &[] };
+        }
+        Self { client: tls.client, roots: &tls.client_roots, lists: &tls.client_lists, names: &tls.client_names }
+    }
 }
 
 /// TLS that ends here.
@@ -209,6 +232,16 @@ impl Gateway {
         Ok(Self { access: Some(Access::closed()), ..Self::new(&rest)? })
     }
 
+    /// The same of one of whose listeners it cannot be read what they ask of clients: these are not there.
+    ///
+    /// # Errors
+    /// As [`Gateway::new`], of the rest.
+    pub fn without_unread_clients(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
+        let is_read = |listener: &&ir::Listener| listener.tls.as_ref().is_none_or(|tls| client_auth(tls).is_ok());
+        let listeners = gateway.listeners.iter().filter(is_read).cloned().collect();
+        Self::new(&ir::Gateway { listeners, ..gateway.clone() })
+    }
+
     /// The same without keys, for who only asks what it would do: nothing can be shown to clients or endpoints.
     ///
     /// # Errors
@@ -219,6 +252,7 @@ impl Gateway {
 
     fn compile(gateway: &ir::Gateway, has_keys: bool) -> Result<Self, GatewayError> {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+        let mut asked: Vec<(Option<Asked<'_>>, Option<ClientAuth>)> = vec![];
         for listener in &gateway.listeners {
             let bad = |error: ListenerError| GatewayError::Listener { origin: listener.origin.clone(), error };
             let port = u16::try_from(listener.port)
@@ -228,11 +262,24 @@ impl Gateway {
             let called = u16::try_from(listener.called).map_err(|_| bad(ListenerError::Port(listener.called)))?;
             let protocol = ListenerProtocol::try_from(listener.protocol)
                 .map_err(|_| bad(ListenerError::Protocol(listener.protocol)))?;
-            let tls = listener.tls.as_ref().filter(|_| has_keys);
-            let tls = tls.map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
             if protocol == ListenerProtocol::Https && listener.tls.is_none() {
                 return Err(bad(ListenerError::NoTls));
             }
+            let tls = listener.tls.as_ref().filter(|_| has_keys);
+            let own = listener.tls.as_ref().map(Asked::of);
+            let requires_certificate =
+                own.as_ref().is_some_and(|own| own.client == ir::ClientCertificate::Required as i32);
+            let known = asked.iter().position(|(known, _)| *known == own);
+            let (asks, clients) = match known.and_then(|asks| Some((asks, asked.get(asks)?.1.clone()))) {
+                Some(known) => known,
+                None => {
+                    // For all that ask the same: what is revoked may be much.
+                    let clients = tls.map(client_auth).transpose().map_err(bad)?.flatten();
+                    asked.push((own, clients.clone()));
+                    (asked.len() - 1, clients)
+                }
+            };
+            let tls = tls.map(|t| Tls::new(t, protocol, clients)).transpose().map_err(bad)?;
             ports.entry(port).or_default().listeners.push(Arc::new(Listener {
                 origin: listener.origin.clone(),
                 routes: listener.routes.clone(),
@@ -242,6 +289,8 @@ impl Gateway {
                 tls,
                 redirect: listener.redirect,
                 grpc_web: listener.grpc_web,
+                asks,
+                requires_certificate,
                 called: if called == 0 { port } else { called },
                 chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
@@ -343,6 +392,16 @@ impl Listener {
         &self.hosts
     }
 
+    /// Does it ask the same certificates of clients as another one of its gateway?
+    pub fn asks_like(&self, other: &Self) -> bool {
+        self.asks == other.asks
+    }
+
+    /// Does it serve nobody without a certificate that counts?
+    pub fn requires_certificate(&self) -> bool {
+        self.requires_certificate
+    }
+
     /// The port that clients call.
     pub fn called(&self) -> u16 {
         self.called
@@ -371,8 +430,13 @@ impl Listener {
     }
 }
 
+/// What a listener asks of clients. (Which cipher suites it has does not matter for that.)
+fn client_auth(tls: &ir::Tls) -> Result<Option<ClientAuth>, ListenerError> {
+    Ok(ClientAuth::new(tls, &Arc::new(tls_parameters::provider(None)?))?)
+}
+
 impl Tls {
-    fn new(tls: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, ListenerError> {
+    fn new(tls: &ir::Tls, protocol: ListenerProtocol, clients: Option<ClientAuth>) -> Result<Self, ListenerError> {
         let provider = Arc::new(tls_parameters::provider(tls.parameters.as_ref())?);
         let mut keys = vec![];
         for pair in &tls.certificates {
@@ -389,7 +453,6 @@ impl Tls {
             (true, true) => return Err(ListenerError::Versions),
         };
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
-        let clients = ClientAuth::new(tls, &provider)?;
         let builder = match &clients {
             None => builder.with_no_client_auth(),
             Some(clients) => builder.with_client_cert_verifier(clients.verifier.clone()),
@@ -575,7 +638,7 @@ mod tests {
         let clock = Arc::new(Clock(AtomicU64::new(1_893_456_000 - 3600)));
         for version in rustls::ALL_VERSIONS {
             clock.0.store(1_893_456_000 - 3600, Relaxed);
-            let mut tls = Tls::new(&listener, ListenerProtocol::Tls).unwrap();
+            let mut tls = Tls::new(&listener, ListenerProtocol::Tls, client_auth(&listener).unwrap()).unwrap();
             Arc::get_mut(&mut tls.server).unwrap().time_provider = clock.clone();
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
             let mut roots = RootCertStore::empty();
@@ -656,7 +719,7 @@ mod tests {
         let tls = |change: fn(&mut ir::Tls)| {
             let mut tls = ir::Tls { certificates: vec![own.clone()], ..Default::default() };
             change(&mut tls);
-            Tls::new(&tls, ListenerProtocol::Https).map_err(|e| e.to_string())
+            Tls::new(&tls, ListenerProtocol::Https, None).map_err(|e| e.to_string())
         };
         let client = |versions: &[&'static rustls::SupportedProtocolVersion], curves: &[&str]| {
             let mut roots = RootCertStore::empty();
@@ -742,6 +805,34 @@ mod tests {
         let outline = Gateway::outline(&gateway).unwrap();
         let only = &outline.ports[&80].listeners()[0];
         assert!(only.terminates_tls && only.tls.is_none());
+    }
+
+    /// Each that asks the same once had roots and lists of its own: a large list, times all listeners of the port.
+    #[test]
+    fn what_many_listeners_ask_is_read_once() {
+        let own = rcgen::generate_simple_self_signed(vec!["gateway".to_string()]).unwrap();
+        let pair = ir::KeyPair { chain: own.cert.pem().into(), key: own.signing_key.serialize_pem().into() };
+        let asking = |origin: &str, client: ir::ClientCertificate| {
+            let tls = ir::Tls {
+                certificates: vec![pair.clone()],
+                client: client as i32,
+                client_roots: own.cert.pem().into(),
+                ..Default::default()
+            };
+            let protocol = ListenerProtocol::Https as i32;
+            ir::Listener { tls: Some(tls), protocol, ..listener(origin, &[origin]) }
+        };
+        let (required, optional) = (ir::ClientCertificate::Required, ir::ClientCertificate::Optional);
+        let none = ir::ClientCertificate::None;
+        let listeners = [("a", required), ("b", optional), ("c", required), ("d", none)];
+        let listeners = listeners.map(|(origin, client)| asking(origin, client)).into();
+        let g = Gateway::new(&ir::Gateway { listeners, ..Default::default() }).unwrap();
+        let all = g.ports[&80].listeners();
+        let clients = |index: usize| all[index].tls.as_ref().unwrap().clients.as_ref().map(|c| c.verifier.clone());
+        let [Some(a), Some(b), Some(c), None] = [0, 1, 2, 3].map(clients) else { panic!("{all:?}") };
+        assert!(Arc::ptr_eq(&a, &c) && !Arc::ptr_eq(&a, &b));
+        assert!(all[0].asks_like(&all[2]) && !all[0].asks_like(&all[1]) && !all[1].asks_like(&all[3]));
+        assert_eq!([0, 1, 2, 3].map(|i: usize| all[i].requires_certificate()), [true, false, true, false]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod client_cert;
 pub mod client_verifier;
 pub mod conns;
 pub mod context;
+pub mod continued;
 pub mod edge;
 pub mod gate;
 pub mod gateway;

@@ -70,13 +70,13 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     if let Some(rule) = rule {
         record.route.clone_from(&rule.origin);
     }
-    let rule = rule.and_then(TcpRule::choose);
     let own = &*worker.shared.config.pod_namespace;
-    let key = match rule {
-        Some(destination) if destination.refuse_status != 0 => {
-            return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
-        }
-        Some(destination) => {
+    let key = match rule.map(TcpRule::choose) {
+        // One whose destinations get nothing does not leave it to whoever would be called without the rule.
+        Some(chosen) => {
+            let Some(destination) = chosen.filter(|destination| destination.refuse_status == 0) else {
+                return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
+            };
             let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());
             downstream.key(own, &snapshot, &service, destination.port as u16, &subset).to_key()
         }

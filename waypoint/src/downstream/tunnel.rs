@@ -1,8 +1,9 @@
-//! One CONNECT: may it come here, and what is spoken on it.
+//! One CONNECT: may it come here, and what is spoken on it; or does a connection go on with it that another stream has begun.
 
 use crate::{
     downstream::{
         context::{ClientHello, Downstream, DownstreamTarget, Written},
+        continued::{Next, Place, Waits},
         hello::{HELLO, hello},
         sniff,
         stream::Io,
@@ -12,25 +13,32 @@ use crate::{
     snapshot::Snapshot,
     worker::Worker,
 };
-use h2::server::SendResponse;
-use http::{Method, StatusCode};
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Method, Response, StatusCode};
 use karst_api::workload::AppProtocol;
 use karst_core::{Identity, authority::Authority};
-use karst_hbone::server::Connect;
+use karst_hbone::{
+    continuation::{self, Said, Token},
+    parking::Bound,
+    server::Connect,
+};
 use karst_proxy::{
     endpoints::is_waypoint,
     state::{Service, Workload},
 };
+use karst_rt::admission::InUse;
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::atomic::Ordering::Relaxed,
 };
 
-/// Serves a stream of a tunnel to its end.
-pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: SocketAddr) {
+/// Serves a stream of a tunnel to its end. `in_use`: its tunnel is not idle.
+pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: SocketAddr, mut in_use: Option<InUse>) {
     let Connect { request, mut respond } = connect;
     if keeper::is_asked(&request, &peer, &worker.shared.identity) {
-        let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
+        let Ok(send) = respond.send_response(Response::new(()), false) else { return };
         let io = Io::tunnel(send, request.into_body(), worker.lingering.clone());
         // Rare, and large: not in every stream's task.
         return Box::pin(keeper::serve(&worker.shared.quota, io, worker.drain.clone())).await;
@@ -46,8 +54,25 @@ pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: 
             return refuse(&mut respond, status);
         }
     };
-    let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
-    let mut io = Io::tunnel(send, request.into_body(), worker.lingering.clone());
+    let lingering = worker.lingering.clone();
+    let mut io = match (continuation::said(request.headers()), bound(&downstream)) {
+        (Said::Nothing, _) | (Said::Knows, None) => {
+            let Ok(send) = respond.send_response(Response::new(()), false) else { return };
+            Io::tunnel(send, request.into_body(), lingering)
+        }
+        (Said::Knows, Some(bound)) => {
+            let Ok(send) = respond.send_response(knows(), false) else { return };
+            let waits = Waits { parking: worker.shared.parking.clone(), bound };
+            let first = Next { send, recv: request.into_body(), held: Box::new(in_use.take()) };
+            Io::continuing(first, false, Box::new(waits), lingering)
+        }
+        (Said::Token(_), None) => return refuse(&mut respond, StatusCode::BAD_REQUEST),
+        // Rare: not in every stream's task.
+        (Said::Token(token), Some(bound)) => {
+            let stream = (respond, request.into_body());
+            return Box::pin(goes_on(&worker, bound, token, stream, in_use)).await;
+        }
+    };
     let known =
         downstream.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == downstream.port)).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
@@ -64,6 +89,42 @@ pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: 
             sniff::http(&worker, Rc::new(downstream), io, true).await
         }
         AppProtocol::Unknown => sniff::http(&worker, Rc::new(downstream), io, false).await,
+    }
+}
+
+/// The answer to a CONNECT of a client that knows of continuation, as we do.
+fn knows() -> Response<()> {
+    let mut response = Response::new(());
+    continuation::announce(response.headers_mut());
+    response
+}
+
+/// Who may go on with a connection, and what for. None: who has not shown who it is, or calls no service.
+fn bound(downstream: &Downstream) -> Option<Bound> {
+    let (peer, service) = (downstream.peer.clone()?, downstream.service()?);
+    Some(Bound { peer, from: downstream.from.ip(), owner: service.key.to_string(), to: downstream.called() })
+}
+
+/// A client's successor goes on with a connection: the stream is given to where that is, on whichever worker. It may come here by what
+/// is known now, as a new one may; requests and connections are judged where they are.
+async fn goes_on(
+    worker: &Worker,
+    bound: Bound,
+    token: Token,
+    (mut respond, recv): (SendResponse<Bytes>, RecvStream),
+    in_use: Option<InUse>,
+) {
+    let found = worker.shared.parking.claim(token, bound).await;
+    // One that has ended meanwhile is none.
+    let Some(place) = found.filter(|place: &Place| !place.is_closed()) else {
+        // The client asks again for some time: the connection may not have heard of it yet.
+        return refuse(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+    };
+    let Ok(send) = respond.send_response(knows(), false) else { return };
+    worker.shared.metrics.followed.fetch_add(1, Relaxed);
+    if let Err(mut next) = place.send(Next { send, recv, held: Box::new(in_use) }) {
+        // It has ended in this moment.
+        next.send.send_reset(Reason::CANCEL);
     }
 }
 
@@ -118,78 +179,11 @@ pub fn target<B>(
 }
 
 /// Refuses a CONNECT.
-pub fn refuse(respond: &mut SendResponse<bytes::Bytes>, status: http::StatusCode) {
-    let mut response = http::Response::new(());
+pub fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
     *response.status_mut() = status;
     let _ = respond.send_response(response, true);
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
-    use super::*;
-    use karst_api::workload::{self as pb, GatewayAddress, NamespacedHostname, gateway_address::Destination};
-    use karst_proxy::testing::{pod, service, snapshot};
-
-    const PORTS: &[(u32, u32)] = &[(80, 8080)];
-
-    /// A service that is bound to the waypoint of this name.
-    fn bound(name: &str, vip: &str, waypoint: &str) -> pb::Service {
-        let hostname = format!("{waypoint}.ns.svc.cluster.local");
-        let destination = Destination::Hostname(NamespacedHostname { namespace: "ns".into(), hostname });
-        let waypoint = Some(GatewayAddress { destination: Some(destination), hbone_mtls_port: 15008 });
-        pb::Service { waypoint, ..service(name, vip, PORTS) }
-    }
-
-    /// Whatever a member asks for: only services, and pods, that are bound to this waypoint, at their ports.
-    #[test]
-    fn only_what_is_bound_to_it_is_served() {
-        let waypoint = |name: &str, ip: &str| {
-            let key = format!("ns/{name}.ns.svc.cluster.local");
-            pod(name, ip, &[(key.as_str(), &[(15008, 15008)][..])])
-        };
-        let mut alone = pod("alone", "10.0.0.3", &[]);
-        alone.waypoint = bound("x", "10.96.0.99", "w").waypoint;
-        let pods = vec![waypoint("w", "10.0.0.1"), waypoint("v", "10.0.0.2"), alone, pod("free", "10.0.0.4", &[])];
-        let services = vec![
-            bound("ours", "10.96.0.1", "w"),
-            bound("theirs", "10.96.0.2", "v"),
-            service("free", "10.96.0.3", PORTS),
-            service("w", "10.96.0.8", &[(15008, 15008)]),
-            service("v", "10.96.0.9", &[(15008, 15008)]),
-        ];
-        let mut mesh = snapshot(pods, services);
-        for name in ["alone", "free"] {
-            mesh.add_workload_service(&format!("Kubernetes//Pod/ns/{name}"));
-        }
-        let known = Snapshot { mesh, ..Snapshot::new("") };
-        let own = known.mesh.workload("10.0.0.1".parse().unwrap()).cloned();
-        let peer: Identity = "spiffe://cluster.local/ns/ns/sa/client".parse().unwrap();
-        let ask = |method: Method, authority: &str, own: Option<&Workload>| {
-            let uri = http::Uri::builder().authority(authority).build().unwrap();
-            let request = http::Request::builder().method(method).uri(uri).body(()).unwrap();
-            let from = "10.0.0.5:4000".parse().unwrap();
-            target(&known, own, &request, peer.clone(), from).map_or_else(|(status, _)| status.as_u16(), |_| 200)
-        };
-        for (authority, status) in [
-            ("10.96.0.1:80", 200),
-            ("ours.ns.svc.cluster.local:80", 200),
-            ("10.96.0.1:81", 404),
-            // Another waypoint's, or nobody's: whoever decides there would be passed by.
-            ("10.96.0.2:80", 403),
-            ("theirs.ns.svc.cluster.local:80", 403),
-            ("10.96.0.3:80", 403),
-            ("10.0.0.3:9000", 200),
-            ("10.0.0.4:9000", 404),
-            // Nor ourselves, nor anybody by whatever the waypoint could reach.
-            ("10.0.0.1:15000", 404),
-            ("127.0.0.1:15000", 404),
-            ("192.0.2.1:80", 404),
-            ("10.96.0.1", 400),
-        ] {
-            assert_eq!(ask(Method::CONNECT, authority, own.as_deref()), status, "{authority}");
-        }
-        assert_eq!(ask(Method::GET, "10.96.0.1:80", own.as_deref()), 404);
-        assert_eq!(ask(Method::CONNECT, "10.96.0.1:80", None), 503, "nobody has told who we are");
-    }
-}
+mod tests;

@@ -140,8 +140,8 @@ fn matching(rule: &Rule) -> Value {
     if !headers.is_empty() {
         out["headers"] = headers.into();
     }
-    if !rule.claims.is_empty() {
-        out["dynamic_metadata"] = rule.claims.iter().map(claim).collect::<Vec<_>>().into();
+    if !rule.claims().is_empty() {
+        out["dynamic_metadata"] = rule.claims().iter().map(claim).collect::<Vec<_>>().into();
     }
     out
 }

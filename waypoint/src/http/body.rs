@@ -517,6 +517,7 @@ impl HttpBody for Counted {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::testing::{run, run_paused, spawn};
     use http::Request;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
@@ -533,14 +534,14 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(16 << 10);
         let (tx, rx) = tokio::sync::oneshot::channel();
         let tx = RefCell::new(Some(tx));
-        tokio::task::spawn_local(async move {
+        spawn(async move {
             let take = service_fn(move |r: Request<Incoming>| {
                 let _ = tx.borrow_mut().take().unwrap().send(r.into_body());
                 std::future::pending::<Result<http::Response<String>, std::convert::Infallible>>()
             });
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), take).await;
         });
-        tokio::task::spawn_local(async move {
+        spawn(async move {
             client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
             client.write_all(&end).await.unwrap();
             std::future::pending::<()>().await;
@@ -578,93 +579,85 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_was_read_ahead_is_sent_all_the_same() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                const SIZE: usize = 100 << 10;
-                for (limit, is_part_enough, bytes, is_all) in [
-                    (SIZE, false, SIZE, true),
-                    (SIZE + 1, true, SIZE, true),
-                    (SIZE - 1, false, SIZE - 1, false),
-                    (10, true, 10, false),
-                ] {
-                    let mut body = incoming(SIZE).await;
-                    let (ahead, all) = body.read_ahead(limit, is_part_enough).await.unwrap();
-                    assert_eq!((ahead.len(), all), (bytes, is_all), "{limit}");
-                    assert_eq!(body.size_hint().exact(), Some(SIZE as u64), "{limit}");
-                    // Another one who asks for less, or for more.
-                    assert_eq!(body.read_ahead(7, true).await.unwrap().0.len(), 7);
-                    assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
-                    assert!(!body.is_end_stream());
-                    assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
-                }
-                let mut none = incoming(0).await;
-                assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
-                assert!(none.is_end_stream());
-            })
-            .await;
+    #[test]
+    fn what_was_read_ahead_is_sent_all_the_same() {
+        run(async {
+            const SIZE: usize = 100 << 10;
+            for (limit, is_part_enough, bytes, is_all) in [
+                (SIZE, false, SIZE, true),
+                (SIZE + 1, true, SIZE, true),
+                (SIZE - 1, false, SIZE - 1, false),
+                (10, true, 10, false),
+            ] {
+                let mut body = incoming(SIZE).await;
+                let (ahead, all) = body.read_ahead(limit, is_part_enough).await.unwrap();
+                assert_eq!((ahead.len(), all), (bytes, is_all), "{limit}");
+                assert_eq!(body.size_hint().exact(), Some(SIZE as u64), "{limit}");
+                // Another one who asks for less, or for more.
+                assert_eq!(body.read_ahead(7, true).await.unwrap().0.len(), 7);
+                assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+                assert!(!body.is_end_stream());
+                assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
+            }
+            let mut none = incoming(0).await;
+            assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
+            assert!(none.is_end_stream());
+        });
     }
 
     /// Who sends a head, and no body, is not waited for without end.
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_come_is_given_up() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let mut body = incoming_of(b"content-length: 10\r\n\r\nabc".to_vec()).await;
-                assert_eq!(body.read_ahead(3, true).await.unwrap(), (Bytes::from_static(b"abc"), false));
-                let began = tokio::time::Instant::now();
-                assert!(matches!(body.read_ahead(10, false).await, Err(AheadError::Silent)));
-                assert!(began.elapsed() >= PATIENCE && began.elapsed() < 2 * PATIENCE);
-            })
-            .await;
+    #[test]
+    fn a_body_that_does_not_come_is_given_up() {
+        run_paused(async {
+            let mut body = incoming_of(b"content-length: 10\r\n\r\nabc".to_vec()).await;
+            assert_eq!(body.read_ahead(3, true).await.unwrap(), (Bytes::from_static(b"abc"), false));
+            let began = tokio::time::Instant::now();
+            assert!(matches!(body.read_ahead(10, false).await, Err(AheadError::Silent)));
+            assert!(began.elapsed() >= PATIENCE && began.elapsed() < 2 * PATIENCE);
+        });
     }
 
     /// A body in chunks of one byte costs what it carries.
-    #[tokio::test]
-    async fn what_was_read_ahead_is_kept_in_few_pieces() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                const SIZE: usize = 40_000;
-                let sent = ["transfer-encoding: chunked\r\n\r\n", &"1\r\n\u{7}\r\n".repeat(SIZE), "0\r\n\r\n"].concat();
-                let mut body = incoming_of(sent.into_bytes()).await;
-                assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
-                let pieces = body.ahead.as_ref().map_or(0, |ahead| ahead.chunks.len());
-                assert!(pieces < 10, "{pieces}");
-                assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
-            })
-            .await;
+    #[test]
+    fn what_was_read_ahead_is_kept_in_few_pieces() {
+        run(async {
+            const SIZE: usize = 40_000;
+            let sent = ["transfer-encoding: chunked\r\n\r\n", &"1\r\n\u{7}\r\n".repeat(SIZE), "0\r\n\r\n"].concat();
+            let mut body = incoming_of(sent.into_bytes()).await;
+            assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+            let pieces = body.ahead.as_ref().map_or(0, |ahead| ahead.chunks.len());
+            assert!(pieces < 10, "{pieces}");
+            assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
+        });
     }
 
-    #[tokio::test]
-    async fn mirrors_neither_hurry_nor_hold_up_an_attempt() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                // A mirror that is first gets nothing before the attempt does; then the same bytes.
-                let s = Source::new(incoming(300 << 10).await, 1 << 20);
-                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                for _ in 0..20 {
-                    assert_eq!(read(&mut mirror).await, (0, None));
-                    tokio::task::yield_now().await;
-                }
-                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
-                assert_eq!(read_all(&mut mirror).await, (300 << 10, true));
-                // One that is too slow is given up, and the attempt goes on; there is no second one then.
-                let s = Source::new(incoming(300 << 10).await, 64 << 10);
-                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
-                assert!(!read_all(&mut mirror).await.1);
-                assert!(s.attempt().is_none());
-                // What fits is read again; a mirror of what was given up does not wait for ever.
-                let s = Source::new(incoming(10 << 10).await, 64 << 10);
-                let mut first = s.attempt().unwrap();
-                assert_eq!(read_all(&mut first).await, (10 << 10, true));
-                assert_eq!(read_all(&mut s.attempt().unwrap()).await, (10 << 10, true));
-                let s = Source::new(incoming(10 << 10).await, 64 << 10);
-                let (mut mirror, attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                drop((attempt, s));
-                assert_eq!(read_all(&mut mirror).await, (0, false));
-            })
-            .await;
+    #[test]
+    fn mirrors_neither_hurry_nor_hold_up_an_attempt() {
+        run(async {
+            // A mirror that is first gets nothing before the attempt does; then the same bytes.
+            let s = Source::new(incoming(300 << 10).await, 1 << 20);
+            let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            for _ in 0..20 {
+                assert_eq!(read(&mut mirror).await, (0, None));
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+            assert_eq!(read_all(&mut mirror).await, (300 << 10, true));
+            // One that is too slow is given up, and the attempt goes on; there is no second one then.
+            let s = Source::new(incoming(300 << 10).await, 64 << 10);
+            let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+            assert!(!read_all(&mut mirror).await.1);
+            assert!(s.attempt().is_none());
+            // What fits is read again; a mirror of what was given up does not wait for ever.
+            let s = Source::new(incoming(10 << 10).await, 64 << 10);
+            let mut first = s.attempt().unwrap();
+            assert_eq!(read_all(&mut first).await, (10 << 10, true));
+            assert_eq!(read_all(&mut s.attempt().unwrap()).await, (10 << 10, true));
+            let s = Source::new(incoming(10 << 10).await, 64 << 10);
+            let (mut mirror, attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            drop((attempt, s));
+            assert_eq!(read_all(&mut mirror).await, (0, false));
+        });
     }
 }

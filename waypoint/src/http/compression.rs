@@ -61,7 +61,7 @@ pub(super) fn compress(
         return response;
     }
     // Whoever keeps it must not give it to other clients.
-    vary(response.headers_mut());
+    vary(response.headers_mut(), &ACCEPT_ENCODING);
     let body = response.body();
     let is_small = body.size_hint().exact().is_some_and(|size| size < rule.min_bytes);
     if !asked.takes_gzip || asked.is_head || is_small || body.is_end_stream() || body.is_transformed() {
@@ -99,9 +99,10 @@ fn names(headers: &HeaderMap, name: &HeaderName, member: &[u8]) -> bool {
     all.map(<[u8]>::trim_ascii).any(|one| one.eq_ignore_ascii_case(member))
 }
 
-fn vary(headers: &mut HeaderMap) {
-    if !names(headers, &VARY, b"*") && !names(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
-        headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+/// Says that an answer depends on a header of the request.
+pub(super) fn vary(headers: &mut HeaderMap, by: &HeaderName) {
+    if !names(headers, &VARY, b"*") && !names(headers, &VARY, by.as_str().as_bytes()) {
+        headers.append(VARY, by.clone().into());
     }
 }
 
@@ -227,7 +228,7 @@ mod tests {
             for value in before {
                 headers.append(VARY, HeaderValue::from_static(value));
             }
-            vary(&mut headers);
+            vary(&mut headers, &ACCEPT_ENCODING);
             let all: Vec<&HeaderValue> = headers.get_all(VARY).iter().collect();
             assert_eq!(all, want);
         }

@@ -4,7 +4,7 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::codec::{MAX_FIELDS, MAX_HEADERS};
+use crate::http::codec::{HeadLimits, MAX_FIELDS};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
@@ -12,7 +12,7 @@ use http::{
 };
 use hyper::ext::Protocol;
 use karst_core::authority;
-use std::{borrow::Cow, collections::HashSet};
+use std::borrow::Cow;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 static HOP: [HeaderName; 6] = [
@@ -39,9 +39,9 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
 /// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
-pub fn fits(headers: &HeaderMap) -> bool {
+pub fn fits(headers: &HeaderMap, limits: HeadLimits) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    headers.len() <= MAX_FIELDS && bytes <= MAX_HEADERS as usize
+    headers.len() <= limits.fields && bytes <= limits.bytes as usize
 }
 
 /// The one protocol that a connection may change to (RFC 6455).
@@ -370,27 +370,49 @@ fn drop_where(headers: &mut HeaderMap, double: impl Fn(&HeaderName) -> bool) {
 /// Names of headers that we judge or write, compiled: whether one is taken for them costs no look at each.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    own: HashSet<HeaderName>,
-    dashed: HashSet<String>,
+    /// In order.
+    own: Box<[HeaderName]>,
+    /// As an application has them that reads `_` as `-`, in order. Empty: so they are written.
+    dashed: Box<[Box<str>]>,
 }
 
 impl<'a> FromIterator<&'a HeaderName> for Names {
     fn from_iter<I: IntoIterator<Item = &'a HeaderName>>(all: I) -> Self {
-        let own: HashSet<HeaderName> = all.into_iter().cloned().collect();
-        Self { dashed: own.iter().map(dashed).collect(), own }
+        let mut own: Vec<HeaderName> = all.into_iter().cloned().collect();
+        own.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        own.dedup();
+        let mut read: Vec<Box<str>> = vec![];
+        if own.iter().any(has_underscore) {
+            read.extend(own.iter().map(|n| dashed(n).into_boxed_str()));
+            read.sort_unstable();
+        }
+        Self { own: own.into(), dashed: read.into() }
     }
 }
 
 impl Names {
     /// Is it one of them?
     pub fn contains(&self, n: &HeaderName) -> bool {
-        self.own.contains(n)
+        self.has(n.as_str())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.own.binary_search_by(|own| own.as_str().cmp(name)).is_ok()
+    }
+
+    /// May an application take it for one of them?
+    fn is_read_as_one(&self, n: &HeaderName) -> bool {
+        let n = dashed(n);
+        match self.dashed.is_empty() {
+            true => self.has(&n),
+            false => self.dashed.binary_search_by(|read| (**read).cmp(&*n)).is_ok(),
+        }
     }
 
     /// Takes out names with `_` that an application may take for one of these. (What is meant itself is not taken for another.)
     pub fn drop_alike(&self, h: &mut HeaderMap) {
         if h.keys().any(has_underscore) {
-            drop_where(h, |n| !self.own.contains(n) && self.dashed.contains(&dashed(n)));
+            drop_where(h, |n| !self.contains(n) && self.is_read_as_one(n));
         }
     }
 }

@@ -6,24 +6,22 @@ use crate::{
         names,
         reply::{self, ResponseBody},
     },
-    route::sequence::FaultTurns,
+    route::table::Fault,
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
 };
 use http::{HeaderValue, Response, StatusCode};
 use karst_api::route as ir;
 use std::time::Duration;
 
-/// A fault, and whose turn it is.
-pub(super) type Injected<'a> = (ir::Fault, &'a FaultTurns);
-
 /// Waits if it is to; gives the fault back if the request is to be aborted.
-pub(super) async fn inject(fault: Option<Injected<'_>>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let (fault, turns) = fault?;
-    if turns.delay.chance(fault.delay_per_million) {
+pub(super) async fn inject<'a>(fault: Option<&'a Fault>, record: &mut RequestLog) -> Option<&'a ir::Fault> {
+    let Fault { ir: fault, turns } = fault?;
+    let is_delayed = turns.delays(fault.delay_per_million);
+    if is_delayed {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         record.flag = ResponseFlag::FaultDelay;
     }
-    turns.abort.chance(fault.abort_per_million).then_some(fault)
+    turns.aborts(is_delayed, fault.abort_per_million).then_some(fault)
 }
 
 pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {

@@ -20,6 +20,7 @@ use crate::{
         wire,
     },
     upstream::pool::ConnectionDisposition,
+    worker::Open,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header, request::Parts};
@@ -38,7 +39,8 @@ pub(super) struct Ending<'a> {
     pub(super) asked: (&'a Downstream, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     pub(super) busy: Option<Busy>,
-    pub(super) guard: Option<Guard>,
+    /// Of what changes to another protocol: whom policies close, and its place among those that a drain waits for.
+    pub(super) guard: Option<(Guard, Open)>,
     /// To be set at the client, so that it comes back to the same endpoint.
     pub(super) cookie: Option<HeaderValue>,
     /// What it is told of its session.
@@ -94,14 +96,14 @@ pub(super) fn finish(
 fn switched(
     mut head: http::response::Parts,
     _: Incoming,
-    (client, busy, guard): (OnUpgrade, Option<Busy>, Option<Guard>),
+    (client, busy, guard): (OnUpgrade, Option<Busy>, Option<(Guard, Open)>),
     after: ConnectionDisposition,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let endpoint = head.extensions.remove::<OnUpgrade>();
     head.version = Version::HTTP_11;
     record.response_head = wire::response_head(head.status, &head.headers);
-    if let (Some(endpoint), Some(guard)) = (endpoint, guard) {
+    if let (Some(endpoint), Some((guard, open))) = (endpoint, guard) {
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
             if let (Ok(client), Ok(endpoint)) = (client.await, endpoint.await) {
@@ -118,6 +120,7 @@ fn switched(
             drop(after);
             // Told when it is over, with what has been carried.
             record.finish(bytes.sent.get());
+            drop(open);
         });
         return Response::from_parts(head, ResponseBody::local(Bytes::new()));
     }

@@ -81,7 +81,7 @@ pub(super) async fn forward(
     let Some(set) = endpoints(call, by) else { return local_reply_of(record, ResponseFlag::NoCluster) };
     record.destination = Some(set.chosen.clone());
     let retry = match by.rule {
-        Some(rule) => rule.retry.as_ref(),
+        Some(rule) => rule.retry.as_deref(),
         None => Some(&*RETRY),
     };
     let upgrade = call.entry.websocket;
@@ -96,7 +96,7 @@ pub(super) async fn forward(
     let body = Outgoing::new(incoming, again, mirrors);
     identify(&mut parts, &mut record);
     if let (true, Some(rule)) = (mirrors, by.rule) {
-        mirror(call, rule, &parts, &body, &values(call, &parts, &record));
+        mirror(call, rule, &parts, &body, &values(call, &parts, &record), web.is_some());
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
     let session = Session::begin(call, by.rule, &set, &parts.headers);
@@ -293,7 +293,7 @@ impl Forwarding<'_> {
         let (Call { worker, downstream, snapshot, .. }, By { rule, to }) = (*self.call, self.by);
         let busy = self.websocket.as_ref().and_then(|_| Busy::on(downstream));
         let upgrade = record.upgrade.take().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
+        let guard = upgrade.map(|upgrade| (worker.register(snapshot, downstream, Some(upgrade)), worker.connection()));
         let asked = (&**downstream, parts, self.call.authority());
         let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
         let session = self.session.and_then(|session| session.answer(&self.set, held.member));

@@ -4,19 +4,22 @@
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{access::Access, external::provider::Provider, jwt::Token},
+    authz::{
+        external::{answer::Changes, provider::Provider},
+        jwt::Token,
+    },
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, enter, introduced},
+        admit::{Entrance, Refused, admit, admit_again, enter, introduced},
         answer::{local_reply, log_reply, refused_body},
         body::{BodyFault, RequestBody},
         call::Call,
-        compression::{Asked, compress},
+        compression::{Asked, compress, vary},
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
-        external,
-        fault::{Injected, abort, inject},
+        external::{self, AskedProviders},
+        fault::{abort, inject},
         forward::forward,
         forwarded,
         headers::request_id,
@@ -26,7 +29,7 @@ use crate::{
         reply::ResponseBody,
         websocket,
     },
-    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
+    route::table::{Destination, Fault, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
     spans::{self, request::Origin},
     telemetry::{
@@ -39,7 +42,8 @@ use crate::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
 use karst_core::refusal;
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
+use karst_rt::outlined::outlined;
+use std::{collections::BTreeMap, net::IpAddr, pin::pin, rc::Rc, sync::Arc};
 
 /// Answers a request.
 pub async fn handle(
@@ -48,7 +52,8 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let is_connect = request.method() == Method::CONNECT;
-    let response = answer(worker, downstream, request).await;
+    // The same code for every kind of connection.
+    let response = outlined(pin!(answer(worker, downstream, request))).await;
     if is_connect { websocket::unless_opened(response) } else { response }
 }
 
@@ -80,26 +85,42 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
     let body = RequestBody::from(incoming);
     match entrance.access.filter(|access| !access.providers().is_empty()) {
         // Large: not in every request's task.
-        Some(access) => Box::pin(asked_about(&call, access, entrance, parts, body, record)).await,
-        None => allowed(&call, entrance, parts, body, record).await,
+        Some(_) => Box::pin(asked_about(&call, parts, body, record)).await,
+        None => allowed(&call, entrance, vec![], parts, body, record).await,
     }
 }
 
-/// Providers of external authorization are asked before anything else is decided. What they say to clients is added to whatever
-/// these are answered.
+/// Providers of external authorization are asked before anything else is decided, which is decided by what is known once they have
+/// answered: they may take long, and a policy that has come meanwhile holds. What they say to clients is added to whatever these are
+/// answered.
 async fn asked_about(
     call: &Call<'_>,
-    access: &Access,
-    entrance: Entrance<'_>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let changes = match external::check(call, access, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => return stopped.answer(record),
-    };
-    let mut response = allowed(call, entrance, parts, body, record).await;
+    let (mut asked, mut changes) = (AskedProviders::new(), vec![]);
+    loop {
+        let snapshot = call.worker.latest();
+        let call = Call { snapshot: &snapshot, ..*call };
+        let entrance = match enter(&call, &parts.headers) {
+            Ok(entrance) => entrance,
+            Err(refused) => return told(&changes, refused.answer(&call, &parts, record)),
+        };
+        if let Some(access) = entrance.access {
+            match external::check(&call, access, &mut asked, &mut parts, &mut body, &mut record).await {
+                Ok(more) => changes.extend(more),
+                Err(stopped) => return stopped.answer(record),
+            }
+        }
+        if Arc::ptr_eq(&snapshot, &call.worker.latest()) {
+            return told(&changes, allowed(&call, entrance, asked, parts, body, record).await);
+        }
+    }
+}
+
+/// An answer, with what providers say to the client.
+fn told(changes: &[Changes], mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     changes.iter().for_each(|changes| changes.apply_to_response(response.headers_mut()));
     response
 }
@@ -113,6 +134,7 @@ fn smallest(limits: [u64; 3]) -> Option<u64> {
 async fn allowed(
     call: &Call<'_>,
     entrance: Entrance<'_>,
+    asked: AskedProviders,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -122,9 +144,9 @@ async fn allowed(
         Err(refused) => return refused.answer(call, &parts, record),
     };
     let routes = entrance.routes;
-    let asked = Limited { call, parts: &parts, token: token.as_deref() };
     let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
-    if let Some(over) = asked.over(limits).await {
+    let limit = Limited { call, parts: &parts, token: token.as_deref() };
+    if let Some(over) = limit.over(limits).await {
         return Refused::Limited(over).answer(call, &parts, record);
     }
     introduced(call, &mut parts, &mut record);
@@ -143,25 +165,29 @@ async fn allowed(
     if let Some(most) = most {
         body.limit(most);
     }
-    let of_rule = rule.as_ref().and_then(|rule| Some((rule.fault?, &rule.fault_turns)));
-    let fault = of_rule.or_else(|| routes.and_then(|routes| Some((routes.fault?, &routes.fault_turns))));
-    let own = rule.as_ref().and_then(|rule| rule.compression.as_ref());
-    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_ref()));
+    let fault = rule.as_ref().and_then(|rule| rule.fault.as_deref());
+    let fault = fault.or_else(|| routes.and_then(|routes| routes.fault.as_deref()));
+    let own = rule.as_ref().and_then(|rule| rule.compression.as_deref());
+    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_deref()));
     let compression = compression.map(|compression| (compression, Asked::of(&parts)));
     let mut response = match &rule {
         _ if is_too_large => refused_body(BodyFault::TooLarge, record),
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
             Some(provider) => {
-                Box::pin(by_guarded_rule(call, rule, (&**provider, token), fault, parts, body, record)).await
+                Box::pin(by_guarded_rule(call, rule, (&**provider, token, asked), fault, parts, body, record)).await
             }
             None => by_rule(call, rule, token, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
     };
     // Whoever has answered: a page may read why it is refused, too.
-    if let (Some(cors), Some(origin)) = (rule.as_ref().and_then(|rule| rule.cors.as_ref()), origin) {
-        allow_origin(cors, &origin, response.headers_mut());
+    if let Some(cors) = rule.as_ref().and_then(|rule| rule.cors.as_ref()) {
+        if let Some(origin) = origin {
+            allow_origin(cors, &origin, response.headers_mut());
+        }
+        // A cache gives a page of another origin no answer that names this one, or that names none (Fetch).
+        vary(response.headers_mut(), &header::ORIGIN);
     }
     match compression {
         Some((compression, asked)) => compress(compression, asked, response, &call.worker.encoders),
@@ -169,13 +195,13 @@ async fn allowed(
     }
 }
 
-/// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
-/// yet, and is answered by the rule itself.)
+/// As a rule says, if the provider that it names lets the request go on, and no policy has come meanwhile that does not. (A browser
+/// that asks whether it may call has no credentials yet, and is answered by the rule itself.)
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
-    (provider, token): (&Provider, Option<Arc<Token>>),
-    fault: Option<Injected<'_>>,
+    (provider, token, mut asked): (&Provider, Option<Arc<Token>>, AskedProviders),
+    fault: Option<&Fault>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
@@ -185,18 +211,24 @@ async fn by_guarded_rule(
         return by_rule(call, rule, token, fault, parts, body, record).await;
     }
     let by = (provider, rule.origin.as_str());
-    let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => {
+    let goes_on = async {
+        let mut changes = vec![];
+        let own = external::check_rule(call, by, &mut parts, &mut body, &mut record).await;
+        changes.extend(own.map_err(Refused::Stopped)?);
+        let again = admit_again(call, token.as_deref(), &mut asked, &mut parts, &mut body, &mut record).await;
+        let (latest, more) = again?;
+        changes.extend(more);
+        Ok::<_, Refused>((latest, changes))
+    };
+    let (latest, changes) = match goes_on.await {
+        Ok(goes_on) => goes_on,
+        Err(refused) => {
             record.route.clone_from(&rule.origin);
-            return stopped.answer(record);
+            return refused.answer(call, &parts, record);
         }
     };
-    let mut response = by_rule(call, rule, token, fault, parts, body, record).await;
-    if let Some(changes) = changes {
-        changes.apply_to_response(response.headers_mut());
-    }
-    response
+    let call = Call { snapshot: &latest, ..*call };
+    told(&changes, by_rule(&call, rule, token, fault, parts, body, record).await)
 }
 
 /// What is known of a request at its beginning.
@@ -280,13 +312,13 @@ fn find(
 /// To the service that was called.
 async fn by_default(
     call: &Call<'_>,
-    fault: Option<Injected<'_>>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(fault) = inject(fault, &mut record).await {
-        return abort(&fault, record);
+        return abort(fault, record);
     }
     // At a gateway nothing is called by default.
     let Some(service) = call.downstream.service() else {
@@ -302,7 +334,7 @@ async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
     token: Option<Arc<Token>>,
-    fault: Option<Injected<'_>>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
@@ -329,7 +361,7 @@ async fn by_rule(
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
     if let Some(fault) = inject(fault, &mut record).await {
-        return abort(&fault, record);
+        return abort(fault, record);
     }
     let Some(to) = rule.choose() else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);

@@ -91,7 +91,7 @@ impl Template<'_> {
 
 /// What is written anew, the destination's own first.
 pub(super) fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
-    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
+    [to.rewrite.as_deref(), rule.and_then(|r| r.rewrite.as_deref())].into_iter().flatten()
 }
 
 /// The host of a mirrored request (Envoy's way).

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use karst_proxy::labels::grpc_of_http;
 use std::{
     io,
     pin::Pin,
@@ -221,13 +222,16 @@ impl ResponseBody {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(next) => Poll::Ready(next.transpose()?),
             };
-            let (is_pending, grpc) = match &came {
+            let (is_pending, trailers) = match &came {
                 Poll::Pending => (true, None),
-                Poll::Ready(next) => (false, next.as_ref().and_then(Frame::trailers_ref).and_then(grpc_of_trailers)),
+                Poll::Ready(next) => (false, next.as_ref().and_then(Frame::trailers_ref)),
             };
-            // It may be told in another way from here on.
-            if let (Some(record), Some(grpc)) = (&mut self.record, grpc) {
-                record.grpc = Some(grpc);
+            // They may be told in another way from here on.
+            if let Some(trailers) = trailers {
+                note_overload(&self.kind, trailers);
+                if let (Some(record), Some(grpc)) = (&mut self.record, grpc_of_trailers(trailers)) {
+                    record.grpc = Some(grpc);
+                }
             }
             match transform.next(came)? {
                 Some(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -252,10 +256,8 @@ impl ResponseBody {
     }
 
     fn end(&mut self, whole: bool, trailers: Option<&HeaderMap>) {
-        if let Kind::Endpoint { held, .. } = &self.kind
-            && let Some(pause) = trailers.and_then(overload::of_trailers)
-        {
-            held.set.record_overload(&held.set.members[held.member], pause, clock::now());
+        if let Some(trailers) = trailers {
+            note_overload(&self.kind, trailers);
         }
         if let Kind::Endpoint { disposition, .. } = &mut self.kind
             && let Some(a) = disposition.take()
@@ -273,6 +275,15 @@ impl ResponseBody {
             }
             record.finish(self.sent);
         }
+    }
+}
+
+/// Notes that the endpoint has too much to do, if its trailers say so.
+fn note_overload(kind: &Kind, trailers: &HeaderMap) {
+    if let Kind::Endpoint { held, .. } = kind
+        && let Some(pause) = overload::of_trailers(trailers)
+    {
+        held.set.record_overload(&held.set.members[held.member], pause, clock::now());
     }
 }
 
@@ -373,15 +384,7 @@ pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) ->
     response
 }
 
-/// gRPC's code for a status (gRPC's http-grpc-status-mapping, as Envoy has it).
+/// gRPC's code for an answer of our own.
 fn grpc_of(s: StatusCode) -> u16 {
-    match s.as_u16() {
-        200..=299 => 0,
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
+    if s.is_success() { 0 } else { grpc_of_http(s.as_u16()) }
 }

@@ -162,6 +162,14 @@ impl Leases {
         all
     }
 
+    /// Lets go of a snapshot that is not the newest one: the next request looks for the replicas anew.
+    pub fn let_go(&self, newest: &Arc<Snapshot>) {
+        let mut known = self.replicas.borrow_mut();
+        if known.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, newest)) {
+            known.of = None;
+        }
+    }
+
     /// The way to a keeper, made if there is none.
     pub fn link(&self, keeper: &Arc<str>, make: impl FnOnce() -> Link) -> Link {
         self.links.borrow_mut().entry(keeper.clone()).or_insert_with(make).clone()

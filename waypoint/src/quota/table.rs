@@ -81,9 +81,16 @@ impl Table {
             return found;
         }
         for slot in (0..PROBES).map(at) {
-            let held = slot.name.load(Relaxed);
+            let mut held = slot.name.load(Relaxed);
             let is_free = held == 0 || slot.until.load(Relaxed) <= now;
-            if is_free && slot.name.compare_exchange(held, name, Relaxed, Relaxed).is_ok() {
+            if is_free && held != name {
+                match slot.name.compare_exchange(held, name, Relaxed, Relaxed) {
+                    Ok(_) => return slot,
+                    Err(other) => held = other,
+                }
+            }
+            // Another worker has taken the place meanwhile, for the same bucket: it has no second one.
+            if held == name {
                 return slot;
             }
         }
@@ -124,6 +131,26 @@ mod tests {
         assert_eq!(table.take(name(PROBES), RATE, 1, S).tokens, 0, "one with the first, which is empty");
         assert_eq!(table.take(name(PROBES), RATE, 20, 9 * S).tokens, 20, "in a place that is free again");
         assert_eq!(table.take(name(1), RATE, 20, 9 * S).tokens, 20, "its own place, or another");
+    }
+
+    /// Workers that ask for a new bucket at the same time find one.
+    #[test]
+    fn a_bucket_has_one_place() {
+        const BUCKETS: usize = 5000;
+        let (table, barrier) = (Table::default(), std::sync::Barrier::new(2));
+        let given: Vec<AtomicU64> = (0..BUCKETS).map(|_| AtomicU64::new(0)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for (n, given) in given.iter().enumerate() {
+                        barrier.wait();
+                        let name = ((n as Bucket) << 64) | (n as Bucket + 1);
+                        given.fetch_add(table.take(name, RATE, 20, S).tokens.into(), Relaxed);
+                    }
+                });
+            }
+        });
+        assert!(given.iter().all(|given| given.load(Relaxed) == 20));
     }
 
     /// Odd rates of a peer's do no harm.

@@ -2,10 +2,14 @@
 
 use crate::{authz::external::provider::ProviderError, session::rules::SessionError};
 use karst_core::operators::OperatorError;
+use prost::DecodeError;
 
 /// What cannot be executed.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
+    /// It is no message of its type.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     /// Of which rule it is.
     #[error("{origin}: {error}")]
     Rule { origin: String, error: Box<CompileError> },

@@ -20,6 +20,9 @@ use std::{
 const BUCKETS: usize = 10_000;
 /// That one.
 const BEYOND: Bucket = 0;
+/// Where few were idle, nobody looks for idle ones again so soon: nanoseconds. Clients choose the values, and each new one would have
+/// all buckets looked at.
+const AGAIN: u64 = 100_000_000;
 
 /// A limit with its bucket, or its buckets.
 #[derive(Debug)]
@@ -31,7 +34,41 @@ pub struct Limit {
     full: u64,
     keys: Vec<Key>,
     all: AtomicU64,
-    buckets: Mutex<HashMap<Bucket, u64>>,
+    buckets: Mutex<Buckets>,
+}
+
+/// The buckets of a limit with keys.
+#[derive(Debug, Default)]
+struct Buckets {
+    until: HashMap<Bucket, u64>,
+    /// Idle ones are not looked for before this time.
+    again: u64,
+    #[cfg(test)]
+    sweeps: usize,
+}
+
+impl Buckets {
+    /// The bucket of this name, or the one that is shared by those for which there is no room.
+    fn find(&mut self, bucket: Bucket, now: u64) -> &mut u64 {
+        let is_new = !self.until.contains_key(&bucket);
+        if is_new && self.until.len() >= BUCKETS && now >= self.again {
+            self.sweep(now);
+        }
+        let is_beyond = is_new && self.until.len() >= BUCKETS;
+        self.until.entry(if is_beyond { BEYOND } else { bucket }).or_insert(0)
+    }
+
+    /// Forgets idle ones.
+    fn sweep(&mut self, now: u64) {
+        self.until.retain(|_, until| *until > now);
+        if self.until.len() > BUCKETS / 2 {
+            self.again = now.saturating_add(AGAIN);
+        }
+        #[cfg(test)]
+        {
+            self.sweeps += 1;
+        }
+    }
 }
 
 /// There is no token.
@@ -48,6 +85,11 @@ pub struct Over {
 pub struct Limits(HashMap<String, Arc<Limit>>);
 
 impl Limits {
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The limit of this name, that of `old` if it is the same.
     pub fn take_over(&mut self, old: Option<&Limits>, l: &ir::RateLimit) -> Arc<Limit> {
         let same = |x: &&Arc<Limit>| x.ir == *l;
@@ -109,15 +151,9 @@ impl Limit {
     /// If there is none.
     pub fn take(&self, now: u64, bucket: impl FnOnce() -> Bucket) -> Result<(), Over> {
         if !self.keys.is_empty() {
-            let mut bucket = bucket();
+            let bucket = bucket();
             let mut all = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-            if !all.contains_key(&bucket) && all.len() >= BUCKETS {
-                all.retain(|_, until| *until > now);
-                if all.len() >= BUCKETS {
-                    bucket = BEYOND;
-                }
-            }
-            let until = all.entry(bucket).or_insert(0);
+            let until = all.find(bucket, now);
             *until = self.next(*until, now)?;
             return Ok(());
         }
@@ -181,10 +217,27 @@ mod tests {
         for i in 0..BUCKETS {
             let _ = l.take(S, || of(&format!("x{i}")));
         }
-        assert!(l.buckets.lock().unwrap().len() <= BUCKETS + 1);
+        assert!(l.buckets.lock().unwrap().until.len() <= BUCKETS + 1);
         assert_eq!(taken("who comes late"), 0, "those share one, which is empty by now");
         let _ = l.take(100 * S, || of("y"));
-        assert!(l.buckets.lock().unwrap().len() < 3, "idle ones are forgotten");
+        assert!(l.buckets.lock().unwrap().until.len() < 3, "idle ones are forgotten");
+    }
+
+    #[test]
+    fn a_flood_of_new_values_has_not_all_buckets_looked_at_for_each() {
+        let l = Limit::new(&limit(1, 3_600_000, 1, true));
+        let sweeps = || l.buckets.lock().unwrap().sweeps;
+        for (now, wanted) in [(S, 1), (S + AGAIN, 2)] {
+            for i in 0..BUCKETS + 1000 {
+                let _ = l.take(now, || of(&format!("{now} {i}")));
+            }
+            assert_eq!(sweeps(), wanted);
+        }
+        // Where many are idle, there is room at once.
+        for hours in [3, 6] {
+            let now = hours * 3600 * S;
+            assert!((0..=BUCKETS).all(|i| l.take(now, || of(&format!("{hours} {i}"))).is_ok()));
+        }
     }
 
     /// Or who was refused for an hour would be by the limit of a second that has taken its place.

@@ -8,3 +8,4 @@ pub mod matcher;
 pub mod operators;
 pub mod sequence;
 pub mod table;
+pub mod wire;

@@ -39,11 +39,24 @@ impl Sequence {
     }
 }
 
-/// The turns of an injected fault.
+/// The turns of an injected fault. Who is delayed has other turns to be aborted than who is not: of the same turns, half of the requests
+/// would always be both, or never.
 #[derive(Debug, Default)]
 pub struct FaultTurns {
-    pub delay: Sequence,
-    pub abort: Sequence,
+    delay: Sequence,
+    abort: [Sequence; 2],
+}
+
+impl FaultTurns {
+    /// True for so many of a million.
+    pub fn delays(&self, per_million: u32) -> bool {
+        self.delay.chance(per_million)
+    }
+
+    /// The same of aborts, of a request that is delayed or is not.
+    pub fn aborts(&self, is_delayed: bool, per_million: u32) -> bool {
+        self.abort[usize::from(is_delayed)].chance(per_million)
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +94,18 @@ mod tests {
             }
         });
         assert_eq!(chosen.into_inner(), 50);
+    }
+
+    #[test]
+    fn who_is_delayed_is_aborted_as_often_as_who_is_not() {
+        for _ in 0..20 {
+            let (turns, mut seen) = (FaultTurns::default(), [[0; 2]; 2]);
+            for _ in 0..400 {
+                let is_delayed = turns.delays(500_000);
+                seen[usize::from(is_delayed)][usize::from(turns.aborts(is_delayed, 500_000))] += 1;
+            }
+            assert_eq!(seen, [[100; 2]; 2]);
+        }
     }
 
     #[test]

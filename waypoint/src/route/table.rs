@@ -14,16 +14,21 @@ use crate::{
         matcher::StringMatcher,
         operators::{Value, Values},
         sequence::{FaultTurns, Sequence},
+        wire::{WireRoutes, WireTable},
     },
     session::rules::SessionRules,
 };
+use bytes::Bytes;
+use hashbrown::HashTable;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
 use karst_core::{authority::Authority, claims};
+use prost::Message;
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, LazyLock},
 };
 
 /// What of a request decides about its route.
@@ -91,49 +96,92 @@ fn covers(wide: &str, name: &str) -> bool {
     wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
 }
 
-/// The routes of one service.
+/// What a rule answers that cannot be executed.
+const FAILURE: u32 = 500;
+
+fn failure() -> ir::DirectResponse {
+    ir::DirectResponse { status: FAILURE, ..Default::default() }
+}
+
+/// A rule for the same requests, which go nowhere.
+fn closed(rule: &ir::HttpRule) -> ir::HttpRule {
+    let (origin, ports) = (rule.origin.clone(), rule.ports.clone());
+    ir::HttpRule { origin, ports, r#match: rule.r#match.clone(), response: Some(failure()), ..Default::default() }
+}
+
+/// The routes of one service, or of one virtual host, of which a gateway may have thousands.
 #[derive(Debug, Default)]
 pub struct Routes {
-    consumers: HashMap<String, Table>,
+    /// By namespace, in order.
+    consumers: Box<[(String, Table)]>,
     producer: Table,
     /// For every request.
-    pub limits: Vec<Arc<Limit>>,
+    pub limits: Box<[Arc<Limit>]>,
     /// For requests whose rule has none of its own.
-    pub fault: Option<ir::Fault>,
-    pub fault_turns: FaultTurns,
+    pub fault: Option<Box<Fault>>,
     /// Largest body of a request; 0: they say nothing of it.
     pub max_body_bytes: u64,
     /// Of answers to requests whose rule has none of its own.
-    pub compression: Option<Compression>,
-    buckets: Limits,
+    pub compression: Option<Box<Compression>>,
+    /// None: there are no limits.
+    buckets: Option<Box<Limits>>,
 }
 
 impl Routes {
-    /// Compiles. What `old` has counted goes on where the limit is the same.
+    /// Compiles a `karst.route.v1.Routes`, one rule after the other: none but the one that is compiled is decoded. What `old` has
+    /// counted goes on where the limit is the same.
     ///
     /// # Errors
-    /// What cannot be executed, and of which rule it is.
-    pub fn new(routes: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
-        let old = old.map(|o| &o.buckets);
+    /// It is no such message, or says what cannot be executed; and of which rule that is.
+    pub fn decode(bytes: &[u8], old: Option<&Self>) -> Result<Self, CompileError> {
+        let routes = WireRoutes::decode(Bytes::copy_from_slice(bytes))?;
+        let old = old.and_then(|o| o.buckets.as_deref());
         let mut buckets = Limits::default();
         let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
-        let mut table = |t: &Option<ir::Table>| {
-            t.as_ref().map(|t| Table::new(t, &mut limit)).transpose().map(Option::unwrap_or_default)
-        };
-        let producer = table(&routes.producer)?;
-        let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
-        let consumers = consumers.collect::<Result<_, CompileError>>()?;
+        let mut table =
+            |t: Option<WireTable>| t.map(|t| Table::compile(&t, &mut limit)).transpose().map(Option::unwrap_or_default);
+        let producer = table(routes.producer)?;
+        let consumers = routes.consumers.into_iter().map(|c| Ok((c.namespace, table(c.table)?)));
+        let consumers = consumers.collect::<Result<BTreeMap<_, _>, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
         Ok(Self {
-            consumers,
+            consumers: consumers.into_iter().collect(),
             producer,
             limits,
-            fault: routes.fault,
-            fault_turns: FaultTurns::default(),
+            fault: Fault::new(routes.fault),
             max_body_bytes: routes.max_body_bytes,
-            compression: routes.compression.as_ref().map(Compression::new),
-            buckets,
+            compression: compression(routes.compression.as_ref()),
+            buckets: (!buckets.is_empty()).then(|| Box::new(buckets)),
         })
+    }
+
+    /// The same of what is not encoded.
+    #[cfg(test)]
+    pub fn new(routes: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
+        Self::decode(&routes.encode_to_vec(), old)
+    }
+
+    /// The same routes, of which each rule that does what cannot be executed answers 500 to the requests that it is for. (One whose
+    /// conditions cannot be read stays as it is: whom it is for is not known.)
+    pub fn executable(routes: &ir::Routes) -> ir::Routes {
+        let mut out = routes.clone();
+        let consumers = out.consumers.iter_mut().filter_map(|c| c.table.as_mut());
+        for rule in out.producer.iter_mut().chain(consumers).flat_map(|table| &mut table.http) {
+            if Rule::new(rule, &mut |l: &ir::RateLimit| Limits::default().take_over(None, l)).is_err() {
+                *rule = closed(rule);
+            }
+        }
+        out
+    }
+
+    /// Every request is answered 500, and no connection goes on.
+    pub fn closed() -> Self {
+        let origin = "routes that are not understood".to_string();
+        let rule = Rule { origin: origin.clone(), response: Some(Box::new(failure())), ..Rule::default() };
+        let destination = ir::Destination { weight: 1, refuse_status: FAILURE, ..Default::default() };
+        let tcp = TcpRule::new(&ir::TcpRule { origin, destinations: vec![destination], ..Default::default() });
+        let rest = Index::new(std::iter::once(Arc::new(rule)));
+        Self { producer: Table { rest, tcp: Box::new([tcp]), ..Table::default() }, ..Self::default() }
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -151,25 +199,27 @@ impl Routes {
 
     /// All tables: that of callers whose namespace has none of its own (no name), and those of namespaces, by name.
     pub fn tables(&self) -> impl Iterator<Item = (Option<&str>, &Table)> {
-        let mut consumers: Vec<_> = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table)).collect();
-        consumers.sort_by_key(|(name, _)| *name);
+        let consumers = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table));
         [(None, &self.producer)].into_iter().chain(consumers)
     }
 
     /// The table for callers of a namespace.
     pub fn table(&self, namespace: &str) -> &Table {
-        self.consumers.get(namespace).unwrap_or(&self.producer)
+        match self.consumers.binary_search_by(|(name, _)| name.as_str().cmp(namespace)) {
+            Ok(at) => &self.consumers[at].1,
+            Err(_) => &self.producer,
+        }
     }
 }
 
 /// The rules for one group of callers.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Ports that rules name.
-    ports: HashMap<u16, Index>,
+    /// Ports that rules name, in order.
+    ports: Box<[(u16, Index)]>,
     /// For every other port.
     rest: Index,
-    tcp: Vec<TcpRule>,
+    tcp: Box<[TcpRule]>,
 }
 
 /// What the look-up says.
@@ -185,7 +235,14 @@ pub enum RouteMatch<'a> {
 impl Table {
     /// The rules for requests to a port, in the order in which they are tried.
     pub fn rules(&self, port: u16) -> &[Arc<Rule>] {
-        &self.ports.get(&port).unwrap_or(&self.rest).rules
+        &self.index(port).rules
+    }
+
+    fn index(&self, port: u16) -> &Index {
+        match self.ports.binary_search_by_key(&port, |(own, _)| *own) {
+            Ok(at) => &self.ports[at].1,
+            Err(_) => &self.rest,
+        }
     }
 
     /// The rules for connections, in the order in which they are tried.
@@ -193,16 +250,22 @@ impl Table {
         &self.tcp
     }
 
+    #[cfg(test)]
     fn new(table: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+        Self::compile(&WireTable::decode(Bytes::from(table.encode_to_vec()))?, limit)
+    }
+
+    fn compile(table: &WireTable, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let mut rules = Vec::with_capacity(table.http.len());
         for rule in &table.http {
-            let compiled = Rule::new(rule, limit)
+            let rule = ir::HttpRule::decode(rule.clone())?;
+            let compiled = Rule::new(&rule, limit)
                 .map_err(|e| CompileError::Rule { origin: rule.origin.clone(), error: e.into() })?;
-            rules.push((&rule.ports, Arc::new(compiled)));
+            rules.push((rule.ports, Arc::new(compiled)));
         }
         let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
         let of = |port: Option<u32>| {
-            let fits = |p: &&Vec<u32>| p.is_empty() || port.is_some_and(|x| p.contains(&x));
+            let fits = |p: &[u32]| p.is_empty() || port.is_some_and(|x| p.contains(&x));
             Index::new(rules.iter().filter(|(p, _)| fits(p)).map(|(_, r)| r.clone()))
         };
         let tcp = table.tcp.iter().map(TcpRule::new).collect();
@@ -215,7 +278,7 @@ impl Table {
 
     /// The rule for a request to a port of the service.
     pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
-        let index = self.ports.get(&port).unwrap_or(&self.rest);
+        let index = self.index(port);
         if index.rules.is_empty() {
             return RouteMatch::Default;
         }
@@ -233,120 +296,226 @@ impl Table {
     }
 }
 
-/// The rules for one port, found by path.
+/// So many rules are looked at one after the other. Most hosts have one or two: tables of paths would take more than the rules.
+const FEW: usize = 4;
+
+/// The rules for one port.
 #[derive(Debug, Default)]
 struct Index {
-    rules: Vec<Arc<Rule>>,
-    exact: HashMap<String, Vec<u32>>,
-    prefix: HashMap<String, Vec<u32>>,
+    rules: Box<[Arc<Rule>]>,
+    /// Where they are by path, if they are not few.
+    paths: Option<Box<Paths>>,
+}
+
+/// Rules by path. The tables have numbers of rules only: a path is kept once, in its rule.
+#[derive(Debug, Default)]
+struct Paths {
+    /// The first rule with a path, by the path's hash.
+    exact: HashTable<u32>,
+    prefix: HashTable<u32>,
+    segments: HashTable<u32>,
+    hasher: RandomState,
+    /// By rule: the next one in the same table with the same path, or [`NO_RULE`].
+    next: Box<[u32]>,
     /// Lengths of the prefixes.
     lengths: Vec<usize>,
-    segments: HashMap<String, Vec<u32>>,
     /// Those without a path, with a pattern, or that ignore its case.
     other: Vec<u32>,
 }
 
+/// No rule has this number.
+const NO_RULE: u32 = u32::MAX;
+
+/// The path that a rule is found by.
+fn path_of(rule: &Rule) -> &str {
+    match &rule.path {
+        Some(StringMatcher::Exact(p) | StringMatcher::Prefix(p) | StringMatcher::PathSegments(p)) => p,
+        Some(StringMatcher::Regex(_) | StringMatcher::Present) | None => "",
+    }
+}
+
 impl Index {
     fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
-        let mut index = Self { rules: rules.collect(), ..Self::default() };
-        for (number, rule) in index.rules.iter().enumerate() {
-            let number = number as u32;
-            match &rule.path {
-                Some(StringMatcher::Exact(p)) if !rule.ignore_case => {
-                    index.exact.entry(p.clone()).or_default().push(number)
-                }
-                Some(StringMatcher::Prefix(p)) if !rule.ignore_case => {
-                    index.prefix.entry(p.clone()).or_default().push(number)
-                }
-                Some(StringMatcher::PathSegments(p)) if !rule.ignore_case => {
-                    index.segments.entry(p.clone()).or_default().push(number)
-                }
-                _ => index.other.push(number),
-            }
-        }
-        index.lengths = index.prefix.keys().map(String::len).collect();
-        index.lengths.sort_unstable();
-        index.lengths.dedup();
-        index
+        let rules: Box<[Arc<Rule>]> = rules.collect();
+        let paths = (rules.len() > FEW).then(|| Box::new(Paths::new(&rules)));
+        Self { rules, paths }
     }
 
     fn origins(&self) -> Vec<String> {
         self.rules.iter().map(|r| r.origin.clone()).collect()
     }
 
+    /// The first rule that holds.
     fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
-        let mut best: Option<u32> = None;
-        // Each list is in order: the first that holds is its best.
-        let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
-            for number in list.into_iter().flatten() {
-                if best.is_some_and(|b| b <= *number) {
-                    return;
+        match &self.paths {
+            Some(paths) => self.rules.get(paths.find(&self.rules, input) as usize),
+            None => self.rules.iter().find(|rule| rule.matches(input, true)),
+        }
+    }
+}
+
+impl Paths {
+    fn new(rules: &[Arc<Rule>]) -> Self {
+        let mut index = Self { next: vec![NO_RULE; rules.len()].into(), ..Self::default() };
+        let hasher = index.hasher.clone();
+        let path = |number: &u32| path_of(&rules[*number as usize]);
+        // From the last one: each is put before those of its path that are there.
+        for (at, rule) in rules.iter().enumerate().rev() {
+            let number = at as u32;
+            let table = match &rule.path {
+                Some(StringMatcher::Exact(_)) if !rule.ignore_case => &mut index.exact,
+                Some(StringMatcher::Prefix(prefix)) if !rule.ignore_case => {
+                    index.lengths.push(prefix.len());
+                    &mut index.prefix
                 }
-                if self.rules[*number as usize].matches(input, path_too) {
-                    best = Some(*number);
-                    return;
+                Some(StringMatcher::PathSegments(_)) if !rule.ignore_case => &mut index.segments,
+                _ => {
+                    index.other.push(number);
+                    continue;
+                }
+            };
+            let own = path_of(rule);
+            let hash = hasher.hash_one(own);
+            match table.find_mut(hash, |n| path(n) == own) {
+                Some(first) => index.next[at] = std::mem::replace(first, number),
+                None => {
+                    table.insert_unique(hash, number, |n| hasher.hash_one(path(n)));
                 }
             }
+        }
+        index.other.reverse();
+        index.other.shrink_to_fit();
+        index.lengths.sort_unstable();
+        index.lengths.dedup();
+        index.lengths.shrink_to_fit();
+        index
+    }
+
+    /// The rules of a table with this path, in order.
+    fn with_path(&self, rules: &[Arc<Rule>], table: &HashTable<u32>, path: &str) -> impl Iterator<Item = u32> {
+        let first = match table.is_empty() {
+            true => None,
+            false => table.find(self.hasher.hash_one(path), |n| path_of(&rules[*n as usize]) == path).copied(),
         };
-        look(self.exact.get(input.path), false);
+        std::iter::successors(first, move |n| self.next.get(*n as usize).copied().filter(|n| *n != NO_RULE))
+    }
+
+    /// The number of the first rule that holds, or [`NO_RULE`].
+    fn find(&self, rules: &[Arc<Rule>], input: &RouteInput<'_>) -> u32 {
+        let holds = |number: u32, path_too| rules[number as usize].matches(input, path_too);
+        let mut best = NO_RULE;
+        let mut look = |table: &HashTable<u32>, path: &str| {
+            first_that_holds(self.with_path(rules, table, path), |number| holds(number, false), &mut best);
+        };
+        look(&self.exact, input.path);
         for n in &self.lengths {
             match input.path.get(..*n) {
-                Some(p) => look(self.prefix.get(p), false),
+                Some(p) => look(&self.prefix, p),
                 None if *n > input.path.len() => break,
                 // Within a character: no prefix of that length is one of this path.
                 None => {}
             }
         }
         if !self.segments.is_empty() {
-            look(self.segments.get(input.path), false);
+            look(&self.segments, input.path);
             for (at, _) in input.path.match_indices('/') {
-                look(self.segments.get(&input.path[..at]), false);
+                look(&self.segments, &input.path[..at]);
             }
         }
-        look(Some(&self.other), true);
-        best.map(|i| &self.rules[i as usize])
+        first_that_holds(self.other.iter().copied(), |number| holds(number, true), &mut best);
+        best
     }
 }
 
-/// One rule, ready to be executed.
-#[derive(Debug)]
+/// Goes through candidates, which are in order, to the first that holds, and takes it for the best if it is.
+fn first_that_holds(candidates: impl Iterator<Item = u32>, holds: impl Fn(u32) -> bool, best: &mut u32) {
+    for number in candidates {
+        if *best <= number {
+            return;
+        }
+        if holds(number) {
+            *best = number;
+            return;
+        }
+    }
+}
+
+/// One rule, ready to be executed. A gateway may have thousands: what few of them have is kept apart from what all have.
+#[derive(Debug, Default)]
 pub struct Rule {
     pub origin: String,
     pub path: Option<StringMatcher>,
     pub ignore_case: bool,
     pub method: Option<StringMatcher>,
-    scheme: Option<StringMatcher>,
-    authority: Option<StringMatcher>,
     /// Name, value, and whether it must not match.
-    pub headers: Vec<(HeaderName, StringMatcher, bool)>,
-    /// Of a verified token.
-    pub claims: Vec<ClaimMatch>,
-    query: Vec<(String, StringMatcher, bool)>,
-    labels: BTreeMap<String, String>,
-    namespace: String,
+    pub headers: Box<[(HeaderName, StringMatcher, bool)]>,
+    rare: Option<Box<RareConditions>>,
 
-    pub redirect: Option<ir::Redirect>,
-    pub response: Option<ir::DirectResponse>,
-    pub destinations: Vec<Destination>,
+    pub redirect: Option<Box<ir::Redirect>>,
+    pub response: Option<Box<ir::DirectResponse>>,
+    pub destinations: Box<[Destination]>,
     pub total_weight: u64,
     weights: Sequence,
-    pub rewrite: Option<Rewrite>,
-    pub request: Option<HeaderChange>,
-    pub answer: Option<HeaderChange>,
-    pub mirrors: Vec<Mirror>,
-    pub fault: Option<ir::Fault>,
-    pub fault_turns: FaultTurns,
-    pub cors: Option<Cors>,
+    pub rewrite: Option<Box<Rewrite>>,
+    pub request: Option<Box<HeaderChange>>,
+    pub answer: Option<Box<HeaderChange>>,
+    pub mirrors: Box<[Mirror]>,
+    pub fault: Option<Box<Fault>>,
+    pub cors: Option<Box<Cors>>,
     pub timeout_ms: u64,
-    pub retry: Option<ir::Retry>,
-    pub limits: Vec<Arc<Limit>>,
+    pub retry: Option<Arc<ir::Retry>>,
+    pub limits: Box<[Arc<Limit>]>,
     /// Largest body of a request; 0: it says nothing of it.
     pub max_body_bytes: u64,
-    pub compression: Option<Compression>,
+    pub compression: Option<Box<Compression>>,
     /// Who is asked whether a request may go on.
     pub authorization: Option<Arc<Provider>>,
     /// How its clients come back to the same endpoints.
     pub session: Option<Arc<SessionRules>>,
+}
+
+/// Conditions that few rules have.
+#[derive(Debug, Default)]
+struct RareConditions {
+    scheme: Option<StringMatcher>,
+    authority: Option<StringMatcher>,
+    /// Of a verified token.
+    claims: Box<[ClaimMatch]>,
+    query: Vec<(String, StringMatcher, bool)>,
+    labels: BTreeMap<String, String>,
+    namespace: String,
+}
+
+impl RareConditions {
+    /// None: there are none. `claims`: those of the conditions on headers that are conditions on claims.
+    fn new(conditions: &ir::Match, claims: Vec<ClaimMatch>) -> Result<Option<Box<Self>>, CompileError> {
+        let ir::Match { scheme, authority, query, source_labels, source_namespace, .. } = conditions;
+        let has_names = !query.is_empty() || !source_labels.is_empty() || !source_namespace.is_empty();
+        if scheme.is_none() && authority.is_none() && claims.is_empty() && !has_names {
+            return Ok(None);
+        }
+        let parameter = |p: &ir::Named| Ok::<_, CompileError>((p.name.clone(), value(&p.value)?, p.invert));
+        Ok(Some(Box::new(Self {
+            scheme: scheme.as_ref().map(|t| StringMatcher::new(t, false)).transpose()?,
+            authority: authority.as_ref().map(self::authority).transpose()?,
+            claims: claims.into(),
+            query: exactly(query, parameter)?,
+            labels: source_labels.clone(),
+            namespace: source_namespace.clone(),
+        })))
+    }
+
+    fn match_all(&self, input: &RouteInput<'_>) -> bool {
+        self.scheme.as_ref().is_none_or(|t| t.matches(input.scheme))
+            && self.authority.as_ref().is_none_or(|t| t.matches(input.authority))
+            && self.claims.iter().all(|claim| claim.holds(input.token))
+            && self
+                .query
+                .iter()
+                .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
+            && (self.namespace.is_empty() || self.namespace == input.namespace)
+            && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
+    }
 }
 
 impl Rule {
@@ -354,7 +523,7 @@ impl Rule {
         let empty = ir::Match::default();
         let conditions = rule.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
-        let (mut headers, mut claims) = (vec![], vec![]);
+        let (mut headers, mut claims) = (Vec::with_capacity(conditions.headers.len()), vec![]);
         for header in &conditions.headers {
             if let Some(path) = claims::path(&header.name) {
                 let path = path.map_err(|_| CompileError::HeaderName(header.name.clone()))?;
@@ -368,12 +537,8 @@ impl Rule {
             };
             headers.push((name, value, header.invert));
         }
-        let mut query = vec![];
-        for parameter in &conditions.query {
-            query.push((parameter.name.clone(), value(&parameter.value)?, parameter.invert));
-        }
-        let destinations = rule.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
-        let mut mirrors = vec![];
+        let destinations = exactly(&rule.destinations, Destination::new)?.into_boxed_slice();
+        let mut mirrors = Vec::with_capacity(rule.mirrors.len());
         for mirror in &rule.mirrors {
             let to = mirror.to.as_ref().ok_or(CompileError::Mirror)?;
             mirrors.push(Mirror {
@@ -387,30 +552,24 @@ impl Rule {
             path: text(&conditions.path, conditions.ignore_path_case)?,
             ignore_case: conditions.ignore_path_case,
             method: text(&conditions.method, false)?,
-            scheme: text(&conditions.scheme, false)?,
-            authority: conditions.authority.as_ref().map(authority).transpose()?,
-            headers,
-            claims,
-            query,
-            labels: conditions.source_labels.clone(),
-            namespace: conditions.source_namespace.clone(),
-            redirect: rule.redirect.clone(),
-            response: rule.response.clone(),
+            headers: headers.into(),
+            rare: RareConditions::new(conditions, claims)?,
+            redirect: rule.redirect.clone().map(Box::new),
+            response: rule.response.clone().map(Box::new),
             total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
             destinations,
             weights: Sequence::default(),
-            rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?.map(Box::new),
             request: HeaderChange::new(rule.request.as_ref())?,
             answer: HeaderChange::new(rule.answer.as_ref())?,
-            mirrors,
-            fault: rule.fault,
-            fault_turns: FaultTurns::default(),
-            cors: rule.cors.as_ref().map(Cors::new).transpose()?,
+            mirrors: mirrors.into(),
+            fault: Fault::new(rule.fault),
+            cors: rule.cors.as_ref().map(Cors::new).transpose()?.map(Box::new),
             timeout_ms: rule.timeout_ms,
-            retry: rule.retry.clone(),
+            retry: rule.retry.as_ref().map(retry),
             limits: rule.limits.iter().map(limit).collect(),
             max_body_bytes: rule.max_body_bytes,
-            compression: rule.compression.as_ref().map(Compression::new),
+            compression: compression(rule.compression.as_ref()),
             authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
             session: rule.session.as_ref().map(|s| SessionRules::new(s).map(Arc::new)).transpose()?,
         })
@@ -424,17 +583,14 @@ impl Rule {
             t => is(t, input.path),
         };
         is(&self.method, input.method)
-            && is(&self.scheme, input.scheme)
-            && is(&self.authority, input.authority)
             && (!path_too || path())
             && self.headers.iter().all(|(n, t, invert)| header(input, n, t, *invert) != *invert)
-            && self.claims.iter().all(|claim| claim.holds(input.token))
-            && self
-                .query
-                .iter()
-                .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
-            && (self.namespace.is_empty() || self.namespace == input.namespace)
-            && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
+            && self.rare.as_ref().is_none_or(|rare| rare.match_all(input))
+    }
+
+    /// Its conditions on claims of a verified token.
+    pub fn claims(&self) -> &[ClaimMatch] {
+        self.rare.as_ref().map_or(&[][..], |rare| &rare.claims[..])
     }
 
     /// The destination whose turn it is, by the weights.
@@ -453,6 +609,29 @@ impl Rule {
             hit
         })
     }
+}
+
+/// A fault that is injected, and whose turn it is.
+#[derive(Debug)]
+pub struct Fault {
+    pub ir: ir::Fault,
+    pub turns: FaultTurns,
+}
+
+impl Fault {
+    fn new(fault: Option<ir::Fault>) -> Option<Box<Self>> {
+        fault.map(|ir| Box::new(Self { ir, turns: FaultTurns::default() }))
+    }
+}
+
+/// Most rules say the same of retries: that is there once.
+fn retry(rule: &ir::Retry) -> Arc<ir::Retry> {
+    static STANDARD: LazyLock<Arc<ir::Retry>> = LazyLock::new(|| Arc::new(ir::Retry::istio()));
+    if *rule == **STANDARD { STANDARD.clone() } else { Arc::new(rule.clone()) }
+}
+
+fn compression(rule: Option<&ir::Compression>) -> Option<Box<Compression>> {
+    rule.map(|rule| Box::new(Compression::new(rule)))
 }
 
 /// A condition on a claim of the request's token.
@@ -485,6 +664,15 @@ fn header(input: &RouteInput<'_>, name: &HeaderName, matcher: &StringMatcher, in
     }
 }
 
+/// All of them, in no more memory than they need: a vector that is collected from results has room for four.
+fn exactly<T, U>(all: &[T], one: impl Fn(&T) -> Result<U, CompileError>) -> Result<Vec<U>, CompileError> {
+    let mut out = Vec::with_capacity(all.len());
+    for x in all {
+        out.push(one(x)?);
+    }
+    Ok(out)
+}
+
 fn value(v: &Option<ir::Text>) -> Result<StringMatcher, CompileError> {
     match v {
         Some(t) => StringMatcher::new(t, false),
@@ -496,7 +684,7 @@ fn value(v: &Option<ir::Text>) -> Result<StringMatcher, CompileError> {
 fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
     Ok(match StringMatcher::new(t, true)? {
         StringMatcher::Exact(s) => {
-            let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string());
+            let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string().into_boxed_str());
             StringMatcher::Exact(canonical.unwrap_or(s))
         }
         other => other,
@@ -525,9 +713,9 @@ pub struct Destination {
     pub port: u16,
     pub subset: Arc<str>,
     pub weight: u32,
-    pub request: Option<HeaderChange>,
-    pub answer: Option<HeaderChange>,
-    pub rewrite: Option<Rewrite>,
+    pub request: Option<Box<HeaderChange>>,
+    pub answer: Option<Box<HeaderChange>>,
+    pub rewrite: Option<Box<Rewrite>>,
     /// Answer this instead.
     pub refuse: Option<http::StatusCode>,
     pub timeout_ms: u64,
@@ -538,11 +726,12 @@ impl Destination {
         Ok(Self {
             service: destination.service.as_str().into(),
             port: u16::try_from(destination.port).map_err(|_| CompileError::Port(destination.port))?,
-            subset: destination.subset.as_str().into(),
+            // What is empty is shared.
+            subset: if destination.subset.is_empty() { Arc::default() } else { destination.subset.as_str().into() },
             weight: destination.weight,
             request: HeaderChange::new(destination.request.as_ref())?,
             answer: HeaderChange::new(destination.answer.as_ref())?,
-            rewrite: destination.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            rewrite: destination.rewrite.as_ref().map(Rewrite::new).transpose()?.map(Box::new),
             refuse: match destination.refuse_status {
                 0 => None,
                 n => Some(status(n)?),
@@ -627,17 +816,17 @@ pub struct HeaderChange {
 }
 
 impl HeaderChange {
-    fn new(change: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
+    fn new(change: Option<&ir::HeaderChange>) -> Result<Option<Box<Self>>, CompileError> {
         let Some(change) = change else { return Ok(None) };
         let pair = |h: &ir::Header| Ok::<_, CompileError>((name(&h.name)?, Value::new(&h.value)?));
         let mut out = Self {
-            set: change.set.iter().map(pair).collect::<Result<_, _>>()?,
-            add: change.add.iter().map(pair).collect::<Result<_, _>>()?,
-            remove: change.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
+            set: exactly(&change.set, pair)?,
+            add: exactly(&change.add, pair)?,
+            remove: exactly(&change.remove, |n| name(n))?,
             names: entry::Names::default(),
         };
         out.names = out.remove.iter().chain(out.set.iter().chain(&out.add).map(|(n, _)| n)).collect();
-        Ok(Some(out))
+        Ok(Some(Box::new(out)))
     }
 
     /// The headers that are changed.
@@ -681,7 +870,7 @@ pub struct Rewrite {
 enum PathChange {
     Prefix(String),
     Full(String),
-    Regex(regex::Regex, String),
+    Regex(Box<(regex::Regex, String)>),
 }
 
 impl Rewrite {
@@ -698,7 +887,7 @@ impl Rewrite {
             Some(Path::Regex(x)) => {
                 let pattern =
                     regex::Regex::new(&x.r#match).map_err(|e| CompileError::RewriteRegex(x.r#match.clone(), e))?;
-                Some(PathChange::Regex(pattern, braces(&x.rewrite)))
+                Some(PathChange::Regex(Box::new((pattern, braces(&x.rewrite)))))
             }
         };
         Ok(Self { authority, path })
@@ -709,7 +898,7 @@ impl Rewrite {
         Some(match self.path.as_ref()? {
             PathChange::Full(p) => p.clone(),
             PathChange::Prefix(p) => replace_prefix(path, matched, p),
-            PathChange::Regex(r, to) => r.replace_all(path, to.as_str()).into_owned(),
+            PathChange::Regex(by) => by.0.replace_all(path, by.1.as_str()).into_owned(),
         })
     }
 }
@@ -875,6 +1064,98 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A gateway has thousands of rules: a field that few of them need belongs into a box, and no vector may have room to spare.
+    #[test]
+    fn a_rule_takes_little_memory() {
+        for (what, size, most) in [
+            ("Rule", size_of::<Rule>(), 272),
+            ("Destination", size_of::<Destination>(), 72),
+            ("StringMatcher", size_of::<Option<StringMatcher>>(), 24),
+            // Of each virtual host.
+            ("Routes", size_of::<Routes>(), 120),
+        ] {
+            assert!(size <= most, "{what}: {size} bytes, at most {most}");
+        }
+        let header = || ir::Header { name: "x-a".into(), value: "1".into() };
+        let to = || ir::Destination { service: "ns/s".into(), weight: 1, ..Default::default() };
+        let plain = rule("plain", Some(Kind::Segments("/a".into())), |r| r.destinations = vec![to()]);
+        let plain = Rule::new(&plain, &mut fresh).unwrap();
+        assert!(plain.rare.is_none() && plain.fault.is_none() && plain.compression.is_none());
+        let retries = |attempts| {
+            let own = ir::Retry { attempts, ..ir::Retry::istio() };
+            Rule::new(&rule("retries", None, |r| r.retry = Some(own)), &mut fresh).unwrap().retry.unwrap()
+        };
+        let [standard, again, other] = [2, 2, 3].map(retries);
+        assert!(Arc::ptr_eq(&standard, &again) && *standard == ir::Retry::istio() && other.attempts == 3);
+        let host = |rules: usize| {
+            let http = (0..rules).map(|n| rule("r", Some(Kind::Exact(format!("/{n}"))), |_| {})).collect();
+            Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap().rest
+        };
+        assert!(host(FEW).paths.is_none() && host(FEW + 1).paths.is_some());
+        assert!(Routes::new(&ir::Routes::default(), None).unwrap().buckets.is_none());
+        let full = rule("full", None, |r| {
+            r.request = Some(ir::HeaderChange { set: vec![header()], add: vec![header()], remove: vec!["x-b".into()] });
+            r.mirrors = vec![ir::Mirror { to: Some(to()), per_million: 1 }];
+            let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+            let named = ir::Named { name: "x-c".into(), value, invert: false };
+            let conditions = r.r#match.as_mut().unwrap();
+            (conditions.headers, conditions.query) = (vec![named.clone()], vec![named]);
+        });
+        let full = Rule::new(&full, &mut fresh).unwrap();
+        let change = full.request.unwrap();
+        let rooms = [change.set.capacity(), change.add.capacity(), change.remove.capacity()];
+        assert_eq!((rooms, full.rare.unwrap().query.capacity()), ([1; 3], 1));
+    }
+
+    /// Rules with the same path are told apart by their other conditions, in order, wherever they stand.
+    #[test]
+    fn rules_of_one_path_are_all_looked_at() {
+        let by_header = |origin: &str, name: &str, path: Kind| {
+            let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+            rule(origin, Some(path), |r| {
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: name.into(), value, invert: false });
+            })
+        };
+        let path = || Kind::Segments("/a".into());
+        let http = vec![
+            by_header("one", "x-1", path()),
+            by_header("other", "x-2", Kind::Segments("/b".into())),
+            by_header("two", "x-2", path()),
+            by_header("exact", "x-4", Kind::Exact("/a".into())),
+            by_header("three", "x-3", path()),
+            rule("last", Some(path()), |_| {}),
+        ];
+        let t = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+        for (names, want) in [
+            (&["x-1"][..], "one"),
+            (&["x-2"][..], "two"),
+            (&["x-3"][..], "three"),
+            (&["x-3", "x-2"][..], "two"),
+            (&["x-3", "x-4"][..], "exact"),
+            (&["x-5"][..], "last"),
+        ] {
+            let one = |n: &'static str| (HeaderName::from_static(n), HeaderValue::from_static("1"));
+            let headers: HeaderMap = names.iter().copied().map(one).collect();
+            assert_eq!(found(&t, 80, "/a", &headers), want, "{names:?}");
+        }
+    }
+
+    /// What cannot be read of one rule refuses all of them, as what cannot be executed does.
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let good = ir::HttpRule { origin: "good".into(), ..Default::default() }.encode_to_vec();
+        // A field of the wrong kind: `timeout_ms` as text.
+        for (rule, is_good) in [(good, true), (vec![0x6a, 1, b'x'], false), (vec![0x0a, 9], false)] {
+            let table = WireTable { http: vec![rule.into()], tcp: vec![] };
+            let routes = WireRoutes { producer: Some(table), ..Default::default() }.encode_to_vec();
+            match Routes::decode(&routes, None) {
+                Ok(routes) => assert!(is_good && routes.table("").rules(80).len() == 1),
+                Err(e) => assert!(!is_good && matches!(e, CompileError::Decode(_)), "{e}"),
+            }
+        }
+        assert!(matches!(Routes::decode(&[0xff], None), Err(CompileError::Decode(_))));
     }
 
     #[test]

@@ -209,7 +209,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, message: &Bytes) -> Re
         let index = worker.choose(&set, None, &tried, clock::now()).ok_or(ExportError::NoEndpoint)?;
         tried.push(index);
         match once(worker, collector, (&*set, index, from), message.clone()).await {
-            Err(e) if e.may_retry() && tried.len() < TRIES.min(set.members.len()) => {}
+            Err(e) if e.may_retry() && tried.len() < TRIES.min(set.live().len()) => {}
             ended => return ended,
         }
     }

@@ -16,6 +16,7 @@ use crate::{
         flag::ResponseFlag,
         stream_info::{Chosen, StreamInfo},
     },
+    testing::{run_paused as run, spawn},
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
@@ -38,11 +39,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
-use tokio::{
-    sync::mpsc,
-    task::{LocalSet, spawn_local},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
 const KEY: &str = "ns/s.ns.svc.cluster.local";
 const ID: &str = "00000000-5b6f-9d0f-8f5b-5cd6c1f3a7f4";
@@ -550,12 +547,6 @@ impl Recorded {
     }
 }
 
-/// On a clock that stands still while there is something to do.
-fn run(test: impl Future<Output = ()>) {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&rt, test);
-}
-
 #[test]
 fn a_batch_is_handed_over_when_it_is_full() {
     run(async {
@@ -580,7 +571,7 @@ fn a_batch_is_handed_over_when_it_is_full() {
 fn spans_wait_for_others_at_most_a_second() {
     run(async {
         let (mut r, tracing) = (Recorded::new(true), tracing(|_, c| c.set_protocol(CollectorProtocol::OtlpHttp)));
-        spawn_local(flush_in_time(r.recorder.clone()));
+        spawn(flush_in_time(r.recorder.clone()));
         for _ in 0..2 {
             let began = Instant::now();
             r.request(&tracing);
@@ -601,7 +592,7 @@ fn spans_wait_for_others_at_most_a_second() {
 fn beyond_a_full_queue_spans_are_dropped_and_nobody_waits() {
     run(async {
         let (mut r, tracing) = (Recorded::new(false), tracing(|_, _| {}));
-        spawn_local(flush_in_time(r.recorder.clone()));
+        spawn(flush_in_time(r.recorder.clone()));
         (0..256 * (CAPACITY + 1)).for_each(|_| r.request(&tracing));
         assert_eq!((r.queue.len(), r.dropped()), (CAPACITY, 0), "one more is the worker's");
         (0..10).for_each(|_| r.request(&tracing));

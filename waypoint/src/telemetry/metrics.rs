@@ -156,6 +156,8 @@ pub struct Metrics {
     pub discovery: Arc<discovery::Counts>,
     /// Byte streams that a policy has ended.
     pub closed_by_policy: AtomicU64,
+    /// Connections that went on in another stream, because the process at one of their ends was replaced.
+    pub followed: AtomicU64,
     /// Of traces.
     pub spans: Arc<SpanCounts>,
     /// Of external authorization.
@@ -216,6 +218,11 @@ impl Metrics {
             out,
             "# HELP karst_connections_closed_by_policy_total Open connections closed by a policy change.\n# TYPE karst_connections_closed_by_policy_total counter\nkarst_connections_closed_by_policy_total {}",
             self.closed_by_policy.load(Relaxed)
+        );
+        let _ = writeln!(
+            out,
+            "# HELP karst_connections_handed_over_total Open connections whose other end, a ztunnel, was replaced, and which went on in another stream (followed).\n# TYPE karst_connections_handed_over_total counter\nkarst_connections_handed_over_total{{role=\"followed\"}} {}",
+            self.followed.load(Relaxed)
         );
         gate.render(&mut out);
         self.traffic.render(&mut out);

@@ -162,7 +162,7 @@ impl Listening {
         let at = listener.local_addr().unwrap();
         let p = Proxy::new(e, AppProtocol::Unknown, change(at.port()));
         let (sender, ports) = watch::channel(Ports::new([(at.port(), Arc::new(listener))].into()));
-        tokio::task::spawn_local(edge::accept(p.worker.clone(), ports));
+        spawn(edge::accept(p.worker.clone(), ports));
         Self { at, worker: p.worker.clone(), _ports: sender }
     }
 }
@@ -396,6 +396,47 @@ fn where_any_certificate_is_taken_only_one_that_counts_vouches_for_a_header() {
                 assert_eq!(told.contains(sent), counts && mode != Mode::Standard, "{mode:?}: {head}");
                 assert!(known.as_ref().is_none_or(|known| told.contains(known)), "{mode:?}: {head}");
                 assert_eq!(told.contains("Hash="), known.is_some(), "{mode:?}: {head}");
+            }
+        }
+    });
+}
+
+/// It has been made before its listener asked for certificates: the client is to come again, and is asked then.
+#[test]
+fn a_connection_that_has_shown_too_little_ends() {
+    use ir::ClientCertificate as Wanted;
+    run(async {
+        for (wanted, unproven, status) in [
+            (Wanted::None, true, 200),
+            (Wanted::Optional, true, 200),
+            (Wanted::Unverified, true, 200),
+            (Wanted::Required, false, 200),
+            (Wanted::Required, true, 421),
+        ] {
+            let e = Endpoint::of_http1(|_| OK.into()).await;
+            let tls = ir::Tls { client: wanted as i32, ..Default::default() };
+            let protocol = ir::ListenerProtocol::Https as i32;
+            let gateway = ir::Gateway {
+                listeners: vec![ir::Listener { tls: Some(tls), protocol, ..listener(80) }],
+                ..Default::default()
+            };
+            // TLS has ended before: nobody needs the keys.
+            let p = Proxy::new(&e, AppProtocol::Unknown, |s| {
+                s.gateway = Some(Arc::new(Gateway::outline(&gateway).unwrap()));
+                s.hosts.insert("g/*".into(), rule(|_| {}));
+            });
+            p.by_tls.set(true);
+            p.entered.set(Entered { unproven, ..Entered::default() });
+            let mut client = p.connect(false);
+            let a = asked(&mut client, &get("/", "")).await;
+            assert!(a.starts_with(&format!("HTTP/1.1 {status} ")), "{wanted:?} {unproven}: {a}");
+            if status == 421 {
+                let mut rest = vec![];
+                client.read_to_end(&mut rest).await.unwrap();
+                assert!(rest.is_empty() && e.heads.borrow().is_empty());
+            } else {
+                let a = asked(&mut client, &get("/", "")).await;
+                assert!(a.starts_with("HTTP/1.1 200 "), "{wanted:?} {unproven}: {a}");
             }
         }
     });

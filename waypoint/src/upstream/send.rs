@@ -6,8 +6,8 @@ use crate::{
     upstream::{
         error::{ConnectError, Error, failure},
         open::{Attempt, lent, open},
-        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
-        settings::{Announced, Reading},
+        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout, is_leaving},
+        settings::{Announced, FirstFrame},
         tls::{Speaks, TlsError},
     },
     worker::Worker,
@@ -21,8 +21,9 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
-use karst_hbone::{frames::Limited, pool::Lease};
-use std::{cell::Cell, rc::Rc};
+use karst_hbone::{frames::Limited, observed::Observed, pool::Lease};
+use karst_rt::outlined::outlined;
+use std::{cell::Cell, pin::pin, rc::Rc};
 use tokio::time::Instant;
 
 /// Requests at a time on one HTTP/2 connection at most; then another is opened.
@@ -60,17 +61,18 @@ pub async fn http1(
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     let most = set.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
-        let kept = worker.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
+        let kept = worker.upstream.take(&pool_key);
         let fresh = kept.is_none();
-        let (mut send, requests) = match kept {
-            Some(i) => (i.send, i.requests),
+        let (mut send, requests, tunnel) = match kept {
+            Some(i) => (i.send, i.requests, i.tunnel),
             None => {
-                let (send, conn, lease) = dial_http1(worker, attempt).await?;
+                let (send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
+                let tunnel = lease.as_ref().map(Lease::tunnel);
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
                 });
-                (send, 0)
+                (send, 0, tunnel)
             }
         };
         if send.ready().await.is_err() {
@@ -90,6 +92,7 @@ pub async fn http1(
                         pool_key,
                         send,
                         requests,
+                        tunnel,
                         idle: idle_timeout(set),
                     },
                 };
@@ -130,7 +133,7 @@ pub async fn upgrade(
     request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (mut send, conn, lease) = dial_http1(worker, attempt).await?;
+    let (mut send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
@@ -153,21 +156,23 @@ async fn shared(
         let mut all = worker.upstream.h2.borrow_mut();
         let conns = all.entry(pool_key.clone()).or_default();
         conns.retain(|c| !c.send.is_closed());
-        conns.iter().find(|c| c.active.get() < most as usize).cloned()
+        let takes_more = |c: &&Shared| c.active.get() < most as usize && !is_leaving(c.tunnel.as_ref());
+        conns.iter().find(takes_more).cloned()
     };
     if let Some(connection) = kept {
         return Ok((connection, false));
     }
     let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
     let announced = Rc::<Announced>::default();
-    let io = Limited::new(Reading::new(io, announced.clone()), 0);
+    let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
     let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
+    let tunnel = lease.as_ref().map(Lease::tunnel);
     tokio::task::spawn_local(async move {
         let _ = conn.await;
         drop(lease);
     });
     let until = Rc::new(Cell::new(Instant::now()));
-    let connection = Shared { send, active: Rc::default(), announced, until };
+    let connection = Shared { send, active: Rc::default(), announced, tunnel, until };
     worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
     Ok((connection, true))
 }
@@ -184,7 +189,7 @@ pub async fn http2(
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     loop {
-        let (mut connection, fresh) = shared(worker, attempt, &pool_key).await?;
+        let (mut connection, fresh) = outlined(pin!(shared(worker, attempt, &pool_key))).await?;
         let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
         if connection.send.ready().await.is_err() && !fresh {
             continue;
@@ -209,7 +214,8 @@ pub async fn extended(
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
-    let (mut connection, _) = match shared(worker, attempt, &pool_key).await {
+    let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
+    let (mut connection, _) = match found {
         Ok(found) => found,
         // By TLS it says itself that it speaks HTTP/1.1 only.
         Err(ConnectError::Tls(TlsError::NoHttp2)) => return upgrade(worker, attempt, request, sent).await,

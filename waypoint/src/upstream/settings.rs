@@ -1,17 +1,9 @@
 //! What an endpoint of HTTP/2 says of itself in its first frame: does it take an extended CONNECT (RFC 8441)? hyper's client does not
 //! tell of it once its connection runs by itself. A peer's first frame is its SETTINGS (RFC 9113 §3.4), and is read in passing.
 
-use std::{
-    cell::Cell,
-    io::{self, IoSlice},
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
-};
+use karst_hbone::observed::Observer;
+use std::{cell::Cell, io, rc::Rc};
+use tokio::sync::Notify;
 
 /// Length of a frame's head.
 const HEAD: usize = 9;
@@ -66,22 +58,26 @@ fn first_frame(bytes: &[u8]) -> Option<bool> {
     Some(own.is_some_and(|setting| setting == TAKES))
 }
 
-/// A stream of HTTP/2 from an endpoint, whose first frame is read in passing.
-pub struct Reading<S> {
-    stream: S,
+/// Reads the first frame of an endpoint in passing.
+pub struct FirstFrame {
     /// The first bytes, until they are a frame.
     first: Vec<u8>,
     is_known: bool,
     announced: Rc<Announced>,
 }
 
-impl<S> Reading<S> {
+impl FirstFrame {
     /// Tells here what it finds.
-    pub fn new(stream: S, announced: Rc<Announced>) -> Self {
-        Self { stream, first: vec![], is_known: false, announced }
+    pub fn new(announced: Rc<Announced>) -> Self {
+        Self { first: vec![], is_known: false, announced }
     }
+}
 
-    fn read(&mut self, bytes: &[u8]) {
+impl Observer for FirstFrame {
+    fn observe(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_known {
+            return Ok(());
+        }
         self.first.extend_from_slice(bytes);
         // Nothing comes any more.
         let found = if bytes.is_empty() { Some(false) } else { first_frame(&self.first) };
@@ -89,47 +85,13 @@ impl<S> Reading<S> {
             self.announced.tell(takes);
             (self.first, self.is_known) = (vec![], true);
         }
+        Ok(())
     }
 }
 
-impl<S> Drop for Reading<S> {
+impl Drop for FirstFrame {
     fn drop(&mut self) {
         self.announced.tell(false);
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Reading<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buf.filled().len();
-        let room = buf.remaining();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        if !this.is_known && room > 0 {
-            this.read(&buf.filled()[before..]);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Reading<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -137,6 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Reading<S> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use karst_hbone::observed::Observed;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -171,7 +134,7 @@ mod tests {
         for (sent, want) in [(frame(SETTINGS, &TAKES), true), (frame(SETTINGS, &[]), false), (vec![], false)] {
             let (mut peer, stream) = tokio::io::duplex(64);
             let announced = Rc::<Announced>::default();
-            let mut reading = Reading::new(stream, announced.clone());
+            let mut reading = Observed::by(FirstFrame::new(announced.clone()), stream);
             let mut back = vec![];
             let send = async {
                 peer.write_all(&sent).await.unwrap();
@@ -182,7 +145,7 @@ mod tests {
             assert_eq!((takes, &back), (want, &sent));
         }
         let announced = Rc::<Announced>::default();
-        drop(Reading::new(tokio::io::empty(), announced.clone()));
+        drop(Observed::by(FirstFrame::new(announced.clone()), tokio::io::empty()));
         assert!(!announced.takes_extended().await);
     }
 }

@@ -57,7 +57,7 @@ pub async fn give(path: &Path, instance: u64, desk: &Desk, drain: &Drain) {
 
 /// Waits until a successor is there.
 async fn meet(path: &Path, instance: u64) -> io::Result<Packets> {
-    let agent = Packets::connect(path)?;
+    let agent = Packets::connect(path).await?;
     let (own, other) = Packets::pair()?;
     let hello = Hello { version: HANDOVER_VERSION, instance, role: Role::Give as i32 };
     agent.send(&hello.encode_to_vec(), &[other.as_fd()]).await?;

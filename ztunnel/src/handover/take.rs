@@ -49,7 +49,7 @@ pub async fn take(path: &Path, instance: u64, shared: Arc<Shared>) {
 }
 
 async fn wait(path: &Path, instance: u64, shared: &Arc<Shared>, backoff: &mut Backoff) -> io::Result<()> {
-    let agent = Packets::connect(path)?;
+    let agent = Packets::connect(path).await?;
     let hello = Hello { version: HANDOVER_VERSION, instance, role: Role::Take as i32 };
     agent.send(&hello.encode_to_vec(), &[]).await?;
     loop {

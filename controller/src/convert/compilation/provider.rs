@@ -71,40 +71,49 @@ pub(crate) fn compile(config: &MeshConfig, name: &str) -> Result<ir::AuthzProvid
     Ok(ir::AuthzProvider { name: name.into(), ..made? })
 }
 
-fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, SettingError> {
-    address(&provider.service, provider.port)?;
-    let mut out = ir::AuthzProvider {
-        service: provider.service.clone(),
-        port: provider.port,
-        timeout_ms: timeout(&provider.timeout)?,
-        fail_open: provider.fail_open,
-        status_on_error: status(&provider.status_on_error)?,
-        body: body(provider.include_request_body_in_check.as_ref())?,
+/// What both kinds have: who is asked (by a name or within a namespace, and a port), for how long, what is sent of a body, and what
+/// becomes of a request about which nothing is said.
+fn either(
+    (service, port): (&str, u32),
+    time: &str,
+    sent: Option<&RequestBodyInCheck>,
+    (fail_open, on_error): (bool, &str),
+) -> Result<ir::AuthzProvider, SettingError> {
+    address(service, port)?;
+    Ok(ir::AuthzProvider {
+        service: service.into(),
+        port,
+        timeout_ms: timeout(time)?,
+        fail_open,
+        status_on_error: status(on_error)?,
+        body: body(sent)?,
         ..Default::default()
-    };
+    })
+}
+
+fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, SettingError> {
+    let ExtAuthzGrpcProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    let sent = provider.include_request_body_in_check.as_ref();
+    let mut out = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
     Ok(out)
 }
 
 fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, SettingError> {
-    address(&provider.service, provider.port)?;
+    let ExtAuthzHttpProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    let sent = provider.include_request_body_in_check.as_ref();
+    let common = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     let mut request = patterns("includeRequestHeadersInCheck", &provider.include_request_headers_in_check)?;
     request.extend(patterns("includeHeadersInCheck", &provider.include_headers_in_check)?);
     let additional = provider.include_additional_headers_in_check.iter().map(|(name, value)| additional(name, value));
     let mut out = ir::AuthzProvider {
-        service: provider.service.clone(),
-        port: provider.port,
-        timeout_ms: timeout(&provider.timeout)?,
-        fail_open: provider.fail_open,
-        status_on_error: status(&provider.status_on_error)?,
-        body: body(provider.include_request_body_in_check.as_ref())?,
         path_prefix: prefix(&provider.path_prefix)?,
         request_headers: request,
         additional_headers: additional.collect::<Result<_, _>>()?,
         upstream_on_allow: patterns("headersToUpstreamOnAllow", &provider.headers_to_upstream_on_allow)?,
         downstream_on_allow: patterns("headersToDownstreamOnAllow", &provider.headers_to_downstream_on_allow)?,
         downstream_on_deny: patterns("headersToDownstreamOnDeny", &provider.headers_to_downstream_on_deny)?,
-        ..Default::default()
+        ..common
     };
     out.set_protocol(ir::AuthzProtocol::AuthzHttp);
     Ok(out)

@@ -63,8 +63,7 @@ fn found(objects: &Objects<'_>, ns: &str, (group, kind, name): (&str, &str, &str
     let (roots, lists) = match (group, kind) {
         ("" | "core", "ConfigMap") => {
             let map = objects.config_maps.get(&(ns, name)).ok_or_else(missing)?;
-            let get = |key: &str| map.data.get(key).map(|text| text.clone().into_bytes());
-            (get("ca.crt"), get("ca.crl"))
+            (map.get("ca.crt"), map.get("ca.crl"))
         }
         ("" | "core", "Secret") => {
             let secret = objects.secrets.get(&(ns, name)).ok_or_else(missing)?;

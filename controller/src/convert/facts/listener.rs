@@ -14,7 +14,7 @@ use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
 use karst_core::tls::{CipherSuite, Version};
 use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
@@ -72,7 +72,7 @@ pub(crate) enum ListenerParent {
 }
 
 /// A ListenerSet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SetName {
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -152,8 +152,18 @@ impl GatewayListener {
         format!("{VIRTUAL}{}", self.id)
     }
 
+    /// The ListenerSet that adds it to its Gateway.
+    pub(crate) fn set(&self) -> Option<&SetName> {
+        match &self.parent {
+            ListenerParent::Api { set, .. } => set.as_ref(),
+            ListenerParent::Istio { .. } => None,
+        }
+    }
+
     /// Does it ask the same certificates of clients?
     pub(crate) fn asks_like(&self, other: &Self) -> bool {
+        #[cfg(test)]
+        COMPARED.with(|count| count.set(count.get() + 1));
         (self.client, &self.client_roots, &self.client_lists)
             == (other.client, &other.client_roots, &other.client_lists)
     }
@@ -164,6 +174,12 @@ impl GatewayListener {
             && self.conflict.is_none()
             && (self.unresolved.is_none() || !self.certificates.is_empty())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often listeners of this thread have been compared: tests count the work, which others' ListenerSets decide about.
+    pub(crate) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).
@@ -242,15 +258,25 @@ fn refusal(field: &str) -> String {
     )
 }
 
-/// What a listener would have taken with certificates, another at its port with a wider name does not take without.
+/// What a listener would have taken with certificates, another at its port with a wider name does not take without. What a
+/// ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
-    let asking: Vec<(u16, String, String)> =
-        all.iter().filter(|f| f.asks).map(|f| (f.port, f.hosts[0].to_ascii_lowercase(), f.id.clone())).collect();
+    let mut asking: HashMap<Option<SetName>, Vec<(u16, String, String)>> = HashMap::new();
+    for asks in all.iter().filter(|f| f.asks) {
+        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone());
+        asking.entry(asks.set().cloned()).or_default().push(one);
+    }
+    if asking.is_empty() {
+        return;
+    }
     for candidate in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
         let takes = |(port, host, _): &&(u16, String, String)| {
             *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
-        if let Some((_, host, id)) = asking.iter().find(takes) {
+        let own = candidate.set().cloned();
+        let of_set = own.is_some().then(|| asking.get(&own)).flatten();
+        let mut concerning = asking.get(&None::<SetName>).into_iter().chain(of_set).flatten();
+        if let Some((_, host, id)) = concerning.find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = format!(
                 "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"

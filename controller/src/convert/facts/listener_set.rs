@@ -9,9 +9,9 @@ use karst_api::route::ListenerProtocol as Protocol;
 use karst_manifest::{gatewayapi::ParentRef, kinds::*};
 use std::collections::{HashMap, HashSet};
 
-/// Ports of a gateway's pod that the proxy has for itself: its pages, its metrics, its readiness. Who may add listeners does not
-/// decide about these.
-const OWN_PORTS: [u16; 3] = [15000, 15020, 15021];
+/// Ports of a gateway's pod that the proxy has for itself: its pages, tunnels (from its replicas), its metrics, its readiness. Who may
+/// add listeners does not decide about these.
+const OWN_PORTS: [u16; 4] = [15000, waypoint::PORT, 15020, 15021];
 
 /// The sets of each Gateway, by its namespace and name; those first whose listeners count first (Gateway API: the oldest, then by
 /// `namespace/name`).
@@ -68,7 +68,9 @@ pub(crate) fn refusal(objects: &Objects<'_>, of: &Gateway, namespace: &str) -> O
     let is_allowed = match allowed.from.as_str() {
         "All" => true,
         "Same" => meta.namespace == namespace,
-        "Selector" => objects.namespaces.get(namespace).is_some_and(|n| allowed.selector.selects(&n.metadata.labels)),
+        "Selector" => allowed.selector.as_ref().is_some_and(|selector| {
+            objects.namespaces.get(namespace).is_some_and(|n| selector.selects(&n.metadata.labels))
+        }),
         // None is the default; what is not known lets nobody in.
         _ => false,
     };

@@ -228,6 +228,7 @@ impl GatewayListeners {
                 }
             }
             leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
+            leave_out_later(&out.all, meta, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -412,7 +413,8 @@ impl GatewayListeners {
 }
 
 /// Listeners of Gateway API that end TLS at one port of a pod, whatever ports clients call, are not told apart there: where they ask
-/// different certificates of clients, who calls the one would be served as the other asks. None of them is.
+/// different certificates of clients, who calls the one would be served as the other asks. Of a Gateway's own none of them is; one
+/// that a ListenerSet adds gives way to those before it.
 fn leave_out_unlike(
     all: &[GatewayListener],
     pod: &Meta,
@@ -423,22 +425,66 @@ fn leave_out_unlike(
         let listener = all.get(s.listener)?;
         (listener.terminates_tls && matches!(listener.parent, ListenerParent::Api { .. })).then_some(listener)
     };
-    let mut unlike: BTreeSet<(usize, u16)> = BTreeSet::new();
+    // Of each port the first that asks, and of the Gateway's own the first that asks otherwise: there may be thousands.
+    let mut ports: BTreeMap<u16, (&GatewayListener, Option<&GatewayListener>)> = BTreeMap::new();
     for one in served.iter() {
         let Some(own) = asking(one) else { continue };
-        let mut others = served.iter().filter(|o| o.port == one.port).filter_map(asking);
-        let Some(other) = others.find(|other| !other.asks_like(own)) else { continue };
+        let (first, other) = ports.entry(one.port).or_insert((own, None));
+        if own.set().is_none() && other.is_none() && !first.asks_like(own) {
+            *other = Some(own);
+        }
+    }
+    served.retain(|one| {
+        let (Some(own), Some((first, other))) = (asking(one), ports.get(&one.port)) else { return true };
+        let unlike = match (first.asks_like(own), other) {
+            (true, None) => return true,
+            (true, Some(other)) => other,
+            (false, _) => first,
+        };
         let text = format!(
             "maps to port {} of pod {}/{}, as {} does, which asks other certificates of its clients: use another port of the pod [KARST-0507]",
             one.port,
             pod.namespace,
             pod.name,
-            other.name()
+            unlike.name()
         );
         unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
-        unlike.insert((one.listener, one.port));
+        false
+    });
+}
+
+/// Of servers of Istio's Gateways for one host at one port of a pod the oldest speaks TLS with clients. One that asks other
+/// certificates of them cannot be beside it. (Istio leaves out whichever comes second.)
+fn leave_out_later(
+    all: &[GatewayListener],
+    pod: &Meta,
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let mut first: HashMap<(u16, &str), &GatewayListener> = HashMap::new();
+    let mut later: BTreeSet<(usize, u16)> = BTreeSet::new();
+    for one in served.iter() {
+        let ends_tls = |l: &&GatewayListener| l.terminates_tls && matches!(l.parent, ListenerParent::Istio { .. });
+        let Some(own) = all.get(one.listener).filter(ends_tls) else { continue };
+        let unlike = |host: &&String| {
+            let first = first.get(&(one.port, host.as_str()));
+            first.is_some_and(|other| (other.client, &other.client_names) != (own.client, &own.client_names))
+        };
+        let Some(host) = own.hosts.iter().find(unlike) else {
+            for host in &own.hosts {
+                first.entry((one.port, host.as_str())).or_insert(own);
+            }
+            continue;
+        };
+        let other = first.get(&(one.port, host.as_str())).map_or(String::new(), |other| other.name());
+        let text = format!(
+            "at port {} of pod {}/{} {other} has {host:?}, too, and asks other certificates of its clients: use another host [KARST-0508]",
+            one.port, pod.namespace, pod.name
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        later.insert((one.listener, one.port));
     }
-    served.retain(|s| !unlike.contains(&(s.listener, s.port)));
+    served.retain(|s| !later.contains(&(s.listener, s.port)));
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.

@@ -34,7 +34,7 @@ pub(crate) fn unsupported(gateway: &Gateway) -> Option<&GatewayAddress> {
     gateway.spec.addresses.iter().find(|a| !matches!(kind(a), IP | HOSTNAME))
 }
 
-/// The addresses by which a Gateway is reached. `name`: of what is deployed for it; `ports`: those of its listeners, and
+/// The addresses by which a Gateway is reached. `name`: of what is deployed for it; `ports`: those of its own listeners, and
 /// whether each is one of UDP.
 ///
 /// # Errors
@@ -93,24 +93,12 @@ fn elsewhere(
     gateway: &Gateway,
     ports: &[(u16, bool)],
 ) -> Result<Vec<GatewayAddress>, Unreached> {
-    let named = |host: &str| {
-        let mut services = objects.services.values().flatten();
-        services.find(|s| service::hostname(objects, s) == host).copied()
-    };
+    if let Some(text) = lacks_port(objects, gateway, ports) {
+        return Err(Unreached::nowhere(NOT_USABLE, text));
+    }
+    let services = named_services(objects, gateway);
     let all = gateway.spec.addresses.iter().filter(|a| !a.value.is_empty());
     let (hosts, ips): (Vec<_>, Vec<_>) = all.partition(|a| kind(a) == HOSTNAME);
-    let services: Vec<(&str, &Service)> =
-        hosts.iter().filter_map(|a| Some((a.value.as_str(), named(&a.value)?))).collect();
-    for (host, service) in &services {
-        let has = |(port, udp): (u16, bool)| {
-            let is_protocol: fn(&str) -> bool = if udp { service::udp } else { service::tcp };
-            service.spec.ports.iter().any(|p| p.port == port && is_protocol(&p.protocol))
-        };
-        if let Some((port, _)) = ports.iter().find(|port| !has(**port)) {
-            let text = format!("port {port} not found for hostname {host}: add the port to that Service [KARST-0509]");
-            return Err(Unreached::nowhere(NOT_USABLE, text));
-        }
-    }
     let owned = |value: &str| services.iter().any(|(_, s)| ips_of(s).any(|ip| is_same(ip, value)));
     let bound: Vec<_> = hosts.iter().map(|a| address(HOSTNAME, &a.value)).collect();
     let (ours, lost): (Vec<_>, Vec<_>) = ips.into_iter().partition(|a| owned(&a.value));
@@ -122,6 +110,29 @@ fn elsewhere(
         return Err(Unreached { reason: NOT_USABLE, text, bound });
     }
     Ok(bound.into_iter().chain(ours.into_iter().map(|a| address(IP, &a.value))).collect())
+}
+
+/// The Services here by whose host names somebody else runs a Gateway.
+fn named_services<'a, 'b>(objects: &Objects<'a>, gateway: &'b Gateway) -> Vec<(&'b str, &'a Service)> {
+    let named = |host: &str| {
+        let mut services = objects.services.values().flatten();
+        services.find(|s| service::hostname(objects, s) == host).copied()
+    };
+    let hosts = gateway.spec.addresses.iter().filter(|a| kind(a) == HOSTNAME && !a.value.is_empty());
+    hosts.filter_map(|a| Some((a.value.as_str(), named(&a.value)?))).collect()
+}
+
+/// Which of these ports (and whether it is one of UDP) a Service does not have by whose host name somebody else runs the Gateway, and
+/// what to do.
+pub(crate) fn lacks_port(objects: &Objects<'_>, gateway: &Gateway, ports: &[(u16, bool)]) -> Option<String> {
+    named_services(objects, gateway).into_iter().find_map(|(host, service)| {
+        let has = |(port, udp): (u16, bool)| {
+            let is_protocol: fn(&str) -> bool = if udp { service::udp } else { service::tcp };
+            service.spec.ports.iter().any(|p| p.port == port && is_protocol(&p.protocol))
+        };
+        let (port, _) = ports.iter().find(|port| !has(**port))?;
+        Some(format!("port {port} not found for hostname {host}: add the port to that Service [KARST-0509]"))
+    })
 }
 
 /// What a Service lacks of what is asked for, and what to do.

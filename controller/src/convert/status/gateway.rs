@@ -114,9 +114,7 @@ fn one(
     let name = deploy::name(objects, gateway);
     let own = Judged::of(listeners, listeners.of(&meta.namespace, &meta.name));
     let accepted = accepted(objects, gateway, &own, sets);
-    let added = listeners.added(gateway).map(|l| (l.port, l.udp));
-    let ports: Vec<(u16, bool)> =
-        gateway.spec.listeners.iter().map(|l| (l.port, l.protocol == "UDP")).chain(added).collect();
+    let ports: Vec<(u16, bool)> = gateway.spec.listeners.iter().map(|l| (l.port, l.protocol == "UDP")).collect();
     let found = address::of(objects, gateway, &name, &ports);
     let programmed = match &found {
         _ if !accepted.status => condition("Programmed", false, "Invalid", "see Accepted"),

@@ -67,6 +67,11 @@ impl<'a> Judged<'a> {
         self.listener.unresolved.is_none()
     }
 
+    /// Its port, and whether that is one of UDP.
+    pub(crate) fn port(&self) -> (u16, bool) {
+        (self.listener.port, self.listener.udp)
+    }
+
     /// Does it take anything?
     pub(crate) fn works(&self) -> bool {
         self.listener.works() && self.is_accepted()

@@ -4,6 +4,7 @@ use crate::convert::{
     facts::{listener_set, listeners::GatewayListeners},
     objects::{GATEWAY_API, LISTENER_SET, Objects},
     status::{
+        address,
         condition::{Condition, Write, conditions, reference, same},
         listener::{Attached, Judged, condition, statuses},
     },
@@ -17,6 +18,8 @@ pub(crate) struct JudgedSet<'a> {
     /// Why the Gateway does not take it.
     not_allowed: Option<String>,
     listeners: Vec<Judged<'a>>,
+    /// Which of their ports the Gateway is not reached at.
+    unreached: Option<String>,
 }
 
 /// What became of a set's Gateway.
@@ -36,7 +39,9 @@ impl<'a> JudgedSet<'a> {
         let meta = &set.metadata;
         let not_allowed = listener_set::refusal(objects, gateway, &meta.namespace);
         let listeners = Judged::of(listeners, listeners.of_set(&meta.namespace, &meta.name));
-        Self { set, not_allowed, listeners }
+        let ports: Vec<(u16, bool)> = listeners.iter().filter(|l| l.works()).map(Judged::port).collect();
+        let unreached = address::lacks_port(objects, gateway, &ports);
+        Self { set, not_allowed, listeners, unreached }
     }
 
     /// Does any of its listeners take something?
@@ -68,9 +73,10 @@ impl<'a> JudgedSet<'a> {
             let text = "some of its listeners are not valid: see their conditions [KARST-0514]";
             condition(KINDS[0], true, "ListenersNotValid", text)
         };
-        let programmed = match parent.is_programmed {
-            true => condition(KINDS[1], true, "Programmed", format!("Resource programmed, served by {name}")),
-            false => not_programmed(),
+        let programmed = match (&self.unreached, parent.is_programmed) {
+            (Some(text), _) => condition(KINDS[1], false, "Invalid", text.clone()),
+            (None, true) => condition(KINDS[1], true, "Programmed", format!("Resource programmed, served by {name}")),
+            (None, false) => not_programmed(),
         };
         [accepted, programmed]
     }

@@ -232,7 +232,7 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
 }
 
 /// ConfigMap of this namespace and name with an authority's certificate.
-fn authority(ns: &str, name: &str) -> String {
+pub(super) fn authority(ns: &str, name: &str) -> String {
     let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
     let indented: String = pem.lines().map(|l| format!("    {l}\n")).collect();
     format!(
@@ -365,6 +365,44 @@ fn ports_that_ask_different_certificates_are_not_one() {
     }
 }
 
+/// The older one speaks TLS with the clients of both: what the other one asks would be asked of nobody.
+#[test]
+fn a_server_for_the_host_of_one_that_asks_otherwise_is_left_out() {
+    let of = |first: &str, second: &str| {
+        let server = |name: &str, year: u16, tls: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{year}'}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: [{name}.com, x.com], tls: {{credentialName: c, {tls}}}}}]}}\n---\n"
+            )
+        };
+        let text = [
+            INGRESS,
+            &key_pair().replace("namespace: a", "namespace: edge"),
+            &authority("edge", "c-cacert").replace("ConfigMap", "Secret").replace("\ndata:", "\nstringData:"),
+            // By name the younger one is the first.
+            &server("one", 2025, second),
+            &server("two", 2024, first),
+        ]
+        .concat();
+        let (model, problems) = run(&text);
+        let served: Vec<String> = model.gateways["edge/gw"].listeners.iter().map(|l| l.origin.clone()).collect();
+        let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+        (served, problems.iter().map(ToString::to_string).collect::<Vec<_>>(), said)
+    };
+    let (simple, mutual, named) = ("mode: SIMPLE", "mode: MUTUAL", "mode: MUTUAL, subjectAltNames: [y.com]");
+    for same in [simple, mutual, named] {
+        let (served, problems, said) = of(same, same);
+        assert_eq!(served, ["istio/a/two/0", "istio/a/one/0"], "{same}");
+        assert!(problems.is_empty() && said.is_empty(), "{same}: {problems:?} {said:?}");
+    }
+    for (first, second) in [(simple, mutual), (mutual, simple), (mutual, named), ("mode: OPTIONAL_MUTUAL", mutual)] {
+        let (served, problems, said) = of(first, second);
+        assert_eq!(served, ["istio/a/two/0"], "{first}, {second}");
+        let why = "at port 443 of pod edge/gw spec.servers[0] of Gateway a/two has \"x.com\", too, and asks other certificates of its clients: use another host [KARST-0508]";
+        assert!(problems.len() == 1 && problems[0].ends_with(why), "{problems:?}");
+        assert_eq!(said, ["Gateway a/one: karst.io/PortsMapped False PortConflict"]);
+    }
+}
+
 /// Istio's option of listeners of Gateway API.
 #[test]
 fn cipher_suites_of_a_listener_are_an_option() {
@@ -480,6 +518,47 @@ fn revocation_lists_are_told_with_their_authorities() {
         assert!(told.is_none() && !problems.is_empty(), "{problems:?}");
         let says = problems.iter().all(|p| p.contains("data[\"ca.crl\"]: contains no revocation list"));
         assert!(says && problems[0].ends_with("[KARST-0505]"), "{problems:?}");
+    }
+}
+
+/// kubectl writes a file that is no text to `binaryData` (of a Secret there is one `data` for all).
+#[test]
+fn a_revocation_list_in_der_is_told_by_a_config_map_too() {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2030, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let der = list.signed_by(&ca).unwrap().der().to_vec();
+    let told = |coded: &str| {
+        let certificate: String = ca.pem().lines().map(|l| format!("    {l}\n")).collect();
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{certificate}binaryData: {{ca.crl: '{coded}', other: AAAA}}\n---\n"
+        );
+        let text = format!(
+            "{}{}{map}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(told(&BASE64_STANDARD.encode(&der)), (Some(vec![der]), vec![]));
+    // What cannot be read lets nobody in.
+    for coded in [BASE64_STANDARD.encode("none"), "*".into()] {
+        let (served, problems) = told(&coded);
+        assert!(served.is_none() && problems[0].contains("data[\"ca.crl\"]"), "{coded}: {problems:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! ListenerSets (Gateway API, GEP-1713), as the conformance suite asks for them (its tests `ListenerSet…`).
 
 use super::*;
+use crate::convert::facts::listener::COMPARED;
 use serde_json::Value;
 
 /// Gateway g of namespace edge, with a pod and a Service.
@@ -70,8 +71,9 @@ fn a_gateway_takes_the_sets_of_the_namespaces_that_it_allows() {
         (from("Same"), &["edge"]),
         (from("Selector"), &["chosen"]),
         (from("All"), &["chosen", "edge", "other"]),
-        // What nobody knows lets nobody in.
+        // What nobody knows lets nobody in, nor does a selector that is not there.
         (from("Most"), &[]),
+        ("allowedListeners: {namespaces: {from: Selector}}, ".into(), &[]),
     ] {
         let text = [NAMESPACES, &gateway(&allowed, &http("own", "own.com")), &sets].concat();
         let w = written(&text);
@@ -94,6 +96,20 @@ fn a_gateway_takes_the_sets_of_the_namespaces_that_it_allows() {
         let mut want = vec!["Gateway/edge/g/own".to_string()];
         want.extend(taken.iter().map(|ns| format!("ListenerSet/{ns}/more/l")));
         assert_eq!(listened(&text), want, "{allowed}");
+    }
+}
+
+/// Kubernetes: a selector that is null selects nothing, and one that is empty everything. (Gateway API: it must be there.)
+#[test]
+fn a_listener_without_its_selector_takes_no_routes() {
+    for (selector, want) in [("", "Accepted False NotAllowedByListeners"), (", selector: {}", "Accepted True Accepted")]
+    {
+        let own = format!(
+            "{{name: own, port: 80, protocol: HTTP, allowedRoutes: {{namespaces: {{from: Selector{selector}}}}}}}"
+        );
+        let text = [NAMESPACES, &gateway("", &own), &route("chosen", "r", "{name: g, namespace: edge}")].concat();
+        let status = status(&written(&text), "HTTPRoute", "chosen/r");
+        assert_eq!(reasons(&status["parents"][0])[0], want, "{selector}");
     }
 }
 
@@ -291,7 +307,7 @@ fn a_listener_of_a_set_cannot_have_other_kinds_or_ports_of_the_proxy() {
     let own = |port: u16| format!("{{name: p{port}, port: {port}, protocol: HTTP}}");
     let text = [
         gateway(&from("All"), &http("own", "own.com")),
-        set("edge", "more", &[passes.to_string(), own(15020), own(15021), own(15000), own(8080)]),
+        set("edge", "more", &[passes.to_string(), own(15020), own(15021), own(15000), own(15008), own(8080)]),
     ]
     .concat();
     let w = written(&text);
@@ -300,10 +316,10 @@ fn a_listener_of_a_set_cannot_have_other_kinds_or_ports_of_the_proxy() {
     let listeners = status["listeners"].as_array().unwrap();
     assert_eq!(reasons(&listeners[0])[3], "ResolvedRefs False InvalidRouteKinds");
     assert_eq!(listeners[0]["supportedKinds"], serde_json::json!([]));
-    for listener in &listeners[1..4] {
+    for listener in &listeners[1..5] {
         assert_eq!(reasons(listener)[0], "Accepted False PortUnavailable");
     }
-    assert_eq!(reasons(&listeners[4])[0], "Accepted True Accepted");
+    assert_eq!(reasons(&listeners[5])[0], "Accepted True Accepted");
     assert_eq!(listened(&text), ["Gateway/edge/g/own", "ListenerSet/edge/more/p8080"]);
 }
 
@@ -340,6 +356,103 @@ fn the_service_of_a_gateway_has_the_ports_of_its_sets() {
     assert_eq!(ports(&text), want);
     let text = text.replace("from: All, selector", "from: None, selector");
     assert_eq!(ports(&text), own);
+}
+
+/// What a set asks of clients, and nobody can honour, is no reason to take others' listeners away: those of the Gateway would all be
+/// gone by one line of whoever may add to it.
+#[test]
+fn a_set_that_asks_in_vain_takes_nobody_elses_listener() {
+    let https = |name: &str, host: &str, more: &str| {
+        format!(
+            "{{name: {name}, port: 443, protocol: HTTPS, hostname: '{host}', tls: {{certificateRefs: [{{name: c}}]{more}}}}}"
+        )
+    };
+    let asks = ", options: {gateway.istio.io/tls-terminate-mode: MUTUAL}";
+    let of = |own: &[String]| {
+        let text = [
+            gateways::key_pair().replace("namespace: a", "namespace: edge"),
+            gateway(&from("All"), &own.join(", ")),
+            set("edge", "a", &[https("asks", "x.com", asks), https("wider", "*.x.com", ""), https("wide", "*", "")]),
+            set("edge", "b", &[https("same", "x.com", ""), https("other", "*.org", "")]),
+        ]
+        .concat();
+        listened(&text)
+    };
+    let [own, other] = ["Gateway/edge/g/own", "ListenerSet/edge/b/other"];
+    // Who has the host has it, as the Gateway does here, or may have it.
+    assert_eq!(
+        of(&[https("own", "*.com", "")]),
+        [own, "ListenerSet/edge/a/wider", "ListenerSet/edge/b/same", other],
+        "its own wide one would take the same clients"
+    );
+    assert_eq!(of(&[https("own", "x.com", "")]), [own, "ListenerSet/edge/a/wider", other]);
+    // What the Gateway itself asks counts for all.
+    assert_eq!(of(&[https("own", "*.org", asks)]), ["ListenerSet/edge/a/wider", "ListenerSet/edge/b/same"]);
+}
+
+/// Where a Service sends one port to another one of the pods, a set that adds that one asks clients of both as it asks its own.
+#[test]
+fn a_set_at_a_port_that_asks_otherwise_gives_way() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: a, port: 443, targetPort: 8443}]}\n---\n";
+    let https = |name: &str, port: u16| {
+        format!(
+            "{{name: {name}, port: {port}, protocol: HTTPS, hostname: {name}.com, tls: {{certificateRefs: [{{name: c}}]}}}}"
+        )
+    };
+    let asked = "validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let frontend =
+        format!("{}tls: {{frontend: {{default: {{}}, perPort: [{{port: 443, tls: {{{asked}}}}}]}}}}, ", from("All"));
+    let text = [
+        gateways::key_pair().replace("namespace: a", "namespace: edge"),
+        gateways::authority("edge", "ca"),
+        service.to_string(),
+        gateway(&frontend, &https("own", 443)),
+        set("edge", "like", &[https("like", 443)]),
+        set("edge", "unlike", &[https("unlike", 8443)]),
+    ]
+    .concat();
+    assert_eq!(listened(&text), ["Gateway/edge/g/own", "ListenerSet/edge/like/like"]);
+    let status = status(&written(&text), "ListenerSet", "edge/unlike");
+    assert_eq!(reasons(&status["listeners"][0])[0], "Accepted False PortUnavailable");
+}
+
+/// Where somebody else runs the Gateway, behind a Service without the set's port: the set is not reached, and the Gateway is as before.
+#[test]
+fn a_port_that_a_set_wants_in_vain_takes_no_address_from_its_gateway() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}]}\n---\n";
+    let addresses = format!("{}addresses: [{{type: Hostname, value: gw.edge.svc.cluster.local}}], ", from("All"));
+    for (port, want) in [(80, "Programmed True Programmed"), (8080, "Programmed False Invalid")] {
+        let added = http("l", "more.com").replace("port: 80", &format!("port: {port}"));
+        let text = [service, &gateway(&addresses, &http("own", "own.com")), &set("edge", "more", &[added])].concat();
+        let w = written(&text);
+        conditions(&w);
+        let of_gateway = status(&w, "Gateway", "edge/g");
+        assert_eq!(reasons(&of_gateway)[..2], ["Accepted True Accepted", "Programmed True Programmed"], "{port}");
+        assert_eq!(of_gateway["addresses"][0]["value"], "gw.edge.svc.cluster.local", "{port}");
+        assert_eq!(reasons(&status(&w, "ListenerSet", "edge/more")), ["Accepted True Accepted", want], "{port}");
+    }
+}
+
+/// Who may add listeners adds as many as there may be: each is looked at a few times, and no two of them with one another.
+#[test]
+fn many_listeners_are_compared_in_no_square() {
+    const MANY: usize = 400;
+    let https = |n: usize| {
+        format!(
+            "{{name: l{n}, port: 443, protocol: HTTPS, hostname: h{n}.com, tls: {{certificateRefs: [{{name: c}}]}}}}"
+        )
+    };
+    let all: Vec<String> = (0..MANY).map(https).collect();
+    let text = [
+        gateways::key_pair().replace("namespace: a", "namespace: edge"),
+        gateway(&from("All"), &http("own", "own.com")),
+        set("edge", "more", &all),
+    ]
+    .concat();
+    COMPARED.set(0);
+    assert_eq!(listened(&text).len(), MANY + 1);
+    let compared = COMPARED.get();
+    assert!((MANY..10 * MANY).contains(&compared), "{compared}");
 }
 
 /// A Gateway that is not accepted, or not programmed, has no set that is.

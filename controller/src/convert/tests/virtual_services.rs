@@ -124,6 +124,23 @@ fn filters_limit_virtual_services() {
     assert_eq!(rule.limits.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a/f 0", "a/g 0"]);
 }
 
+/// Limits of size and compression are a VirtualService's as they are a Service's; of several the smallest limit counts.
+#[test]
+fn filters_limit_sizes_of_virtual_services_and_compress() {
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: a}}\nspec: {{targetRefs: [{{group: networking.istio.io, kind: VirtualService, name: v}}], {spec}}}\n---\n"
+        )
+    };
+    let route = virtual_service("name: v, namespace: a", "hosts: [s], http: [{route: [{destination: {host: s}}]}]");
+    let filters = filter("f", "maxRequestBytes: 20, compression: {minBytes: 5}") + &filter("g", "maxRequestBytes: 10");
+    let (m, p) = run(&(SHOP.to_string() + &route + &filters));
+    assert!(p.is_empty(), "{p:?}");
+    let rule = &m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0];
+    let compression = karst_api::route::Compression { min_bytes: 5, ..Default::default() };
+    assert_eq!((rule.max_body_bytes, rule.compression.clone()), (10, Some(compression)));
+}
+
 /// What tells buckets apart reaches proxies as it is written.
 #[test]
 fn keys_of_limits_are_compiled() {
@@ -341,6 +358,9 @@ fn a_virtual_service_is_read_rule_by_rule() {
     let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
     assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
     assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
+    let weightless = "route: [{destination: {host: s}, weight: 0}, {destination: {host: s}, weight: 0}]";
+    assert_eq!(of(&format!("tcp: [{{{weightless}}}]")), [(String::new(), 503)]);
+    assert_eq!(of(&format!("tls: [{{match: [{{sniHosts: [x]}}], {weightless}}}]")), [(String::new(), 503)]);
 }
 
 /// What comes behind a rule for everything is not reached, as in Istio: in its own VirtualService, at its ports, in the mesh and at

@@ -112,7 +112,7 @@ fn detached(
     let around = world.objects.namespace(&route.metadata.namespace).map_or(&empty, |n| &n.metadata.labels);
     let admits = |listener: &Listener| match &*listener.allowed_routes.namespaces.from {
         "All" => true,
-        "Selector" => listener.allowed_routes.namespaces.selector.selects(around),
+        "Selector" => listener.allowed_routes.namespaces.selector.as_ref().is_some_and(|s| s.selects(around)),
         "None" => false,
         _ => route.metadata.namespace == of.namespace,
     };

@@ -769,7 +769,8 @@ mod tests {
             let said = bytes(3, 100_000);
             let peer = async {
                 for part in said.chunks(20_000) {
-                    for _ in 0..2 * PIECES {
+                    // HTTP/2's implementation takes no more than 100 of them.
+                    for _ in 0..=PIECES {
                         far.send_data(Bytes::new(), false).unwrap();
                     }
                     far.send_data(Bytes::copy_from_slice(part), false).unwrap();

@@ -1,7 +1,7 @@
 //! Workloads, services, and how gateways are named.
 
+use super::baggage::Baggage;
 use http::HeaderValue;
-use imbl::OrdMap;
 use karst_api::workload as pb;
 use karst_core::{Cidr, Identity};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
@@ -10,8 +10,6 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 pub type Ports = Vec<(u16, u16)>;
 /// A service's key, and its ports on a workload.
 pub type Membership = (Arc<str>, Ports);
-/// The endpoints of a service: uid, and its ports there.
-pub type Endpoints = OrdMap<Arc<str>, Arc<[(u16, u16)]>>;
 
 /// A UDP port of a service on a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +60,8 @@ pub struct Workload {
     pub udp: Vec<(Arc<str>, Vec<UdpPort>)>,
     /// Those of its labels that routes ask for (an extension of ours).
     pub labels: Arc<BTreeMap<String, String>>,
-    /// The `baggage` header that describes it.
-    pub baggage: Option<HeaderValue>,
+    /// See [`Workload::baggage`].
+    pub baggage: Baggage,
 }
 
 /// How a gateway or waypoint is named.
@@ -146,8 +144,26 @@ impl Workload {
             services: vec![],
             udp: vec![],
             labels: Arc::default(),
-            baggage: None,
+            baggage: Baggage::none(),
         }
+    }
+    /// The `baggage` header that describes it. None: nobody has told what it would say.
+    pub fn baggage(&self) -> Option<&HeaderValue> {
+        let kind = match self.workload_type {
+            "deployment" => "k8s.deployment.name",
+            "cronjob" => "k8s.cronjob.name",
+            "job" => "k8s.job.name",
+            _ => "k8s.pod.name",
+        };
+        self.baggage.get(&[
+            ("k8s.cluster.name", &*self.cluster),
+            ("k8s.namespace.name", &*self.namespace),
+            (kind, &*self.workload_name),
+            ("service.name", &*self.canonical_name),
+            ("service.version", &*self.canonical_revision),
+            ("cloud.region", &*self.region),
+            ("cloud.availability_zone", &*self.zone),
+        ])
     }
     /// Its UDP port for one of a service's.
     pub fn udp_port(&self, service: &str, port: u16) -> Option<&UdpPort> {

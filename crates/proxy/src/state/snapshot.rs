@@ -1,6 +1,9 @@
 //! The state and its indices, and what is asked of it.
 
-use super::model::{Endpoints, OwnPod, Service, Workload};
+use super::{
+    members::Endpoints,
+    model::{OwnPod, Service, Workload},
+};
 use imbl::HashMap;
 use karst_core::Cidr;
 use karst_policy::Policy;

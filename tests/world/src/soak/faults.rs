@@ -5,7 +5,7 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 /// Whose time of day is set. (Intervals and timers go by the monotonic clock, which nobody can set.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
-    /// Of a node's agent and ztunnel.
+    /// Of a node: its agent, its ztunnel, and the waypoints and gateways on it.
     Node(usize),
     /// Of the controller.
     Controller,
@@ -16,9 +16,9 @@ pub enum Clock {
 pub enum Fault {
     /// A pod comes to a node, is called, and goes.
     ChurnPod(usize),
-    /// A policy comes and goes that denies nothing of what is called.
+    /// A policy comes, is obeyed, and goes. It forbids what nobody else calls.
     ChurnPolicy,
-    /// A route of the waypoint's changes: so many per cent to the first of two backends.
+    /// The waypoints' route changes: so many per cent to the first of two backends. It is over when an answer shows it.
     ChurnRoute(u8),
     /// A node's ztunnel is replaced.
     RollZtunnel(usize),
@@ -42,11 +42,14 @@ pub enum Fault {
     StepClock(Clock, i16),
     /// The disk with the logs and the agents' state is full.
     FillDisk,
+    /// The API server stalls: what is written is seen by nobody until it goes on.
+    StallApi,
 }
 
 /// What a fault takes, or needs as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
+    Api,
     Control,
     Ztunnel(usize),
     Agent(usize),
@@ -60,7 +63,7 @@ enum Part {
 }
 
 /// Each kind of fault once, with its nodes; what is drawn by chance stands for itself.
-pub const KINDS: [Fault; 20] = [
+pub const KINDS: [Fault; 21] = [
     Fault::ChurnPod(0),
     Fault::ChurnPod(1),
     Fault::ChurnPod(2),
@@ -81,6 +84,7 @@ pub const KINDS: [Fault; 20] = [
     Fault::StepClock(Clock::Node(0), 0),
     Fault::StepClock(Clock::Controller, 0),
     Fault::FillDisk,
+    Fault::StallApi,
 ];
 
 impl Fault {
@@ -101,6 +105,7 @@ impl Fault {
             Self::LoseNode => "link of node 1 lost",
             Self::StepClock(..) => "clock stepped",
             Self::FillDisk => "disk full",
+            Self::StallApi => "API server stalls",
         }
     }
 
@@ -121,6 +126,7 @@ impl Fault {
             Self::LoseNode => 4_000..=8_000,
             Self::StepClock(..) => 4_000..=10_000,
             Self::FillDisk => 3_000..=10_000,
+            Self::StallApi => 2_000..=6_000,
         }
     }
 
@@ -128,6 +134,7 @@ impl Fault {
     pub fn rest(self) -> Duration {
         Duration::from_secs(match self {
             Self::ChurnPod(_) | Self::ChurnPolicy | Self::ChurnRoute(_) | Self::FillDisk => 1,
+            Self::StallApi => 2,
             Self::RollZtunnel(_) | Self::RollWaypoint | Self::RollGateway => 4,
             Self::KillAgent(_) => 5,
             // A spare starts, and learns of the node's certificates.
@@ -143,12 +150,22 @@ impl Fault {
     /// How long it is planned to take up its parts at most, its rest included.
     pub fn holds(self, lasts: Duration) -> Duration {
         let comes_up = match self {
-            Self::RollWaypoint | Self::RollGateway => Duration::from_secs(10),
+            // The one before serves what clients keep open, for as long as they do.
+            Self::RollZtunnel(_) | Self::RollWaypoint | Self::RollGateway => Duration::from_secs(10),
             // Once there is a spare.
             Self::KillWorker(_) => Duration::from_secs(6),
-            Self::RollZtunnel(_) => Duration::from_secs(4),
             Self::RollController => Duration::from_secs(3),
-            _ => Duration::ZERO,
+            // Until it is seen.
+            Self::ChurnPolicy => Duration::from_secs(3),
+            Self::ChurnRoute(_) => Duration::from_secs(2),
+            Self::ChurnPod(_)
+            | Self::KillAgent(_)
+            | Self::KillController
+            | Self::PauseController
+            | Self::LoseNode
+            | Self::StepClock(..)
+            | Self::FillDisk
+            | Self::StallApi => Duration::ZERO,
         };
         lasts + comes_up + self.rest()
     }
@@ -170,14 +187,15 @@ impl Fault {
             Self::RollController | Self::KillController | Self::PauseController | Self::LoseNode => &[Part::Control],
             Self::StepClock(..) => &[Part::Control, Part::Clocks],
             Self::FillDisk => &[Part::Disk],
+            Self::StallApi => &[Part::Api],
         }
     }
 
-    /// What must be there as long as it lasts: in a rollout of a proxy, the controller must tell of the new one before the old one
-    /// has ended; no platform waits for that.
+    /// What must be there as long as it lasts: in a rollout of a proxy, it must be written, and told by the controller, that the new
+    /// one is there before the old one has ended; no platform waits for that.
     fn needs(self) -> &'static [Part] {
         match self {
-            Self::RollWaypoint | Self::RollGateway => &[Part::Control],
+            Self::RollWaypoint | Self::RollGateway => &[Part::Api, Part::Control],
             _ => &[],
         }
     }

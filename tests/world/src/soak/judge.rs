@@ -20,6 +20,8 @@ pub enum Place {
     HeldOther,
     /// Requests through the waypoint on node 0, to backends on nodes 0 and 1.
     Waypoint,
+    /// Requests through a waypoint on node 2, to a backend there.
+    CalmWaypoint,
     /// Requests from outside of the mesh through the gateway on node 0, to the same.
     Gateway,
     /// From node 0 to a pod that has just come to a node.
@@ -27,7 +29,7 @@ pub enum Place {
 }
 
 /// All that are loaded from the start on.
-pub const PLACES: [Place; 8] = [
+pub const PLACES: [Place; 9] = [
     Place::SameNode,
     Place::OtherNode,
     Place::CalmNode,
@@ -35,6 +37,7 @@ pub const PLACES: [Place; 8] = [
     Place::HeldSame,
     Place::HeldOther,
     Place::Waypoint,
+    Place::CalmWaypoint,
     Place::Gateway,
 ];
 
@@ -44,7 +47,7 @@ impl Place {
         match self {
             Self::SameNode | Self::HeldSame => node == 0,
             Self::OtherNode | Self::HeldOther | Self::Service | Self::Waypoint | Self::Gateway => node < 2,
-            Self::CalmNode => node == 0 || node == 2,
+            Self::CalmNode | Self::CalmWaypoint => node == 0 || node == 2,
             Self::NewPod(of) => node == 0 || node == of,
         }
     }
@@ -60,6 +63,7 @@ impl fmt::Display for Place {
             Self::HeldSame => "held connections, same node",
             Self::HeldOther => "held connections, other node",
             Self::Waypoint => "requests through the waypoint",
+            Self::CalmWaypoint => "requests through a waypoint without faults",
             Self::Gateway => "requests through the gateway",
             Self::NewPod(_) => "calls of a pod that has just come",
         })
@@ -75,6 +79,8 @@ pub enum Failure {
     Late,
     /// An open connection was cut.
     Cut,
+    /// One that is kept for the next request has ended between two of them. (Clients ask again; but somebody has ended it.)
+    Ended,
     /// Another status than 200.
     Status(u16),
     /// Other bytes came than were due.
@@ -107,7 +113,7 @@ pub struct Window {
     pub to: Option<Duration>,
 }
 
-/// What an end of a process needs until each of its connections is seen as cut.
+/// What an end of a process needs until each of its connections is cut, and who uses it sees that.
 const NOTICED: Duration = Duration::from_secs(1);
 /// TCP sends again, twice as late each time, and certificates that were due are fetched.
 const RECOVERS: Duration = Duration::from_secs(20);
@@ -125,32 +131,35 @@ impl Window {
     /// Does it excuse a call's failure?
     fn excuses(&self, call: &Call) -> bool {
         let is_answer = matches!(call.failure, Failure::Status(502..=504));
-        let is_cut = call.failure == Failure::Cut || is_answer;
+        let is_cut = matches!(call.failure, Failure::Cut | Failure::Ended) || is_answer;
+        let has_ended = call.failure == Failure::Ended && self.meets(call, NOTICED);
         let new_on = |node: Option<usize>| match call.place {
             Place::NewPod(of) => node.is_none_or(|node| node == of) && self.meets(call, CATCHES_UP),
             _ => false,
         };
         match self.fault {
-            // What the killed process carried is cut. Nobody is refused, and nobody waits in vain.
-            Fault::KillWorker(node) => is_cut && call.place.passes(node) && self.meets(call, NOTICED),
+            // What the killed process carried is cut. Nobody is refused, nobody waits in vain, and what begins later is served.
+            Fault::KillWorker(node) => {
+                is_cut && call.place.passes(node) && call.ended >= self.from && call.began <= self.from + NOTICED
+            }
             Fault::LoseNode if matches!(call.failure, Failure::Status(_)) && !is_answer => false,
             Fault::LoseNode => match call.place {
                 // What the lost node had is lost; what begins later goes to the other endpoint.
                 Place::Service => call.began <= self.from + TOGETHER && self.meets(call, RECOVERS),
-                Place::SameNode | Place::HeldSame | Place::CalmNode => false,
+                Place::SameNode | Place::HeldSame | Place::CalmNode | Place::CalmWaypoint => false,
                 Place::NewPod(node) => node == 1 && self.meets(call, RECOVERS),
                 Place::OtherNode | Place::HeldOther | Place::Waypoint | Place::Gateway => self.meets(call, RECOVERS),
             },
             // What is known goes on; who is new waits until the controller, or its node's agent, can tell of it.
             Fault::RollController | Fault::KillController | Fault::PauseController | Fault::FillDisk => new_on(None),
             Fault::KillAgent(node) => new_on(Some(node)),
-            Fault::ChurnPod(_)
-            | Fault::ChurnPolicy
-            | Fault::ChurnRoute(_)
-            | Fault::RollZtunnel(_)
-            | Fault::RollWaypoint
-            | Fault::RollGateway
-            | Fault::StepClock(..) => false,
+            // What clients keep for the next request ends, and they ask again. Nothing else does.
+            Fault::RollWaypoint => has_ended && call.place == Place::Waypoint,
+            Fault::RollGateway => has_ended && call.place == Place::Gateway,
+            Fault::RollZtunnel(node) => has_ended && call.place.passes(node),
+            Fault::ChurnPod(_) | Fault::ChurnPolicy | Fault::ChurnRoute(_) | Fault::StepClock(..) | Fault::StallApi => {
+                false
+            }
         }
     }
 }

@@ -29,12 +29,14 @@ impl World {
         Ok(())
     }
 
-    /// Nothing more can be written to the small disk.
+    /// Nothing more can be written to the small disk: what room there is, or is again, is used up.
     ///
     /// # Errors
     /// There is none ([`super::Options::disk_mib`]), or it fails otherwise.
     pub fn fill_disk(&self) -> Result<()> {
-        let mut ballast = fs::File::create(self.dir.join(DISK).join("ballast")).context("the small disk")?;
+        let path = self.dir.join(DISK).join("ballast");
+        let ballast = fs::OpenOptions::new().create(true).append(true).open(path);
+        let mut ballast = ballast.context("the small disk")?;
         // Down to the last byte.
         for piece in [1 << 20, 4096, 1] {
             loop {
@@ -56,14 +58,15 @@ impl World {
         fs::remove_file(self.dir.join(DISK).join("ballast")).context("the small disk")
     }
 
-    /// Logs that have become longer than this begin again.
+    /// Logs that have become longer than this begin again; `last` gets the text of each before that.
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn shorten_logs(&self, longest: u64) -> Result<()> {
+    pub fn shorten_logs(&self, longest: u64, mut last: impl FnMut(&str)) -> Result<()> {
         for file in fs::read_dir(self.dir.join("logs"))? {
             let file = file?;
             if file.metadata()?.len() > longest {
+                last(&String::from_utf8_lossy(&fs::read(file.path())?));
                 // Its writers append.
                 fs::OpenOptions::new().write(true).open(file.path())?.set_len(0)?;
             }

@@ -141,6 +141,11 @@ impl World {
         self.options.ztunnel_env = env;
     }
 
+    /// The program of the ztunnels that are started from now on; None: ours.
+    pub fn set_ztunnel_bin(&mut self, program: Option<PathBuf>) {
+        self.options.ztunnel_bin = program;
+    }
+
     /// Starts a node's ztunnel, beside the one that may run.
     pub fn start_ztunnel(&mut self, node: usize) -> Result<()> {
         self.start_ztunnel_at(node, 15000).map(|c| self.nodes[node].ztunnel = Some(c))

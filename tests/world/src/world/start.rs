@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
@@ -43,12 +46,10 @@ impl World {
             fabric,
             pods: BTreeMap::new(),
             next_pod: vec![],
+            held: Mutex::default(),
         };
         if let Some(mib) = w.options.disk_mib {
             w.mount_disk(mib)?;
-        }
-        if w.options.clocks {
-            w.build_clock()?;
         }
         let control = w.ns("control");
         namespace(&control)?;

@@ -9,7 +9,7 @@ use crate::{
     downstream::gateway::Gateway,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, Plane},
+    testing::{LINES, Plane, run, spawn},
 };
 use karst_api::{route as ir, workload as pb};
 use karst_core::limits;
@@ -23,7 +23,7 @@ use std::{
 };
 use tokio::{
     net::UdpSocket,
-    task::{LocalSet, spawn_local},
+    task::spawn_local,
     time::{sleep, timeout},
 };
 
@@ -41,7 +41,7 @@ struct Endpoint {
 async fn endpoint(name: &'static str, ip: &str, answers: bool) -> Endpoint {
     let socket = UdpSocket::bind((ip, 0)).await.unwrap();
     let at = socket.local_addr().unwrap();
-    spawn_local(async move {
+    spawn(async move {
         let mut room = [0; 2048];
         while let Ok((length, from)) = socket.recv_from(&mut room).await {
             if answers {
@@ -137,10 +137,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(holds(), "{what}");
 }
 
-#[tokio::test]
-async fn a_session_stays_with_its_endpoint_and_is_told_of() {
-    let local = LocalSet::new();
-    let test = async {
+#[test]
+fn a_session_stays_with_its_endpoint_and_is_told_of() {
+    run(async {
         let (a, b) = (endpoint("a", "127.0.0.2", true).await, endpoint("b", "127.0.0.3", true).await);
         let site = Site::start(Duration::from_millis(600));
         site.tell(vec![workload(&a, ""), workload(&b, "")], vec![to(1, false)], None);
@@ -170,14 +169,12 @@ async fn a_session_stays_with_its_endpoint_and_is_told_of() {
         // Nothing of it is a TCP connection's.
         let page = site.plane.worker.shared.metrics.render(&site.plane.worker.shared.gate);
         assert!(!page.contains("istio_tcp_connections_opened_total{"), "{page}");
-    };
-    local.run_until(test).await;
+    });
 }
 
-#[tokio::test]
-async fn what_has_nowhere_to_go_is_dropped_and_counted() {
-    let local = LocalSet::new();
-    let test = async {
+#[test]
+fn what_has_nowhere_to_go_is_dropped_and_counted() {
+    run(async {
         let a = endpoint("a", "127.0.0.2", true).await;
         let site = Site::start(IDLE);
         let counts = site.counts();
@@ -219,14 +216,12 @@ async fn what_has_nowhere_to_go_is_dropped_and_counted() {
         assert_eq!(answered as u64 + counts.dropped(Dropped::NoDestination), 12);
         assert!((8..=10).contains(&answered), "{answered}");
         assert_eq!(counts.dropped(Dropped::Closed) + counts.dropped(Dropped::NoEndpoint), 2, "as before");
-    };
-    local.run_until(test).await;
+    });
 }
 
-#[tokio::test]
-async fn sessions_end_with_their_endpoint_their_route_and_their_port() {
-    let local = LocalSet::new();
-    let test = async {
+#[test]
+fn sessions_end_with_their_endpoint_their_route_and_their_port() {
+    run(async {
         let (a, b) = (endpoint("a", "127.0.0.2", true).await, endpoint("b", "127.0.0.3", true).await);
         let site = Site::start(IDLE);
         let counts = site.counts();
@@ -254,15 +249,13 @@ async fn sessions_end_with_their_endpoint_their_route_and_their_port() {
         assert_eq!(ask(&client, "7").await.as_deref(), Some("b 7"));
         site.task.abort();
         until("it has ended", || counts.ended(SessionEnd::Closed) == 1).await;
-    };
-    local.run_until(test).await;
+    });
 }
 
 /// A host that says that nobody is at the port ends the session; the next one goes to another endpoint.
-#[tokio::test]
-async fn an_endpoint_that_refuses_is_avoided() {
-    let local = LocalSet::new();
-    let test = async {
+#[test]
+fn an_endpoint_that_refuses_is_avoided() {
+    run(async {
         let gone = Endpoint { name: "gone", at: UdpSocket::bind("127.0.0.4:0").await.unwrap().local_addr().unwrap() };
         let site = Site::start(IDLE);
         let counts = site.counts();
@@ -276,15 +269,13 @@ async fn an_endpoint_that_refuses_is_avoided() {
             let client = site.client("127.0.0.1").await;
             assert_eq!(ask(&client, &n.to_string()).await.unwrap(), format!("a {n}"));
         }
-    };
-    local.run_until(test).await;
+    });
 }
 
 /// However many clients there seem to be: sessions are bounded, and one that is in use stays.
-#[tokio::test]
-async fn a_flood_is_bounded() {
-    let local = LocalSet::new();
-    let test = async {
+#[test]
+fn a_flood_is_bounded() {
+    run(async {
         let a = endpoint("a", "127.0.0.2", true).await;
         let site = Site::start(IDLE);
         let counts = site.counts();
@@ -308,6 +299,5 @@ async fn a_flood_is_bounded() {
         until("the oldest have given way", || counts.ended(SessionEnd::Evicted) >= clients - most as u64).await;
         assert_eq!(ask(&client, "2").await.as_deref(), Some("a 2"));
         assert_eq!(counts.opened.load(Relaxed), clients + 1, "its session is the one of before");
-    };
-    local.run_until(test).await;
+    });
 }

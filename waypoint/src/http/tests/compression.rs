@@ -14,6 +14,10 @@ use std::{
 fn compressing(change: impl FnOnce(&mut ir::Compression)) -> impl FnOnce(&mut Snapshot) {
     let mut compression = ir::Compression::default();
     change(&mut compression);
+    compressing_so(compression)
+}
+
+fn compressing_so(compression: ir::Compression) -> impl FnOnce(&mut Snapshot) {
     route(move |r| r.compression = Some(compression))
 }
 
@@ -207,13 +211,13 @@ fn an_answer_that_breaks_off_does_not_end_well() {
     run(async {
         let m = Mesh::new(1, AppProtocol::Http11, compressing(|_| {}));
         m.memory.listen(address(0), |mut io| {
-            drop(spawn_local(async move {
+            spawn(async move {
                 use tokio::io::{AsyncReadExt, AsyncWriteExt};
                 let _ = io.read(&mut [0; 1000]).await;
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 100000\r\n\r\n";
                 io.write_all(head.as_bytes()).await.unwrap();
                 io.write_all(&text()).await.unwrap();
-            }));
+            });
         });
         let a = m.send(asking("gzip")).await;
         assert_eq!(a.headers()["content-encoding"], "gzip");

@@ -143,3 +143,23 @@ fn what_is_answered_here_can_be_read_by_pages_of_the_origin_too() {
         }
     });
 }
+
+/// What names an origin is that origin's alone, and what names none is no page's of another.
+#[test]
+fn caches_are_told_that_answers_depend_on_the_origin() {
+    run(async {
+        let m = Mesh::of(route(|r| r.cors = Some(of_rule(|_| {}))), |n, _| {
+            let answer = Response::builder();
+            let answer = if n < 3 { answer } else { answer.header("vary", "Cookie, Origin") };
+            Does::Answer(answer.body(payload("ok")).unwrap())
+        });
+        for headers in [&[("origin", A)][..], &[("origin", "https://b.example.com")], &[]] {
+            assert_eq!(said(&m.send(request(Method::GET, headers)).await, "vary"), Some("origin"), "{headers:?}");
+        }
+        let a = m.send(request(Method::GET, &[("origin", A)])).await;
+        assert_eq!(a.headers().get_all("vary").iter().collect::<Vec<_>>(), ["Cookie, Origin"]);
+        // Where no rule speaks of origins, nothing depends on them.
+        let m = Mesh::of(route(|_| {}), |_, _| status(200));
+        assert_eq!(said(&m.send(request(Method::GET, &[("origin", A)])).await, "vary"), None);
+    });
+}

@@ -15,7 +15,14 @@ const SAYS: &[u8] = b"\0\0\0\0\x04says";
 
 /// A service whose port is for gRPC-Web, or only for gRPC.
 fn mesh(is_web: bool, does: impl Fn(usize, &Seen) -> Does + 'static) -> Mesh {
-    let m = Mesh::new(1, AppProtocol::Grpc, |s| {
+    let m = before(is_web);
+    m.listen(0, does);
+    m
+}
+
+/// The same, where nobody listens yet.
+fn before(is_web: bool) -> Mesh {
+    Mesh::new(1, AppProtocol::Grpc, |s| {
         if is_web {
             let pods = (0..1).map(plain).chain([testing::pod("own", "10.0.1.1", &[])]).collect();
             let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
@@ -23,9 +30,7 @@ fn mesh(is_web: bool, does: impl Fn(usize, &Seen) -> Does + 'static) -> Mesh {
             service.karst_grpc_web_ports = vec![80];
             s.mesh = testing::snapshot(pods, vec![service]);
         }
-    });
-    m.listen(0, does);
-    m
+    })
 }
 
 fn plain(n: usize) -> karst_api::workload::Workload {
@@ -155,6 +160,22 @@ fn failures_have_the_form_of_the_client() {
     });
 }
 
+/// To the client the status is a frame of the body; that the endpoint has too much to do is seen all the same.
+#[test]
+fn an_exhausted_endpoint_is_known_by_its_trailers() {
+    run(async {
+        for (code, wanted) in [("8", true), ("0", false)] {
+            let m = mesh(true, move |_, _| says(code));
+            m.send(ask("application/grpc-web", ASK)).await.into_body().collect().await.unwrap();
+            let (snapshot, downstream) = (m.worker.snapshot(), m.downstream());
+            let (service, subset) = (Arc::<str>::from(KEY), Arc::<str>::default());
+            let key = downstream.key("ns", &snapshot, &service, 80, &subset);
+            let set = m.worker.set(&snapshot, key, downstream.to).unwrap();
+            assert_eq!(set.members[0].state.is_overloaded(crate::clock::now()), wanted, "{code}");
+        }
+    });
+}
+
 /// At a port of a gateway that is for gRPC-Web it counts for every service.
 #[test]
 fn a_gateways_port_can_be_for_grpc_web() {
@@ -162,7 +183,8 @@ fn a_gateways_port_can_be_for_grpc_web() {
         for is_web in [true, false] {
             let m = Mesh::new(1, AppProtocol::Unknown, |s| {
                 let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
-                let one = ir::HttpRule { destinations: vec![to], ..Default::default() };
+                let mirrors = vec![ir::Mirror { to: Some(to.clone()), per_million: 1_000_000 }];
+                let one = ir::HttpRule { destinations: vec![to], mirrors, ..Default::default() };
                 let table = ir::Table { http: vec![one], tcp: vec![] };
                 let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
                 s.hosts.insert("g/*".into(), Arc::new(routes));
@@ -176,7 +198,7 @@ fn a_gateways_port_can_be_for_grpc_web() {
                 let gateway = ir::Gateway { listeners: vec![listener], ..Default::default() };
                 s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
             });
-            m.serve(address(0), (0, is_web), m.seen.clone(), |_, _| says("0"));
+            m.serve(address(0), (0, is_web), m.seen.clone(), Rc::new(|_, _| says("0")));
             let (client, server) = tokio::io::duplex(64 << 10);
             let downstream = Downstream {
                 peer: None,
@@ -191,15 +213,18 @@ fn a_gateways_port_can_be_for_grpc_web() {
                 written: Default::default(),
             };
             let w = m.worker.clone();
-            spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, false).await });
+            spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), false).await });
             let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
-            spawn_local(conn);
+            spawn(conn);
             let a = send.send_request(ask("application/grpc-web", ASK)).await.unwrap();
             assert_eq!(a.status(), 200);
             let kind = if is_web { "application/grpc-web+proto" } else { "application/grpc" };
             assert_eq!(a.headers()["content-type"], kind);
             let asked = if is_web { "application/grpc" } else { "application/grpc-web" };
-            assert_eq!(m.seen.borrow()[0].headers["content-type"], asked);
+            // So is the copy of it.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let kinds: Vec<_> = m.seen.borrow().iter().map(|s| s.headers["content-type"].clone()).collect();
+            assert_eq!(kinds, [asked; 2]);
         }
     });
 }

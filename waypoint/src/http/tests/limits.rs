@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::{
-    downstream::{
-        stream::Io,
-        tcp::{connect_tcp, relay},
-    },
+    downstream::tcp::{connect_tcp, relay},
     upstream::error::ConnectError,
 };
 use http::HeaderValue;
 use std::cell::Cell;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_local,
+};
 
 fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
     move |s| policy(s, ir::Policy { limits: Some(limits), ..Default::default() })
@@ -64,18 +64,17 @@ fn no_more_streams_are_on_a_connection_than_may_be() {
         let seen = most.clone();
         m.memory.listen(address(0), move |io| {
             let (most, streams) = (seen.clone(), Rc::new(Cell::new(0_u32)));
-            let slow = service_fn(move |_: Request<Incoming>| {
+            let slow = move |_: Request<Incoming>| -> Answering {
                 let (most, streams) = (most.clone(), streams.clone());
-                async move {
+                Box::pin(async move {
                     streams.set(streams.get() + 1);
                     most.set(streams.get().max(most.get()));
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     streams.set(streams.get() - 1);
-                    Ok::<_, Infallible>(Response::new(payload("ok")))
-                }
-            });
-            let served = hyper::server::conn::http2::Builder::new(codec::Local);
-            spawn_local(async move { drop(served.serve_connection(TokioIo::new(io), slow).await) });
+                    Ok(Response::new(payload("ok")))
+                })
+            };
+            spawn(serve_http2(io, http2::Builder::new(codec::Local), Rc::new(slow)));
         });
         assert_eq!(at_once(&m, 1).await, [200]);
         // The connection that is there takes two of them.
@@ -92,11 +91,11 @@ fn a_connection_on_which_nothing_passes_ends_after_its_time() {
             let m = Mesh::new(1, AppProtocol::Tcp, limited(limits));
             m.memory.listen(address(0), |io| {
                 let (mut from, mut to) = tokio::io::split(io);
-                spawn_local(async move { drop(tokio::io::copy(&mut from, &mut to).await) });
+                spawn(async move { tokio::io::copy(&mut from, &mut to).await });
             });
             let Ok(to) = connect_tcp(&m.worker, &m.downstream()).await else { panic!("no connection") };
             let (mut client, io) = tokio::io::duplex(64);
-            spawn_local(relay(Io::memory(io), to));
+            spawn(relay(Io::memory(io), to));
             for _ in 0..5 {
                 tokio::time::sleep(Duration::from_millis(900)).await;
                 client.write_all(b"x").await.unwrap();

@@ -202,7 +202,7 @@ fn a_stream_that_was_refused_is_asked_for_again() {
             let count = asked.clone();
             m.memory.listen(address(0), move |io| {
                 let count = count.clone();
-                spawn_local(async move {
+                spawn(async move {
                     let mut connection = h2::server::handshake(io).await.unwrap();
                     while let Some(Ok((_, mut respond))) = connection.accept().await {
                         match count.replace(count.get() + 1) {

@@ -34,11 +34,12 @@ fn sticky(session: ir::Session) -> impl FnOnce(&mut Snapshot) {
 /// Endpoints that answer everything, but for those that answer with a failure.
 fn mesh(endpoints: usize, failing: &[usize], change: impl FnOnce(&mut Snapshot)) -> Mesh {
     let m = Mesh::new(endpoints, AppProtocol::Http11, change);
-    for n in 0..endpoints {
-        let code = if failing.contains(&n) { 503 } else { 200 };
-        m.listen(n, move |_, _| status(code));
-    }
+    (0..endpoints).for_each(|n| answers(&m, n, if failing.contains(&n) { 503 } else { 200 }));
     m
+}
+
+fn answers(m: &Mesh, endpoint: usize, code: u16) {
+    m.listen(endpoint, move |_, _| status(code));
 }
 
 /// The endpoint that has answered, and the cookie that the client is told.

@@ -103,7 +103,7 @@ fn keep(m: &Mesh, table: &Rc<Table>) -> drain::Drain {
     let table = table.clone();
     m.memory.listen((IpAddr::from(PEER), karst_hbone::PORT).into(), move |io| {
         let (table, watch) = (table.clone(), watch.clone());
-        spawn_local(async move { keeper::serve(&table, io, watch).await });
+        spawn(async move { keeper::serve(&table, io, watch).await });
     });
     drain
 }

@@ -27,6 +27,9 @@ fn a_destination_that_cannot_be_closes_its_share_of_the_connections() {
             (&[(70, 500), (30, 0)], 43..=44),
             (&[(0, 0), (1, 500)], 0..=0),
             (&[(1, 0), (0, 500)], 144..=144),
+            // Nor does a rule that leads nowhere lead to the service that was called.
+            (&[(0, 0), (0, 0)], 0..=0),
+            (&[], 0..=0),
         ] {
             let m = Mesh::new(1, AppProtocol::Tcp, rule(all));
             m.memory.listen(address(0), drop);

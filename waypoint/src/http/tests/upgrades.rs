@@ -10,7 +10,7 @@ fn changes(m: &Mesh) {
     let heads = seen.clone();
     m.memory.listen(address(0), move |mut io| {
         let heads = heads.clone();
-        spawn_local(async move {
+        spawn(async move {
             let mut head = vec![];
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(io.read_u8().await.unwrap());

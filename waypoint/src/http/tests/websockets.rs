@@ -10,7 +10,7 @@ use hyper::{
     upgrade::{self, Upgraded},
 };
 use karst_policy::Attribute;
-use std::sync::atomic::AtomicU64;
+use std::{future::ready, sync::atomic::AtomicU64};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 type Heads = Rc<RefCell<Vec<String>>>;
@@ -67,9 +67,10 @@ async fn serve_one(mut io: DuplexStream, heads: Heads, answers: Rc<dyn Fn(&str) 
 
 /// An endpoint of HTTP/1.1, and the heads that it gets.
 fn one(m: &Mesh, answers: impl Fn(&str) -> String + 'static) -> Heads {
-    let (heads, answers) = (Heads::default(), Rc::new(answers));
+    let answers: Rc<dyn Fn(&str) -> String> = Rc::new(answers);
+    let heads = Heads::default();
     let all = heads.clone();
-    m.memory.listen(address(0), move |io| drop(spawn_local(serve_one(io, all.clone(), answers.clone()))));
+    m.memory.listen(address(0), move |io| spawn(serve_one(io, all.clone(), answers.clone())));
     heads
 }
 
@@ -79,31 +80,30 @@ type Asked = Rc<RefCell<Vec<Question>>>;
 
 /// Serves one connection of HTTP/2. `takes`: WebSocket by an extended CONNECT.
 async fn serve_two(io: DuplexStream, asked: Asked, takes: bool) {
-    let answer = service_fn(move |mut r: Request<Incoming>| {
+    let application = move |mut r: Request<Incoming>| -> Answering {
         let protocol = r.extensions().get::<Protocol>().cloned();
         asked.borrow_mut().push((r.method().clone(), protocol, r.uri().clone(), r.headers().clone()));
         let on = upgrade::on(&mut r);
-        spawn_local(async move {
+        spawn(async move {
             if let Ok(io) = on.await {
                 echo(TokioIo::new(io)).await;
             }
         });
-        async {
-            Ok::<_, Infallible>(Response::builder().header("sec-websocket-protocol", "chat").body(payload("")).unwrap())
-        }
-    });
-    let mut http2 = hyper::server::conn::http2::Builder::new(codec::Local);
+        let answer = Response::builder().header("sec-websocket-protocol", "chat").body(payload("")).unwrap();
+        Box::pin(ready(Ok(answer)))
+    };
+    let mut server = http2::Builder::new(codec::Local);
     if takes {
-        http2.enable_connect_protocol();
+        server.enable_connect_protocol();
     }
-    let _ = http2.serve_connection(TokioIo::new(io), answer).await;
+    serve_http2(io, server, Rc::new(application)).await;
 }
 
 /// An endpoint of HTTP/2 that takes WebSocket so, and what it is asked.
 fn two(m: &Mesh) -> Asked {
     let asked = Asked::default();
     let all = asked.clone();
-    m.memory.listen(address(0), move |io| drop(spawn_local(serve_two(io, all.clone(), true))));
+    m.memory.listen(address(0), move |io| spawn(serve_two(io, all.clone(), true)));
     asked
 }
 
@@ -111,7 +111,7 @@ fn two(m: &Mesh) -> Asked {
 async fn connect(m: &Mesh, path: &str, protocol: Option<&'static str>) -> (Response<Incoming>, SendRequest<Payload>) {
     let io = TokioIo::new(m.connect(true));
     let (mut send, conn) = codec::client2().handshake::<_, Payload>(io).await.unwrap();
-    spawn_local(conn);
+    spawn(conn);
     let uri = match protocol {
         Some(_) => format!("http://s{path}"),
         None => "s:80".into(),
@@ -275,8 +275,8 @@ fn an_endpoint_of_http2_that_takes_it_by_http1_only_is_asked_so() {
             *connections.borrow_mut() += 1;
             // The first is that of which it is asked whether it takes it.
             match *connections.borrow() {
-                1 => drop(spawn_local(serve_two(io, none.clone(), false))),
-                _ => drop(spawn_local(serve_one(io, all.clone(), Rc::new(well)))),
+                1 => spawn(serve_two(io, none.clone(), false)),
+                _ => spawn(serve_one(io, all.clone(), Rc::new(well))),
             }
         });
         let (mut io, ..) = opened(&m, "/").await;
@@ -345,7 +345,7 @@ fn an_endpoint_learns_at_once_that_its_client_has_left() {
         let (told, mut left) = tokio::sync::mpsc::unbounded_channel();
         m.memory.listen(address(0), move |mut io| {
             let told = told.clone();
-            drop(spawn_local(async move {
+            spawn(async move {
                 let mut head = vec![];
                 while !head.ends_with(b"\r\n\r\n") {
                     head.push(io.read_u8().await.unwrap());
@@ -355,7 +355,7 @@ fn an_endpoint_learns_at_once_that_its_client_has_left() {
                 // It is in no hurry itself.
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 told.send(io.write_all(b"late").await.is_err()).unwrap();
-            }));
+            });
         });
         let (io, _, _send) = opened(&m, "/").await;
         drop(io);
@@ -374,6 +374,22 @@ fn an_open_one_outlives_the_timeout() {
         goes_both_ways(&mut io).await;
         let m = Mesh::of(route(|r| r.timeout_ms = 1000), |_, _| Does::Never);
         assert_eq!(connect(&m, "/", Some("websocket")).await.0.status(), 504);
+    });
+}
+
+/// A drain waits for it, though the request that it has begun with is long over.
+#[test]
+fn an_open_one_keeps_its_worker_from_ending() {
+    run(async {
+        let m = Mesh::new(1, AppProtocol::Http11, |_| {});
+        one(&m, well);
+        assert!(m.worker.is_idle());
+        let (mut io, ..) = opened(&m, "/").await;
+        goes_both_ways(&mut io).await;
+        assert!(!m.worker.is_idle());
+        drop(io);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(m.worker.is_idle());
     });
 }
 

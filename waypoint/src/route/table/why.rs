@@ -1,13 +1,12 @@
 //! Why a rule does not match: for `karst explain`. Each condition is asked as the look-up asks it.
 
-use super::{RouteInput, Rule, StringMatcher, Table, TcpRouteInput, TcpRule, covers, header};
+use super::{RareConditions, RouteInput, Rule, StringMatcher, Table, TcpRouteInput, TcpRule, covers, header};
 
 impl Table {
     /// The rules for a port that come before the one that matches (all, if none does), and of each the first condition that
     /// does not hold.
     pub fn passed_over(&self, port: u16, input: &RouteInput<'_>) -> Vec<(String, String)> {
-        let index = self.ports.get(&port).unwrap_or(&self.rest);
-        let before = index.rules.iter().take_while(|rule| !rule.matches(input, true));
+        let before = self.rules(port).iter().take_while(|rule| !rule.matches(input, true));
         before.map(|rule| (rule.origin.clone(), rule.failing(input))).collect()
     }
 
@@ -33,10 +32,11 @@ impl Rule {
         if let Some(wanted) = fails(&self.method, input.method) {
             return format!("method {} {wanted}", input.method);
         }
-        if let Some(wanted) = fails(&self.scheme, input.scheme) {
+        let rare = self.rare.as_deref();
+        if let Some(wanted) = rare.and_then(|rare| fails(&rare.scheme, input.scheme)) {
             return format!("scheme {} {wanted}", input.scheme);
         }
-        if let Some(wanted) = fails(&self.authority, input.authority) {
+        if let Some(wanted) = rare.and_then(|rare| fails(&rare.authority, input.authority)) {
             return format!("host {} {wanted}", input.authority);
         }
         let failing =
@@ -47,6 +47,13 @@ impl Rule {
                 false => format!("header {name} {}", words(wanted)),
             };
         }
+        rare.map(|rare| rare.failing(input)).unwrap_or_default()
+    }
+}
+
+impl RareConditions {
+    /// As [`Rule::failing`], of those that come after the headers.
+    fn failing(&self, input: &RouteInput<'_>) -> String {
         if let Some(claim) = self.claims.iter().find(|claim| !claim.holds(input.token)) {
             let name = claim.path.join(".");
             return match (claim.invert, input.token) {

@@ -211,6 +211,8 @@ pub(crate) fn extend(rule: &mut ir::HttpRule, filter: &HTTPFilter) {
     let new = compiled.limits.into_iter().filter(|limit| !rule.limits.contains(limit)).collect::<Vec<_>>();
     rule.limits.extend(new);
     rule.fault = rule.fault.or(compiled.fault);
+    rule.max_body_bytes = smaller(rule.max_body_bytes, compiled.max_body_bytes);
+    rule.compression = rule.compression.take().or(compiled.compression);
 }
 
 /// Adds a filter to the services that it names.

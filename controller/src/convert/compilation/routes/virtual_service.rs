@@ -197,6 +197,14 @@ fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
     Rules { read: Entries::default(), last }
 }
 
+/// Of several destinations at least one gets something.
+fn weighted(all: &[ir::Destination], at: &str) -> Result<(), FieldError> {
+    match !all.is_empty() && all.iter().all(|d| d.weight == 0) {
+        true => Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into())),
+        false => Ok(()),
+    }
+}
+
 /// What is done in place of a rule that cannot be executed.
 fn refused() -> ir::HttpRule {
     let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
@@ -392,9 +400,7 @@ impl<'a> Convert<'a> {
                 bad,
             )?);
         }
-        if rule.route.len() > 1 && compiled.destinations.iter().all(|d| d.weight == 0) {
-            return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
-        }
+        weighted(&compiled.destinations, at)?;
         if let Some(w) = &rule.rewrite {
             compiled.rewrite = Some(rewrite(w, matched, at)?);
         }
@@ -606,6 +612,7 @@ impl<'a> Convert<'a> {
         if out.is_empty() {
             return Err((format!("{at}.route"), "is empty: specify a destination [KARST-0010]".into()));
         }
+        weighted(&out, at)?;
         Ok(out)
     }
 
@@ -631,14 +638,8 @@ impl<'a> Convert<'a> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni: vec![],
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, vec![]));
             }
         }
     }
@@ -667,14 +668,8 @@ impl<'a> Convert<'a> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni,
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, sni));
             }
         }
     }
@@ -692,6 +687,24 @@ fn push(
         if route.name.is_empty() { format!("{object} http[{index}]") } else { format!("{object} {}", route.name) };
     let to = if matched.is_read { &mut out.read.http } else { &mut out.last.http };
     to.push(ir::HttpRule { origin, ports: matched.ports, r#match: Some(matched.m), ..rule });
+}
+
+/// A rule for connections to a port, from clients with these labels in this namespace, whose TLS hello has one of these names.
+fn tcp_rule(
+    origin: &str,
+    port: u16,
+    (labels, namespace): (&BTreeMap<String, String>, &str),
+    destinations: &[ir::Destination],
+    sni: Vec<String>,
+) -> ir::TcpRule {
+    ir::TcpRule {
+        origin: origin.into(),
+        ports: ports(port),
+        source_labels: labels.clone(),
+        source_namespace: namespace.into(),
+        destinations: destinations.to_vec(),
+        sni,
+    }
 }
 
 /// The port of a match; none: any.

@@ -1,10 +1,8 @@
 //! Carries the schedule out: begins what is due, asks what goes on, and notes when each fault really was.
 
 use crate::{
-    churn, objects, outages,
-    progress::say,
-    rollouts,
-    running::{Running, outage},
+    churn, outages, rollouts,
+    running::Running,
     shared::Shared,
     site::{Role, Site},
 };
@@ -62,6 +60,16 @@ impl Director {
         &self.broken
     }
 
+    /// The run is over. Gives what could not be carried out, and what was not.
+    pub fn end(&self) -> Vec<String> {
+        let going =
+            |going: &Going| format!("{}: goes on at the end: waits for {}", going.fault, going.running.awaits());
+        let waiting =
+            |planned: &Planned| format!("{}, at {:.1} s: could not begin", planned.fault, planned.at.as_secs_f64());
+        let unfinished = self.going.iter().map(going).chain(self.waiting.iter().map(waiting));
+        self.broken.iter().cloned().chain(unfinished).collect()
+    }
+
     /// Does what is due.
     pub fn step(&mut self, site: &mut Site, shared: &Arc<Shared>) {
         for going in std::mem::take(&mut self.going) {
@@ -93,7 +101,7 @@ impl Director {
 
     fn begin(&mut self, planned: Planned, site: &mut Site, shared: &Arc<Shared>) {
         let fault = planned.fault;
-        say(shared, &format!("{fault}, for {} ms", planned.lasts.as_millis()));
+        shared.say(&format!("{fault}, for {} ms", planned.lasts.as_millis()));
         let window = shared.open(fault);
         match begin(fault, site) {
             Ok(running) => {
@@ -115,7 +123,12 @@ impl Director {
                 }
             }
             Ok(false) if now > going.until + PATIENCE => {
-                self.has_broken(going.fault, going.window, "it does not come to its end", shared);
+                let why = format!(
+                    "is not over {} s after its time: waits for {}",
+                    PATIENCE.as_secs(),
+                    going.running.awaits()
+                );
+                self.has_broken(going.fault, going.window, &why, shared);
             }
             Ok(false) => self.going.push(going),
             Err(e) => self.has_broken(going.fault, going.window, &format!("{e:#}"), shared),
@@ -125,7 +138,7 @@ impl Director {
     fn has_broken(&mut self, fault: Fault, window: usize, why: &str, shared: &Shared) {
         shared.close(window);
         let text = format!("{fault}, at {:.1} s: {why}", shared.now().as_secs_f64());
-        say(shared, &format!("FAILED: {text}"));
+        shared.say(&format!("FAILED: {text}"));
         self.broken.push(text);
     }
 }
@@ -133,14 +146,8 @@ impl Director {
 fn begin(fault: Fault, site: &mut Site) -> Result<Box<dyn Running>> {
     let running: Box<dyn Running> = match fault {
         Fault::ChurnPod(node) => Box::new(churn::NewPod::begin(site, node)),
-        Fault::ChurnPolicy => {
-            site.world.write("churn", objects::policy())?;
-            outage(|site| site.world.erase("churn"))
-        }
-        Fault::ChurnRoute(weight) => {
-            site.world.write("route", &objects::route(weight))?;
-            outage(|_| Ok(()))
-        }
+        Fault::ChurnPolicy => Box::new(churn::Policy::begin(site)?),
+        Fault::ChurnRoute(weight) => Box::new(churn::Route::begin(site, weight)?),
         Fault::RollZtunnel(node) => Box::new(rollouts::Ztunnel::begin(site, node)?),
         Fault::RollWaypoint => Box::new(rollouts::Proxy::begin(site, Role::Waypoint)?),
         Fault::RollGateway => Box::new(rollouts::Proxy::begin(site, Role::Gateway)?),
@@ -150,8 +157,9 @@ fn begin(fault: Fault, site: &mut Site) -> Result<Box<dyn Running>> {
         Fault::KillController => outages::without_controller(site),
         Fault::PauseController => outages::paused_controller(site),
         Fault::LoseNode => outages::unplugged(site, 1)?,
-        Fault::StepClock(clock, by_ms) => outages::wrong_clock(site, clock, by_ms)?,
-        Fault::FillDisk => outages::full_disk(site)?,
+        Fault::StepClock(clock, by_ms) => Box::new(outages::WrongClock::begin(site, clock, by_ms)?),
+        Fault::FillDisk => Box::new(outages::FullDisk::begin(site)?),
+        Fault::StallApi => outages::stalled_api(site)?,
     };
     Ok(running)
 }

@@ -2,7 +2,11 @@
 
 use crate::site::Site;
 use karst_world::soak::slope::{Line, fit};
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
 
 /// How often it is looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -11,11 +15,19 @@ const WARM: Duration = Duration::from_secs(120);
 /// From this length of a run on its slope says something.
 pub const TELLS: Duration = Duration::from_secs(20 * 60);
 
-/// Resident memory in MiB by role: (seconds, MiB).
+/// Resident memory by role.
 #[derive(Default)]
 pub struct Memory {
-    samples: BTreeMap<String, Vec<(f64, f64)>>,
+    roles: BTreeMap<String, Role>,
     next: Duration,
+}
+
+#[derive(Default)]
+struct Role {
+    /// Seconds, MiB.
+    samples: Vec<(f64, f64)>,
+    /// The processes that have had it.
+    pids: BTreeSet<u32>,
 }
 
 /// What a role's memory does.
@@ -24,9 +36,11 @@ pub struct Trend {
     pub role: String,
     /// How many samples there are.
     pub samples: usize,
-    /// The line through them.
-    pub line: Line,
-    /// Is it of one process that was there all the time?
+    /// The line through them; None: there are too few.
+    pub line: Option<Line>,
+    /// How many processes have had the role.
+    pub processes: usize,
+    /// Is it to be one process, all the time?
     pub is_steady: bool,
 }
 
@@ -37,23 +51,26 @@ impl Memory {
             return;
         }
         self.next = now + EVERY;
-        if now < WARM {
-            return;
-        }
-        for (role, pid) in site.processes() {
-            if let Some(mib) = resident_mib(pid) {
-                self.samples.entry(role).or_default().push((now.as_secs_f64(), mib));
+        for (name, pid) in site.processes() {
+            let Some(mib) = resident_mib(pid) else { continue };
+            let role = self.roles.entry(name).or_default();
+            role.pids.insert(pid);
+            if now >= WARM {
+                role.samples.push((now.as_secs_f64(), mib));
             }
         }
     }
 
-    /// Of all roles that were seen often enough.
+    /// Of all roles.
     pub fn trends(&self) -> Vec<Trend> {
-        let of = |(role, samples): (&String, &Vec<(f64, f64)>)| {
-            let is_steady = Site::is_steady(role);
-            Some(Trend { role: role.clone(), samples: samples.len(), line: fit(samples)?, is_steady })
+        let of = |(name, role): (&String, &Role)| Trend {
+            role: name.clone(),
+            samples: role.samples.len(),
+            line: fit(&role.samples),
+            processes: role.pids.len(),
+            is_steady: Site::is_steady(name),
         };
-        self.samples.iter().filter_map(of).collect()
+        self.roles.iter().map(of).collect()
     }
 }
 

@@ -1,8 +1,7 @@
-//! A line every few seconds that says how far it has come.
+//! A line every few seconds that says how far it has come; and an end to a run that hangs.
 
-use crate::shared::Shared;
+use crate::{how::How, shared::Shared};
 use std::{
-    io::Write,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -20,28 +19,32 @@ pub fn start(shared: &Arc<Shared>, length: Duration) -> JoinHandle<()> {
             std::thread::sleep(Duration::from_millis(100));
             if Instant::now() >= next {
                 next += EVERY;
-                say(&shared, &line(&shared, length));
+                shared.say(&line(&shared, length));
             }
         }
     })
 }
 
-/// A line with the time before it.
-pub fn say(shared: &Shared, what: &str) {
-    println!("[{:6.1} s] {what}", shared.now().as_secs_f64());
-    let _ = std::io::stdout().flush();
-}
-
 fn line(shared: &Shared, length: Duration) -> String {
-    let ok: u64 = shared.ok().values().sum();
-    let (failures, not_kept) = shared.failures();
-    let (excused, not) = failures.values().fold((0, not_kept), |(a, b), failed| (a + failed.excused, b + failed.not));
+    let well: u64 = shared.well().values().map(|well| well.calls).sum();
+    let (excused, not) = shared.counts();
     let windows = shared.windows();
     let going: Vec<String> = windows.iter().filter(|w| w.to.is_none()).map(|w| w.fault.to_string()).collect();
     format!(
-        "of {} s: {ok} calls ok, {not} failed, {excused} excused; {} faults over, now: {}",
+        "of {} s: {well} calls ok, {not} failed, {excused} excused; {} faults over, now: {}",
         length.as_secs(),
         windows.len() - going.len(),
         if going.is_empty() { "none".into() } else { going.join(", ") }
     )
+}
+
+/// Ends the process if the run is not over after this time: whatever it waits for, nobody waits for it for ever. What is left of its
+/// world, the next one removes.
+pub fn limit(how: &How, most: Duration) {
+    let command = how.command();
+    std::thread::spawn(move || {
+        std::thread::sleep(most);
+        eprintln!("FAILED: the soak is not over after {} s\nthe same faults again: {command}", most.as_secs());
+        std::process::exit(1);
+    });
 }

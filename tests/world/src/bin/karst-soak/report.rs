@@ -3,21 +3,48 @@
 use crate::{
     direct::Director,
     how::How,
-    memory::{Memory, TELLS},
-    shared::{Failed, Shared},
+    memory::{Memory, TELLS, Trend},
+    shared::{Judged, Shared, Well},
+    site::STEADY,
 };
 use karst_world::{
     sniff,
-    soak::judge::{Failure, PLACES, Place},
+    soak::judge::{Failure, PLACES, Place, Window},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 /// A certificate of 20 s is renewed every 12 s at the latest; at least one is wanted for so many seconds.
 const SECONDS_OF_CERTIFICATE: u64 = 40;
 /// So many failed calls are shown, and so many written.
 const SHOWN: usize = 20;
 const WRITTEN: usize = 500;
+
+/// A run that is over.
+pub struct Run<'a> {
+    /// What was asked for.
+    pub how: &'a How,
+    /// What callers have seen.
+    pub shared: &'a Shared,
+    /// What the sniffer has seen.
+    pub seen: sniff::Seen,
+    /// Who has made the faults.
+    pub director: &'a Director,
+    /// Of the mesh's processes.
+    pub memory: &'a Memory,
+    /// How many certificates a workload has had.
+    pub certificates: usize,
+    /// Panics in the mesh's logs.
+    pub panics: usize,
+    /// What was not carried out, in words.
+    pub broken: Vec<String>,
+    /// How long there was load.
+    pub loaded: Duration,
+}
 
 struct Row {
     what: String,
@@ -32,125 +59,126 @@ pub struct Report {
     /// Failed calls that nothing excuses, in words.
     failed: Vec<String>,
     broken: Vec<String>,
+    command: String,
     seed: u64,
     seconds: f64,
     faults: Vec<Value>,
 }
 
+/// What came of the calls of a place.
+#[derive(Default)]
+struct Calls {
+    well: Well,
+    excused: u64,
+    not: u64,
+}
+
 impl Report {
-    /// After a run.
-    pub fn new(
-        how: &How,
-        shared: &Shared,
-        seen: sniff::Seen,
-        director: &Director,
-        memory: &Memory,
-        certificates: usize,
-    ) -> Self {
+    /// Of a run.
+    pub fn of(run: Run<'_>) -> Self {
+        let Run { how, shared, seen, director, memory, certificates, panics, broken, loaded } = run;
         let mut report = Self {
             rows: vec![],
             failed: vec![],
-            broken: director.broken().to_vec(),
+            broken,
+            command: how.command(),
             seed: how.seed,
-            seconds: shared.now().as_secs_f64(),
+            seconds: loaded.as_secs_f64(),
             faults: vec![],
         };
-        report.calls(shared);
+        let failed = shared.failed();
+        report.calls(shared, &failed);
         report.leaks(shared, seen);
-        report.faults(shared, director);
+        report.faults(shared, director, &failed);
         let wanted = (how.length.as_secs() / SECONDS_OF_CERTIFICATE) as usize;
         report.row(
-            "certificates of 20 s of one workload".into(),
+            "certificates of 20 s of one workload",
             format!("at least {wanted}"),
             certificates.to_string(),
             certificates >= wanted,
         );
-        report.memory(memory, how.length >= TELLS);
+        report.row("panics in logs", "0", panics.to_string(), panics == 0);
+        report.memory(&memory.trends(), how.length >= TELLS);
         report
     }
 
-    fn row(&mut self, what: String, expected: String, seen: String, holds: bool) {
-        self.rows.push(Row { what, expected, seen, holds });
+    fn row(&mut self, what: impl Into<String>, expected: impl Into<String>, seen: String, holds: bool) {
+        self.rows.push(Row { what: what.into(), expected: expected.into(), seen, holds });
     }
 
-    fn calls(&mut self, shared: &Shared) {
-        let (ok, (failures, not_kept)) = (shared.ok(), shared.failures());
+    fn calls(&mut self, shared: &Shared, failed: &[Judged]) {
         // New pods of all nodes are one row.
         let name = |place: &Place| place.to_string();
-        let mut all: BTreeMap<String, (u64, Failed)> =
-            PLACES.iter().map(|place| (name(place), (0, Failed::default()))).collect();
-        for (place, count) in &ok {
-            all.entry(name(place)).or_default().0 += count;
+        let mut all: BTreeMap<String, Calls> = PLACES.iter().map(|place| (name(place), Calls::default())).collect();
+        // They come in every run, too.
+        all.entry(name(&Place::NewPod(0))).or_default();
+        for (place, well) in &shared.well() {
+            let of = &mut all.entry(name(place)).or_default().well;
+            *of = Well { calls: of.calls + well.calls, slowest: of.slowest.max(well.slowest) };
         }
-        for (place, failed) in &failures {
-            let (_, of) = all.entry(name(place)).or_default();
-            of.excused += failed.excused;
-            of.not += failed.not;
+        for judged in failed {
+            let of = all.entry(name(&judged.call.place)).or_default();
+            *(if judged.by.is_some() { &mut of.excused } else { &mut of.not }) += 1;
         }
-        for (what, (ok, failed)) in all {
-            let seen = format!("{} failed, {ok} ok, {} excused by a fault", failed.not, failed.excused);
-            self.row(what, "0 failed".into(), seen, failed.not == 0 && ok > 0);
+        for (what, Calls { well, excused, not }) in all {
+            let slowest = well.slowest.as_millis();
+            let seen = format!("{not} failed, {} ok (slowest {slowest} ms), {excused} excused by a fault", well.calls);
+            self.row(what, "0 failed", seen, not == 0 && well.calls > 0);
         }
-        if not_kept > 0 {
-            self.row("failed calls beyond those kept".into(), "0".into(), not_kept.to_string(), false);
+        let (excused, not) = shared.counts();
+        let beyond = (excused + not).saturating_sub(failed.len() as u64);
+        if beyond > 0 {
+            self.row("failed calls beyond those above", "0", beyond.to_string(), false);
         }
-        let judged = shared.judged();
-        let wrong = judged.iter().filter(|(call, _)| call.failure == Failure::Wrong).count();
+        let wrong = failed.iter().filter(|judged| judged.call.failure == Failure::Wrong).count();
         let bytes = shared.bytes.load(Relaxed);
-        self.row(
-            "wrong bytes".into(),
-            "0 calls".into(),
-            format!("{wrong} calls, of {bytes} bytes compared"),
-            wrong == 0,
-        );
-        self.failed = judged
-            .iter()
-            .filter(|(_, by)| by.is_none())
-            .take(WRITTEN)
-            .map(|(call, _)| {
-                let (began, ended) = (call.began.as_secs_f64(), call.ended.as_secs_f64());
-                format!("{}, {began:.1} to {ended:.1} s: {:?}: {}", call.place, call.failure, call.text)
-            })
-            .collect();
+        let seen = format!("{wrong} calls, of {bytes} bytes compared");
+        self.row("wrong bytes", "0 calls", seen, wrong == 0 && bytes > 0);
+        self.failed = failed.iter().filter(|judged| judged.by.is_none()).take(WRITTEN).map(Judged::text).collect();
     }
 
     fn leaks(&mut self, shared: &Shared, seen: sniff::Seen) {
         let said = format!("{} of {} ({} of tunnels)", seen.marked, seen.frames, seen.hbone);
-        self.row("plaintext frames between nodes".into(), "0".into(), said, seen.marked == 0 && seen.hbone > 0);
+        self.row("plaintext frames between nodes", "0", said, seen.marked == 0 && seen.hbone > 0);
         let other = seen.other_tcp;
-        self.row("TCP between nodes outside of tunnels".into(), "0 frames".into(), other.to_string(), other == 0);
-        let (asked, served) = (shared.forbidden.load(Relaxed), shared.served_forbidden.load(Relaxed));
-        let said = format!("{served} of {asked}");
-        self.row("calls served that a policy forbids".into(), "0".into(), said, served == 0 && asked > 0);
-        let again = shared.asked_again.load(Relaxed);
-        self.row("requests asked again on a new connection".into(), "-".into(), again.to_string(), true);
+        self.row("TCP between nodes outside of tunnels", "0 frames", other.to_string(), other == 0);
+        self.row("frames that were not looked at", "0", seen.lost.to_string(), seen.lost == 0);
+        let get = |count: &AtomicU64| count.load(Relaxed);
+        let (asked, served) = (get(&shared.forbidden), get(&shared.served_forbidden));
+        self.row("calls served that a policy forbids", "0", format!("{served} of {asked}"), served == 0 && asked > 0);
+        self.row("requests asked again on a new connection", "-", get(&shared.asked_again).to_string(), true);
     }
 
-    fn faults(&mut self, shared: &Shared, director: &Director) {
+    fn faults(&mut self, shared: &Shared, director: &Director, failed: &[Judged]) {
         for (kind, (planned, over)) in director.counts() {
-            self.row((*kind).into(), planned.to_string(), over.to_string(), planned == over);
+            let excused = failed.iter().filter(|judged| judged.by.is_some_and(|by| by.kind() == *kind)).count();
+            self.row(*kind, planned.to_string(), format!("{over}; {excused} calls excused"), planned == over);
         }
-        self.faults = shared
-            .windows()
-            .iter()
-            .map(|w| {
-                let (from, to) = (w.from.as_secs_f64(), w.to.map(|to| to.as_secs_f64()));
-                json!({ "fault": w.fault.to_string(), "from_s": from, "to_s": to })
-            })
-            .collect();
+        let row = |w: &Window| {
+            let (from, to) = (w.from.as_secs_f64(), w.to.map(|to| to.as_secs_f64()));
+            json!({ "fault": w.fault.to_string(), "from_s": from, "to_s": to })
+        };
+        self.faults = shared.windows().iter().map(row).collect();
     }
 
-    fn memory(&mut self, memory: &Memory, tells: bool) {
-        for trend in memory.trends() {
-            let (line, is_judged) = (trend.line, tells && trend.is_steady);
-            let expected = match is_judged {
-                true => format!("grows by at most {:.1} MiB", line.bound()),
-                false => "-".into(),
+    /// `tells`: it was long enough for slopes to mean something.
+    fn memory(&mut self, trends: &[Trend], tells: bool) {
+        for trend in trends {
+            let what = format!("memory: {}", trend.role);
+            let Some(line) = trend.line else {
+                self.row(what, "-", format!("{} samples", trend.samples), !(tells && trend.is_steady));
+                continue;
             };
-            let (mean, growth, error) = (line.mean, line.growth, line.error);
-            let samples = trend.samples;
+            let is_judged = tells && trend.is_steady;
+            let expected = if is_judged { format!("grows by at most {:.1} MiB", line.bound()) } else { "-".into() };
+            let (growth, error, mean, samples) = (line.growth, line.error, line.mean, trend.samples);
             let seen = format!("{growth:+.1} MiB (error {error:.1}), mean {mean:.1}, {samples} samples");
-            self.row(format!("memory: {}", trend.role), expected, seen, !is_judged || line.is_flat());
+            self.row(what, expected, seen, !is_judged || line.is_flat());
+        }
+        for role in STEADY {
+            let of = trends.iter().find(|trend| trend.role == role);
+            let processes = of.map_or(0, |trend| trend.processes);
+            self.row(format!("processes: {role}"), "1", processes.to_string(), processes == 1);
         }
     }
 
@@ -167,7 +195,7 @@ impl Report {
         for text in self.broken.iter().chain(self.failed.iter().take(SHOWN)) {
             println!("FAILED: {text}");
         }
-        println!("\nseed {}, {:.0} s", self.seed, self.seconds);
+        println!("\n{:.0} s of load; the same faults again: {}", self.seconds, self.command);
     }
 
     /// For programs.
@@ -175,6 +203,7 @@ impl Report {
         let row = |r: &Row| json!({ "what": r.what, "expected": r.expected, "seen": r.seen, "ok": r.holds });
         json!({
             "seed": self.seed,
+            "command": self.command,
             "seconds": self.seconds,
             "ok": self.all_hold(),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),

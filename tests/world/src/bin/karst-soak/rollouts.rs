@@ -20,8 +20,11 @@ const NEXT_STEP: Duration = Duration::from_secs(1);
 struct Ended(Child);
 
 impl Ended {
+    /// Has it ended, in order?
     fn is_gone(&mut self) -> Result<bool> {
-        Ok(self.0.try_wait()?.is_some())
+        let Some(status) = self.0.try_wait()? else { return Ok(false) };
+        ensure!(status.success(), "the process that was told to end has ended with {status}");
+        Ok(true)
     }
 }
 
@@ -67,6 +70,10 @@ impl Running for Ztunnel {
             site.has_port(self.node, self.port);
         }
         Ok(false)
+    }
+
+    fn awaits(&self) -> &'static str {
+        if self.before.is_some() { "the ztunnel before to end" } else { "the next ztunnel to be ready" }
     }
 }
 
@@ -114,7 +121,7 @@ impl Running for Proxy {
             }
             site.world.drop_pod(pod)?;
             // Each pod has a log of its own.
-            let _ = std::fs::remove_file(site.world.dir.join(format!("logs/waypoint-{}.log", pod.spec.name)));
+            site.forget_log(&format!("waypoint-{}.log", pod.spec.name));
             return Ok(true);
         }
         match self.ready {
@@ -123,9 +130,13 @@ impl Running for Proxy {
                 self.ready = Some(Instant::now());
             }
             Some(since) if since.elapsed() >= NEXT_STEP => self.succeed(site, shared),
-            _ => {}
+            None | Some(_) => {}
         }
         Ok(false)
+    }
+
+    fn awaits(&self) -> &'static str {
+        if self.before.is_some() { "the proxy before to end" } else { "the next proxy to be ready" }
     }
 }
 

@@ -8,6 +8,9 @@ use std::sync::Arc;
 pub trait Running {
     /// Does what can be done now. True: all is as it was before, and it is not asked again. `is_over`: its time has passed.
     fn poll(&mut self, site: &mut Site, shared: &Arc<Shared>, is_over: bool) -> Result<bool>;
+
+    /// What it waits for beside its time.
+    fn awaits(&self) -> &'static str;
 }
 
 /// What lasts for its time and is undone then.
@@ -24,5 +27,9 @@ impl<F: FnOnce(&mut Site) -> Result<()>> Running for Outage<F> {
             undo(site)?;
         }
         Ok(is_over)
+    }
+
+    fn awaits(&self) -> &'static str {
+        "nothing"
     }
 }

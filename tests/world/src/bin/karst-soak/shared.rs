@@ -6,6 +6,7 @@ use karst_world::soak::{
 };
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::SocketAddr,
     sync::{
         Mutex,
@@ -14,18 +15,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What applications say and no frame between nodes may show.
-pub const MARK: &[u8] = b"karst-plaintext-marker-7f3a91c2";
 /// So many failed calls are kept; where there are more, they all count as not excused.
 const KEPT: usize = 20_000;
+/// So many that nothing excuses are told of at once.
+const TOLD: u64 = 20;
 
 /// See above. Times count from its making.
 pub struct Shared {
     began: Instant,
     stopped: AtomicBool,
-    ok: Mutex<BTreeMap<Place, u64>>,
-    failed: Mutex<Vec<Call>>,
-    not_kept: AtomicU64,
+    well: Mutex<BTreeMap<Place, Well>>,
+    failed: Mutex<Vec<Judged>>,
+    excused: AtomicU64,
+    not_excused: AtomicU64,
     windows: Mutex<Vec<Window>>,
     /// Bytes that were compared with those that were due.
     pub bytes: AtomicU64,
@@ -39,13 +41,22 @@ pub struct Shared {
     pub gateways: Mutex<Vec<SocketAddr>>,
 }
 
-/// The calls of a place that have failed.
+/// The calls of a place that went well.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Failed {
-    /// By a fault that excuses it.
-    pub excused: u64,
-    /// By none.
-    pub not: u64,
+pub struct Well {
+    /// How many.
+    pub calls: u64,
+    /// The time of the longest.
+    pub slowest: Duration,
+}
+
+/// A call that has failed, and the fault that excuses it.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The call.
+    pub call: Call,
+    /// None: it should not have failed.
+    pub by: Option<Fault>,
 }
 
 impl Shared {
@@ -54,9 +65,10 @@ impl Shared {
         Self {
             began: Instant::now(),
             stopped: AtomicBool::new(false),
-            ok: Mutex::default(),
+            well: Mutex::default(),
             failed: Mutex::default(),
-            not_kept: AtomicU64::new(0),
+            excused: AtomicU64::new(0),
+            not_excused: AtomicU64::new(0),
             windows: Mutex::default(),
             bytes: AtomicU64::new(0),
             asked_again: AtomicU64::new(0),
@@ -81,19 +93,55 @@ impl Shared {
         self.stopped.store(true, Relaxed);
     }
 
-    /// A call was answered with the bytes that were due.
-    pub fn well(&self, place: Place, bytes: usize) {
-        *self.ok.lock().unwrap().entry(place).or_default() += 1;
-        self.bytes.fetch_add(bytes as u64, Relaxed);
+    /// A line with the time before it.
+    pub fn say(&self, what: &str) {
+        println!("[{:6.1} s] {what}", self.now().as_secs_f64());
+        let _ = std::io::stdout().flush();
     }
 
-    /// A call that began at this time has failed now.
-    pub fn failed(&self, place: Place, began: Duration, (failure, text): (Failure, String)) {
+    /// What has come of a call that began at this time: so many bytes that were due, or why it has failed.
+    pub fn note(&self, place: Place, began: Duration, came: Result<usize, (Failure, String)>) {
+        match came {
+            Ok(bytes) => {
+                let took = self.now().saturating_sub(began);
+                let mut all = self.well.lock().unwrap();
+                let well = all.entry(place).or_default();
+                *well = Well { calls: well.calls + 1, slowest: well.slowest.max(took) };
+                self.bytes.fetch_add(bytes as u64, Relaxed);
+            }
+            Err(why) => {
+                let judged = self.judge(place, began, why);
+                self.keep(judged);
+            }
+        }
+    }
+
+    /// A connection that was kept for the next request has ended before that: the client asks again. It is a failure unless a fault
+    /// ends such connections.
+    pub fn has_ended(&self, place: Place, began: Duration, why: String) {
+        let judged = self.judge(place, began, (Failure::Ended, why));
+        match judged.by {
+            Some(_) => drop(self.asked_again.fetch_add(1, Relaxed)),
+            None => self.keep(judged),
+        }
+    }
+
+    /// By the faults that were and are: one that comes later excuses nothing.
+    fn judge(&self, place: Place, began: Duration, (failure, text): (Failure, String)) -> Judged {
+        let call = Call { place, failure, began, ended: self.now(), text };
+        let by = excuse(&call, &self.windows.lock().unwrap()).map(|window| window.fault);
+        Judged { call, by }
+    }
+
+    fn keep(&self, judged: Judged) {
+        match judged.by {
+            Some(_) => drop(self.excused.fetch_add(1, Relaxed)),
+            None if self.not_excused.fetch_add(1, Relaxed) < TOLD => self.say(&format!("FAILED: {}", judged.text())),
+            None => {}
+        }
         let mut failed = self.failed.lock().unwrap();
         if failed.len() < KEPT {
-            failed.push(Call { place, failure, began, ended: self.now(), text });
-        } else {
-            self.not_kept.fetch_add(1, Relaxed);
+            failed.push(judged);
         }
     }
 
@@ -117,25 +165,25 @@ impl Shared {
     }
 
     /// Calls that went well, by place.
-    pub fn ok(&self) -> BTreeMap<Place, u64> {
-        self.ok.lock().unwrap().clone()
+    pub fn well(&self) -> BTreeMap<Place, Well> {
+        self.well.lock().unwrap().clone()
     }
 
-    /// All calls that have failed, each with the fault that excuses it.
-    pub fn judged(&self) -> Vec<(Call, Option<Fault>)> {
-        let windows = self.windows();
-        let judge = |call: &Call| (call.clone(), excuse(call, &windows).map(|window| window.fault));
-        self.failed.lock().unwrap().iter().map(judge).collect()
+    /// Calls that have failed.
+    pub fn failed(&self) -> Vec<Judged> {
+        self.failed.lock().unwrap().clone()
     }
 
-    /// Calls that have failed, by place, and how many were not kept.
-    pub fn failures(&self) -> (BTreeMap<Place, Failed>, u64) {
-        let mut all: BTreeMap<Place, Failed> = BTreeMap::new();
-        for (call, by) in self.judged() {
-            let of = all.entry(call.place).or_default();
-            let count = if by.is_some() { &mut of.excused } else { &mut of.not };
-            *count += 1;
-        }
-        (all, self.not_kept.load(Relaxed))
+    /// How many calls have failed by a fault that excuses it, and how many by none. All of them, also those that are not kept.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.excused.load(Relaxed), self.not_excused.load(Relaxed))
+    }
+}
+
+impl Judged {
+    /// In words.
+    pub fn text(&self) -> String {
+        let Call { place, failure, began, ended, text } = &self.call;
+        format!("{place}, {:.1} to {:.1} s: {failure:?}: {text}", began.as_secs_f64(), ended.as_secs_f64())
     }
 }

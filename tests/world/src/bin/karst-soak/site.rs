@@ -1,13 +1,21 @@
 //! The mesh of a soak: what is where, and what is known of its processes.
 
 use crate::{
-    objects::{EDGE, FORBIDDEN, OBJECTS, route},
+    objects::{EDGE, FORBIDDEN, GATE, OBJECTS, routes},
+    oracle,
     shared::Shared,
 };
 use anyhow::Result;
-use karst_world::{Options, Pod, PodSpec, World, app::Echo, net::ip_in, soak::judge::Place, wait_for, web};
+use karst_world::{
+    Options, Pod, PodSpec, World,
+    app::Echo,
+    net::ip_in,
+    soak::{faults::Clock, judge::Place},
+    wait_for, web,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -22,8 +30,13 @@ const ZTUNNEL_ENV: [(&str, &str); 3] =
 /// The small disk, and how long a log on it may become.
 const DISK_MIB: u32 = 96;
 const LOG_BYTES: u64 = 4 << 20;
-/// The node whose processes are left alone.
+/// The node whose processes are left alone, and the roles of those whose memory is to be flat.
 const CALM: usize = 2;
+pub const STEADY: [&str; 3] = ["agent of node 2", "waypoint of node 2", "ztunnel of node 2"];
+/// What is left after a panic (of one task: the process goes on).
+const PANICKED: &str = "panicked at";
+/// What the world needs until something is there.
+const LIMIT: Duration = Duration::from_secs(20);
 /// How often it is looked what there is.
 const LOOK: Duration = Duration::from_secs(1);
 /// A spare that is there for so long has what it needs.
@@ -66,6 +79,8 @@ pub struct Site {
     _echoes: Vec<Echo>,
     shops: Vec<web::Web>,
     proxies: BTreeMap<Role, Pod>,
+    /// On node 2, and never replaced.
+    calm_waypoint: Pod,
     /// Where each node's ztunnel has its pages.
     ports: Vec<u16>,
     /// Each node's second process, and since when it is there.
@@ -78,6 +93,9 @@ pub struct Site {
     addresses: Vec<u8>,
     /// Certificates of the server on the calm node that were seen.
     serials: BTreeSet<String>,
+    /// Panics in logs that are gone.
+    panics: usize,
+    has_full_disk: bool,
 }
 
 impl Site {
@@ -96,21 +114,24 @@ impl Site {
         let servers = [("near", 0, "web"), ("far", 1, "web"), ("calm", CALM, "calm")]
             .map(|(name, node, part)| server(&mut world, name, node, part))
             .to_vec();
-        let shops = [("v1", 0), ("v2", 1)].map(|(version, node)| {
-            let spec = PodSpec::new("app", &format!("shop-{version}"), node);
-            world.mesh_pod(spec.label("part", "shop").label("version", version))
-        });
+        let shops =
+            [("shop-v1", 0, "shop", "v1"), ("shop-v2", 1, "shop", "v2"), ("calm-shop", CALM, "calm-shop", "v0")].map(
+                |(name, node, part, version)| {
+                    let spec = PodSpec::new("app", name, node).label("part", part).label("version", version);
+                    world.mesh_pod(spec)
+                },
+            );
+        let mut echoes: Vec<Echo> = servers.iter().map(|pod| Echo::start(pod, 8080, "")).collect();
+        echoes.extend(servers.get(CALM).map(|pod| Echo::start(pod, GATE, "")));
+        let answer = |asked: &web::Message| -> web::Answer { (200, vec![], oracle::answer(asked.path())) };
+        let shops = shops.iter().map(|pod| web::Web::start(pod, 8080, answer)).collect();
         let waypoint = world.waypoint("app", "waypoint", 0, &PROXY_ENV);
+        let calm_waypoint = world.waypoint("app", "calm-waypoint", CALM, &PROXY_ENV);
         let named = [("gateway.networking.k8s.io/gateway-name", "gateway")];
         let gateway = world.gateway_pod("edge", "gateway", 0, &named);
         world.start_waypoint(&gateway, &PROXY_ENV);
-        for (name, text) in [("edge", EDGE), ("intruder", FORBIDDEN), ("route", route(50).as_str())] {
-            world.apply(name, text);
-        }
-        let echoes = servers.iter().map(|pod| Echo::start(pod, 8080, "")).collect();
-        // Whoever asks gets its path.
-        let answer = |asked: &web::Message| -> web::Answer { (200, vec![], asked.path().as_bytes().to_vec()) };
-        let shops = shops.iter().map(|pod| web::Web::start(pod, 8080, answer)).collect();
+        world.apply("edge", EDGE);
+        world.apply("routes", &routes(50, 0));
         let site = Self {
             caller,
             outside,
@@ -119,6 +140,7 @@ impl Site {
             _echoes: echoes,
             shops,
             proxies: BTreeMap::from([(Role::Waypoint, waypoint), (Role::Gateway, gateway)]),
+            calm_waypoint,
             ports: vec![15000; 3],
             spares: BTreeMap::new(),
             now: Duration::ZERO,
@@ -126,33 +148,48 @@ impl Site {
             number: 0,
             addresses: vec![FIRST_NUMBER; 3],
             serials: BTreeSet::new(),
+            panics: 0,
+            has_full_disk: false,
             world,
         };
         site.wait_until_it_works();
+        site.forbid();
         Ok(site)
     }
 
     fn wait_until_it_works(&self) {
-        let limit = Duration::from_secs(20);
-        let answers = |from: &Pod, to| {
-            let answer = web::ask(from, to, "shop", "/", &[]).ok()?;
-            (answer.status() == 200).then_some(())
-        };
-        wait_for("the waypoint serves", limit, || answers(&self.caller, self.shop()));
-        wait_for("the gateway serves", limit, || answers(&self.outside, self.gateway_at()));
-        for (place, to) in self.targets() {
-            wait_for(&place.to_string(), limit, || self.caller.connect(to).ok());
+        let asked = self.shops().map(|(place, to)| (place, &self.caller, to));
+        for (place, from, to) in asked.into_iter().chain([(Place::Gateway, &self.outside, self.gateway_at())]) {
+            wait_for(&place.to_string(), LIMIT, || {
+                let answer = web::ask(from, to, oracle::host(place), "/", &[]).ok()?;
+                (answer.status() == 200).then_some(())
+            });
         }
+        for (place, to) in self.targets() {
+            wait_for(&format!("{place}: {to}"), LIMIT, || oracle::is_served(&self.caller, to).then_some(()));
+        }
+        wait_for("the gate is open", LIMIT, || oracle::is_served(&self.caller, self.gate()).then_some(()));
     }
 
-    /// What new connections go to.
-    pub fn targets(&self) -> [(Place, SocketAddr); 4] {
-        [
-            (Place::SameNode, self.servers[0].at(8080)),
-            (Place::OtherNode, self.servers[1].at(8080)),
-            (Place::CalmNode, self.servers[CALM].at(8080)),
-            (Place::Service, ([10, 96, 0, 10], 80).into()),
-        ]
+    /// From now on, nothing is served to the intruder; until now everything was.
+    fn forbid(&self) {
+        let served = |is: bool| {
+            for to in self.forbidden() {
+                let what = format!("the intruder at {to}: served: {is}");
+                wait_for(&what, LIMIT, || (oracle::is_served(&self.intruder, to) == is).then_some(()));
+            }
+        };
+        served(true);
+        self.world.apply("intruder", FORBIDDEN);
+        served(false);
+    }
+
+    /// What new connections go to. (A service has an IPv4 address only.)
+    pub fn targets(&self) -> Vec<(Place, SocketAddr)> {
+        let places = [Place::SameNode, Place::OtherNode, Place::CalmNode];
+        let both = |(place, pod): (Place, &Pod)| [(place, pod.at(8080)), (place, pod.at6(8080))];
+        let service: [(Place, SocketAddr); 2] = [(Place::Service, ([10, 96, 0, 10], 80).into()); 2];
+        places.into_iter().zip(&self.servers).flat_map(both).chain(service).collect()
     }
 
     /// What connections are held to.
@@ -168,6 +205,16 @@ impl Site {
     /// The service behind the waypoint.
     pub fn shop(&self) -> SocketAddr {
         ([10, 96, 1, 1], 80).into()
+    }
+
+    /// The services behind waypoints.
+    pub fn shops(&self) -> [(Place, SocketAddr); 2] {
+        [(Place::Waypoint, self.shop()), (Place::CalmWaypoint, ([10, 96, 1, 4], 80).into())]
+    }
+
+    /// What a policy closes now and then.
+    pub fn gate(&self) -> SocketAddr {
+        self.servers[CALM].at(GATE)
     }
 
     /// Where the gateway listens.
@@ -263,7 +310,44 @@ impl Site {
         self.serials.extend(serial);
         // What servers note is not needed.
         self.shops.iter().for_each(|shop| drop(shop.take()));
-        self.world.shorten_logs(LOG_BYTES)
+        if self.has_full_disk {
+            // There would be room.
+            return Ok(());
+        }
+        let panics = &mut self.panics;
+        self.world.shorten_logs(LOG_BYTES, |text| *panics += text.matches(PANICKED).count())
+    }
+
+    /// A disk is full, or is not any more.
+    pub fn set_full_disk(&mut self, is_full: bool) {
+        self.has_full_disk = is_full;
+    }
+
+    /// Removes a log.
+    pub fn forget_log(&mut self, name: &str) {
+        self.panics += self.world.log_text(name).matches(PANICKED).count();
+        let _ = fs::remove_file(self.world.dir.join("logs").join(name));
+    }
+
+    /// Panics in all logs.
+    pub fn panics(&self) -> usize {
+        let texts = fs::read_dir(self.world.dir.join("logs")).into_iter().flatten().flatten();
+        let count =
+            |file: fs::DirEntry| self.world.log_text(&file.file_name().to_string_lossy()).matches(PANICKED).count();
+        self.panics + texts.map(count).sum::<usize>()
+    }
+
+    /// Processes that go by a clock, as far as they are there.
+    pub fn by_clock(&self, clock: Clock) -> Vec<u32> {
+        match clock {
+            Clock::Controller => self.world.has_controller().then(|| self.world.controller_pid()).into_iter().collect(),
+            Clock::Node(node) => {
+                let worker = self.world.ztunnel_children(node).first().copied();
+                let proxies = self.proxies.values().filter(|pod| pod.spec.node == node);
+                let proxies = proxies.map(|pod| self.world.waypoint_pid(pod));
+                worker.into_iter().chain(self.world.agent_pid(node)).chain(proxies).collect()
+            }
+        }
     }
 
     /// The certificate of the server on the calm node.
@@ -294,11 +378,12 @@ impl Site {
         for (role, pod) in &self.proxies {
             all.push((role.name().into(), self.world.waypoint_pid(pod)));
         }
+        all.push((format!("waypoint of node {CALM}"), self.world.waypoint_pid(&self.calm_waypoint)));
         all
     }
 
     /// Is a role that of one process, from start to end?
     pub fn is_steady(role: &str) -> bool {
-        role.ends_with(&format!("node {CALM}"))
+        STEADY.contains(&role)
     }
 }
