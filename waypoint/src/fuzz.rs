@@ -14,7 +14,10 @@ use crate::{
         forward::sent_on,
         forwarded,
     },
-    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    route::{
+        input::{RouteInput, TcpRouteInput},
+        table::{RouteMatch, Routes},
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};

@@ -8,7 +8,7 @@ use crate::{
         context::Downstream,
         stream::{Io, Reset},
     },
-    route::table::TcpRule,
+    route::tcp::TcpRule,
     snapshot::Snapshot,
     telemetry::{
         carried::{Carried, Metered},
