@@ -754,12 +754,12 @@ mod tests {
     fn check_warns_of_what_has_no_effect() {
         let dir = std::env::temp_dir().join(format!("karst-check-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {maxConnectionDuration: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
         std::fs::write(dir.join("a.yaml"), text).unwrap();
         let lines = warnings(&dir);
         std::fs::remove_dir_all(&dir).unwrap();
         let ends = [
-            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
+            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration: has no effect in this version [KARST-0030]",
             "a.yaml:10: warning: Sidecar default/s: Sidecar has no effect: the mesh has no sidecars; use AuthorizationPolicy to control which workloads may call each other [KARST-0008]",
         ];
         assert!(lines.len() == 2 && lines.iter().zip(ends).all(|(l, e)| l.ends_with(e)), "{lines:?}");

@@ -172,3 +172,16 @@ impl Config {
         Ok(self.control_plane.clients(&self.place.cluster_id, Asks { local_certs: None, impersonates: false })?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What can end a process, or shows what it knows, is for who is in the pod unless an operator says otherwise.
+    #[test]
+    fn admin_pages_are_for_loopback() {
+        for role in ["waypoint", "router"] {
+            assert!(Config::parse_from(["karst-waypoint", "proxy", role]).admin.ip().is_loopback(), "{role}");
+        }
+    }
+}

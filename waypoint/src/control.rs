@@ -206,7 +206,10 @@ impl ApplyResource for Snapshot {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::route::table::{RouteInput, RouteMatch, TcpRouteInput};
+    use crate::route::{
+        input::{RouteInput, TcpRouteInput},
+        table::RouteMatch,
+    };
 
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {

@@ -30,7 +30,13 @@ use crate::{
         tunnel,
     },
     http::{entry, forwarded},
-    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule, TcpRule, status},
+    route::{
+        destination::{Destination, status},
+        input::RouteInput,
+        rule::Rule,
+        table::{RouteMatch, Routes},
+        tcp::TcpRule,
+    },
     snapshot::Snapshot,
 };
 use http::{StatusCode, request::Parts};

@@ -14,7 +14,10 @@ use crate::{
         forward::sent_on,
         forwarded,
     },
-    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    route::{
+        input::{RouteInput, TcpRouteInput},
+        table::{RouteMatch, Routes},
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -302,18 +305,18 @@ impl Judge {
     ///
     /// # Errors
     /// A waypoint would not take them.
-    pub fn service(bytes: Option<&[u8]>) -> Result<Self, String> {
-        let all = bytes.map(ir::Access::decode).transpose().map_err(|e| e.to_string())?;
-        Access::new(&all.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    pub fn service(bytes: Option<&[u8]>) -> anyhow::Result<Self> {
+        let all = bytes.map(ir::Access::decode).transpose()?;
+        Ok(Self(Access::new(&all.unwrap_or_default())?))
     }
 
     /// Of a gateway: the bytes of its `Gateway`.
     ///
     /// # Errors
     /// It would not take them.
-    pub fn gateway(bytes: &[u8]) -> Result<Self, String> {
-        let gateway = ir::Gateway::decode(bytes).map_err(|e| e.to_string())?;
-        Access::new(&gateway.access.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    pub fn gateway(bytes: &[u8]) -> anyhow::Result<Self> {
+        let gateway = ir::Gateway::decode(bytes)?;
+        Ok(Self(Access::new(&gateway.access.unwrap_or_default())?))
     }
 
     /// Judges bytes.

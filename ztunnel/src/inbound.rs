@@ -597,24 +597,24 @@ fn judge<'a>(snapshot: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Conne
     Ok((authorize(policies.into_iter(), check), dry_runs))
 }
 
-/// For the tests of `crates/explain`: what [`open`] decides of a call, where everything has been told.
+/// For the tests of `crates/explain`: what of [`open`]'s decisions forbids a call, where everything has been told. None: it is let in.
 #[cfg(feature = "fuzz")]
-pub fn arrives(
+pub fn forbids(
     snapshot: &Snapshot,
     own: &OwnPod<'_>,
     source_identity: Option<Identity>,
     source_ip: IpAddr,
     to: SocketAddr,
-) -> Result<(), String> {
+) -> Option<String> {
     if let Some(refusal) = refusal(&source_ip, to) {
-        return Err(refusal.text().into());
+        return Some(refusal.text().into());
     }
     let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
     match judge(snapshot, own, true, &check) {
-        Ok((Verdict::Allow, _)) => Ok(()),
-        Ok((Verdict::DeniedBy(policy), _)) => Err(policy.to_string()),
-        Ok((Verdict::NotAllowed, _)) => Err(String::new()),
-        Err(outcome) => Err(outcome.text().unwrap_or_default()),
+        Ok((Verdict::Allow, _)) => None,
+        Ok((Verdict::DeniedBy(policy), _)) => Some(policy.to_string()),
+        Ok((Verdict::NotAllowed, _)) => Some(String::new()),
+        Err(outcome) => Some(outcome.text().unwrap_or_default()),
     }
 }
 

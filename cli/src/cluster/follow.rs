@@ -18,6 +18,17 @@ const LINE: usize = 256 << 10;
 /// Longest refusal that is read, in bytes.
 const REFUSAL: usize = 4 << 10;
 
+/// Why a stream of lines ends before its time.
+#[derive(Debug, thiserror::Error)]
+enum LinesError {
+    #[error("nothing was heard for {} s", PATIENCE.as_secs())]
+    Silence,
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    #[error("a line has more than {max} bytes", max = LINE)]
+    TooLong,
+}
+
 impl Cluster {
     /// GET of a page whose lines are sent as they come, until it ends or nobody takes them any more.
     ///
@@ -60,11 +71,10 @@ impl Cluster {
     }
 }
 
-async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> Result<(), String> {
+async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> Result<(), LinesError> {
     let (mut body, mut kept) = (answer.into_body(), Vec::new());
-    let silent = |_| format!("nothing was heard for {} s", PATIENCE.as_secs());
-    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(silent)? {
-        let Ok(part) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(|_| LinesError::Silence)? {
+        let Ok(part) = frame?.into_data() else { continue };
         kept.extend_from_slice(&part);
         while let Some(end) = kept.iter().position(|byte| *byte == b'\n') {
             let rest = kept.split_off(end + 1);
@@ -74,7 +84,7 @@ async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> 
             }
         }
         if kept.len() > LINE {
-            return Err(format!("a line has more than {LINE} bytes"));
+            return Err(LinesError::TooLong);
         }
     }
     Ok(())

@@ -75,6 +75,7 @@ pub const CODES: &[(u16, &str)] = &[
     (208, "the protocol does not fit resolution DYNAMIC_DNS"),
     (209, "resolution DYNAMIC_DNS without a waypoint"),
     (210, "an older ServiceEntry has the same host"),
+    (211, "an address that no endpoint can have, such as one of loopback"),
     (301, "the host \"*\" is not supported within the mesh"),
     (302, "a delegate delegates"),
     (303, "all weights are 0"),

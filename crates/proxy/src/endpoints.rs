@@ -2,9 +2,11 @@
 //!
 //! What must always hold: an endpoint at a member's address is the member ([`Snapshot::member`]), so that no choice between
 //! endpoints leads to plaintext between members; those that are about to end are used only where there is no healthy one; an
-//! endpoint has the ports that it lists, and what has no such port is never called at that number.
+//! endpoint has the ports that it lists, and what has no such port is never called at that number; what an object has written for
+//! an endpoint's address is the address of another host, never one that leads back to whoever calls it (loopback).
 
 use crate::state::{Gateway, GatewayTo, LocalityScope, Mode, Service, Snapshot, Workload};
+use karst_core::addr::is_host;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -83,8 +85,11 @@ pub fn udp_candidates(
     let at = |w: &Workload, _: &[(u16, u16)]| w.udp_port(&svc.key, to.port()).map(|p| p.target).filter(|t| *t > 0);
     let fits = |w: &Workload| w.closed_to_datagrams(&svc.key, to.port()).is_none();
     let mut all = candidates_at(snapshot, source, svc, to, &[], fits, at);
-    // A name is not looked up for a datagram; and of whom nobody has told it is not known whether he is a member.
-    all.retain(|(_, address, _)| !address.ip().is_unspecified() && !snapshot.is_untold(address.ip()));
+    // A name is not looked up for a datagram; and of whom nobody has told, or who stands behind a Service's address, it is not known
+    // whether he is a member.
+    let is_known =
+        |ip: IpAddr| !ip.is_unspecified() && !snapshot.is_untold(ip) && snapshot.cluster_service(ip).is_none();
+    all.retain(|(_, address, _)| is_known(address.ip()));
     all
 }
 
@@ -173,6 +178,7 @@ fn gather(
         let Some(told) = snapshot.workloads.get(uid) else { continue };
         // Without any: its name is resolved when it has been chosen.
         let (workload, ip) = match same_family(&told.ips, preferred_family) {
+            Some(ip) if !told.is_pod() && !is_host(ip) => continue,
             Some(ip) => (snapshot.member(told, ip), ip),
             None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
             None => continue,
@@ -281,6 +287,29 @@ mod tests {
         assert_eq!(found(vec![outside, claim], svc(), &[]), ["o 10.0.0.1:90 plain"]);
     }
 
+    /// Loopback would be whoever calls, with all that listens there for nobody else.
+    #[test]
+    fn what_is_written_is_the_address_of_another_host() {
+        for nobody in ["127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"] {
+            let slice = pb::Workload { network_mode: 1, ..written(nobody, 15000) };
+            assert_eq!(found(vec![written(nobody, 15000)], svc(), &[]), [""; 0], "{nobody}");
+            assert_eq!(
+                found(vec![slice, written("10.0.0.2", 90)], svc(), &[]).len(),
+                1,
+                "{nobody}: others are there still"
+            );
+            let ends = draining(written(nobody, 15000));
+            assert_eq!(found(vec![ends], svc(), &[]), [""; 0], "{nobody}, about to end");
+            // Not by datagrams either.
+            let mut udp = written(nobody, 53);
+            let ports = vec![pb::UdpPort { service_port: 80, target_port: 53, closed: String::new() }];
+            udp.karst_udp_services = [(S.to_string(), pb::UdpPortList { ports })].into();
+            let s = snapshot(vec![udp, pod("c", "10.0.0.9", &[])], vec![svc()]);
+            let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+            assert!(udp_candidates(&s, c, s.services.get(S).unwrap(), "10.96.0.1:80".parse().unwrap()).is_empty());
+        }
+    }
+
     #[test]
     fn an_endpoint_has_the_ports_that_it_lists() {
         let both = || service("s", "10.96.0.1", &[(80, 8080), (443, 8443)]);
@@ -340,6 +369,13 @@ mod tests {
         let by_other = "the endpoint is a member of the mesh by another object";
         assert_eq!(found(vec![member, slice.clone()]), is("", by_other));
         assert_eq!(found(vec![strict, slice.clone()]), is("", "STRICT"));
+        // Nor who writes the address of a Service, behind which it may be.
+        slice.addresses = vec![karst_core::addr::ip_to_bytes([10, 96, 0, 7].into()).into()];
+        assert_eq!(found(vec![slice.clone()]), is("written-10.0.0.2 10.96.0.7:5353", ""));
+        let kubernetes = pb::Service { canonical: true, ..service("k", "10.96.0.7", &[(53, 53)]) };
+        let s = snapshot(vec![slice.clone(), pod("c", "10.0.0.9", &[])], vec![svc(), kubernetes]);
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+        assert!(udp_candidates(&s, c, s.services.get(S).unwrap(), "10.96.0.1:53".parse().unwrap()).is_empty());
         slice.addresses = vec![];
         slice.hostname = "a.example".into();
         assert_eq!(found(vec![slice]), is("", ""), "no name is looked up");

@@ -249,6 +249,7 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
+        socket.set_reuse_address(true)?;
         self.let_out(&socket)?;
         Ok(socket)
     }
@@ -268,6 +269,8 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
+        // Its port stays free for an application that listens there (and asks for the same, as servers do).
+        socket.set_reuse_address(true)?;
         self.let_out(&socket)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
@@ -345,8 +348,7 @@ impl NetnsConnector {
                 self.unpaced(&socket);
             }
             transparent(&socket, dst.is_ipv6())?;
-            // One port serves for several destinations.
-            socket.set_reuse_address(true)?;
+            // One port serves for several destinations, as the socket's address may be used again.
             let done = match socket.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
                 Ok(()) => {
                     let mut connecting = pin!(finish(socket, dst, limit));
@@ -599,6 +601,30 @@ mod tests {
         let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
         assert_eq!((decision(&all[0]), decision(&all[3])), (Some(Decided::Established), None));
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// While connections and queries of ours are open, whatever ports they have.
+    #[tokio::test]
+    async fn applications_can_listen_at_the_ports_of_our_sockets() {
+        let servers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::TcpListener::bind(at).unwrap());
+        for server in &servers {
+            let to = server.local_addr().unwrap();
+            let open = NetnsConnector::host().connect(to, Duration::from_secs(5)).await.unwrap();
+            let own = open.local_addr().unwrap();
+            std::net::TcpListener::bind(own).unwrap();
+            std::net::TcpListener::bind(SocketAddr::new(without_host(own), own.port())).unwrap();
+            let query = NetnsConnector::host().udp(to).unwrap();
+            query.connect(&SockAddr::from(to)).unwrap();
+            let own = query.local_addr().unwrap();
+            let application = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();
+            application.set_reuse_address(true).unwrap();
+            application.bind(&own).unwrap();
+        }
+    }
+
+    /// The address that stands for all of a family.
+    fn without_host(at: SocketAddr) -> IpAddr {
+        if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
     }
 
     #[test]

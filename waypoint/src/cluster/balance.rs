@@ -12,9 +12,8 @@ use xxhash_rust::xxh64::xxh64;
 const DRAWS: usize = 4;
 /// What a level takes for each of its endpoints that is healthy, per cent (Envoy's overprovisioning factor).
 const OVERPROVISIONED: u64 = 140;
-/// In slow start an endpoint gets at least this part of its share, per cent (Istio).
-const WARM_MINIMUM: u64 = 10;
-
+/// In slow start, of a controller that tells neither: Istio's least part, in millionths, and aggression, in thousandths.
+const WARMUP: (u32, u32) = (100_000, 1000);
 /// An overloaded endpoint gets this part of its share, per cent: never nothing, or nobody would see that it is better.
 const OVERLOADED: u64 = 10;
 
@@ -169,7 +168,8 @@ fn choose_in_group(
             let turn = |_| among[set.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
             let takes_turn = |i: &usize| {
                 let m = &set.members[*i];
-                usable(m) && (!moment.is_spared(m) || random(100) < OVERLOADED)
+                let part = warmth(balance, moment.now.saturating_sub(m.state.since));
+                usable(m) && (part == 100 || random(100) < part) && (!moment.is_spared(m) || random(100) < OVERLOADED)
             };
             let turns = || (0..among.len()).map(turn);
             turns().find(takes_turn).or_else(|| turns().find(|i| usable(&set.members[*i])))
@@ -193,6 +193,17 @@ fn choose_in_group(
     }
 }
 
+/// The part of its share that an endpoint of this age has in slow start, per cent: as Envoy reckons it.
+fn warmth(balance: Option<&ir::Balance>, age: u64) -> u64 {
+    let Some(balance) = balance.filter(|b| age < b.warmup_ms) else { return 100 };
+    let (least, aggression) = match balance.warmup_aggression {
+        0 => WARMUP,
+        aggression => (balance.warmup_minimum, aggression),
+    };
+    let grown = (age.max(1) as f64 / balance.warmup_ms as f64).powf(1000.0 / f64::from(aggression));
+    ((grown * 100.0) as u64).max(u64::from(least) / 10_000)
+}
+
 /// One of those that can be used, by capacity, warmth and overload.
 fn draw(
     set: &EndpointSet,
@@ -202,9 +213,7 @@ fn draw(
     random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let weight = |member: &LbEndpoint| {
-        let warmup = set.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
-        let age = moment.now.saturating_sub(member.state.since);
-        let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
+        let part = warmth(set.policy.balance.as_ref(), moment.now.saturating_sub(member.state.since));
         let share = if moment.is_spared(member) { OVERLOADED } else { 100 };
         u64::from(member.workload.capacity) * part * share
     };
@@ -255,10 +264,11 @@ pub fn hash(value: &[u8]) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::cluster::endpoint_set::tests::set;
+    use crate::cluster::{endpoint::EndpointStats, endpoint_set::tests::set};
     use karst_core::limits;
     use karst_proxy::dial::Endpoint;
     use rand::Rng;
+    use std::sync::Arc;
 
     fn with(m: Method, n: usize) -> EndpointSet {
         let mut b = ir::Balance { ring_size: if m == Method::Maglev { 65_537 } else { 1024 }, ..Default::default() };
@@ -394,6 +404,44 @@ mod tests {
         // Those that are left are used whoever is overloaded.
         let s = overloaded(Method::LeastRequest, 2, &[1]);
         assert_eq!(choose(&s, None, &[0], |_| 0), Some(1));
+    }
+
+    #[test]
+    fn in_slow_start_an_endpoint_gets_its_part() {
+        let balance = |warmup_minimum, warmup_aggression| ir::Balance {
+            warmup_ms: 1000,
+            warmup_minimum,
+            warmup_aggression,
+            ..Default::default()
+        };
+        for (least, aggression, wanted) in [
+            (100_000, 1000, [10, 10, 25, 90, 100]),
+            (300_000, 1000, [30, 30, 30, 90, 100]),
+            // By the square root: fast at first.
+            (0, 2000, [3, 22, 50, 94, 100]),
+            (0, 0, [10, 10, 25, 90, 100]),
+        ] {
+            let parts = [0, 50, 250, 900, 1000].map(|age| warmth(Some(&balance(least, aggression)), age));
+            assert_eq!(parts, wanted, "{least} {aggression}");
+        }
+        assert_eq!(warmth(None, 0), 100);
+        // An eleventh of two, by whatever method.
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            let mut slow = balance(100_000, 1000);
+            slow.set_method(m);
+            let mut s = set(2, ir::Policy { balance: Some(slow), ..Default::default() });
+            let now = 1 << 40;
+            let mut new = EndpointStats::new();
+            new.since = now;
+            s.members[1].state = Arc::new(new);
+            let mut r = rand::rng();
+            let mut chosen = [0; 2];
+            for _ in 0..4000 {
+                let drawn = choose_at(now, &s, None, &[], &mut |n| r.random_range(0..n.max(1)));
+                chosen[drawn.unwrap()] += 1;
+            }
+            assert!((200..600).contains(&chosen[1]), "{m:?} {chosen:?}");
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct EndpointStats {
     pub since: u64,
     pub errors: AtomicU32,
     pub gateway_errors: AtomicU32,
+    /// Requests in a row without an answer, where they are told apart.
+    pub local_errors: AtomicU32,
     /// Until when it is ejected.
     pub ejected: AtomicU64,
     pub ejections: AtomicU32,
@@ -64,6 +66,7 @@ impl EndpointStats {
             since: clock::now(),
             errors: AtomicU32::new(0),
             gateway_errors: AtomicU32::new(0),
+            local_errors: AtomicU32::new(0),
             ejected: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             avoided: AtomicU64::new(0),

@@ -139,12 +139,7 @@ impl Clusters {
         preferred_family: IpAddr,
     ) -> Option<EndpointSet> {
         let service = snapshot.mesh.services.get(&key.service)?.clone();
-        // A port that a service does not have leads nowhere, whatever listens at that number.
-        let is_port = match key.udp {
-            true => service.udp_ports.contains(&key.port),
-            false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
-        };
-        if !is_port {
+        if !has_port(&service, key) {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
@@ -168,10 +163,7 @@ impl Clusters {
         let cluster = self.get(snapshot, key);
         let to = SocketAddr::new(preferred_family, key.port);
         let found = match (asks_waypoint, key.udp) {
-            (true, _) => {
-                let all = service.waypoints.iter();
-                all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
-            }
+            (true, _) => pods_of_waypoints(snapshot, own, &service, preferred_family),
             (false, true) => udp_endpoints(snapshot, own, &service, to),
             (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
@@ -188,7 +180,7 @@ impl Clusters {
         if !asks_waypoint && snapshot.has_sessions() {
             // Nobody else is sent there: they are in no group.
             let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
-            let mut ending = ending(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset);
+            let mut ending = ending(snapshot, own, &service, to, subset);
             ending.retain(|(workload, _)| !known.contains(&workload.uid));
             members.extend(cluster.members(ending));
         }
@@ -227,6 +219,14 @@ impl Clusters {
     }
 }
 
+/// A port that a service does not have leads nowhere, whatever listens at that number.
+fn has_port(service: &Service, key: &ClusterKey) -> bool {
+    match key.udp {
+        true => service.udp_ports.contains(&key.port),
+        false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
+    }
+}
+
 /// Whom a service's waypoint is asked for, as ztunnels ask: by the address that is called.
 fn asked_as(service: &Service, port: u16, preferred_family: IpAddr) -> String {
     let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
@@ -246,7 +246,18 @@ fn endpoints(
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
 }
 
-/// The same for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// The pods of a service's waypoints.
+fn pods_of_waypoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    preferred_family: IpAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = service.waypoints.iter();
+    all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
+}
+
+/// The same as [`endpoints`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
 /// (`lent` in `upstream/open.rs`).
 fn udp_endpoints(
     snapshot: &Snapshot,
@@ -387,6 +398,18 @@ impl EndpointSet {
     pub fn record_outcome(&self, member: &LbEndpoint, status: Option<u16>) {
         let Some(outlier) = &self.policy.outlier else { return };
         let stats = &member.state;
+        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
+        match status {
+            Some(_) => stats.local_errors.store(0, Relaxed),
+            // Somebody's on the way, and not the application's.
+            None if outlier.consecutive_local > 0 => {
+                if over(stats.local_errors.fetch_add(1, Relaxed) + 1, outlier.consecutive_local) {
+                    self.eject(stats, outlier);
+                }
+                return;
+            }
+            None => {}
+        }
         let gateway = status.is_none_or(|s| (502..=504).contains(&s));
         if status.is_some_and(|s| s < 500) {
             stats.errors.store(0, Relaxed);
@@ -395,7 +418,6 @@ impl EndpointSet {
         }
         let errors = stats.errors.fetch_add(1, Relaxed) + 1;
         let gateways = if gateway { stats.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
-        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
         if over(errors, outlier.consecutive_5xx) || over(gateways, outlier.consecutive_gateway) {
             self.eject(stats, outlier);
         }
@@ -416,8 +438,9 @@ impl EndpointSet {
         }
         let times = u64::from(stats.ejections.fetch_add(1, Relaxed)) + 1;
         stats.ejected.store(now + (outlier.ejection_ms * times).min(MAX_EJECTION.max(outlier.ejection_ms)), Relaxed);
-        stats.errors.store(0, Relaxed);
-        stats.gateway_errors.store(0, Relaxed);
+        for count in [&stats.errors, &stats.gateway_errors, &stats.local_errors] {
+            count.store(0, Relaxed);
+        }
     }
 
     /// Are ejections in force? Not where too few would be left.
@@ -525,6 +548,23 @@ pub(crate) mod tests {
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
         });
         assert!(Arc::ptr_eq(&one.policy, &other.policy) && *one.policy == ir::Policy::default());
+    }
+
+    #[test]
+    fn what_gets_no_answer_counts_apart_where_that_is_asked_for() {
+        let out = |consecutive_local: u32, outcomes: &[Option<u16>]| {
+            let ejection_ms = 60_000;
+            let outlier = ir::Outlier { consecutive_5xx: 3, consecutive_local, ejection_ms, ..Default::default() };
+            let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
+            outcomes.iter().for_each(|o| s.record_outcome(&s.members[0], *o));
+            s.members[0].state.is_ejected(clock::now())
+        };
+        let mixed = [Some(500), None, Some(500)];
+        assert!(out(0, &mixed) && !out(2, &mixed));
+        assert!(out(2, &[None, None]) && !out(0, &[None, None]));
+        // An answer is one, whatever it says.
+        assert!(!out(2, &[None, Some(500), None]));
+        assert!(out(2, &[Some(500), None, Some(500), Some(500)]), "what got none says nothing of the application");
     }
 
     #[test]

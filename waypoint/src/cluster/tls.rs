@@ -53,7 +53,7 @@ fn own<'a>(snapshot: &'a Snapshot, tls: &ir::ClientTls) -> Result<Option<&'a Pai
     match gateway.and_then(|g| g.backend_certificate.as_ref()).filter(|_| tls.by_gateway) {
         None => Ok(None),
         Some(Ok(pair)) => Ok(Some(pair)),
-        Some(Err(why)) => Err(RulesError::Broken(why.clone())),
+        Some(Err(why)) => Err(RulesError::Broken(why.0.clone())),
     }
 }
 

@@ -4,11 +4,7 @@
 use super::answer::{Setting, SettingKind};
 use crate::{
     authz::access::Asks,
-    route::{
-        bucket::Key,
-        limit::Limit,
-        table::{Routes, Rule},
-    },
+    route::{bucket::Key, limit::Limit, rule::Rule, table::Routes},
 };
 use karst_api::route as ir;
 

@@ -4,7 +4,7 @@ use crate::{
     authz::access::{self, Access, Denial},
     cluster::key::ClusterKeyRef,
     downstream::client_cert,
-    route::table::TcpRouteInput,
+    route::input::TcpRouteInput,
     snapshot::Snapshot,
     telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
 };

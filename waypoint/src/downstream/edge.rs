@@ -12,7 +12,7 @@ use crate::{
         stream::{Io, Reset},
         tcp,
     },
-    route::table::TcpRule,
+    route::tcp::TcpRule,
     snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::Speaks,

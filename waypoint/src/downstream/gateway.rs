@@ -38,7 +38,7 @@ pub struct Gateway {
     /// What we may show to endpoints, by name.
     pub credentials: BTreeMap<String, Pair>,
     /// What we show to endpoints where a BackendTLSPolicy makes TLS, or why it cannot be. None: nothing.
-    pub backend_certificate: Option<Result<Pair, String>>,
+    pub backend_certificate: Option<Result<Pair, BrokenCertificate>>,
     /// What is told of requests; none: the standard.
     pub telemetry: Option<Arc<Telemetry>>,
     /// Who in front of it is believed.
@@ -51,6 +51,11 @@ pub struct Gateway {
 
 /// Certificates, the leaf first, and the leaf's key.
 pub type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// There is no certificate of the gateway's own for endpoints, for a reason that the control plane tells.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BrokenCertificate(pub String);
 
 /// What a gateway cannot do that it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -125,13 +130,13 @@ fn read(p: &ir::KeyPair) -> Result<Pair, KeyPairError> {
 }
 
 /// The gateway's own certificate for endpoints, or why there is none.
-fn backend_certificate(own: &ir::BackendCertificate) -> Result<Result<Pair, String>, GatewayError> {
+fn backend_certificate(own: &ir::BackendCertificate) -> Result<Result<Pair, BrokenCertificate>, GatewayError> {
     match &own.pair {
         Some(pair) => {
             let bad = |error| GatewayError::Credential { name: "spec.tls.backend".into(), error };
             read(pair).map(Ok).map_err(bad)
         }
-        None => Ok(Err(own.broken.clone())),
+        None => Ok(Err(BrokenCertificate(own.broken.clone()))),
     }
 }
 

@@ -5,7 +5,8 @@ use crate::{
     downstream::gateway::Listener,
     route::{
         matcher::StringMatcher,
-        table::{ClaimMatch, Rule, Table},
+        rule::{ClaimMatch, Rule},
+        table::Table,
     },
 };
 use karst_api::route::ListenerProtocol;
@@ -108,7 +109,8 @@ fn route(view: &View<'_>, rule: &Rule, called: u16) -> Value {
     } else if let Some(response) = &rule.response {
         out["direct_response"] = json!({ "status": response.status });
     } else {
-        let name = |to: &crate::route::table::Destination| view.destination(&to.service, to.port, called, &to.subset);
+        let name =
+            |to: &crate::route::destination::Destination| view.destination(&to.service, to.port, called, &to.subset);
         out["route"] = match &rule.destinations[..] {
             [one] => json!({ "cluster": name(one) }),
             several => {

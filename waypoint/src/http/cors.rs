@@ -1,6 +1,6 @@
 //! Cross-origin rules: preflights that are answered here, and what answers say of their origin.
 
-use crate::{http::reply::ResponseBody, route::table::Cors};
+use crate::{http::reply::ResponseBody, route::cors::Cors};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
 

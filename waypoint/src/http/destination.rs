@@ -5,7 +5,7 @@ use crate::{
     cluster::{balance, endpoint_set::EndpointSet},
     downstream::context::Downstream,
     http::{call::Call, entry::Authority, headers::rewrites},
-    route::table::{Destination, Rule},
+    route::{destination::Destination, rule::Rule},
 };
 use http::{HeaderValue, Version, header, request::Parts};
 use karst_api::{route as ir, workload::AppProtocol};

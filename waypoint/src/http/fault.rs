@@ -6,7 +6,7 @@ use crate::{
         names,
         reply::{self, ResponseBody},
     },
-    route::table::Fault,
+    route::{destination::status, rule::Fault},
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
 };
 use http::{HeaderValue, Response, StatusCode};
@@ -32,6 +32,6 @@ pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<
         record.is_grpc = true;
         return log_reply(record, response, ResponseFlag::FaultAbort);
     }
-    let status = crate::route::table::status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     local_reply(record, status, text, ResponseFlag::FaultAbort)
 }

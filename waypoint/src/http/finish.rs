@@ -12,7 +12,7 @@ use crate::{
         values::OfRequest,
         websocket::{Handshake, NOT_ASKED},
     },
-    route::table::{Destination, Rule},
+    route::{destination::Destination, rule::Rule},
     telemetry::{
         carried::{Carried, Metered},
         flag::{ResponseFlag, VIA_UPSTREAM},

@@ -329,7 +329,7 @@ pub(crate) fn sent_on(
 ) -> Result<Request<Counted>, StatusCode> {
     use crate::http::{body::Body, entry};
     let entry = entry::canonical(parts).map_err(entry::Unfit::status)?;
-    let to = crate::route::table::Destination::same(&"ns/any".into());
+    let to = crate::route::destination::Destination::same(&"ns/any".into());
     let template = Template { parts, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
     /// No rule changes it.
     struct Nothing;

@@ -29,7 +29,12 @@ use crate::{
         reply::ResponseBody,
         websocket,
     },
-    route::table::{Destination, Fault, RouteInput, RouteMatch, Routes, Rule},
+    route::{
+        destination::{Destination, status},
+        input::RouteInput,
+        rule::{Fault, Rule},
+        table::{RouteMatch, Routes},
+    },
     snapshot::Snapshot,
     spans::{self, request::Origin},
     telemetry::{
@@ -357,7 +362,7 @@ async fn by_rule(
         return redirect(to, rule, &parts, call.authority(), (downstream.scheme(), called), record);
     }
     if let Some(direct) = &rule.response {
-        let status = crate::route::table::status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
     if let Some(fault) = inject(fault, &mut record).await {

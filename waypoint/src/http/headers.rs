@@ -6,10 +6,7 @@ use crate::{
         entry::{self, Authority},
         names,
     },
-    route::{
-        operators::Values,
-        table::{Destination, Rewrite, Rule},
-    },
+    route::{change::Rewrite, destination::Destination, operators::Values, rule::Rule},
     telemetry::request_log::RequestLog,
 };
 use http::{

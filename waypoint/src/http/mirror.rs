@@ -10,10 +10,7 @@ use crate::{
         outgoing::Outgoing,
         reply::{InFlightEndpoint, RequestPermit},
     },
-    route::{
-        operators::Values,
-        table::{Mirror, Rule},
-    },
+    route::{destination::Mirror, operators::Values, rule::Rule},
     upstream::{open::Attempt, send},
 };
 use http::request::Parts;

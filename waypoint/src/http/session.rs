@@ -5,7 +5,7 @@
 use crate::{
     cluster::{balance, endpoint_set::EndpointSet},
     http::{call::Call, names},
-    route::table::Rule,
+    route::rule::Rule,
     session::{
         keys::SessionKeys,
         rules::{Carrier, SessionRules},

@@ -14,7 +14,7 @@ pub enum ConnectError {
     /// It took longer than the destination's rules allow.
     #[error("connection timeout")]
     Timeout,
-    /// Its name leads to nobody who may be called.
+    /// Its name or address leads to nobody who may be called.
     #[error("{0} has no usable address")]
     NoAddress(Arc<str>),
     /// It is not called with our identity.

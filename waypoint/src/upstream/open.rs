@@ -108,7 +108,7 @@ pub async fn open(
     let (address, workload) = match attempt.member.address.ip().is_unspecified() {
         // Rare, and large: not in every request's task.
         true => tokio::time::timeout(limit, Box::pin(found(worker, attempt))).await.map_err(|_| late())??,
-        false => (attempt.member.address, attempt.member.workload.clone()),
+        false => (attempt.member.address, by_address(worker, attempt)?),
     };
     let limit = limit.saturating_sub(began.elapsed());
     let workload = told(worker, attempt, address.ip(), workload).await?;
@@ -157,6 +157,19 @@ async fn found(worker: &Worker, attempt: &Attempt<'_>) -> Result<(SocketAddr, Ar
     // A name may lead to a member of the mesh: then it is spoken to as one.
     let workload = snapshot.mesh.workload(ip).unwrap_or(&member.workload).clone();
     Ok((SocketAddr::new(ip, member.address.port()), workload))
+}
+
+/// Who an endpoint is that is told by its address. What takes tunnels shows itself who it is, and a pod's address is the kubelet's word;
+/// any other was written by somebody.
+fn by_address(worker: &Worker, attempt: &Attempt<'_>) -> Result<Arc<Workload>, ConnectError> {
+    let LbEndpoint { workload, address, .. } = attempt.member;
+    if !workload.is_pod() && is_plain(attempt.set, workload) {
+        let snapshot = worker.snapshot();
+        if !is_usable(&snapshot.mesh, worker.own(&snapshot).map(|own| &**own), address.ip()) {
+            return Err(ConnectError::NoAddress(address.ip().to_string().into()));
+        }
+    }
+    Ok(workload.clone())
 }
 
 /// Is it spoken to without a tunnel? (A waypoint takes tunnels whatever it is itself.)

@@ -26,8 +26,8 @@ use karst_rt::outlined::outlined;
 use std::{cell::Cell, pin::pin, rc::Rc};
 use tokio::time::Instant;
 
-/// Requests at a time on one HTTP/2 connection; then another is opened.
-const H2_STREAMS: usize = 100;
+/// Requests at a time on one HTTP/2 connection at most; then another is opened.
+const H2_STREAMS: u32 = 100;
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
 async fn dial_http1(
@@ -148,11 +148,15 @@ async fn shared(
     attempt: &Attempt<'_>,
     pool_key: &PoolKey,
 ) -> Result<(Shared, bool), ConnectError> {
+    let most = match attempt.set.policy.limits.as_ref().map_or(0, |l| l.concurrent_streams) {
+        0 => H2_STREAMS,
+        streams => streams.min(H2_STREAMS),
+    };
     let kept = {
         let mut all = worker.upstream.h2.borrow_mut();
         let conns = all.entry(pool_key.clone()).or_default();
         conns.retain(|c| !c.send.is_closed());
-        let takes_more = |c: &&Shared| c.active.get() < H2_STREAMS && !is_leaving(c.tunnel.as_ref());
+        let takes_more = |c: &&Shared| c.active.get() < most as usize && !is_leaving(c.tunnel.as_ref());
         conns.iter().find(takes_more).cloned()
     };
     if let Some(connection) = kept {

@@ -226,9 +226,9 @@ async fn leaving_member(ca: &Ca, w: &Workload) -> Rc<RefCell<Vec<Said>>> {
     all
 }
 
-#[tokio::test]
-async fn a_connection_outlives_the_proxy_of_its_endpoint() {
-    let run = async {
+#[test]
+fn a_connection_outlives_the_proxy_of_its_endpoint() {
+    run(async {
         let ca = Ca::mint();
         let s = mesh([pod("t", "127.77.4.1", &[(KEY, PORTS)])]);
         let told = leaving_member(&ca, &at(&s, "127.77.4.1")).await;
@@ -246,14 +246,13 @@ async fn a_connection_outlives_the_proxy_of_its_endpoint() {
         assert_eq!(told.len(), 6, "one stream for each message, and one for the end");
         assert!(told[0] == Said::Knows && told[1..].iter().all(|said| matches!(said, Said::Token(_))));
         assert_eq!(plane.worker.shared.metrics.followed.load(Relaxed), 5);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 /// Another workload has the address.
-#[tokio::test]
-async fn a_connection_does_not_go_on_with_somebody_else() {
-    let run = async {
+#[test]
+fn a_connection_does_not_go_on_with_somebody_else() {
+    run(async {
         let ca = Ca::mint();
         let s = mesh([pod("t", "127.77.4.2", &[(KEY, PORTS)])]);
         let told = leaving_member(&ca, &at(&s, "127.77.4.2")).await;
@@ -265,15 +264,15 @@ async fn a_connection_does_not_go_on_with_somebody_else() {
         let ended = timeout(PATIENCE, io.read_to_end(&mut back)).await.unwrap();
         assert_eq!((back, ended.unwrap_err().kind()), (b"ping".to_vec(), io::ErrorKind::ConnectionReset));
         assert_eq!(told.borrow().len(), 1, "nobody is asked");
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 #[test]
 fn what_may_be_a_members_address_is_held() {
     run(async {
+        // On a node's network: its address says nothing of who else is there. (One that is written may not be of loopback.)
         let entry = pb::Workload {
-            uid: "Kubernetes/networking.istio.io/WorkloadEntry/ns/e".into(),
+            network_mode: pb::NetworkMode::HostNetwork as i32,
             tunnel_protocol: 0,
             ..pod("e", "127.77.2.1", &[(KEY, PORTS)])
         };
@@ -335,6 +334,28 @@ fn what_may_be_a_members_address_is_held() {
         timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(taken.get(), 3);
+    });
+}
+
+/// A gateway is not led to itself by what somebody writes, nor past the mesh. (Loopback is no endpoint at all: `endpoints` of karst-proxy.)
+#[test]
+fn what_is_written_leads_neither_to_ourselves_nor_to_a_service() {
+    run(async {
+        let mesh = |ip: &str| {
+            let outside = |name, ip| pb::Workload { tunnel_protocol: 0, ..pod(name, ip, &[(KEY, PORTS)]) };
+            let uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/e/{ip}");
+            let pods = vec![
+                pb::Workload { uid, ..outside("e", ip) },
+                pb::Workload { services: Default::default(), ..outside(OWN, "10.0.1.1") },
+            ];
+            let called = Service { canonical: true, ..service("k", "10.96.0.2", PORTS) };
+            snapshot(pods, vec![service("s", "10.96.0.1", PORTS), called])
+        };
+        for (what, ip) in [("ourselves", "10.0.1.1"), ("a Service", "10.96.0.2")] {
+            let plane = Plane::start(&Ca::mint(), mesh(ip));
+            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
+            assert!(matches!(&e, ConnectError::NoAddress(said) if **said == *ip), "{what}: {e}");
+        }
     });
 }
 

@@ -14,7 +14,7 @@ use crate::{
             secret::{ca_bundle, key_pair},
             session, topology, validate, waypoint,
         },
-        objects::{Objects, address, problem},
+        objects::{FieldError, Objects, address, problem},
     },
     session_keys,
 };
@@ -40,7 +40,7 @@ fn credentials(
     ns: &str,
     listener: &GatewayListener,
     out: &mut ir::Tls,
-) -> Result<(), (String, String)> {
+) -> Result<(), FieldError> {
     let settings = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
     if out.modern && out.only_tls12 {
@@ -81,7 +81,7 @@ fn credentials(
             ),
         )
     })?;
-    let authorities = of_secret(holder).map_err(|text| (field("credentialName"), text))?;
+    let authorities = of_secret(holder).map_err(|e| (field("credentialName"), e.to_string()))?;
     (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
     Ok(())
 }
@@ -109,60 +109,22 @@ pub(crate) fn compile(
         |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
     let has_sessions = session::in_use(objects);
     let named = by_label(objects);
+    tell_of_listeners(objects, listeners, problems);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for (index, facts) in listeners.all.iter().enumerate() {
-        let ListenerParent::Api { namespace, gateway, set, listener, .. } = &facts.parent else { continue };
-        let at = match set {
-            Some(set) => objects.listener_sets.get(&(set.namespace.as_str(), set.name.as_str())).map(|(at, _)| at),
-            None => objects.gateways_at.get(&(namespace.as_str(), gateway.as_str())),
-        };
-        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
-            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
-        }
-        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
-            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
-        }
-    }
     for pod in &objects.pods {
         let Some(served) = listeners.pods.get(&address(*pod)) else { continue };
         let (meta, mut gateway) = (&pod.metadata, ir::Gateway::default());
         let own = of_pod(&named, pod);
-        let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
             let Some(listener) = listeners.all.get(served.listener) else { continue };
-            let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
-            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
-                && listener.terminates_tls
-                && let Some((at, i)) = istio(objects, namespace, gateway)
-                && let Err((field, text)) =
-                    credentials(objects, &i.spec.servers[*n], *n, &meta.namespace, listener, &mut tls)
-            {
-                if told.insert((listener.id.clone(), text.clone())) {
-                    problems.push(problem(at, field, text));
+            match shown_by(objects, listener, &meta.namespace) {
+                Ok(tls) => listen(&mut gateway, listener, served, tls),
+                Err((at, (field, text))) => {
+                    if told.insert((listener.id.clone(), text.clone())) {
+                        problems.push(problem(at, field, text));
+                    }
                 }
-                continue;
             }
-            mine.push((listener, served, tls));
-        }
-        for (listener, served, tls) in mine {
-            let called = if served.port == listener.port { 0 } else { u32::from(listener.port) };
-            let port = u32::from(served.port);
-            if listener.udp {
-                let (origin, routes) = (listener.id.clone(), served.routes.clone());
-                gateway.udp.push(ir::UdpListener { origin, routes, port, called });
-                continue;
-            }
-            gateway.listeners.push(ir::Listener {
-                origin: listener.id.clone(),
-                routes: served.routes.clone(),
-                port,
-                called,
-                protocol: listener.protocol as i32,
-                hosts: listener.hosts.clone(),
-                tls: listener.terminates_tls.then_some(tls),
-                redirect: listener.redirect,
-                grpc_web: listener.grpc_web,
-            });
         }
         let listens = !gateway.listeners.is_empty() || !gateway.udp.is_empty();
         if listens {
@@ -197,6 +159,59 @@ pub(crate) fn compile(
         }
     }
     out
+}
+
+/// Says at their objects what is wrong with listeners of Gateway API.
+fn tell_of_listeners(objects: &Objects<'_>, listeners: &GatewayListeners, problems: &mut Vec<Problem>) {
+    for (index, facts) in listeners.all.iter().enumerate() {
+        let ListenerParent::Api { namespace, gateway, set, listener, .. } = &facts.parent else { continue };
+        let at = match set {
+            Some(set) => objects.listener_sets.get(&(set.namespace.as_str(), set.name.as_str())).map(|(at, _)| at),
+            None => objects.gateways_at.get(&(namespace.as_str(), gateway.as_str())),
+        };
+        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
+        }
+        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
+        }
+    }
+}
+
+/// What a listener shows to clients of a pod in this namespace; or what is wrong with it, and with which object.
+fn shown_by<'a>(
+    objects: &Objects<'a>,
+    listener: &GatewayListener,
+    ns: &str,
+) -> Result<ir::Tls, (&'a Located, FieldError)> {
+    let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
+    if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
+        && listener.terminates_tls
+        && let Some((at, i)) = istio(objects, namespace, gateway)
+    {
+        credentials(objects, &i.spec.servers[*n], *n, ns, listener, &mut tls).map_err(|wrong| (at, wrong))?;
+    }
+    Ok(tls)
+}
+
+/// Tells a gateway to listen.
+fn listen(gateway: &mut ir::Gateway, listener: &GatewayListener, served: &Served, tls: ir::Tls) {
+    let called = if served.port == listener.port { 0 } else { u32::from(listener.port) };
+    let (origin, routes, port) = (listener.id.clone(), served.routes.clone(), u32::from(served.port));
+    if listener.udp {
+        return gateway.udp.push(ir::UdpListener { origin, routes, port, called });
+    }
+    gateway.listeners.push(ir::Listener {
+        origin,
+        routes,
+        port,
+        called,
+        protocol: listener.protocol as i32,
+        hosts: listener.hosts.clone(),
+        tls: listener.terminates_tls.then_some(tls),
+        redirect: listener.redirect,
+        grpc_web: listener.grpc_web,
+    });
 }
 
 /// What all proxies speak TLS to endpoints with, as the mesh configuration says. (The least version is of servers only, as in Istio.)

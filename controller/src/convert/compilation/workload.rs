@@ -80,7 +80,7 @@ pub(crate) fn compile(
             validate::workload_entry(&entry.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)),
         );
         match external(objects, uid, &entry.metadata, &entry.spec, &labels, policies) {
-            Some(_) if owners.is_known(objects, &entry.spec, true) => {}
+            Some(_) if validate::is_nobodys(&entry.spec.address) || owners.is_known(objects, &entry.spec, true) => {}
             Some(mut workload) => {
                 workload.services = memberships_of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
                 let ports = udp::of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
@@ -304,7 +304,7 @@ fn inline_endpoints(
             ));
             continue;
         };
-        if owners.is_known(objects, endpoint, false) {
+        if validate::is_nobodys(&endpoint.address) || owners.is_known(objects, endpoint, false) {
             continue;
         }
         for h in &se.spec.hosts {
@@ -323,7 +323,7 @@ fn slice_endpoints(objects: &Objects<'_>, policies: &Policies, owners: &Owners<'
         for endpoint in slice.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>() else { continue };
-                if owners.is_known_at(ip, false) {
+                if validate::is_nobodys(address) || owners.is_known_at(ip, false) {
                     continue;
                 }
                 let conditions = &endpoint.conditions;

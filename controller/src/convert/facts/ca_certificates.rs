@@ -6,9 +6,9 @@ use crate::{
         facts::secret::{ca_bundle, ca_lists},
         objects::Objects,
     },
-    pem::check_roots,
+    pem::{RootsError, check_roots},
 };
-use karst_hbone::revocation::Lists;
+use karst_hbone::revocation::{ListError, Lists};
 use karst_manifest::kinds::*;
 
 /// Why nobody can be verified by what is referred to. Each kind of reference has reasons of its own for these.
@@ -17,6 +17,17 @@ pub(crate) enum CaError {
     Kind(String),
     /// It is not there, or cannot be used.
     Reference(String),
+}
+
+/// Why the contents of a ConfigMap or Secret cannot be used; each with what it is called.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContentsError {
+    #[error("{0}: data[\"ca.crt\"] is missing [KARST-0504]")]
+    NoRoots(String),
+    #[error("{0}: data[\"ca.crt\"]: {1} [KARST-0505]")]
+    Roots(String, RootsError),
+    #[error("{0}: data[\"ca.crl\"]: {1} [KARST-0505]")]
+    Lists(String, ListError),
 }
 
 /// Who may sign certificates, and which of them count no more.
@@ -36,11 +47,11 @@ struct Found {
 
 /// What a reference (group, kind, name) in a namespace leads to.
 pub(crate) fn authorities(objects: &Objects<'_>, ns: &str, target: (&str, &str, &str)) -> Result<Authorities, CaError> {
-    checked(found(objects, ns, target)?).map_err(CaError::Reference)
+    checked(found(objects, ns, target)?).map_err(|e| CaError::Reference(e.to_string()))
 }
 
 /// Of a Secret, or what is wrong with it.
-pub(crate) fn of_secret(secret: &Secret) -> Result<Authorities, String> {
+pub(crate) fn of_secret(secret: &Secret) -> Result<Authorities, ContentsError> {
     let meta = &secret.metadata;
     let name = format!("Secret {}/{}", meta.namespace, meta.name);
     checked(Found { name, roots: ca_bundle(secret), lists: ca_lists(secret) })
@@ -63,18 +74,18 @@ fn found(objects: &Objects<'_>, ns: &str, (group, kind, name): (&str, &str, &str
     Ok(Found { name: called, roots, lists })
 }
 
-fn checked(found: Found) -> Result<Authorities, String> {
+fn checked(found: Found) -> Result<Authorities, ContentsError> {
     let roots = roots(&found.name, found.roots)?;
     // Without a list that is there somebody would be let in who is on it.
     if let Some(Err(e)) = found.lists.as_deref().map(Lists::read) {
-        return Err(format!("{}: data[\"ca.crl\"]: {e} [KARST-0505]", found.name));
+        return Err(ContentsError::Lists(found.name, e));
     }
     Ok(Authorities { roots, lists: found.lists })
 }
 
-fn roots(name: &str, found: Option<Vec<u8>>) -> Result<Vec<u8>, String> {
-    let mut pem = found.ok_or_else(|| format!("{name}: data[\"ca.crt\"] is missing [KARST-0504]"))?;
-    check_roots(&pem).map_err(|e| format!("{name}: data[\"ca.crt\"]: {e} [KARST-0505]"))?;
+fn roots(name: &str, found: Option<Vec<u8>>) -> Result<Vec<u8>, ContentsError> {
+    let mut pem = found.ok_or_else(|| ContentsError::NoRoots(name.into()))?;
+    check_roots(&pem).map_err(|e| ContentsError::Roots(name.into(), e))?;
     if !pem.ends_with(b"\n") {
         // Another may follow.
         pem.push(b'\n');

@@ -233,17 +233,22 @@ pub(crate) fn idle_options(listeners: &[Listener]) -> Vec<String> {
     listeners.iter().enumerate().flat_map(of).collect()
 }
 
-/// The cipher suites that an option names, or what cannot be spoken of them.
-fn cipher_suites(options: &Labels) -> Result<Vec<String>, String> {
+/// A cipher suite that an option names, and that cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "tls.options[{option}]: unsupported cipher suite {0:?}: use {known} [KARST-0016]",
+    option = CIPHER_SUITES,
+    known = CipherSuite::ALL.map(CipherSuite::name).join(", ")
+)]
+struct UnsupportedSuite(String);
+
+/// The cipher suites that an option names.
+fn cipher_suites(options: &Labels) -> Result<Vec<String>, UnsupportedSuite> {
     let Some(text) = options.get(CIPHER_SUITES) else { return Ok(vec![]) };
     let all: Vec<String> = text.split(',').map(|name| name.trim().to_string()).filter(|n| !n.is_empty()).collect();
     match all.iter().find(|name| CipherSuite::named(name).is_none()) {
         None => Ok(all),
-        Some(name) => {
-            let known = CipherSuite::ALL.map(CipherSuite::name).join(", ");
-            let field = format!("tls.options[{CIPHER_SUITES}]");
-            Err(format!("{field}: unsupported cipher suite {name:?}: use {known} [KARST-0016]"))
-        }
+        Some(name) => Err(UnsupportedSuite(name.clone())),
     }
 }
 
@@ -355,7 +360,7 @@ pub(crate) fn listener(
         ask_clients(objects, gateway, spec, &mut listener);
         match cipher_suites(&tls.options) {
             Ok(all) => listener.cipher_suites = all,
-            Err(text) => listener.refused = Some((UNSUPPORTED, text)),
+            Err(e) => listener.refused = Some((UNSUPPORTED, e.to_string())),
         }
     }
     listener

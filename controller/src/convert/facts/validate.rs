@@ -3,7 +3,7 @@
 
 use crate::convert::objects::FieldError;
 use karst_core::{
-    Cidr,
+    Cidr, addr,
     tls::{CipherSuite, Unsupported, Version},
 };
 use karst_manifest::{
@@ -50,8 +50,21 @@ fn is_wildcard(host: &str) -> bool {
     host.starts_with('*')
 }
 
+/// Is it an address that no endpoint can have: it would be whoever calls it, nobody or many? Such an endpoint is left out, too.
+pub(crate) fn is_nobodys(text: &str) -> bool {
+    text.parse().is_ok_and(|ip: IpAddr| !addr::is_host(ip))
+}
+
 /// What is wrong with an endpoint's address; an empty one is found elsewhere.
 pub(crate) fn address(text: &str, at: &str) -> Option<FieldError> {
+    if is_nobodys(text) {
+        return Some(bad(
+            at,
+            format!(
+                "{text:?} is a loopback, unspecified, multicast or broadcast address, which no endpoint can have: use the address of a host [KARST-0211]"
+            ),
+        ));
+    }
     if text.is_empty() || text.parse::<IpAddr>().is_ok() || is_host(text) {
         return None;
     }
@@ -128,7 +141,8 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
         ));
     }
     for (i, e) in spec.endpoints.iter().enumerate() {
-        if kind != Resolution::Static {
+        // What is no IP address is found elsewhere, if it must be one.
+        if kind != Resolution::Static || is_nobodys(&e.address) {
             out.extend(address(&e.address, &format!("spec.endpoints[{i}].address")));
         }
     }

@@ -114,11 +114,11 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{host,exportTo[],subsets[].{name,labels.*}}",
             "spec.trafficPolicy.portLevelSettings[].port.number",
-            "spec.trafficPolicy.loadBalancer.{simple,warmupDurationSecs,warmup.duration}",
+            "spec.trafficPolicy.loadBalancer.{simple,warmupDurationSecs,warmup.{duration,minimumPercent,aggression}}",
             "spec.trafficPolicy.loadBalancer.consistentHash.{httpHeaderName,httpCookie.{name,path,ttl},useSourceIp,httpQueryParameterName,ringHash.minimumRingSize,maglev.tableSize,minimumRingSize}",
             "spec.trafficPolicy.loadBalancer.localityLbSetting.{enabled,distribute[].{from,to.*},failover[].{from,to},failoverPriority[]}",
-            "spec.trafficPolicy.connectionPool.{tcp.{maxConnections,connectTimeout},http.{http1MaxPendingRequests,http2MaxRequests,maxRequestsPerConnection,maxRetries,idleTimeout}}",
-            "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
+            "spec.trafficPolicy.connectionPool.{tcp.{maxConnections,connectTimeout,idleTimeout},http.{http1MaxPendingRequests,http2MaxRequests,maxRequestsPerConnection,maxRetries,idleTimeout,maxConcurrentStreams}}",
+            "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,consecutiveLocalOriginFailures,splitExternalLocalOriginErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
             "spec.trafficPolicy.tls.{mode,credentialName,subjectAltNames[],sni,insecureSkipVerify}",
             "spec.trafficPolicy.retryBudget.{percent,minRetryConcurrency}",
             "spec.trafficPolicy.proxyProtocol.version",
@@ -518,10 +518,10 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
         assert!(said.len() == 1 && said[0].ends_with(&format!(": {text}")), "{kind} {path}: {said:?}");
     }
     let rule = json!({ "spec": {
-        "host": "a", "trafficPolicy": { "connectionPool": { "tcp": { "idleTimeout": "1s" } } },
+        "host": "a", "trafficPolicy": { "connectionPool": { "tcp": { "maxConnectionDuration": "1s" } } },
         "subsets": [{ "name": "v1" }, { "name": "v2", "trafficPolicy": { "portLevelSettings": [
-            { "port": { "number": 1 }, "outlierDetection": { "splitExternalLocalOriginErrors": true } },
-            { "port": { "number": 2 }, "outlierDetection": { "splitExternalLocalOriginErrors": false } },
+            { "port": { "number": 1 }, "connectionPool": { "http": { "useClientProtocol": true } } },
+            { "port": { "number": 2 }, "connectionPool": { "http": { "useClientProtocol": false } } },
         ] } }],
     } });
     let mut said = warnings("DestinationRule", &rule);
@@ -529,8 +529,8 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
     assert_eq!(
         said,
         [
-            "spec.subsets[1].trafficPolicy.portLevelSettings[0].outlierDetection.splitExternalLocalOriginErrors: has no effect in this version [KARST-0030]",
-            "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
+            "spec.subsets[1].trafficPolicy.portLevelSettings[0].connectionPool.http.useClientProtocol: has no effect in this version [KARST-0030]",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration: has no effect in this version [KARST-0030]",
         ]
     );
     // What is asked for with all its defaults is still asked for.

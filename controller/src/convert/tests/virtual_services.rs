@@ -258,6 +258,33 @@ fn virtual_services_are_for_whom_they_are_exported_to() {
     assert!(r.producer.is_none() && r.consumers[0].namespace == "a");
 }
 
+#[test]
+fn limits_slow_start_and_ejection_are_compiled() {
+    let of = |policy: &str| {
+        let rule =
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec:";
+        let (m, p) = run(&format!("{SHOP}{rule} {{host: s, trafficPolicy: {policy}}}\n"));
+        assert!(p.is_empty(), "{p:?}");
+        m.backends["a/s.a.svc.cluster.local"].policy.clone().unwrap()
+    };
+    let pool = "{connectionPool: {tcp: {idleTimeout: 2s}, http: {maxConcurrentStreams: 5, idleTimeout: 1s}}}";
+    let limits = of(pool).limits.unwrap();
+    assert_eq!((limits.tcp_idle_ms, limits.idle_timeout_ms, limits.concurrent_streams), (2000, 1000, 5));
+    let warmup = |text: &str| {
+        let b = of(&format!("{{loadBalancer: {{simple: RANDOM, {text}}}}}")).balance.unwrap();
+        (b.warmup_ms, b.warmup_minimum, b.warmup_aggression)
+    };
+    assert_eq!(warmup("warmup: {duration: 5s}"), (5000, 100_000, 1000));
+    assert_eq!(warmup("warmupDurationSecs: 5s"), (5000, 100_000, 1000));
+    assert_eq!(warmup("warmup: {duration: 5s, minimumPercent: 0, aggression: 1.5}"), (5000, 0, 1500));
+    assert_eq!(warmup("warmup: {minimumPercent: 20}"), (0, 0, 0));
+    let apart = |text: &str| of(&format!("{{outlierDetection: {{{text}}}}}")).outlier.unwrap().consecutive_local;
+    assert_eq!(apart("consecutiveLocalOriginFailures: 7"), 0);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 7"), 7);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true"), 5);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 0"), 5);
+}
+
 /// The client's namespace first, then the service's, then the root namespace; within it the longest host, and of these the oldest.
 #[test]
 fn destination_rules_are_found_as_in_istio() {

@@ -67,6 +67,11 @@ impl Snapshot {
         }
         self.workload(ip).filter(|w| w.hbone).unwrap_or(endpoint)
     }
+    /// The Kubernetes Service that has this address, whoever may see it. What is sent to the address as it is may come to its pods in
+    /// plaintext, members or not: the node's own balancing asks nobody.
+    pub fn cluster_service(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        self.by_vip.get(&ip)?.iter().filter_map(|key| self.services.get(key)).find(|service| service.canonical)
+    }
     /// What is told of a pod of ours. None: nothing, or only of another pod of that name: it is then not announced.
     pub fn own_pod(&self, pod: &OwnPod<'_>) -> Option<&Arc<Workload>> {
         let all = self.by_name.get(&format!("{}/{}", pod.namespace, pod.name))?;

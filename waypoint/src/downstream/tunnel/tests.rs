@@ -317,3 +317,66 @@ async fn who_does_not_know_of_continuation_is_told_nothing_of_it() {
     })
     .await;
 }
+
+const PORTS: &[(u32, u32)] = &[(80, 8080)];
+
+/// A service that is bound to the waypoint of this name.
+fn bound_to(name: &str, vip: &str, waypoint: &str) -> pb::Service {
+    let hostname = format!("{waypoint}.ns.svc.cluster.local");
+    let destination =
+        pb::gateway_address::Destination::Hostname(pb::NamespacedHostname { namespace: "ns".into(), hostname });
+    let waypoint = Some(pb::GatewayAddress { destination: Some(destination), hbone_mtls_port: 15008 });
+    pb::Service { waypoint, ..service(name, vip, PORTS) }
+}
+
+/// Whatever a member asks for: only services, and pods, that are bound to this waypoint, at their ports.
+#[test]
+fn only_what_is_bound_to_it_is_served() {
+    let waypoint = |name: &str, ip: &str| {
+        let key = format!("ns/{name}.ns.svc.cluster.local");
+        pod(name, ip, &[(key.as_str(), &[(15008, 15008)][..])])
+    };
+    let mut alone = pod("alone", "10.0.0.3", &[]);
+    alone.waypoint = bound_to("x", "10.96.0.99", "w").waypoint;
+    let pods = vec![waypoint("w", "10.0.0.1"), waypoint("v", "10.0.0.2"), alone, pod("free", "10.0.0.4", &[])];
+    let services = vec![
+        bound_to("ours", "10.96.0.1", "w"),
+        bound_to("theirs", "10.96.0.2", "v"),
+        service("free", "10.96.0.3", PORTS),
+        service("w", "10.96.0.8", &[(15008, 15008)]),
+        service("v", "10.96.0.9", &[(15008, 15008)]),
+    ];
+    let mut mesh = snapshot(pods, services);
+    for name in ["alone", "free"] {
+        mesh.add_workload_service(&format!("Kubernetes//Pod/ns/{name}"));
+    }
+    let known = Snapshot { mesh, ..Snapshot::new("") };
+    let own = known.mesh.workload("10.0.0.1".parse().unwrap()).cloned();
+    let peer: Identity = "spiffe://cluster.local/ns/ns/sa/client".parse().unwrap();
+    let ask = |method: Method, authority: &str, own: Option<&Workload>| {
+        let uri = http::Uri::builder().authority(authority).build().unwrap();
+        let request = http::Request::builder().method(method).uri(uri).body(()).unwrap();
+        let from = "10.0.0.5:4000".parse().unwrap();
+        target(&known, own, &request, peer.clone(), from).map_or_else(|(status, _)| status.as_u16(), |_| 200)
+    };
+    for (authority, status) in [
+        ("10.96.0.1:80", 200),
+        ("ours.ns.svc.cluster.local:80", 200),
+        ("10.96.0.1:81", 404),
+        // Another waypoint's, or nobody's: whoever decides there would be passed by.
+        ("10.96.0.2:80", 403),
+        ("theirs.ns.svc.cluster.local:80", 403),
+        ("10.96.0.3:80", 403),
+        ("10.0.0.3:9000", 200),
+        ("10.0.0.4:9000", 404),
+        // Nor ourselves, nor anybody by whatever the waypoint could reach.
+        ("10.0.0.1:15000", 404),
+        ("127.0.0.1:15000", 404),
+        ("192.0.2.1:80", 404),
+        ("10.96.0.1", 400),
+    ] {
+        assert_eq!(ask(Method::CONNECT, authority, own.as_deref()), status, "{authority}");
+    }
+    assert_eq!(ask(Method::GET, "10.96.0.1:80", own.as_deref()), 404);
+    assert_eq!(ask(Method::CONNECT, "10.96.0.1:80", None), 503, "nobody has told who we are");
+}

@@ -8,7 +8,7 @@ use crate::{
         key::{ClusterKey, ClusterKeyRef},
     },
     downstream::{context::Downstream, gateway::UdpListener, udp::counts::Dropped},
-    route::table::TcpRule,
+    route::tcp::TcpRule,
     snapshot::Snapshot,
     worker::Worker,
 };

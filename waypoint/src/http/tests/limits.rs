@@ -1,9 +1,16 @@
 //! Circuit breaking and rate limits.
 
 use super::*;
+use crate::{
+    downstream::tcp::{connect_tcp, relay},
+    upstream::error::ConnectError,
+};
 use http::HeaderValue;
 use std::cell::Cell;
-use tokio::{io::AsyncWriteExt, task::spawn_local};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_local,
+};
 
 fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
     move |s| policy(s, ir::Policy { limits: Some(limits), ..Default::default() })
@@ -45,6 +52,85 @@ fn requests_wait_for_a_connection_as_many_as_may() {
         let began = Instant::now();
         assert_eq!(at_once(&m, 4).await, [200, 200, 200, 503]);
         assert_eq!(began.elapsed().as_secs(), 3, "one after the other");
+    });
+}
+
+#[test]
+fn no_more_streams_are_on_a_connection_than_may_be() {
+    run(async {
+        let limits = ir::Limits { concurrent_streams: 2, ..Default::default() };
+        let m = Rc::new(Mesh::new(1, AppProtocol::Http2, limited(limits)));
+        let most = Rc::new(Cell::new(0_u32));
+        let seen = most.clone();
+        m.memory.listen(address(0), move |io| {
+            let (most, streams) = (seen.clone(), Rc::new(Cell::new(0_u32)));
+            let slow = move |_: Request<Incoming>| -> Answering {
+                let (most, streams) = (most.clone(), streams.clone());
+                Box::pin(async move {
+                    streams.set(streams.get() + 1);
+                    most.set(streams.get().max(most.get()));
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    streams.set(streams.get() - 1);
+                    Ok(Response::new(payload("ok")))
+                })
+            };
+            spawn(serve_http2(io, http2::Builder::new(codec::Local), Rc::new(slow)));
+        });
+        assert_eq!(at_once(&m, 1).await, [200]);
+        // The connection that is there takes two of them.
+        assert_eq!(at_once(&m, 6).await, [200; 6]);
+        assert_eq!(most.get(), 2);
+    });
+}
+
+#[test]
+fn a_connection_on_which_nothing_passes_ends_after_its_time() {
+    run(async {
+        let limits = ir::Limits { tcp_idle_ms: 1000, ..Default::default() };
+        for (idle, limits) in [(true, limits), (false, ir::Limits::default())] {
+            let m = Mesh::new(1, AppProtocol::Tcp, limited(limits));
+            m.memory.listen(address(0), |io| {
+                let (mut from, mut to) = tokio::io::split(io);
+                spawn(async move { tokio::io::copy(&mut from, &mut to).await });
+            });
+            let Ok(to) = connect_tcp(&m.worker, &m.downstream()).await else { panic!("no connection") };
+            let (mut client, io) = tokio::io::duplex(64);
+            spawn(relay(Io::memory(io), to));
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(900)).await;
+                client.write_all(b"x").await.unwrap();
+                assert_eq!(client.read_u8().await.unwrap(), b'x');
+            }
+            let last = Instant::now();
+            let end = tokio::time::timeout(Duration::from_secs(60), client.read(&mut [0])).await;
+            assert_eq!(end.is_ok_and(|n| n.unwrap() == 0), idle);
+            let silent = last.elapsed().as_millis();
+            assert!(!idle || (1000..=1250).contains(&silent), "{silent}");
+            assert_eq!(logged("\"idle for 1000 ms\""), idle);
+            LINES.take();
+        }
+    });
+}
+
+#[test]
+fn connections_that_fail_are_counted_in_a_row() {
+    run(async {
+        let outlier = ir::Outlier { consecutive_5xx: 4, ejection_ms: 60_000, ..Default::default() };
+        let m = Mesh::new(1, AppProtocol::Tcp, |s| {
+            policy(s, ir::Policy { outlier: Some(outlier), ..Default::default() });
+        });
+        let connected = async || connect_tcp(&m.worker, &m.downstream()).await.is_ok();
+        // Three tries each.
+        for _ in 0..3 {
+            m.memory.fail(address(0), || ConnectError::Timeout);
+            assert!(!connected().await);
+            m.memory.listen(address(0), drop);
+            assert!(connected().await, "not in a row");
+        }
+        m.memory.fail(address(0), || ConnectError::Timeout);
+        assert!(!connected().await && !connected().await);
+        m.memory.listen(address(0), drop);
+        assert!(!connected().await, "ejected");
     });
 }
 
