@@ -157,7 +157,10 @@ where
             r.map(drop).map_err(|e| record.error = e.to_string())
         }
         by = guard.forbidden() => Err((record.error, record.details) = (by.error, by.details.into())),
-        () = silence(&carried, idle) => Err(record.error = format!("idle for {} ms", idle.as_millis())),
+        () = silence(&carried, idle) => {
+            record.error = format!("idle for {} ms", idle.as_millis());
+            Err(())
+        }
     };
     match ended {
         Ok(()) => drop((downstream.shutdown().await, upstream.shutdown().await)),

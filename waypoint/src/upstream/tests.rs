@@ -204,8 +204,8 @@ async fn say_and_leave((mut send, mut recv): (h2::SendStream<Bytes>, h2::RecvStr
 /// A member as above; what each CONNECT has said of continuation.
 async fn leaving_member(ca: &Ca, w: &Workload) -> Rc<RefCell<Vec<Said>>> {
     let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
-    let (creds, all, rest) = (Rc::new(ca.credentials(&w.identity)), Rc::<RefCell<Vec<Said>>>::default(), Rc::default());
-    let told = all.clone();
+    let (creds, all) = (Rc::new(ca.credentials(&w.identity)), Rc::<RefCell<Vec<Said>>>::default());
+    let (told, rest) = (all.clone(), Rc::<RefCell<Vec<u8>>>::default());
     spawn_local(async move {
         while let Ok((s, _)) = l.accept().await {
             let (creds, told, rest) = (creds.clone(), told.clone(), Rc::clone(&rest));

@@ -415,7 +415,7 @@ fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
         let listener = s.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
         let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
-        let serve = edge::bytes(&w, &s, &downstream, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, s.clone(), &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let labels = ["reporter=\"source\"", "destination_service_name=\"s\"", "source_workload_namespace=\"ns\""];
         let all = |what: &str| value(&w, &format!("istio_tcp_{what}_total"), &labels);
         let ask = async {
@@ -458,8 +458,7 @@ fn a_connection_that_a_policy_ends_is_told_with_it() {
         let listener = before.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
         let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
-        let before = Arc::new(before);
-        let serve = edge::bytes(&w, &before, &downstream, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, Arc::new(before), &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let ended = async { client.read_to_end(&mut vec![]).await.unwrap_err().kind() };
         assert_eq!(tokio::join!(serve, ended).1, std::io::ErrorKind::ConnectionReset);
         let lines = LINES.take();
