@@ -40,7 +40,7 @@ use karst_api::{
 use karst_kube::{Events, ObjectSource, Source, WatchCounts};
 use karst_manifest::{Dir, Object, State};
 use karst_rt::{admin, clock};
-use karst_xds::{Resources, server};
+use karst_xds::{Hub, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -67,7 +67,7 @@ struct Shared {
     state: ArcSwap<State>,
     /// Objects with problems, by kind and reason.
     problems: ArcSwap<BTreeMap<(&'static str, &'static str), u64>>,
-    snapshots: watch::Sender<Arc<Resources>>,
+    hub: Arc<Hub>,
     /// The versions of the snapshot.
     history: ArcSwap<History>,
     /// An older version is made anew for one who asks at a time: it takes memory and a thread.
@@ -87,13 +87,20 @@ struct Shared {
 }
 
 impl Shared {
+    /// Number of the newest snapshot, and who is subscribed.
+    fn subscribers(&self) -> (u64, Vec<Subscriber>) {
+        let (version, current) = self.hub.taken_in();
+        (version, self.subscribers.all(version, &current))
+    }
+
     /// What the debug pages show.
     fn view(&self) -> View {
+        let (version, subscribers) = self.subscribers();
         View {
-            subscribers: self.subscribers.all(),
+            subscribers,
             model: self.model.load_full(),
             pod: self.config.pod_name.clone(),
-            version: self.snapshots.borrow().version,
+            version,
             manifests: self.digest.load(Ordering::Relaxed),
             history: self.history.load_full(),
             mesh: serde_json::json!({
@@ -139,7 +146,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
     // Before anything is made from them: what changes meanwhile is seen.
     let (roots, lists) = (authority.roots(), authority.lists());
-    let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
         tokens,
@@ -147,7 +153,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         model: ArcSwap::default(),
         state: ArcSwap::default(),
         problems: ArcSwap::default(),
-        snapshots,
+        hub: Arc::default(),
         history: ArcSwap::default(),
         rebuilds: Arc::new(Semaphore::new(1)),
         subscribers: Subscribers::default(),
@@ -464,16 +470,15 @@ fn update(
     let old = shared.model.swap(Arc::new(model.clone()));
     if change != Change::Nothing {
         let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = shared.hub.newest();
         let resources = match &change {
-            Change::Workloads(changed) => push::update(&shared.snapshots.borrow(), model, changed, version),
-            Change::Everything | Change::Nothing => {
-                push::resources(model, version, Some((&old, &shared.snapshots.borrow())))
-            }
+            Change::Workloads(changed) => push::update(&before, model, changed, version),
+            Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
         };
         let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
         shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
         let resources = Arc::new(resources);
-        shared.snapshots.send_replace(resources.clone());
+        shared.hub.publish(resources.clone());
         // After the proxies are told: they do not wait for it.
         let history = shared.history.load().record(resources, Moment::now());
         shared.history.store(Arc::new(history));
@@ -585,11 +590,11 @@ impl AggregatedDiscoveryService for Service {
         let in_use = link.as_ref().and_then(Link::in_use);
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
-        let snapshots = shared.snapshots.subscribe();
-        let peer = server::Peer { name: caller.name(), own: format!("{}/{}", caller.namespace, caller.pod) };
+        let stream = shared.hub.join();
+        let (own, near) = (format!("{}/{}", caller.namespace, caller.pod), push::near(&caller.node));
+        let peer = server::Peer { name: caller.name(), own, near };
         tracing::info!(peer = peer.name, "proxy subscribes");
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = stream.id();
         let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, karst_rt::clock::wall());
         shared.subscribers.add(id, subscriber);
         tokio::spawn(async move {
@@ -610,7 +615,7 @@ impl AggregatedDiscoveryService for Service {
                 }
             };
             let name = peer.name.clone();
-            server::serve(peer, request.into_inner(), snapshots, push::TYPES, tx, on_event).await;
+            server::serve(peer, request.into_inner(), stream, push::TYPES, tx, on_event).await;
             drop(in_use);
             shared.subscribers.remove(id);
             tracing::info!(peer = name, "proxy disconnected");
@@ -720,7 +725,7 @@ fn metrics_page(shared: &Shared) -> String {
     let is_virtual = |object: &Object| matches!(object, Object::VirtualService(_));
     metrics::page(&metrics::Facts {
         counts: &shared.counts,
-        subscribers: &shared.subscribers.all(),
+        subscribers: &shared.subscribers().1,
         watched: shared.watched.as_deref(),
         signer: &shared.authority.signer(),
         lists_stale: shared.authority.lists_stale(),

@@ -145,9 +145,9 @@ impl Asker {
     }
 
     /// These names are answered.
-    pub fn answered(&self, names: &[String]) {
+    pub fn answered<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) {
         let mut open = self.open.borrow_mut();
-        for question in names.iter().filter_map(|n| open.remove(n)).flatten() {
+        for question in names.into_iter().filter_map(|name| open.remove(name.as_ref())).flatten() {
             let _ = question.send(());
         }
     }

@@ -16,7 +16,7 @@ use karst_rt::{
     process::trim_memory,
     ready::{Blocker, Ready},
 };
-use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
+use karst_xds::client::{StreamEnd, Update, Wanted, XdsSubscriber};
 use std::{fmt::Display, sync::Arc};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -137,11 +137,11 @@ impl<S: ApplyResource> XdsSubscriber for StateWriter<S> {
     fn connected(&self) {
         self.stream.send_replace(true);
     }
-    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
-        (ADDRESS_TYPE, self.asker.names().await)
+    async fn wanted(&mut self) -> Wanted {
+        Wanted { type_url: ADDRESS_TYPE, names: self.asker.names().await, no_more: vec![] }
     }
-    fn answered(&mut self, names: &[String]) {
-        self.asker.answered(names);
+    fn answered(&mut self, names: &[(String, bool)]) {
+        self.asker.answered(names.iter().map(|(name, _)| name));
     }
     fn ended(&self, why: StreamEnd) {
         self.stream.send_replace(false);
