@@ -9,10 +9,11 @@ use crate::{
     inpod::{LocalPod, LocalPods},
     outcome::Outcome,
     plan::{Plan, Refusal, Tunnel},
-    state::Workload,
+    state::{Name, Workload},
     worker::{Served, Worker},
 };
 use bytes::Bytes;
+use karst_core::limits;
 use karst_hbone::{
     continuation::{self, Token},
     copy::Counts,
@@ -139,7 +140,11 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     let (Some(source), Some(peer), Some(target)) = (&conn.source, &conn.destination, conn.hbone_addr) else {
         return Err(Outcome::NoWorkload);
     };
-    // As it is known now: another workload may have the address.
+    // As it is known now: another workload may have the address. It may be that nothing has asked for it for a long time.
+    if worker.shared.config.on_demand && !worker.snapshot().workloads.contains_key(&peer.uid) {
+        let until = Instant::now() + limits::HOLD_TIMEOUT;
+        worker.shared.ask(pod, vec![Name::Resource(peer.uid.clone())], until).await;
+    }
     let known = worker.snapshot().workloads.get(&peer.uid).cloned();
     let peer = known.filter(|known| known.identity == peer.identity).ok_or(Outcome::NoWorkload)?;
     let mut expected = vec![peer.identity.clone()];

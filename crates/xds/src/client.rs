@@ -19,6 +19,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_CAP: Duration = Duration::from_secs(15);
 /// A stream that lasted this long counts as a success: the next reconnect starts from the first pause again.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
+/// A name that nothing has. It is asked for beside names that are asked for no more: when it is answered, what was told for those is
+/// gone, and none of that is taken for an answer to who asks for one of them again.
+const BARRIER: &str = "~";
 /// Largest response that is accepted (Istio: 200 MiB).
 const MAX_MESSAGE: usize = 200 << 20;
 
@@ -220,7 +223,8 @@ pub async fn exchange<H: XdsSubscriber>(
                 Some(response) => response?,
                 None => return Ok(()),
             },
-            Wanted { type_url, names, no_more } = subscriber.wanted(), if asked.is_answered() => {
+            Wanted { type_url, mut names, no_more } = subscriber.wanted(), if asked.is_answered() => {
+                names.extend((!no_more.is_empty()).then(|| BARRIER.to_string()));
                 *asked = PendingSubscription::new(type_url, names.clone());
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
@@ -323,7 +327,7 @@ impl PendingSubscription {
         let mut answered = vec![];
         for (name, resources) in std::mem::take(&mut self.noted) {
             self.names.remove(&name);
-            if !resources.iter().any(|resource| self.refused.contains(resource)) {
+            if name != BARRIER && !resources.iter().any(|resource| self.refused.contains(resource)) {
                 answered.push((name, !resources.is_empty()));
             }
         }

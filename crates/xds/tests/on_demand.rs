@@ -248,6 +248,21 @@ async fn a_stream_that_comes_back_is_told_what_has_changed_meanwhile() {
     client.state.wait_for(|state| state["a"] == b"3").await.unwrap();
 }
 
+/// What is told as removed because it was left is no answer to who asks for it again.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_and_asked_for_at_once_is_told() {
+    let hub = hub(vec![service("s"), pod("a", "1", &["s"], "m"), pod("near", "1", &[], "n")]);
+    let mut client = Client::new(&hub).await;
+    for (left, asked) in [("s", "s"), ("vip-s", "s"), ("vip-s", "ip-a")] {
+        client.ask(left).await;
+        client.leave(&[left]).await;
+        let (found, known) = client.ask(asked).await;
+        assert!(found && known.contains("a"), "{left} {asked}: {known:?}");
+        client.leave(&[asked]).await;
+        client.knows(&["near"]).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_in_parts_counts_when_it_is_whole() {
     let names: Vec<String> = (0..1200).map(|n| format!("{n:04}")).collect();

@@ -111,7 +111,7 @@ pub struct Announced<'a> {
 
 impl Workload {
     /// Is it a pod, not an entry of another kind that may have a pod's name?
-    pub(super) fn is_pod(&self) -> bool {
+    pub fn is_pod(&self) -> bool {
         self.uid.contains("/Pod/")
     }
     /// A pod of this node that the control plane has not told of, from what the agent says.

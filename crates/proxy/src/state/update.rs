@@ -40,8 +40,13 @@ impl Snapshot {
                 forget(&mut self.by_ip, ip, name);
             }
             for (key, _) in &workload.services {
-                if let Some(endpoints) = self.endpoints.get_mut(key) {
+                let is_empty = self.endpoints.get_mut(key).is_some_and(|endpoints| {
                     endpoints.remove(name);
+                    endpoints.is_empty()
+                });
+                // A service without endpoints is another thing than one that is not known.
+                if is_empty && !self.services.contains_key(key) {
+                    self.endpoints.remove(key);
                 }
             }
         }
@@ -51,6 +56,9 @@ impl Snapshot {
             }
             forget(&mut self.by_host, &service.hostname, name);
             self.ranges.retain(|(_, k)| **k != *name);
+            if self.endpoints.get(name).is_some_and(|endpoints| endpoints.is_empty()) {
+                self.endpoints.remove(name);
+            }
         }
     }
     fn add_workload(&mut self, workload: Workload) {
@@ -97,16 +105,12 @@ impl Snapshot {
     pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), ResourceError> {
         let told = PodRanges::decode(bytes).map_err(ResourceError::PodRanges)?;
         let new: Result<Vec<Cidr>, CidrError> = told.ranges.iter().map(|t| t.parse()).collect();
-        self.replace_pod_ranges(node, &new?);
+        self.pod_ranges.put(node, &new?);
         Ok(())
     }
     /// Removes what a node's pods have had their addresses from.
     pub fn remove_pod_ranges(&mut self, node: &str) {
-        self.replace_pod_ranges(node, &[]);
-    }
-    fn replace_pod_ranges(&mut self, node: &str, new: &[Cidr]) {
-        let others = self.pod_ranges.iter().filter(|(n, _)| **n != *node).cloned();
-        self.pod_ranges = others.chain(new.iter().map(|c| (node.into(), *c))).collect();
+        self.pod_ranges.put(node, &[]);
     }
 }
 
@@ -145,5 +149,20 @@ mod tests {
         assert_eq!(s.endpoints.get("ns/s.ns.svc.cluster.local").unwrap().len(), 0);
         s.remove_address("ns/s.ns.svc.cluster.local");
         assert!(s.service(ip("10.96.0.1"), "x").is_none());
+        assert!(s.endpoints.is_empty());
+    }
+
+    /// Where addresses come and go by what is asked for, a process would grow with each.
+    #[test]
+    fn nothing_is_left_of_what_is_gone_in_whatever_order_it_goes() {
+        let key = "ns/s.ns.svc.cluster.local";
+        let names = ["Kubernetes//Pod/ns/a", "Kubernetes//Pod/ns/b", key];
+        for order in [[0, 1, 2], [2, 0, 1], [0, 2, 1]] {
+            let pods = [("a", "10.0.0.1"), ("b", "10.0.0.2")].map(|(name, ip)| pod(name, ip, &[(key, &[(80, 8080)])]));
+            let mut s = snapshot(pods.to_vec(), vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+            order.iter().for_each(|at| s.remove_address(names[*at]));
+            assert!(s.workloads.is_empty() && s.by_name.is_empty() && s.by_ip.is_empty() && s.endpoints.is_empty());
+            assert!(s.services.is_empty() && s.by_vip.is_empty() && s.by_host.is_empty(), "{order:?}");
+        }
     }
 }
