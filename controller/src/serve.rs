@@ -209,8 +209,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?, shared.discovery_gate.clone(), known);
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut watcher =
-        Watcher { shared: &shared, intake, keys, kube: kube.as_ref(), compiler, log, finder, roots, lists };
+    let mut watcher = Watcher {
+        shared: &shared,
+        intake,
+        keys,
+        kube: kube.as_ref(),
+        compiler,
+        log,
+        finder,
+        roots,
+        lists,
+        stepped: None,
+    };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
         () = watcher.run() => Ok(()),
@@ -260,6 +270,8 @@ struct Watcher<'a> {
     finder: Finder,
     roots: watch::Receiver<String>,
     lists: watch::Receiver<Option<String>>,
+    /// Since when there have been steps without a look at everything.
+    stepped: Option<Instant>,
 }
 
 impl Watcher<'_> {
@@ -282,9 +294,23 @@ impl Watcher<'_> {
                     None => std::future::pending().await,
                 }
             };
+            // What steps have left behind is taken in by a look at everything.
+            let behind = self.stepped;
+            let whole = async move {
+                match behind {
+                    Some(since) => tokio::time::sleep_until(since + WHOLE_AFTER).await,
+                    None => std::future::pending().await,
+                }
+            };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
-                () = self.intake.changed() => false,
+                () = self.intake.changed() => {
+                    if self.step() {
+                        continue;
+                    }
+                    false
+                }
+                () = whole => false,
                 Ok(()) = found.changed() => false,
                 Ok(()) = sessions.changed() => false,
                 Ok(()) = self.roots.changed() => true,
@@ -315,7 +341,21 @@ impl Watcher<'_> {
     }
 
     fn update(&mut self) -> bool {
+        self.stepped = None;
         update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log)
+    }
+
+    /// Takes in changes of pods that decide about nothing else, without a look at all other objects: of 100,000 pods a thousand may
+    /// change in a second. False: there are other changes. What is not told to proxies (the objects of the debug pages, what the
+    /// webhook compares with) follows within [`WHOLE_AFTER`].
+    fn step(&mut self) -> bool {
+        let seen = clock::Instant::now();
+        let Some(changes) = self.intake.changes() else { return false };
+        let Some(change) = self.compiler.step(&changes.objects) else { return false };
+        self.stepped.get_or_insert(seen);
+        publish(self.shared, &self.compiler, &change, seen);
+        self.shared.digest.store(changes.digest, Ordering::Relaxed);
+        true
     }
 }
 
@@ -422,6 +462,8 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// After steps that looked at pods alone, everything is looked at after this time.
+const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -465,27 +507,33 @@ fn update(
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     let mended_or_new = now != log.problems;
     log.problems = now;
-    let model = compiler.model();
-    // Facts of pods that no proxy is told may have changed as well.
-    let old = shared.model.swap(Arc::new(model.clone()));
-    if change != Change::Nothing {
-        let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
-        let before = shared.hub.newest();
-        let resources = match &change {
-            Change::Workloads(changed) => push::update(&before, model, changed, version),
-            Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
-        };
-        let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
-        shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
-        let resources = Arc::new(resources);
-        shared.hub.publish(resources.clone());
-        // After the proxies are told: they do not wait for it.
-        let history = shared.history.load().record(resources, Moment::now());
-        shared.history.store(Arc::new(history));
-    }
+    publish(shared, compiler, &change, seen);
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
     mended_or_new || compiler.was_whole() || compiler.was_told()
+}
+
+/// Tells proxies what has changed since then.
+fn publish(shared: &Shared, compiler: &Compiler, change: &Change, seen: clock::Instant) {
+    let model = compiler.model();
+    // Facts of pods that no proxy is told may have changed as well.
+    let old = shared.model.swap(Arc::new(model.clone()));
+    if *change == Change::Nothing {
+        return;
+    }
+    let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
+    let before = shared.hub.newest();
+    let resources = match change {
+        Change::Workloads(changed) => push::update(&before, model, changed, version),
+        Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
+    };
+    let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
+    shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
+    let resources = Arc::new(resources);
+    shared.hub.publish(resources.clone());
+    // After the proxies are told: they do not wait for it.
+    let history = shared.history.load().record(resources, Moment::now());
+    shared.history.store(Arc::new(history));
 }
 
 /// Now, as statuses have it.
