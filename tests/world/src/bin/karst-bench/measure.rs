@@ -41,6 +41,10 @@ impl Opts {
     pub fn text(&self, k: &str) -> Option<&str> {
         self.given.get(k).map(String::as_str).filter(|v| !v.is_empty())
     }
+    /// A number that is given under a name.
+    pub fn count(&self, k: &str, default: usize) -> Result<usize> {
+        self.text(k).map_or(Ok(default), |v| v.parse().with_context(|| format!("--{k}={v} is no number")))
+    }
     /// Is this variant left out?
     pub fn skips(&self, variant: &str) -> bool {
         self.text("variants").is_some_and(|v| !v.split(',').any(|x| x == variant))
@@ -141,6 +145,11 @@ fn cpu_seconds(pids: &[u32]) -> f64 {
 
 /// Resident memory of a process, KiB.
 pub fn rss_kib(pid: u32) -> f64 {
+    status_kib(pid, "VmRSS:")
+}
+
+/// A figure of a process's memory, by its name in /proc, KiB.
+pub fn status_kib(pid: u32, name: &str) -> f64 {
     let t = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    t.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
+    t.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
