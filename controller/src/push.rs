@@ -193,6 +193,9 @@ fn differences<'a, V>(
     now: &'a OrdMap<String, V>,
     is_same: impl Fn(&V, &V) -> bool,
 ) -> Vec<(&'a String, Option<&'a V>)> {
+    if before.ptr_eq(now) {
+        return vec![];
+    }
     let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
     let mut out = vec![];
     loop {

@@ -484,6 +484,8 @@ fn update(
         writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
+    // Proxies first: none of them waits for what is written about objects.
+    publish(shared, compiler, &change, seen);
     if compiler.was_whole() {
         keys.issuers.want(&state);
     }
@@ -507,7 +509,6 @@ fn update(
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     let mended_or_new = now != log.problems;
     log.problems = now;
-    publish(shared, compiler, &change, seen);
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
     mended_or_new || compiler.was_whole() || compiler.was_told()

@@ -1,13 +1,14 @@
 //! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
 //! workload, unless an endpoint is written by its address or a gateway's rules hang on it: while nothing else has changed, only
-//! the changed pods are compiled. Everything else compiles the whole.
+//! the changed pods are compiled. A route decides only about what it is for: where only routes have changed, and such pods, nothing
+//! else is compiled. Everything else compiles the whole.
 
 use crate::{
     convert::{
         compilation::{
             model::{Whole, compile_all},
             policy::Policies,
-            routes::cache::Cache,
+            routes::{build, cache::Cache},
             workload,
         },
         facts::{
@@ -144,6 +145,32 @@ impl Compiler {
         Some(compile_pods(&objects, policies, &mut self.model, &gone, &new))
     }
 
+    /// Takes in changes where nothing else has changed: pods that decide about no other workload, and objects that decide about
+    /// routes alone. None: there are others, and nothing was taken in.
+    fn edit(&mut self, gone: &[Arc<Located>], new: &[Arc<Located>]) -> Option<Change> {
+        let policies = self.policies.as_ref()?;
+        let split = |all: &[Arc<Located>]| -> (LocatedObjects, LocatedObjects) {
+            all.iter().cloned().partition(|o| is_of_pods(&o.object))
+        };
+        let ((gone_pods, gone), (new_pods, new)) = (split(gone), split(new));
+        if !gone.iter().chain(&new).all(|o| build::is_alone(&o.object)) {
+            return None;
+        }
+        let objects = Objects::new(&self.around, &self.mesh);
+        let are_local = gone_pods.iter().chain(&new_pods).all(|o| is_local(&objects, &self.watched, o));
+        let has_routes = !gone.is_empty() || !new.is_empty();
+        if !are_local || (has_routes && !build::can_edit(&objects, &self.routes)) {
+            return None;
+        }
+        let change = compile_pods(&objects, policies, &mut self.model, &gone_pods, &new_pods);
+        if !has_routes {
+            return Some(change);
+        }
+        self.whole = true;
+        let is_other = build::edit(&objects, (&gone, &new), &mut self.model, &mut self.problems, &mut self.routes);
+        Some(if is_other { Change::Everything } else { change })
+    }
+
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
@@ -172,13 +199,10 @@ impl Compiler {
                 ..State::default()
             };
         }
-        let objects = Objects::new(state, &self.mesh);
-        if same_around
-            && let Some(policies) = &self.policies
-            && gone.iter().chain(&new).all(|o| is_local(&objects, &self.watched, o))
-        {
-            return compile_pods(&objects, policies, &mut self.model, &gone, &new);
+        if same_around && let Some(change) = self.edit(&gone, &new) {
+            return change;
         }
+        let objects = Objects::new(state, &self.mesh);
         self.whole = true;
         let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
