@@ -40,7 +40,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("hbone-conformance", 0),
     ("samples", 0),
     ("meshbench", 4),
-    ("karst-controlbench", 4),
+    ("karst-controlbench", 6),
     ("xtask", 4),
 ];
 /// The pure crates, and what they must never depend on.
