@@ -1,10 +1,11 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, and
-//! what the product takes from `rt` alone.
+//! what the product takes from `rt` alone; and what threads write together.
 
 mod circles;
 mod clocks;
 mod lexer;
 mod modules;
+mod shared;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -87,5 +88,6 @@ pub fn arrows() -> Result<()> {
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     circles::check(&meta)?;
-    clocks::check(&meta)
+    clocks::check(&meta)?;
+    shared::check(&meta)
 }
