@@ -5,7 +5,7 @@ use crate::{
     counts::{Happened, WatchCounts},
 };
 use futures_util::{StreamExt, TryStreamExt};
-use karst_manifest::{Problem, State, closed, kinds, parse, parse::Located};
+use karst_manifest::{Object, Problem, State, closed, kinds, parse, parse::Located};
 use karst_rt::repeated::Repeated;
 use kube::{
     Api,
@@ -43,12 +43,14 @@ pub struct Watch {
     pub labels: String,
     /// One can do without it: where it must not be read (rights of an older chart) it counts as absent.
     pub is_optional: bool,
+    /// Takes out of each object what is not looked at, so that it is not kept, and a change of it is none.
+    pub lean: Option<fn(&mut Object)>,
 }
 
 impl Watch {
     /// All objects of a kind, at version v1.
     pub fn all(kind: &'static str) -> Self {
-        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new(), is_optional: false }
+        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new(), is_optional: false, lean: None }
     }
 }
 
@@ -255,7 +257,10 @@ impl Watched {
         };
         let spare = closed::has_closed(kind).then(|| value.clone());
         match parse::value(kind, value) {
-            Ok(object) => {
+            Ok(mut object) => {
+                if let Some(lean) = self.watches[key.0].lean {
+                    lean(&mut object);
+                }
                 let mended = self.problems.remove(&key).is_some();
                 self.stand_ins.remove(&key);
                 let new = Located { object, file: PathBuf::new(), line: 0 };

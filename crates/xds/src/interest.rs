@@ -31,7 +31,7 @@ pub(crate) struct Interest {
     /// Names that it has just asked for no more.
     pub left: Vec<Arc<str>>,
     /// What it holds: name to version.
-    pub held: HashMap<String, Arc<str>>,
+    pub held: HashMap<Arc<str>, Arc<str>>,
     /// What it holds, if that is all of a snapshot; `held` is then empty.
     pub seen: Option<Set>,
     /// Has it had its first answer?
@@ -54,7 +54,7 @@ pub(crate) struct Difference {
 impl Interest {
     /// One of a stream that has just begun, by what the subscriber says that it holds.
     pub(crate) fn new(held: HashMap<String, String>) -> Self {
-        let held = held.into_iter().map(|(name, version)| (name, version.into())).collect();
+        let held = held.into_iter().map(|(name, version)| (name.into(), version.into())).collect();
         Self { held, stale: true, ..Self::default() }
     }
 
@@ -93,7 +93,7 @@ impl Interest {
         (self.wildcard, self.stale) = (on, !on);
         self.direct.clear();
         if !on && let Some(seen) = self.seen.take() {
-            self.held = seen.iter().map(|(n, e)| (n.clone(), e.version.clone())).collect();
+            self.held = seen.iter().map(|(n, e)| (n.as_str().into(), e.version.clone())).collect();
         }
     }
 
@@ -142,9 +142,10 @@ impl Interest {
                 }
             }
             None => {
-                let is_news = |(name, e): &(&String, &Entry)| self.held.get(*name).is_none_or(|v| *v != e.version);
+                let is_news =
+                    |(name, e): &(&String, &Entry)| self.held.get(name.as_str()).is_none_or(|v| *v != e.version);
                 changed.extend(now.iter().filter(is_news).map(|(name, entry)| (name.clone(), entry.clone())));
-                removed.extend(self.held.keys().filter(|name| !now.contains_key(*name)).cloned());
+                removed.extend(self.held.keys().filter(|name| !now.contains_key(&***name)).map(ToString::to_string));
                 removed.sort();
             }
         }
@@ -184,7 +185,7 @@ impl Interest {
     fn advance_named(&mut self, now: &Set, index: &Index, mut touched: Touched) -> Difference {
         let mut removed = BTreeSet::new();
         if std::mem::take(&mut self.stale) {
-            touched.extend(self.held.keys().map(|name| name.as_str().into()));
+            touched.extend(self.held.keys().cloned());
             let names = self.names.iter().map(|name| &**name).chain(self.groups.iter().map(String::as_str));
             touched.extend(names.flat_map(|name| meant(now, index, name)));
         }
@@ -208,7 +209,7 @@ impl Interest {
                 false => self.direct.remove(&name),
             };
             if changes {
-                open.extend(index.members(&name).map(Arc::from));
+                open.extend(index.members(&name).cloned());
             }
             looked_at.insert(name);
         }
@@ -221,7 +222,7 @@ impl Interest {
                 Some(entry) => {
                     let is_held = self.held.get(&*name).is_some_and(|version| *version == entry.version);
                     if !is_held || again.contains(&name) {
-                        self.held.insert(name.to_string(), entry.version.clone());
+                        self.held.insert(name.clone(), entry.version.clone());
                         changed.push((name.to_string(), self.as_asked(now, entry)));
                     }
                 }
@@ -257,14 +258,14 @@ impl Interest {
 fn called(now: &Set, index: &Index, name: &str) -> Touched {
     match now.contains_key(name) {
         true => BTreeSet::from([name.into()]),
-        false => index.members(name).map(Arc::from).collect(),
+        false => index.members(name).cloned().collect(),
     }
 }
 
 /// All that a name may be the reason to be told of.
 fn meant(now: &Set, index: &Index, name: &str) -> Touched {
     let own = now.contains_key(name).then(|| name.into());
-    own.into_iter().chain(index.members(name).map(Arc::from)).collect()
+    own.into_iter().chain(index.members(name).cloned()).collect()
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ const QUEUE: usize = 8;
 const WHOLE: usize = 5_000;
 /// The same for subscribers that know parts: what is encoded for a stream stays allocated as long as the stream.
 const PART: usize = 500;
+/// For those of them that ask for addresses by name: they are many, and hold few.
+const SMALL_PART: usize = 64;
 
 /// Who subscribes.
 #[derive(Clone, Debug)]
@@ -146,8 +148,9 @@ pub async fn serve<S>(
                         pending.pop_front();
                         acked(v, true);
                     }
-                    if r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == PARTS)) {
-                        size = PART;
+                    let has = |feature: &str| r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == feature));
+                    if has(PARTS) {
+                        size = if has(ON_DEMAND) { SMALL_PART } else { PART };
                     }
                     match request(&mut interests, types, r, &peer, &on_event) {
                     Ok(dirty) => dirty,

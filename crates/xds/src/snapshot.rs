@@ -95,9 +95,9 @@ struct Change<'a> {
 }
 
 impl Index {
-    /// The names of the resources with an alias or in a group.
-    pub(crate) fn members(&self, key: &str) -> impl Iterator<Item = &str> {
-        self.0.get(key).into_iter().flat_map(|all| all.iter()).map(|name| &**name)
+    /// The names of the resources with an alias or in a group. Who keeps one shares it.
+    pub(crate) fn members(&self, key: &str) -> impl Iterator<Item = &Arc<str>> {
+        self.0.get(key).into_iter().flat_map(|all| all.iter())
     }
 
     /// `old` has become `new`. Each list is made once, however many of its members have changed.
@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn members(index: &Index, key: &str) -> Vec<String> {
-        let mut all: Vec<String> = index.members(key).map(String::from).collect();
+        let mut all: Vec<String> = index.members(key).map(ToString::to_string).collect();
         all.sort();
         all
     }
