@@ -9,6 +9,7 @@ mod peer;
 pub(crate) mod policy;
 pub(crate) mod provider;
 pub(crate) mod routes;
+mod scope;
 mod service;
 pub(crate) mod telemetry;
 pub(crate) mod tokens;

@@ -8,7 +8,7 @@
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
 //!
 //! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
-//! collector (OTLP over HTTP) on node 1.
+//! collector (OTLP over HTTP) on node 1. `one-thread`, if it is named in `--variants`: ours with one worker.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result, ensure};
@@ -78,8 +78,9 @@ pub fn run(o: &Opts) -> Result<Samples> {
     // By variant, one for each process of a build.
     let mut proxies: Vec<Vec<Proxy>> = vec![];
     let ours = || Some(bin("karst-waypoint"));
-    for (variant, program) in [("karst", ours()), ("traced", ours()), ("other", o.text("waypoint").map(PathBuf::from))]
-    {
+    let single = ours().filter(|_| o.names("one-thread"));
+    let other = o.text("waypoint").map(PathBuf::from);
+    for (variant, program) in [("karst", ours()), ("traced", ours()), ("one-thread", single), ("other", other)] {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
             println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
             let before = proxies.iter().map(Vec::len).sum::<usize>();
@@ -179,6 +180,8 @@ fn many(gateway: &str, host: &str, n: usize) -> String {
 
 fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
     let name = &format!("{variant}-{nth}");
+    let single = (variant == "one-thread").then_some(("KARST_WORKER_THREADS", "1"));
+    let knobs: Vec<_> = KNOBS.into_iter().chain(single).collect();
     let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
     let all = "allowedRoutes: {namespaces: {from: All}}";
     let mut text = format!(
@@ -188,7 +191,7 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
     text += &many(name, "many.example", MANY);
     w.apply(&format!("gateway-{name}"), &text);
     let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
-    w.start_waypoint_of(&gateway, program, &KNOBS);
+    w.start_waypoint_of(&gateway, program, &knobs);
     let (vip, service) = bound(w, name, nth);
     w.apply(
         &format!("split-{name}"),
@@ -199,7 +202,7 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
         w.apply(&format!("traced-{name}"), &(traced("edge", name) + &traced("app", way)));
     }
     let waypoint = w.waypoint_pod("app", way, 0);
-    w.start_waypoint_of(&waypoint, program, &KNOBS);
+    w.start_waypoint_of(&waypoint, program, &knobs);
     Ok(Proxy {
         variant,
         gateway: (gateway.at(PORT), w.waypoint_pid(&gateway)),
