@@ -7,6 +7,7 @@ mod api;
 mod load;
 mod objects;
 mod routes;
+mod rows;
 mod ztunnels;
 
 use anyhow::{Context, Result, ensure};
@@ -14,11 +15,11 @@ use clap::Parser;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use load::Book;
 use objects::{Pods, Size};
-use serde_json::json;
+use rows::{Row, at_quantile, tell};
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -63,9 +64,6 @@ struct Args {
     #[arg(long)]
     report: Option<PathBuf>,
 }
-
-/// What was measured, its unit, the figure, and what it should be at most (or nothing).
-type Row = (&'static str, &'static str, f64, Option<f64>);
 
 struct Controller(Child, PathBuf);
 impl Drop for Controller {
@@ -180,20 +178,6 @@ async fn run(a: Args) -> Result<()> {
     tell(&rows, a.report.as_deref())
 }
 
-/// Prints what was measured.
-fn tell(rows: &[Row], report: Option<&Path>) -> Result<()> {
-    println!("\n{:<36} {:>10} {:<8} {:>8}", "what", "measured", "unit", "goal");
-    for (what, unit, v, goal) in rows {
-        let goal = goal.map(|g| g.to_string()).unwrap_or_default();
-        println!("{what:<36} {v:>10.2} {unit:<8} {goal:>8}");
-    }
-    if let Some(path) = report {
-        let row = |(case, unit, v, _): &Row| json!({ "case": case.trim(), "variant": "karst", "unit": unit, "median": v, "low": v, "high": v });
-        fs::write(path, serde_json::to_string_pretty(&rows.iter().map(row).collect::<Vec<_>>())?)?;
-    }
-    Ok(())
-}
-
 /// Subscribes for all nodes but the first, and waits until each has what it is to have.
 async fn others(ztunnels: &Ztunnels, size: Size, called: usize, book: &load::Shared) -> Result<Vec<Told>> {
     let mut of_node: Vec<Vec<usize>> = vec![vec![]; size.nodes];
@@ -246,11 +230,6 @@ async fn one_by_one(api: &api::Api, size: Size, changes: usize, first: &mut Told
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(delays)
-}
-
-/// Of values in order.
-fn at_quantile(values: &[f64], q: f64) -> f64 {
-    values.get((values.len().saturating_sub(1) as f64 * q) as usize).copied().unwrap_or(f64::NAN)
 }
 
 fn start(api: std::net::SocketAddr) -> Result<(Controller, u16)> {

@@ -1,7 +1,10 @@
 //! What routes cost to compile: all of them at once, and after an edit of one. The controller's own compilation, in this process,
 //! without what is around it.
 
-use crate::{Row, at_quantile, objects::Size};
+use crate::{
+    objects::Size,
+    rows::{Row, at_quantile},
+};
 use anyhow::{Context, Result, ensure};
 use karst_controller::offline::Kept;
 use karst_manifest::{State, parse, parse::Located};
