@@ -550,7 +550,8 @@ mod tests {
             };
             let address = ("s".to_string(), Entry::new(bound.as_bytes().to_vec(), vec![]));
             let sets = [("access", access.iter().map(one).collect()), ("address", Set::from_iter([address]))];
-            let scopes = Scopes::from_iter([("p".to_string(), Arc::from(["w".to_string()]))]);
+            let own: Arc<[String]> = ["w".to_string()].into();
+            let scopes = Scopes::from_iter([("p".to_string(), own)]);
             Resources::default().next(sets.into(), 1, scopes)
         };
         let (mut i, mut n) = (HashMap::new(), 0);
