@@ -26,10 +26,7 @@ pub fn needs(snapshot: &Snapshot, source: &Workload, to: SocketAddr) -> Vec<Name
     let mut needed = Needed { snapshot, source, names: BTreeSet::new() };
     // With its endpoints: whoever answers for its address tells of them.
     if let Some(service) = snapshot.service(to.ip(), &source.namespace) {
-        service.waypoints.iter().for_each(|(gateway, _)| needed.gateway(gateway));
-        if service.waypoints.is_empty() || service.waypoints.iter().any(|(g, _)| is_waypoint(snapshot, source, g)) {
-            needed.members(service);
-        }
+        needed.service(service, Through::Nothing);
     } else if let Some(gateway) = snapshot.workload(to.ip()).and_then(|workload| workload.waypoint.as_ref()) {
         needed.gateway(gateway);
     }
@@ -61,7 +58,30 @@ struct Needed<'a> {
     names: BTreeSet<Name>,
 }
 
+/// How a service comes to be called.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    /// By itself.
+    Nothing,
+    /// An endpoint of another one was written by its address; none of its own leads further.
+    Service,
+}
+
 impl Needed<'_> {
+    /// Where a service leads: to its waypoints, or its endpoints, or through these to the services that are at their addresses.
+    fn service(&mut self, service: &Service, through: Through) {
+        let (snapshot, source) = (self.snapshot, self.source);
+        service.waypoints.iter().for_each(|(gateway, _)| self.gateway(gateway));
+        if !service.waypoints.is_empty() && !service.waypoints.iter().any(|(g, _)| is_waypoint(snapshot, source, g)) {
+            return;
+        }
+        self.members(service);
+        if through == Through::Nothing {
+            let behind = written(snapshot, service).filter_map(|ip| snapshot.cluster_service(ip));
+            behind.filter(|other| other.key != service.key).for_each(|other| self.service(other, Through::Service));
+        }
+    }
+
     /// A waypoint, its pods, and who they are.
     fn gateway(&mut self, gateway: &Gateway) {
         self.named(gateway);
@@ -84,15 +104,19 @@ impl Needed<'_> {
 
     /// Who is at the addresses that somebody has written as endpoints: a member of the mesh may be.
     fn members(&mut self, service: &Service) {
-        let endpoints = self.snapshot.endpoints.get(&service.key).into_iter().flat_map(|all| all.keys());
-        let known = endpoints.filter_map(|uid| self.snapshot.workloads.get(uid));
-        let written = known.filter(|w| !w.hbone && !w.is_pod() && *w.network == *self.snapshot.network());
-        self.names.extend(written.flat_map(|w| &w.ips).map(|ip| Name::Address(*ip)));
+        self.names.extend(written(self.snapshot, service).map(Name::Address));
     }
 
     fn untold(self) -> Vec<Name> {
         self.names.into_iter().filter(|name| !self.snapshot.is_told(name)).collect()
     }
+}
+
+/// The addresses that somebody has written as endpoints of a service.
+fn written<'a>(snapshot: &'a Snapshot, service: &Service) -> impl Iterator<Item = IpAddr> + use<'a> {
+    let endpoints = snapshot.endpoints.get(&service.key).into_iter().flat_map(|all| all.keys());
+    let known = endpoints.filter_map(move |uid| snapshot.workloads.get(uid));
+    known.filter(|w| !w.hbone && !w.is_pod()).flat_map(|w| w.ips.iter().copied())
 }
 
 #[cfg(test)]
@@ -215,10 +239,14 @@ mod tests {
             let services: Vec<&String> = keys.iter().filter(|_| random.random_range(0..3) == 0).collect();
             let ports: Vec<(&str, &[(u32, u32)])> =
                 services.iter().map(|key| (key.as_str(), &[(80, 8080)][..])).collect();
-            // An entry may have been written by a pod's address.
+            // An entry may have been written by a pod's address, or a service's.
             let is_pod = n < 5;
-            let ip = if is_pod { n } else { random.random_range(0..8) };
-            let mut one = pod(&format!("w{n}"), &format!("10.0.0.{ip}"), &ports);
+            let ip = match random.random_range(0..3) {
+                _ if is_pod => format!("10.0.0.{n}"),
+                0 => format!("10.96.0.{}", random.random_range(0..4)),
+                _ => format!("10.0.0.{}", random.random_range(0..8)),
+            };
+            let mut one = pod(&format!("w{n}"), &ip, &ports);
             one.node = format!("n{}", random.random_range(0..2));
             one.tunnel_protocol = i32::from(random.random_range(0..3) > 0);
             one.waypoint = gateway(random);
