@@ -57,6 +57,7 @@ pub(crate) struct Plane {
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
     spans: mpsc::Receiver<Batch>,
+    logs: mpsc::Receiver<Batch>,
     _drain: Drain,
     _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
@@ -94,7 +95,8 @@ impl Plane {
         let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
         let metrics = Arc::<Metrics>::default();
-        let (queue, spans) = Queue::new(metrics.spans.clone());
+        let (spans_queue, spans) = Queue::new(metrics.spans.clone());
+        let (logs_queue, logs) = Queue::new(metrics.logs.clone());
         let shared = Shared {
             secrets: secrets(&identity),
             clusters: Clusters::new(config.is_gateway()),
@@ -106,7 +108,8 @@ impl Plane {
             questions,
             metrics,
             quota: crate::quota::table::Table::default(),
-            spans: queue,
+            spans: spans_queue,
+            logs: logs_queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
@@ -117,7 +120,7 @@ impl Plane {
         };
         let (drain, watch) = drain::new();
         let worker = Worker::new(Arc::new(shared), 0, watch, connector);
-        Self { worker, state, asker, spans, _drain: drain, _other: (configured, stream, ports) }
+        Self { worker, state, asker, spans, logs, _drain: drain, _other: (configured, stream, ports) }
     }
 
     /// Tells of another mesh.
@@ -152,10 +155,12 @@ pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: C
     kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector)).0
 }
 
-fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
-    let (never, stop) = tokio::sync::oneshot::channel();
-    spawn_local(export::run(worker.clone(), spans, stop));
-    std::mem::forget(never);
+fn kept(Plane { worker, state, spans, logs, _drain, .. }: Plane) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
+    for queue in [spans, logs] {
+        let (never, stop) = tokio::sync::oneshot::channel();
+        spawn_local(export::run(worker.clone(), queue, stop));
+        std::mem::forget(never);
+    }
     // It never begins.
     std::mem::forget(_drain);
     (worker, state)
