@@ -41,6 +41,10 @@ impl Opts {
     pub fn text(&self, k: &str) -> Option<&str> {
         self.given.get(k).map(String::as_str).filter(|v| !v.is_empty())
     }
+    /// Is this variant asked for by its name? (For those that are not measured otherwise.)
+    pub fn names(&self, variant: &str) -> bool {
+        self.text("variants").is_some_and(|v| v.split(',').any(|x| x == variant))
+    }
     /// Is this variant left out?
     pub fn skips(&self, variant: &str) -> bool {
         self.text("variants").is_some_and(|v| !v.split(',').any(|x| x == variant))
