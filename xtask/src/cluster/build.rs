@@ -49,7 +49,7 @@ fn go_build_with(directory: &str, tags: &str, flags: &str, out: &str, programs: 
 pub fn run(out: &Path) -> Result<()> {
     let fresh = !out.join("kube").is_file();
     if fresh {
-        println!("building Kubernetes {KUBERNETES}, etcd, CoreDNS and helm from Go modules; about 4 minutes");
+        println!("building Kubernetes {KUBERNETES}, etcd, CoreDNS and helm from Go modules; 4 to 10 minutes");
     }
     fs::create_dir_all(out)?;
     let version = "k8s.io/component-base/version";
