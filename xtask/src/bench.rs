@@ -62,8 +62,8 @@ pub struct How {
     /// Processes of each build of ours, which take turns by round: two processes of one build differ by several per cent.
     #[arg(long, default_value_t = 1)]
     processes: usize,
-    /// Only these variants, with commas between, as the table names them. (`l7` measures one only if it is named: `gone`, which
-    /// exports the spans of every request to a collector that is not there.)
+    /// Only these variants, with commas between, as the table names them. (Two are measured only if they are named: `bookless`,
+    /// without the book of flows, and of `l7` `gone`, which exports the spans of every request to a collector that is not there.)
     #[arg(long, default_value = "")]
     variants: String,
     /// Only cases whose name contains this.

@@ -8,7 +8,8 @@
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
 //!
 //! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
-//! collector (OTLP over HTTP) on node 1. `gone`, if it is named: the same, and nobody listens there.
+//! collector (OTLP over HTTP) on node 1. Only if they are named: `gone`, the same where nobody listens; `bookless`, ours without the
+//! book of flows.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result, ensure};
@@ -76,15 +77,20 @@ pub fn run(o: &Opts) -> Result<Samples> {
         )?;
     }
     w.apply("services", &services);
-    let gone = o.names("gone");
-    let collector = (!o.skips("traced") || gone).then(|| collector(&mut w));
+    let collector = (!o.skips("traced") || o.names("gone")).then(|| collector(&mut w));
     // By variant, one for each process of a build.
     let mut proxies: Vec<Vec<Proxy>> = vec![];
     let ours = || Some(bin("karst-waypoint"));
+    let named = |variant: &str| ours().filter(|_| o.names(variant));
     let other = o.text("waypoint").map(PathBuf::from);
-    for (variant, program) in
-        [("karst", ours()), ("traced", ours()), ("gone", ours().filter(|_| gone)), ("other", other)]
-    {
+    let builds = [
+        ("karst", ours()),
+        ("traced", ours()),
+        ("gone", named("gone")),
+        ("bookless", named("bookless")),
+        ("other", other),
+    ];
+    for (variant, program) in builds {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
             println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
             let before = proxies.iter().map(Vec::len).sum::<usize>();
@@ -191,6 +197,8 @@ fn many(gateway: &str, host: &str, n: usize) -> String {
 
 fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
     let name = &format!("{variant}-{nth}");
+    let more = (variant == "bookless").then_some(("KARST_FLOWS", "false"));
+    let knobs: Vec<(&str, &str)> = KNOBS.into_iter().chain(more).collect();
     let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
     let all = "allowedRoutes: {namespaces: {from: All}}";
     let mut text = format!(
@@ -200,7 +208,7 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
     text += &many(name, "many.example", MANY);
     w.apply(&format!("gateway-{name}"), &text);
     let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
-    w.start_waypoint_of(&gateway, program, &KNOBS);
+    w.start_waypoint_of(&gateway, program, &knobs);
     let (vip, service) = bound(w, name, nth);
     w.apply(
         &format!("split-{name}"),
@@ -216,7 +224,7 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
         w.apply(&format!("traced-{name}"), &(traced("edge", name, provider) + &traced("app", way, provider)));
     }
     let waypoint = w.waypoint_pod("app", way, 0);
-    w.start_waypoint_of(&waypoint, program, &KNOBS);
+    w.start_waypoint_of(&waypoint, program, &knobs);
     Ok(Proxy {
         variant,
         gateway: (gateway.at(PORT), w.waypoint_pid(&gateway)),
