@@ -1,7 +1,7 @@
 //! The page of `karst dashboard` without a cluster, for the browser's test (cli/page/test/browser.mjs): the product's own server and
 //! graph, fed with pages as proxies write them. Time is made: it moves by the lines of standard input, each answered by `ok`.
 //!
-//! `bookinfo` | `services N`: what there is. `ticks N`: N rounds of 2 s. `fault on|off`: ratings fails. `deny on|off`: a policy
+//! `bookinfo` | `store` | `services N`: what there is. `ticks N`: N rounds of 2 s. `fault on|off`: ratings fails. `deny on|off`: a policy
 //! refuses curl at reviews.
 #![allow(
     clippy::unwrap_used,
@@ -124,6 +124,22 @@ impl World {
         ];
     }
 
+    /// samples/store without a waypoint: a tenth of what is bought goes to a release that fails.
+    fn store(&mut self) {
+        let http = |from: &str, to: &str, service: &str, count| {
+            let name = |short: &str| format!("store/{short}");
+            Load::new("destination", &name(from), &name(to), &format!("{service}.store"), count)
+        };
+        self.loads = vec![
+            http("shopper-v1", "storefront-v1", "storefront", 120).slow(5),
+            http("storefront-v1", "catalog-v1", "catalog", 60).slow(2),
+            http("storefront-v1", "checkout-v1", "checkout", 54).slow(4),
+            http("storefront-v1", "checkout-v2", "checkout", 6).code(500),
+            http("checkout-v1", "catalog-v1", "catalog", 54).slow(2),
+            http("checkout-v1", "payments-v1", "payments", 54).slow(3),
+        ];
+    }
+
     fn services(&mut self, count: usize) {
         let name = |i: usize| format!("shop-{}/service-{i:03}", i % 6);
         let mut loads = vec![];
@@ -216,6 +232,7 @@ impl World {
     fn command(&mut self, words: &[&str], shared: &Shared) {
         match words {
             ["bookinfo"] => self.bookinfo(),
+            ["store"] => self.store(),
             ["services", count] => self.services(count.parse::<usize>().unwrap()),
             ["ticks", count] => (0..count.parse::<u32>().unwrap()).for_each(|_| self.tick(shared)),
             ["fault", on] => self.fault = *on == "on",

@@ -19,10 +19,14 @@ use crate::{
         upgrade::Upgrade,
     },
     http::encoders::Encoders,
+    logs,
     quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
-    spans::{queue::Queue, recorder::flush_in_time},
-    telemetry::{metrics::Metrics, sink::Sink},
+    spans::{self, queue::Queue},
+    telemetry::{
+        metrics::Metrics,
+        sink::{Sink, Ways},
+    },
     upstream::{
         address::is_usable,
         connector::Connector,
@@ -92,6 +96,8 @@ pub struct Shared {
     pub flows: Books,
     /// Takes the spans of requests that are traced.
     pub spans: Queue,
+    /// Takes the access log for collectors.
+    pub logs: Queue,
     /// Who looks on.
     pub taps: Arc<Taps>,
 }
@@ -168,9 +174,11 @@ impl Worker {
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
-        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
-        tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
+        let (spans, logs, taps) = (shared.spans.clone(), shared.logs.clone(), shared.taps.clone());
+        let (state, ways) = (shared.state.clone(), Ways { spans, logs, taps });
+        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), ways));
+        tokio::task::spawn_local(spans::recorder::flush_in_time(sink.spans.clone()));
+        tokio::task::spawn_local(logs::recorder::flush_in_time(sink.logs.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         let worker = Rc::new(Self {

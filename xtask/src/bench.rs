@@ -83,7 +83,9 @@ pub struct How {
     /// Processes of each build of ours, which take turns by round: two processes of one build differ by several per cent.
     #[arg(long, default_value_t = 1)]
     processes: usize,
-    /// Only these variants, with commas between, as the table names them.
+    /// Only these variants, with commas between, as the table names them. (Three are measured only if they are named: `one-thread`,
+    /// with one worker; `bookless`, without the book of flows; and of `l7` `gone`, which exports the spans of every request to a
+    /// collector that is not there.)
     #[arg(long, default_value = "")]
     variants: String,
     /// Only cases whose name contains this.

@@ -64,6 +64,9 @@ pub enum What {
     },
     /// Build Istio's own node agent and load its image into the nodes, for its chart at target/cluster/bin/istio-charts/istio-cni.
     IstioAgent,
+    /// Build Istio's own control plane and load its image into the nodes, for its chart at
+    /// target/cluster/bin/istio-charts/istio-control/istio-discovery.
+    Istiod,
     /// Build Prometheus and promtool (target/cluster/bin) and load the image registry.local/prometheus:1 into the nodes.
     Prometheus,
     /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
@@ -111,6 +114,10 @@ pub fn run(what: What) -> Result<()> {
         }
         What::IstioAgent => {
             let image = build::istio_agent(&c.bin, &c.run.join("images"))?;
+            c.load(&[image])
+        }
+        What::Istiod => {
+            let image = build::istiod(&c.bin, &c.run.join("images"))?;
             c.load(&[image])
         }
         What::Prometheus => {

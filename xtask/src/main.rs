@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tools::{TESTED, bin, build, build_only, build_shipped, cargo};
+use tools::{TESTED, announce, bin, build, build_only, build_shipped, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -153,6 +153,7 @@ fn run(task: Task) -> Result<()> {
         Task::Page(what) => page::run(&what),
         Task::Test { filter, skip } => test(&filter, &skip),
         Task::Demo { report, keep } => {
+            announce("karst-demo", DEMO_MINUTES)?;
             build_only(DEMO)?;
             let mut args = vec![];
             if let Some(r) = report {
@@ -206,6 +207,9 @@ fn root() -> PathBuf {
     let p = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     p.canonicalize().unwrap_or(p)
 }
+
+/// Its programs take about so long from cold, on two cores.
+const DEMO_MINUTES: usize = 9;
 
 /// What the demo runs.
 const DEMO: &[&str] = &[

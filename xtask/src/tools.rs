@@ -30,6 +30,21 @@ pub(crate) fn build_only(programs: &[&str]) -> Result<()> {
     cargo(&args, &[])
 }
 
+/// Says how long a build from cold will take, if it is one: if this program is not there. `minutes`: on two cores. (How far it has
+/// come, cargo says.)
+pub(crate) fn announce(program: &str, minutes: usize) -> Result<()> {
+    if !bin(program)?.is_file() {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        println!("building from cold: about {} minutes on {cores} cores", estimate(minutes, cores));
+    }
+    Ok(())
+}
+
+/// From two cores to others. More than eight wait for the longest chain of crates.
+fn estimate(minutes: usize, cores: usize) -> usize {
+    (2 * minutes).div_ceil(cores.clamp(1, 8))
+}
+
 /// Builds everything, as it is released.
 pub(crate) fn build_shipped() -> Result<()> {
     setup::run()?;
@@ -45,4 +60,14 @@ pub(crate) fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         .context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} failed", args.join(" "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimates_follow_the_number_of_cores() {
+        assert_eq!([1, 2, 4, 8, 64].map(|cores| estimate(9, cores)), [18, 9, 5, 3, 3]);
+    }
 }

@@ -509,7 +509,7 @@ async fn judged(worker: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -
 fn note(worker: &Worker, pod: &LocalPod, guard: &Guard, refused: Option<&Outcome>) {
     let decision = match refused {
         None | Some(Outcome::Denied(Verdict::Allow)) => Decision::Allowed,
-        Some(Outcome::Denied(Verdict::DeniedBy(policy))) => Decision::DeniedBy(policy),
+        Some(Outcome::Denied(Verdict::DeniedBy(policy, _))) => Decision::DeniedBy(policy),
         Some(Outcome::Denied(Verdict::NotAllowed)) => Decision::NotAllowed,
         Some(_) => return,
     };
@@ -618,7 +618,7 @@ pub fn forbids(
     let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
     match judge(snapshot, own, true, &check) {
         Ok((Verdict::Allow, _)) => None,
-        Ok((Verdict::DeniedBy(policy), _)) => Some(policy.to_string()),
+        Ok((Verdict::DeniedBy(policy, _), _)) => Some(policy.to_string()),
         Ok((Verdict::NotAllowed, _)) => Some(String::new()),
         Err(outcome) => Some(outcome.text().unwrap_or_default()),
     }

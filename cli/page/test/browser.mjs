@@ -132,6 +132,18 @@ test('a namespace is what touches it', async ({ page }) => {
   await page.locator('#namespace').selectOption('');
 });
 
+test('the store appears with the right edges, without a waypoint', async ({ page }) => {
+  await say('store'); await say('ticks 6');
+  for (const [from, to] of [['shopper-v1', 'storefront-v1'], ['storefront-v1', 'catalog-v1'], ['storefront-v1', 'checkout-v1'], ['checkout-v1', 'catalog-v1'], ['checkout-v1', 'payments-v1']]) {
+    await row(page, from, to).waitFor({ timeout: 5000 });
+  }
+  await page.locator('#namespace').selectOption('store');
+  await page.waitForFunction(() => document.querySelectorAll('#list [data-edge]').length === 6, null, { timeout: 5000 });
+  await page.locator('#list .row.bad', { hasText: 'checkout-v2' }).waitFor({ timeout: 5000 });
+  assert.equal(await page.locator('#list .row.bad').count(), 1, 'only the release that fails');
+  await page.locator('#namespace').selectOption('');
+});
+
 test('300 services stay usable', async ({ page }) => {
   await say('services 300'); await say('ticks 6');
   await page.waitForFunction(() => document.querySelectorAll('#list [data-edge]').length > 500, null, { timeout: 15_000 });

@@ -202,7 +202,7 @@ fn judged(
     let root = &world.compiled.root_namespace;
     let behind = |policy: &str| peer::behind(&world.objects, root, policy, (&workload.namespace, &labels));
     let mut steps = vec![];
-    if let Verdict::DeniedBy(policy) = &verdict
+    if let Verdict::DeniedBy(policy, _) = &verdict
         && let Some(object) = behind(policy)
     {
         let why = format!(
@@ -238,7 +238,7 @@ fn judged(
             steps.push(step(Stage::Authorization, Outcome::Pass, by.and_then(|p| object(&p.key())), why));
             return (true, None, steps, None);
         }
-        Verdict::DeniedBy(policy) => {
+        Verdict::DeniedBy(policy, _) => {
             let why = format!("the DENY policy {policy} matches the connection");
             steps.push(step(Stage::Authorization, Outcome::Refuse, object(policy), why));
             (policy.to_string(), Cause::DeniedByPolicy)

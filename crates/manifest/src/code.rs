@@ -117,6 +117,7 @@ pub const CODES: &[(u16, &str)] = &[
     (603, "REMOVE with a value"),
     (604, "the metric is not reported by waypoints and gateways"),
     (605, "the provider is not in extensionProviders, or takes no spans"),
+    (606, "the provider is not in extensionProviders, or takes no access log"),
     (701, "the service uses no waypoint"),
     (702, "the waypoint does not exist or is not ready"),
     (703, "the waypoint does not accept this traffic"),

@@ -80,13 +80,15 @@ impl TlsDefaults {
 
 /// Istio's `defaultProviders`, as far as they are honoured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct DefaultProviders {
     /// The first takes spans.
     pub tracing: Vec<String>,
+    /// All take the access log; empty: the proxy's output does.
+    pub access_logging: Vec<String>,
 }
 
-/// Istio's `extensionProviders[]`, as far as they take spans or decide about requests.
+/// Istio's `extensionProviders[]`, as far as they take spans or logs, or decide about requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ExtensionProvider {
@@ -96,6 +98,8 @@ pub struct ExtensionProvider {
     pub opentelemetry: Option<OpenTelemetryProvider>,
     /// One that takes Zipkin's spans.
     pub zipkin: Option<ZipkinProvider>,
+    /// One that takes the access log by OTLP.
+    pub envoy_otel_als: Option<OtelAlsProvider>,
     /// One that is asked by gRPC whether a request may go on.
     pub envoy_ext_authz_grpc: Option<ExtAuthzGrpcProvider>,
     /// The same by HTTP.
@@ -271,6 +275,20 @@ pub struct ZipkinProvider {
     pub timeout: String,
     /// Sent with each export.
     pub headers: Vec<ExportHeader>,
+}
+
+/// Istio's `envoyOtelAls` provider, which is called by gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OtelAlsProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// The name of the log; empty: Istio's.
+    pub log_name: String,
+    /// Not honoured: a record has all fields of the log.
+    pub log_format: Option<serde_json::Value>,
 }
 
 /// Istio's `outboundTrafficPolicy`.
@@ -498,6 +516,21 @@ extensionProviders:
         ];
         assert_eq!(lists.map(|list| &*list[0]), ["x-a", "x-b", "x-e", "x-f", "x-g"]);
         assert_eq!(http.include_additional_headers_in_check["x-c"], "d");
+    }
+
+    #[test]
+    fn providers_of_logs_are_read() {
+        let text = "
+extensionProviders:
+- name: otel
+  envoyOtelAls: {service: a/collector.example.com, port: 4317, logName: mesh, logFormat: {labels: {a: b}}}
+defaultProviders: {accessLogging: [envoy, otel]}
+";
+        let config = MeshConfig::read(text).unwrap();
+        let otel = config.extension_providers[0].envoy_otel_als.as_ref().unwrap();
+        assert_eq!((&*otel.service, otel.port, &*otel.log_name), ("a/collector.example.com", 4317, "mesh"));
+        assert!(otel.log_format.is_some());
+        assert_eq!(config.default_providers.access_logging, ["envoy", "otel"]);
     }
 
     #[test]

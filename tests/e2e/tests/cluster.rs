@@ -1380,6 +1380,12 @@ fn s9_swaps_with_istios_agent() {
     swap::istios_agent_with_our_ztunnel();
 }
 
+/// Istio's control plane, with our agent and ztunnel; and with its own agent, our ztunnel alone.
+#[test]
+fn s9_swaps_with_istios_control_plane() {
+    swap::istios_control_plane_with_our_agent_and_ztunnel();
+}
+
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
 #[test]
 fn s5_a_canary_is_released_or_taken_back() {

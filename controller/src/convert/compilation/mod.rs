@@ -3,6 +3,7 @@
 mod access;
 mod expression;
 mod gateway;
+mod logs;
 pub(crate) mod model;
 mod node;
 mod peer;

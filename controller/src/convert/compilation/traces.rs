@@ -159,7 +159,8 @@ fn plain(text: &str) -> Result<(), TagError> {
     if parts.iter().all(kept) { Ok(()) } else { Err(TagError::Response(text.into())) }
 }
 
-fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a ExtensionProvider> {
+/// The provider of a name.
+pub(crate) fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a ExtensionProvider> {
     config.extension_providers.iter().find(|p| p.name == name)
 }
 
@@ -236,7 +237,8 @@ fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, SettingError> {
     Ok(out)
 }
 
-fn target(service: &str, port: u32) -> Result<ir::Collector, SettingError> {
+/// A collector that is a port of a service, called by gRPC unless more is said.
+pub(crate) fn target(service: &str, port: u32) -> Result<ir::Collector, SettingError> {
     address(service, port)?;
     Ok(ir::Collector { service: service.into(), port, ..Default::default() })
 }

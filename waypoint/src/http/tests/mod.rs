@@ -14,6 +14,7 @@ mod flows;
 mod grpc_web;
 mod heads;
 mod limits;
+mod logs;
 mod mirrors;
 mod retries;
 mod rewrites;
