@@ -3,7 +3,8 @@
 
 use crate::convert::{
     facts::{
-        frontend_tls,
+        ca_certificates::Authorities,
+        frontend_tls::{self, ClientValidation},
         host::common,
         secret::{ReferenceError, referenced},
         topology, validate,
@@ -39,10 +40,8 @@ pub(crate) struct GatewayListener {
     pub(crate) unresolved: Option<(&'static str, String)>,
     pub(crate) certificates: Vec<ir::KeyPair>,
     pub(crate) client: ir::ClientCertificate,
-    /// PEM: who may sign certificates of clients, where that is not found for each pod.
-    pub(crate) client_roots: Vec<u8>,
-    /// Of their certificates, those that are revoked: lists, in PEM or DER.
-    pub(crate) client_lists: Vec<Vec<u8>>,
+    /// Whose certificates of clients count, where that is not found for each pod.
+    pub(crate) client_authorities: Arc<Authorities>,
     pub(crate) client_names: Vec<String>,
     pub(crate) min_version: Option<Version>,
     pub(crate) max_version: Option<Version>,
@@ -96,8 +95,7 @@ impl GatewayListener {
             unresolved: None,
             certificates: vec![],
             client: ir::ClientCertificate::None,
-            client_roots: vec![],
-            client_lists: vec![],
+            client_authorities: Arc::default(),
             client_names: vec![],
             min_version: None,
             max_version: None,
@@ -107,7 +105,8 @@ impl GatewayListener {
         }
     }
 
-    /// Its TLS, without what is found for each pod. `defaults`: of the mesh, for what it does not say itself.
+    /// Its TLS, without what is found for each pod, and without whose certificates of clients count. `defaults`: of the mesh, for what
+    /// it does not say itself.
     pub(crate) fn tls(&self, defaults: &TlsDefaults) -> ir::Tls {
         let own = Some(&self.cipher_suites).filter(|own| !own.is_empty());
         let parameters = ir::TlsParameters {
@@ -117,12 +116,11 @@ impl GatewayListener {
         ir::Tls {
             certificates: self.certificates.clone(),
             client: self.client as i32,
-            client_roots: self.client_roots.clone(),
-            client_lists: self.client_lists.clone(),
             client_names: self.client_names.clone(),
             modern: self.min_version.or(defaults.min_version()) == Some(Version::V1_3),
             only_tls12: self.max_version == Some(Version::V1_2),
             parameters: (parameters != ir::TlsParameters::default()).then_some(parameters),
+            ..Default::default()
         }
     }
 
@@ -164,8 +162,7 @@ impl GatewayListener {
     pub(crate) fn asks_like(&self, other: &Self) -> bool {
         #[cfg(test)]
         COMPARED.with(|count| count.set(count.get() + 1));
-        (self.client, &self.client_roots, &self.client_lists)
-            == (other.client, &other.client_roots, &other.client_lists)
+        (self.client, &self.client_authorities) == (other.client, &other.client_authorities)
     }
 
     /// Does it take anything?
@@ -287,6 +284,7 @@ pub(crate) fn listener(
     gateway: &Gateway,
     set: Option<&ListenerSet>,
     spec: &Listener,
+    asked: &mut frontend_tls::Ports,
 ) -> GatewayListener {
     // What stands in an object refers to what is around that object.
     let (kind, meta) = set.map_or((GATEWAY, &gateway.metadata), |set| (LISTENER_SET, &set.metadata));
@@ -352,7 +350,7 @@ pub(crate) fn listener(
             listener.unresolved =
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
-        ask_clients(objects, gateway, spec, &mut listener);
+        ask_clients(spec, || asked.at(objects, gateway, spec.port), &mut listener);
         match cipher_suites(&tls.options) {
             Ok(all) => listener.cipher_suites = all,
             Err(text) => listener.refused = Some((UNSUPPORTED, text)),
@@ -361,16 +359,16 @@ pub(crate) fn listener(
     listener
 }
 
-/// What clients of a listener that ends TLS are to show.
-fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listener: &mut GatewayListener) {
+/// What clients of a listener that ends TLS are to show: what is `asked` at its port.
+fn ask_clients(spec: &Listener, asked: impl FnOnce() -> ClientValidation, listener: &mut GatewayListener) {
     if let Some(field) = client_certificates(spec) {
         listener.asks = true;
         listener.refused = Some((UNSUPPORTED, refusal(&field)));
         return;
     }
-    let asked = frontend_tls::at_port(objects, gateway, spec.port);
+    let asked = asked();
     (listener.client, listener.refused) = (asked.client, asked.refused);
-    (listener.client_roots, listener.client_lists) = (asked.roots, asked.lists);
+    listener.client_authorities = asked.authorities;
     if listener.unresolved.is_none() {
         listener.unresolved = asked.unresolved;
     }
