@@ -58,7 +58,7 @@ impl ClientAuth {
         let wanted = ir::ClientCertificate::try_from(client).map_err(|_| VerifierError::Wish(client))?;
         let takes_none = match wanted {
             ir::ClientCertificate::None => return Ok(None),
-            ir::ClientCertificate::Required => false,
+            ir::ClientCertificate::Required | ir::ClientCertificate::Any => false,
             ir::ClientCertificate::Optional | ir::ClientCertificate::Unverified => true,
         };
         let all = CertificateDer::pem_slice_iter(roots).collect::<Result<Vec<_>, _>>();
@@ -78,8 +78,9 @@ impl ClientAuth {
         }
         let verifier = builder.build()?;
         Ok(Some(match wanted {
-            ir::ClientCertificate::Unverified => {
-                Self { verifier: Arc::new(Anything(verifier.clone())), strict: Some(verifier) }
+            ir::ClientCertificate::Unverified | ir::ClientCertificate::Any => {
+                let any = Anything { strict: verifier.clone(), is_mandatory: !takes_none };
+                Self { verifier: Arc::new(any), strict: Some(verifier) }
             }
             ir::ClientCertificate::None | ir::ClientCertificate::Optional | ir::ClientCertificate::Required => {
                 Self { verifier, strict: None }
@@ -97,16 +98,21 @@ impl ClientAuth {
     }
 }
 
-/// Takes whatever is shown, and nothing as well. (That who shows it has its key is proven nevertheless.)
+/// Takes whatever is shown. (That who shows it has its key is proven nevertheless.)
 #[derive(Debug)]
-struct Anything(Arc<dyn ClientCertVerifier>);
+struct Anything {
+    /// Which looks at the rest.
+    strict: Arc<dyn ClientCertVerifier>,
+    /// Something must be.
+    is_mandatory: bool,
+}
 
 impl ClientCertVerifier for Anything {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.is_mandatory
     }
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.strict.root_hint_subjects()
     }
     fn verify_client_cert(
         &self,
@@ -122,7 +128,7 @@ impl ClientCertVerifier for Anything {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, signature)
+        self.strict.verify_tls12_signature(message, cert, signature)
     }
     fn verify_tls13_signature(
         &self,
@@ -130,10 +136,10 @@ impl ClientCertVerifier for Anything {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, signature)
+        self.strict.verify_tls13_signature(message, cert, signature)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.strict.supported_verify_schemes()
     }
 }
 
@@ -191,9 +197,12 @@ mod tests {
         let (trusted, other) = (authority("a"), authority("b"));
         let (right, wrong) = (client(&trusted, 1), client(&other, 1));
         let now = UnixTime::now();
-        for (wanted, mandatory, takes_wrong) in
-            [(Wanted::Required, true, false), (Wanted::Optional, false, false), (Wanted::Unverified, false, true)]
-        {
+        for (wanted, mandatory, takes_wrong) in [
+            (Wanted::Required, true, false),
+            (Wanted::Optional, false, false),
+            (Wanted::Unverified, false, true),
+            (Wanted::Any, true, true),
+        ] {
             let auth = auth(wanted, &trusted.pem()).unwrap().unwrap();
             let takes = |cert: &CertificateDer<'_>| auth.verifier.verify_client_cert(cert, &[], now).is_ok();
             assert!(auth.verifier.offer_client_auth() && !auth.verifier.root_hint_subjects().is_empty());
@@ -209,7 +218,7 @@ mod tests {
     #[test]
     fn without_an_authority_nobody_is_asked_in_vain() {
         use ir::ClientCertificate as Wanted;
-        for wanted in [Wanted::Required, Wanted::Optional, Wanted::Unverified] {
+        for wanted in [Wanted::Required, Wanted::Optional, Wanted::Unverified, Wanted::Any] {
             let no_pem = "-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n";
             let no_certificate = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
             for roots in ["", no_pem, no_certificate] {

@@ -432,11 +432,15 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         server.port.number,
         hosts,
     );
-    listener.client = match tls.mode() {
-        ServerTlsMode::Mutual => ir::ClientCertificate::Required,
-        ServerTlsMode::OptionalMutual => ir::ClientCertificate::Optional,
+    listener.client = match (tls.mode(), tls.insecure_skip_verify == Some(true)) {
+        (ServerTlsMode::Mutual, false) => ir::ClientCertificate::Required,
+        (ServerTlsMode::Mutual, true) => ir::ClientCertificate::Any,
+        (ServerTlsMode::OptionalMutual, false) => ir::ClientCertificate::Optional,
+        (ServerTlsMode::OptionalMutual, true) => ir::ClientCertificate::Unverified,
         // One that is not known is refused below.
-        ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_) => ir::ClientCertificate::None,
+        (ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_), _) => {
+            ir::ClientCertificate::None
+        }
     };
     listener.client_names = tls.subject_alt_names;
     // What cannot be spoken is refused below.

@@ -129,7 +129,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.selector.*",
             "spec.servers[].{hosts[],port.{number,protocol}}",
-            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
+            "spec.servers[].tls.{mode,httpsRedirect,insecureSkipVerify,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
         ],
     ),
     (

@@ -409,6 +409,35 @@ fn a_server_for_the_host_of_one_that_asks_otherwise_is_left_out() {
     }
 }
 
+/// Istio's `insecureSkipVerify` of servers: certificates are asked for, and what is shown need not be verified.
+#[test]
+fn certificates_of_clients_that_cannot_be_verified_may_be_accepted() {
+    for (tls, want) in [
+        ("mode: MUTUAL", "REQUIRED"),
+        ("mode: MUTUAL, insecureSkipVerify: false", "REQUIRED"),
+        ("mode: MUTUAL, insecureSkipVerify: true", "ANY"),
+        ("mode: OPTIONAL_MUTUAL", "OPTIONAL"),
+        ("mode: OPTIONAL_MUTUAL, insecureSkipVerify: true", "UNVERIFIED"),
+        // Nothing is verified there in any case.
+        ("mode: SIMPLE, insecureSkipVerify: true", "NONE"),
+    ] {
+        let text = [
+            INGRESS,
+            &key_pair().replace("namespace: a", "namespace: edge"),
+            &authority("edge", "c-cacert").replace("ConfigMap", "Secret").replace("\ndata:", "\nstringData:"),
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{credentialName: c, {tls}}}}}]}}\n"
+            ),
+        ]
+        .concat();
+        let (model, problems) = run(&text);
+        assert!(problems.is_empty(), "{tls}: {problems:?}");
+        let told = model.gateways["edge/gw"].listeners[0].tls.clone().unwrap();
+        assert_eq!(told.client().as_str_name(), want, "{tls}");
+        assert_eq!(told.client_authorities.is_empty(), want == "NONE", "{tls}");
+    }
+}
+
 /// Istio's option of listeners of Gateway API.
 #[test]
 fn cipher_suites_of_a_listener_are_an_option() {
