@@ -3,7 +3,8 @@
 
 use crate::authz::{
     error::AccessError,
-    token_cache::{Key as CacheKey, Outcome, TokenCache},
+    generations::{Key as CacheKey, key},
+    token_cache::{Outcome, TokenCache},
 };
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -155,7 +156,7 @@ impl Tokens {
         let rules: Vec<Rule> = all.iter().map(Rule::new).collect::<Result<_, _>>()?;
         let mut context = digest::Context::new(&digest::SHA256);
         rules.iter().for_each(|rule| context.update(&rule.hash));
-        let hash = if rules.is_empty() { CacheKey::default() } else { bytes(&context.finish()) };
+        let hash = if rules.is_empty() { CacheKey::default() } else { key(&context.finish()) };
         Ok(Self { rules, hash })
     }
 
@@ -342,14 +343,7 @@ fn cache_key(rules: &[&Rule], text: &str) -> CacheKey {
     context.update(&(text.len() as u64).to_be_bytes());
     context.update(text.as_bytes());
     rules.iter().for_each(|rule| context.update(&rule.hash));
-    bytes(&context.finish())
-}
-
-/// Those of SHA-256 are 32.
-fn bytes(hash: &digest::Digest) -> CacheKey {
-    let mut out = CacheKey::default();
-    out.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
-    out
+    key(&context.finish())
 }
 
 /// The issuer, as the token says; nothing is verified yet.
@@ -389,7 +383,7 @@ impl Rule {
             forward: jwt.forward,
             claims: jwt.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
             spaced: jwt.space_delimited.clone().into(),
-            hash: bytes(&digest::digest(&digest::SHA256, &jwt.encode_to_vec())),
+            hash: key(&digest::digest(&digest::SHA256, &jwt.encode_to_vec())),
         })
     }
 
