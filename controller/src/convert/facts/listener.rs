@@ -17,6 +17,15 @@ use karst_core::tls::{CipherSuite, Version};
 use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
 use std::{collections::HashMap, sync::Arc};
 
+/// What a listener asks for that cannot be honoured, and without which it lets nobody in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unhonoured {
+    /// Its clients are to show certificates.
+    Certificates,
+    /// Its requests are to pass these first.
+    Filters,
+}
+
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
     /// `Gateway/namespace/name/listener`, or that of a ListenerSet; the names of its virtual hosts begin with it.
@@ -29,8 +38,7 @@ pub(crate) struct GatewayListener {
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
-    /// Its clients are to show certificates, by a field that cannot be honoured.
-    pub(crate) asks: bool,
+    pub(crate) asks: Option<Unhonoured>,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
     /// Why it cannot be as it is: a reason of Gateway API and the words.
@@ -88,7 +96,7 @@ impl GatewayListener {
             udp: false,
             hosts,
             terminates_tls: false,
-            asks: false,
+            asks: None,
             kinds: vec![],
             refused: None,
             conflict: None,
@@ -183,6 +191,9 @@ thread_local! {
 const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// Option of a listener's `tls`: cipher suites of TLS 1.2, separated by commas (Istio's).
 const CIPHER_SUITES: &str = "gateway.istio.io/tls-cipher-suites";
+/// What is said of a listener with filters.
+const FILTERED: &str =
+    "filters: filters of listeners are not supported, so the listener is rejected: use filters of routes [KARST-0029]";
 /// The reason of a listener that would take what is not to be taken.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
@@ -212,12 +223,13 @@ pub(crate) fn set_warnings(set: &ListenerSet) -> Vec<String> {
     refused(&set.spec.listeners).collect()
 }
 
-/// Of listeners that end TLS, those that ask clients for certificates by a field that cannot be honoured.
+/// Those that ask for what cannot be honoured.
 fn refused(all: &[Listener]) -> impl Iterator<Item = String> {
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = move |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
-    all.iter().filter(ends).filter_map(one)
+    let asks = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
+    let filtered = |l: &Listener| l.filters.as_ref().map(|_| format!("spec.listeners[{}]: {FILTERED}", l.name));
+    all.iter().filter(ends).filter_map(asks).chain(all.iter().filter_map(filtered))
 }
 
 /// Options of listeners' TLS that nothing follows from: what is said as they are written.
@@ -250,29 +262,37 @@ fn refusal(field: &str) -> String {
     )
 }
 
-/// What a listener would have taken with certificates, another at its port with a wider name does not take without. What a
-/// ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
+/// What a listener would have taken with certificates, or through filters, another at its port with a wider name does not take without.
+/// What a ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
-    let mut asking: HashMap<Option<SetName>, Vec<(u16, String, String)>> = HashMap::new();
-    for asks in all.iter().filter(|f| f.asks) {
-        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone());
+    type Asking = (u16, String, String, Unhonoured);
+    let mut asking: HashMap<Option<SetName>, Vec<Asking>> = HashMap::new();
+    for (asks, what) in all.iter().filter_map(|f| Some((f, f.asks?))) {
+        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone(), what);
         asking.entry(asks.set().cloned()).or_default().push(one);
     }
     if asking.is_empty() {
         return;
     }
-    for candidate in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
-        let takes = |(port, host, _): &&(u16, String, String)| {
-            *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
+    let is_one = |f: &&mut GatewayListener| (f.terminates_tls || f.protocol == Protocol::Http) && f.refused.is_none();
+    for candidate in all.iter_mut().filter(is_one) {
+        let takes = |(port, host, _, what): &&Asking| {
+            let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
+            goes_there && *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
         let own = candidate.set().cloned();
         let of_set = own.is_some().then(|| asking.get(&own)).flatten();
         let mut concerning = asking.get(&None::<SetName>).into_iter().chain(of_set).flatten();
-        if let Some((_, host, id)) = concerning.find(takes) {
+        if let Some((_, host, id, what)) = concerning.find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
-            let text = format!(
-                "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
-            );
+            let text = match what {
+                Unhonoured::Certificates => format!(
+                    "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
+                ),
+                Unhonoured::Filters => format!(
+                    "listener {listener} has filters for {host:?}, which are not supported, and this listener would accept the same requests without them: use another port [KARST-0029]"
+                ),
+            };
             candidate.refused = Some((UNSUPPORTED, text));
         }
     }
@@ -356,13 +376,16 @@ pub(crate) fn listener(
             Err(text) => listener.refused = Some((UNSUPPORTED, text)),
         }
     }
+    if spec.filters.is_some() {
+        (listener.asks, listener.refused) = (Some(Unhonoured::Filters), Some((UNSUPPORTED, FILTERED.into())));
+    }
     listener
 }
 
 /// What clients of a listener that ends TLS are to show: what is `asked` at its port.
 fn ask_clients(spec: &Listener, asked: impl FnOnce() -> ClientValidation, listener: &mut GatewayListener) {
     if let Some(field) = client_certificates(spec) {
-        listener.asks = true;
+        listener.asks = Some(Unhonoured::Certificates);
         listener.refused = Some((UNSUPPORTED, refusal(&field)));
         return;
     }

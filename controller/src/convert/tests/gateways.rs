@@ -232,6 +232,39 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     assert_eq!(of(&format!("frontendValidation: {CA}")), ["one", "wide"]);
 }
 
+/// Filters of listeners (GEP-5224, experimental) may ask somebody whether a request may come in: without them it does not.
+#[test]
+fn listeners_with_filters_are_refused() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    let text = |filters: &str| {
+        format!(
+            "{POD}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
+            {{name: one, port: 80, protocol: HTTP, hostname: a.x.com{filters}}},
+            {{name: wide, port: 80, protocol: HTTP, hostname: '*.x.com'}},
+            {{name: narrow, port: 80, protocol: HTTP, hostname: a.a.x.com}},
+            {{name: other, port: 8080, protocol: HTTP}}]}}\n"
+        )
+    };
+    let served = |text: &str| -> Vec<String> {
+        let all = run(text).0.gateways["a/p"].listeners.clone();
+        all.iter().map(|l| l.origin.rsplit('/').next().unwrap().to_string()).collect()
+    };
+    assert_eq!(served(&text("")), ["one", "wide", "narrow", "other"]);
+    let asking = text(
+        ", filters: {requests: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: s, port: 80}}}]}",
+    );
+    assert_eq!(served(&asking), ["narrow", "other"]);
+    let w = written(&asking);
+    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    for (listener, says) in [(0, "filters of listeners are not supported"), (1, "listener one has filters")] {
+        let all = status["listeners"][listener]["conditions"].as_array().unwrap();
+        let accepted = all.iter().find(|c| c["type"] == "Accepted").unwrap();
+        assert_eq!(accepted["reason"], "UnsupportedValue");
+        let message = accepted["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.ends_with("[KARST-0029]"), "{message}");
+    }
+}
+
 /// ConfigMap of this namespace and name with an authority's certificate.
 pub(super) fn authority(ns: &str, name: &str) -> String {
     let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
