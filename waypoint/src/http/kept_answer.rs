@@ -20,7 +20,7 @@ use std::net::IpAddr;
 pub(super) fn key(call: &Call<'_>, rule: &CacheRule, parts: &Parts, body: Option<&BodyPart>) -> generations::Key {
     let mut hash = BucketHash::default();
     hash.value(&rule.provider);
-    hash.value(call.downstream.service().map_or("", |service| &service.key).as_bytes());
+    hash.value(call.downstream.service().map_or("", |service| &*service.key).as_bytes());
     hash.value(&call.downstream.port.to_be_bytes());
     match body {
         Some(part) => {
