@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::{access::Denial, jwt},
+    authz::{access::Denial, external::kept::Answers, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -156,6 +156,8 @@ pub struct Worker {
     pub flows: Recorder,
     /// Those that were verified lately. Borrowed only while a request's are looked at.
     pub tokens: RefCell<jwt::Cache>,
+    /// What providers of external authorization have answered lately. Borrowed only while one is looked for or kept.
+    pub answers: RefCell<Answers>,
     /// Of buckets that other replicas keep.
     pub leases: Leases,
 }
@@ -188,6 +190,7 @@ impl Worker {
             settings,
             flows: shared.flows.recorder(),
             tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            answers: RefCell::default(),
             leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,

@@ -118,7 +118,7 @@ enum Part {
     Lints,
     /// Five minutes of faults under load.
     Soak,
-    /// Gateway API's suite for meshes.
+    /// Of Gateway API's suite, for gateways and meshes, what takes ten minutes.
     Conformance,
     /// Queries of dashboards by a Prometheus, and traces by a Jaeger, which both are built first.
     Dashboards,

@@ -917,12 +917,14 @@ fn s5_bookinfo_is_visited_all_the_time() {
     exercises(&a, &page, &from_sleep);
     pages::counted_once();
     pages::live_traffic();
-    tokens();
+    pages::rate_limits();
+    pages::tokens();
     telemetry();
     sessions(&a);
     ways_in(&a);
     pages::external_authorization();
     pages::client_addresses();
+    pages::datagrams();
     // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
@@ -1000,30 +1002,6 @@ fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> S
     let r = visits.end();
     println!("while the waypoint was replaced: {} pages, {} whole, {} failed", r.pages, r.whole, r.failed.len());
     assert!(r.failed.is_empty() && r.whole == r.pages && r.pages > 30, "{:?}", r.failed);
-}
-
-/// The exercise with tokens, those of its page.
-fn tokens() {
-    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/exercises/httpbin-jwt.yaml");
-    kubectl(&["-n", "bookinfo", "apply", "-f", samples]);
-    let page = include_str!("../../../docs/exercises/tokens.md");
-    let token = |name: &str| {
-        let found = page.lines().find_map(|l| l.trim().strip_prefix(name)?.strip_prefix('='));
-        found.unwrap_or_else(|| panic!("the page has no token of {name}"))
-    };
-    let ask = |token: &str, path: &str| {
-        let (header, url) = (format!("Authorization: Bearer {token}"), format!("httpbin:8000{path}"));
-        let wget = ["/bin/busybox", "wget", "-qO-", "--header", &header, &url];
-        try_kubectl(&[&["-n", "bookinfo", "exec", "deploy/sleep", "--"], &wget[..]].concat())
-    };
-    let refused = |token: &str, path: &str, status: &str| ask(token, path).is_err_and(|e| e.contains(status));
-    wait_for("a token is asked for", LONG, || refused("", "/ip", "403").then_some(()));
-    let seen: serde_json::Value = serde_json::from_str(&ask(token("ALICE"), "/headers").unwrap()).unwrap();
-    assert_eq!(seen["headers"]["X-User"][0], "alice", "{seen}");
-    assert!(seen["headers"]["Authorization"].is_null(), "{seen}");
-    assert!(ask(token("BOB"), "/ip").is_ok());
-    assert!(refused(token("BOB"), "/headers", "403") && refused("nonsense", "/ip", "401"));
-    kubectl(&["-n", "bookinfo", "delete", "-f", samples]);
 }
 
 /// The waypoint tells what a Telemetry says.

@@ -14,6 +14,7 @@ use crate::{
             question::{BodyPart, Party, Prepared, Question},
         },
     },
+    clock,
     http::{
         answer::{local_reply, local_reply_of, log_reply},
         ask::{CheckError, ask},
@@ -22,7 +23,7 @@ use crate::{
         entry,
         forwarded::introduce,
         headers::identify,
-        names,
+        kept_answer, names,
         reply::{self, ResponseBody},
     },
     telemetry::{
@@ -167,15 +168,31 @@ async fn enforce(
         })?),
         None => None,
     };
-    let error = match asked(call, provider, parts, body, record, part).await {
+    // By what the client has sent, and those before it have made of it.
+    let now = clock::now();
+    let kept = provider.cache.as_ref().map(|rule| (kept_answer::key(call, rule, parts, part.as_ref()), rule.ttl));
+    let known = kept.and_then(|(key, _)| call.worker.answers.borrow_mut().get(&key, now));
+    let [allowed, denied] = match known {
+        Some(_) => [Outcome::AllowedCached, Outcome::DeniedCached],
+        None => [Outcome::Allowed, Outcome::Denied],
+    };
+    let answer = match known {
+        Some(answer) => Ok(answer),
+        None => asked(call, provider, parts, body, record, part).await.inspect(|answer| {
+            if let Some((key, ttl)) = kept {
+                call.worker.answers.borrow_mut().keep(key, answer, (now, ttl));
+            }
+        }),
+    };
+    let error = match answer {
         Ok(Answer::Denied(refusal)) => {
-            count(call, provider, Outcome::Denied);
+            count(call, provider, denied);
             let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
         Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
             Ok(()) => {
-                count(call, provider, Outcome::Allowed);
+                count(call, provider, allowed);
                 return Ok(Some(changes));
             }
             Err(invalid) => CheckError::from(invalid),

@@ -166,7 +166,11 @@ pub(crate) fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a Extens
 
 /// What of a provider has no effect.
 fn ignored(config: &MeshConfig, name: &str) -> Option<String> {
-    let provider = named(config, name)?.opentelemetry.as_ref()?;
+    let named = named(config, name)?;
+    if named.cache.is_some() {
+        return Some("cache has no effect: it is for providers of external authorization [KARST-0030]".into());
+    }
+    let provider = named.opentelemetry.as_ref()?;
     let detectors = provider.resource_detectors.as_ref();
     let field = if provider.dynatrace_sampler.is_some() {
         "dynatraceSampler"

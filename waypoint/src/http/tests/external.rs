@@ -228,6 +228,94 @@ fn a_provider_is_asked_by_http() {
     });
 }
 
+type Headers = &'static [(&'static str, &'static str)];
+
+fn keeping(keys: &[ir::authz_cache_key::Key]) -> Option<ir::AuthzCache> {
+    let keys = keys.iter().map(|key| ir::AuthzCacheKey { key: Some(key.clone()) }).collect();
+    Some(ir::AuthzCache { ttl_ms: 5000, keys })
+}
+
+/// What follows from some values of a request is asked once for all requests that have them.
+#[test]
+fn an_answer_is_kept_for_its_time_by_its_keys() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let cache =
+            keeping(&[Key::Method(true), Key::Path(true), Key::Header("X-User".into()), Key::Parameter("t".into())]);
+        let m = Mesh::of(asked_by(provider(|p| p.cache = cache)), |_, _| status(200));
+        let asked = authz(&m, true, |s| match question(s).headers.get("x-user") {
+            Some(user) => yes(|ok| ok.headers = vec![option("x-checked", user)]),
+            None => no(401, &[("x-why", "none")], "who are you?"),
+        });
+        const ALICE: Headers = &[("x-user", "alice")];
+        let all: [(Headers, &str, u16, usize); 10] = [
+            (ALICE, "/a", 200, 1),
+            (ALICE, "/a", 200, 1),
+            (ALICE, "/a?q=1", 200, 1),
+            (ALICE, "/a?t=1", 200, 2),
+            (ALICE, "/a?t=1&t=2", 200, 3),
+            (ALICE, "/b", 200, 4),
+            (&[("x-user", "bob")], "/a", 200, 5),
+            (&[("x-user", "bob"), ("x-user", "alice")], "/a", 200, 6),
+            (&[], "/a", 401, 7),
+            (&[("x-checked", "alice")], "/a", 401, 7),
+        ];
+        for (headers, path, code, questions) in all {
+            let response = m.send(with(headers, path)).await;
+            assert_eq!((response.status().as_u16(), asked.borrow().len()), (code, questions), "{headers:?} {path}");
+            if code == 401 {
+                assert_eq!(response.headers()["x-why"], "none");
+                assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "who are you?");
+            }
+        }
+        let mut post = with(ALICE, "/a");
+        *post.method_mut() = Method::POST;
+        assert_eq!((m.ask(post).await.0.as_u16(), asked.borrow().len()), (200, 8));
+        assert!(m.seen.borrow().iter().all(|s| s.headers.contains_key("x-checked")));
+        let counts = [Outcome::Allowed, Outcome::AllowedCached, Outcome::Denied, Outcome::DeniedCached];
+        assert_eq!(counts.map(|outcome| count(&m, outcome)), [7, 2, 1, 1]);
+        tokio::time::sleep(Duration::from_millis(5001)).await;
+        assert_eq!((m.ask(with(ALICE, "/a")).await.0.as_u16(), asked.borrow().len()), (200, 9));
+    });
+}
+
+#[test]
+fn of_a_question_that_has_no_answer_nothing_is_kept() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let m = Mesh::of(asked_by(provider(|p| p.cache = keeping(&[Key::Path(true)]))), |_, _| status(200));
+        let asked = std::cell::Cell::new(0);
+        authz(&m, true, move |_| match asked.replace(asked.get() + 1) {
+            0 => Does::Answer(grpc_bytes(vec![], "13")),
+            1 => yes(|ok| ok.response_headers_to_add = vec![option("set-cookie", "alice=1")]),
+            _ => yes(|_| {}),
+        });
+        let mut all = vec![];
+        for _ in 0..4 {
+            let response = m.send(get("/a")).await;
+            all.push((response.status().as_u16(), response.headers().contains_key("set-cookie")));
+        }
+        assert_eq!(all, [(403, false), (200, true), (200, false), (200, false)]);
+        assert_eq!((count(&m, Outcome::Allowed), count(&m, Outcome::AllowedCached)), (2, 1));
+    });
+}
+
+#[test]
+fn what_is_sent_of_a_body_is_part_of_the_key() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let change = |p: &mut ir::AuthzProvider| {
+            p.cache = keeping(&[Key::Path(true)]);
+            p.body = Some(ir::CheckBody { max_bytes: 100, ..Default::default() });
+        };
+        let m = Mesh::of(asked_by(provider(change)), |_, _| status(200));
+        let asked = authz(&m, true, |s| if question(s).body == "good" { yes(|_| {}) } else { no(403, &[], "") });
+        for (body, code, questions) in [("good", 200, 1), ("bad", 403, 2), ("good", 200, 2), ("bad", 403, 2)] {
+            assert_eq!((m.ask(post(body)).await.0.as_u16(), asked.borrow().len()), (code, questions), "{body}");
+        }
+    });
+}
+
 /// A provider that does not answer, answers late, or says what cannot be; true: by gRPC.
 type NoAnswer = (&'static str, bool, fn() -> Does);
 

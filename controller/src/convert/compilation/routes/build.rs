@@ -6,14 +6,14 @@ use crate::{
             access,
             routes::{
                 backend_tls,
-                cache::{Cache, Context},
+                cache::{Cache, ClosedBy, Context},
                 destination_rule, filter, gateway_api, session,
                 table::Tables,
                 virtual_service,
             },
             tokens,
         },
-        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels},
+        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels, udp},
         objects::{FieldError, Objects, address, problem, source_labels},
     },
     model::Model,
@@ -96,22 +96,30 @@ fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
     istio.chain(http).chain(grpc).chain(tcp).chain(tls).chain(udp).collect()
 }
 
-/// The UDP ports of services that have endpoints, all of which are closed to who has no identity; and what closes one of them. (Who is
-/// not captured takes everything.)
-fn closed_to_datagrams(model: &Model) -> BTreeMap<(String, u32), String> {
-    let mut all: BTreeMap<(String, u32), Option<String>> = BTreeMap::new();
+/// The UDP ports of services that have endpoints, all of which take no datagrams of gateways; and why one of them does not. (Who is
+/// not captured takes everything, unless it is a gateway.)
+fn closed_to_datagrams(objects: &Objects<'_>, model: &Model) -> BTreeMap<(String, u32), ClosedBy> {
+    let mut all: BTreeMap<(String, u32), Option<ClosedBy>> = BTreeMap::new();
+    let mut note = |key: &str, port: u32, why: Option<ClosedBy>| {
+        let other = all.entry((key.to_string(), port)).or_insert_with(|| why.clone());
+        // One that is open is enough; of those that close it the first by name is told.
+        *other = match (other.take(), why) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            _ => None,
+        };
+    };
     for workload in model.workloads.values() {
         let is_captured = workload.tunnel_protocol != 0;
         for (key, list) in &workload.karst_udp_services {
             for port in &list.ports {
-                let why = (is_captured && !port.closed.is_empty()).then(|| port.closed.clone());
-                let other = all.entry((key.clone(), port.service_port)).or_insert_with(|| why.clone());
-                // One that is open is enough; of those that close it the first by name is told.
-                *other = match (other.take(), why) {
-                    (Some(one), Some(two)) => Some(one.min(two)),
-                    _ => None,
-                };
+                let why = (is_captured && !port.closed.is_empty()).then(|| ClosedBy::Policies(port.closed.clone()));
+                note(key, port.service_port, why);
             }
+        }
+    }
+    for pod in &objects.pods {
+        for (key, ports) in udp::of_gateway(objects, pod) {
+            ports.iter().for_each(|(port, _)| note(&key, (*port).into(), Some(ClosedBy::Gateway)));
         }
     }
     all.into_iter().filter_map(|(key, why)| Some((key, why?))).collect()
@@ -175,7 +183,7 @@ pub(crate) fn compile(
     }
     cache.targets = sources.iter().zip(targets).map(|((_, source), keys)| (source.address(), keys)).collect();
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
-    cache.closed = closed_to_datagrams(model);
+    cache.closed = closed_to_datagrams(objects, model);
     for (at, r) in &objects.udp_routes {
         report(problems, at, &gateway_api::closed_to_datagrams(objects, r, &cache.closed));
     }

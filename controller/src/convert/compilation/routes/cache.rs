@@ -29,14 +29,23 @@ pub(crate) struct Cache {
     /// The objects that contribute to a service, and what came of them.
     pub(crate) tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
     pub(crate) rules: destination_rule::Cache,
-    /// UDP ports of services all of whose endpoints are closed to who has no identity: what closes them.
-    pub(crate) closed: BTreeMap<(String, u32), String>,
+    /// UDP ports of services all of whose endpoints take no datagrams: why.
+    pub(crate) closed: BTreeMap<(String, u32), ClosedBy>,
     /// What objects name services by. None: nothing was compiled.
     pub(crate) hosts: Option<Hosts>,
     /// The services and virtual hosts that an object's rules are for.
     pub(crate) targets: HashMap<usize, Vec<Arc<str>>>,
     /// Where among all problems those of objects with routes stand.
     pub(crate) told: Range<usize>,
+}
+
+/// Why an endpoint takes no datagrams of gateways.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ClosedBy {
+    /// These ask for an identity, which no datagram has.
+    Policies(String),
+    /// It is a gateway itself.
+    Gateway,
 }
 
 /// What conversions depend on besides their object.

@@ -1,0 +1,68 @@
+//! Under what the answer of a provider of external authorization to a question is kept: a hash of who was asked, by which service or
+//! gateway's port, what was sent of the body, and the values that the provider's answers are said to follow from. Whole values, and
+//! all of them: what is like something for a limit of rate may be something else for who decides.
+
+use crate::{
+    authz::{
+        external::{
+            provider::{CacheKey, CacheRule},
+            question::BodyPart,
+        },
+        generations,
+    },
+    http::{call::Call, entry},
+    route::bucket::BucketHash,
+};
+use http::request::Parts;
+use std::net::IpAddr;
+
+/// The key of an answer.
+pub(super) fn key(call: &Call<'_>, rule: &CacheRule, parts: &Parts, body: Option<&BodyPart>) -> generations::Key {
+    let mut hash = BucketHash::default();
+    hash.value(&rule.provider);
+    hash.value(call.downstream.service().map_or("", |service| &*service.key).as_bytes());
+    hash.value(&call.downstream.port.to_be_bytes());
+    match body {
+        Some(part) => {
+            hash.value(part.told().as_bytes());
+            hash.value(&part.bytes);
+        }
+        None => hash.nothing(),
+    }
+    rule.keys.iter().for_each(|key| put(call, key, parts, &mut hash));
+    hash.whole()
+}
+
+fn put(call: &Call<'_>, key: &CacheKey, parts: &Parts, hash: &mut BucketHash) {
+    match key {
+        CacheKey::Method => hash.value(parts.method.as_str().as_bytes()),
+        CacheKey::Host => hash.value(call.authority().as_str().as_bytes()),
+        CacheKey::Path => hash.value(parts.uri.path().as_bytes()),
+        CacheKey::Query => match parts.uri.query() {
+            Some(query) => hash.value(query.as_bytes()),
+            None => hash.nothing(),
+        },
+        CacheKey::Parameter(name) => {
+            let all = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+            all.filter(|(key, _)| key == name).for_each(|(_, value)| hash.value(value.as_bytes()));
+            hash.nothing();
+        }
+        CacheKey::Header(name) => match entry::joined(&parts.headers, name) {
+            Some(value) => hash.value(&value),
+            None => hash.nothing(),
+        },
+        CacheKey::SourceAddress => address(call.client.ip(), hash),
+        CacheKey::Caller => match &call.downstream.peer {
+            Some(peer) => hash.value(peer.as_str().as_bytes()),
+            None => address(call.client.ip(), hash),
+        },
+    }
+}
+
+/// All of it.
+fn address(ip: IpAddr, hash: &mut BucketHash) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => hash.value(&ip.octets()),
+        IpAddr::V6(ip) => hash.value(&ip.octets()),
+    }
+}
