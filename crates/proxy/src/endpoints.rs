@@ -234,7 +234,7 @@ mod tests {
 
     /// An endpoint that was written by its address.
     fn written(ip: &str, port: u32) -> pb::Workload {
-        let mut w = pod(&format!("written-{ip}"), ip, &[(S, &[(80, port)])]);
+        let mut w = pod(&format!("written-{}", ip.replace(':', "-")), ip, &[(S, &[(80, port)])]);
         w.uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/s/{ip}");
         w.tunnel_protocol = 0;
         w

@@ -239,18 +239,21 @@ impl NetnsConnector {
         Self { netns: Some(netns), exempt, apart: Arc::default(), paced: Arc::default() }
     }
 
-    /// A UDP socket for queries of ztunnel's own, to be connected to a resolver of this family.
+    /// A UDP socket for queries of ztunnel's own, connected to a resolver.
     ///
     /// # Errors
-    /// Those of the socket calls.
+    /// Those of the socket calls; there is no way to it.
     pub fn udp(&self, to: SocketAddr) -> io::Result<Socket> {
         let make = || Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP));
         let socket = match &self.netns {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        socket.set_reuse_address(true)?;
         self.let_out(&socket)?;
+        socket.connect(&SockAddr::from(to))?;
+        // Not before it has its port: the kernel gives one to several sockets that all let theirs be used again, and the answers
+        // that come from one resolver to one port are all one socket's.
+        socket.set_reuse_address(true)?;
         Ok(socket)
     }
 
@@ -318,7 +321,6 @@ impl NetnsConnector {
     /// There is no way to it.
     pub fn source_to(&self, dst: SocketAddr) -> io::Result<IpAddr> {
         let socket = self.udp(dst)?;
-        socket.connect(&SockAddr::from(dst))?;
         let at = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(at.ip().to_canonical())
     }
@@ -614,12 +616,22 @@ mod tests {
             std::net::TcpListener::bind(own).unwrap();
             std::net::TcpListener::bind(SocketAddr::new(without_host(own), own.port())).unwrap();
             let query = NetnsConnector::host().udp(to).unwrap();
-            query.connect(&SockAddr::from(to)).unwrap();
             let own = query.local_addr().unwrap();
             let application = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();
             application.set_reuse_address(true).unwrap();
             application.bind(&own).unwrap();
         }
+    }
+
+    /// Who shares a port gets no answers, or another's. (Of 700 that the kernel may give the same one to, some have it.)
+    #[test]
+    fn queries_to_one_resolver_have_a_port_each() {
+        let resolver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = resolver.local_addr().unwrap();
+        let queries: Vec<_> = (0..700).map(|_| NetnsConnector::host().udp(to).unwrap()).collect();
+        let port = |query: &Socket| query.local_addr().unwrap().as_socket().unwrap().port();
+        let ports: std::collections::HashSet<u16> = queries.iter().map(port).collect();
+        assert_eq!(ports.len(), queries.len());
     }
 
     /// The address that stands for all of a family.

@@ -4,7 +4,7 @@ use crate::{
     cluster::{endpoint::LbEndpoint, endpoint_set::EndpointSet},
     downstream::{continued::Next, stream::Io},
     upstream::{
-        address::is_usable,
+        address::{is_usable, is_usable_as_written},
         connector::Connector,
         error::{ConnectError, Lent},
         follow::{Follows, Way},
@@ -165,7 +165,7 @@ fn by_address(worker: &Worker, attempt: &Attempt<'_>) -> Result<Arc<Workload>, C
     let LbEndpoint { workload, address, .. } = attempt.member;
     if !workload.is_pod() && is_plain(attempt.set, workload) {
         let snapshot = worker.snapshot();
-        if !is_usable(&snapshot.mesh, worker.own(&snapshot).map(|own| &**own), address.ip()) {
+        if !is_usable_as_written(&snapshot.mesh, worker.own(&snapshot).map(|own| &**own), address.ip()) {
             return Err(ConnectError::NoAddress(address.ip().to_string().into()));
         }
     }
