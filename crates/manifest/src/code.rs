@@ -93,6 +93,7 @@ pub const CODES: &[(u16, &str)] = &[
     (320, "an older policy applies to the same target"),
     (321, "a Service of type ExternalName is not supported as a backend, parent or target"),
     (322, "endpoints of a UDPRoute require mutual TLS"),
+    (323, "endpoints of a UDPRoute are gateways"),
     (401, "not a locality"),
     (402, "the weights of localities do not add up to 100"),
     (403, "not a failover"),
