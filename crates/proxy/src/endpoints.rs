@@ -172,12 +172,14 @@ fn gather(
     (fits, target): (&impl Fn(&Workload) -> bool, &impl Fn(&Workload, &[(u16, u16)]) -> Option<u16>),
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
     let Some(all) = snapshot.endpoints.get(&svc.key) else { return vec![] };
+    // Who calls a gateway by IPv6 may be led to a service of IPv4 only.
+    let family = svc.only_family.unwrap_or(preferred_family);
     let mut out = Vec::with_capacity(all.len());
     let mut best = 0;
     for (uid, ports) in all {
         let Some(told) = snapshot.workloads.get(uid) else { continue };
         // Without any: its name is resolved when it has been chosen.
-        let (workload, ip) = match same_family(&told.ips, preferred_family) {
+        let (workload, ip) = match same_family(&told.ips, family) {
             Some(ip) if !told.is_pod() && !is_host(ip) => continue,
             Some(ip) => (snapshot.member(told, ip), ip),
             None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
@@ -308,6 +310,30 @@ mod tests {
             let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
             assert!(udp_candidates(&s, c, s.services.get(S).unwrap(), "10.96.0.1:80".parse().unwrap()).is_empty());
         }
+    }
+
+    /// Whoever calls, and by whatever family he has come to a gateway.
+    #[test]
+    fn a_service_of_one_family_has_endpoints_of_that() {
+        let mut both = pod("p", "10.0.0.1", &[(S, &[(80, 8080)])]);
+        both.addresses.push(karst_core::addr::ip_to_bytes("fd00::1".parse().unwrap()).into());
+        for (families, by_ipv4, by_ipv6) in [
+            (pb::IpFamilies::Automatic, "10.0.0.1:8080", "[fd00::1]:8080"),
+            (pb::IpFamilies::Dual, "10.0.0.1:8080", "[fd00::1]:8080"),
+            (pb::IpFamilies::Ipv4Only, "10.0.0.1:8080", "10.0.0.1:8080"),
+            (pb::IpFamilies::Ipv6Only, "[fd00::1]:8080", "[fd00::1]:8080"),
+        ] {
+            let svc = pb::Service { ip_families: families as i32, ..svc() };
+            let s = snapshot(vec![both.clone(), pod("c", "10.0.0.9", &[])], vec![svc]);
+            let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+            for (to, want) in [("10.96.0.1:80", by_ipv4), ("[fd00::60]:80", by_ipv6)] {
+                let found = candidates(&s, c, s.services.get(S).unwrap(), to.parse().unwrap(), &[]);
+                assert_eq!(found.iter().map(|f| f.1.to_string()).collect::<Vec<_>>(), [want], "{families:?} {to}");
+            }
+        }
+        // One that has no address of it is called at what it has.
+        let svc = pb::Service { ip_families: pb::IpFamilies::Ipv6Only as i32, ..svc() };
+        assert_eq!(found(vec![pod("p", "10.0.0.1", &[(S, &[(80, 8080)])])], svc, &[]), ["p 10.0.0.1:8080 member"]);
     }
 
     #[test]

@@ -12,7 +12,12 @@ use karst_core::{
     addr::{CidrError, ip_from_bytes},
 };
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 /// Why a resource of the control plane cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +115,11 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
         hostname: service.hostname.into(),
         vips,
         ranges,
+        only_family: match pb::IpFamilies::try_from(service.ip_families) {
+            Ok(pb::IpFamilies::Ipv4Only) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            Ok(pb::IpFamilies::Ipv6Only) => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Ok(pb::IpFamilies::Automatic | pb::IpFamilies::Dual) | Err(_) => None,
+        },
         ports: ports(&service.ports),
         udp_ports: service.karst_udp_ports.iter().filter_map(|p| u16::try_from(*p).ok()).collect(),
         protocols: protocols(&service.ports),

@@ -197,6 +197,9 @@ pub struct Service {
     pub hostname: Arc<str>,
     pub vips: Vec<IpAddr>,
     pub ranges: Vec<Cidr>,
+    /// If it has but one family (`ipFamilies`): an address of that, unspecified. Its endpoints may have others, at which their
+    /// applications need not listen.
+    pub only_family: Option<IpAddr>,
     /// Service port and target port (0: named, see the endpoint).
     pub ports: Vec<(u16, u16)>,
     /// Its UDP ports (an extension of ours).
@@ -233,6 +236,7 @@ impl Service {
             hostname: "".into(),
             vips: vec![],
             ranges: vec![],
+            only_family: None,
             ports: vec![],
             udp_ports: vec![],
             protocols: vec![],
