@@ -2,7 +2,7 @@
 //! what it serves.
 //!
 //! - [`Door`]: who may read on one's own machine. [`Guard`]: who may in the cluster, by what a [`judge`] says; `session`: those who have
-//!   logged in. [`serve`]: the server. `files`: what is embedded (cli/page has the sources).
+//!   logged in. [`Site`]: the server, [`Tls`]: its HTTPS. `files`: what is embedded (cli/page has the sources).
 //! - [`State`]: what it shows. Whoever fills it ([`crate::verbs::dashboard`], or a test with recorded pages) is not known here.
 
 mod door;
@@ -12,10 +12,12 @@ pub mod judge;
 mod request;
 mod server;
 mod session;
+mod tls;
 
 pub use door::Door;
 pub use guard::{Denied, Guard, Log};
-pub use server::{Access, Explainer, Question, serve};
+pub use server::{Access, Explainer, Question, Site, serve};
+pub use tls::{Tls, TlsError};
 
 use karst_topology::Topology;
 use serde::Serialize;

@@ -5,6 +5,7 @@ use super::{
     Door, Reading, Shared, Unread, files,
     guard::{Denied, Guard},
     request::Refused,
+    tls::Tls,
 };
 use crate::problem::Problem;
 use http_body_util::Full;
@@ -20,7 +21,12 @@ use karst_topology::{Edge, Graph, Sight, View, namespaces};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{convert::Infallible, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+    time::timeout,
+};
 
 /// Connections at a time, of one user's page; others wait. A browser opens six.
 const CONNECTIONS: usize = 32;
@@ -28,7 +34,7 @@ const CONNECTIONS: usize = 32;
 const CONNECTIONS_OF_ALL: usize = 256;
 /// Where users log in.
 const LOGIN: &str = "/login.html";
-/// A head must be there within this time.
+/// A head must be there within this time; before it, a TLS handshake.
 const HEAD: Duration = Duration::from_secs(10);
 /// Nothing is loaded from elsewhere, and nothing of the page's text is run.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -113,28 +119,41 @@ struct Server {
     explains: Semaphore,
 }
 
-/// Serves until it is dropped. On the thread's local set.
-pub async fn serve(listener: TcpListener, access: impl Into<Access>, shared: Shared, explain: Option<Explainer>) {
-    let access = access.into();
-    let places = Arc::new(Semaphore::new(access.connections()));
-    let server = Rc::new(Server { access, shared, explain, explains: Semaphore::new(1) });
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let (stream, _) = karst_rt::accept::accept(&listener).await;
-        let server = server.clone();
-        tokio::task::spawn_local(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                // Nothing that is asked has a body.
-                let (server, (head, _)) = (server.clone(), request.into_parts());
-                async move { Ok::<_, Infallible>(server.answer(&head).await) }
-            });
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
-            // A browser may leave as it likes.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-            drop(place);
-        });
+/// The page, at one address or several.
+pub struct Site(Rc<Server>);
+
+impl Site {
+    /// For those whom `access` lets in.
+    pub fn new(access: impl Into<Access>, shared: Shared, explain: Option<Explainer>) -> Self {
+        Self(Rc::new(Server { access: access.into(), shared, explain, explains: Semaphore::new(1) }))
     }
+
+    /// Serves until it is dropped; by HTTPS if there is a certificate. On the thread's local set.
+    pub async fn serve(&self, listener: TcpListener, tls: Option<Tls>) {
+        // Each address has places of its own: whoever fills those of one leaves the others.
+        let places = Arc::new(Semaphore::new(self.0.access.connections()));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let (stream, _) = karst_rt::accept::accept(&listener).await;
+            let (server, acceptor) = (self.0.clone(), tls.as_ref().map(Tls::acceptor));
+            tokio::task::spawn_local(async move {
+                match acceptor {
+                    None => server.connection(stream).await,
+                    Some(acceptor) => {
+                        if let Ok(Ok(stream)) = timeout(HEAD, acceptor.accept(stream)).await {
+                            server.connection(stream).await;
+                        }
+                    }
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+/// Serves at one address in plaintext, until it is dropped. On the thread's local set.
+pub async fn serve(listener: TcpListener, access: impl Into<Access>, shared: Shared, explain: Option<Explainer>) {
+    Site::new(access, shared, explain).serve(listener, None).await;
 }
 
 /// What the page asks for every two seconds.
@@ -201,6 +220,18 @@ fn denied(why: Denied) -> Answer {
 const NO_EDGE: &str = "no such edge: it may be forgotten";
 
 impl Server {
+    async fn connection(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let service = service_fn(move |request: Request<Incoming>| {
+            // Nothing that is asked has a body.
+            let (server, (head, _)) = (self.clone(), request.into_parts());
+            async move { Ok::<_, Infallible>(server.answer(&head).await) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+        // A browser may leave as it likes.
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    }
+
     async fn answer(&self, head: &Parts) -> Answer {
         let path = head.uri.path();
         let file = files::find(path).or_else(|| match self.access {
