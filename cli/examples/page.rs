@@ -2,14 +2,18 @@
 //! graph, fed with pages as proxies write them. Time is made: it moves by the lines of standard input, each answered by `ok`.
 //!
 //! `bookinfo` | `store` | `services N`: what there is. `ticks N`: N rounds of 2 s. `fault on|off`: ratings fails. `deny on|off`: a policy
-//! refuses curl at reviews.
+//! refuses curl at reviews. The last of the addresses is that of the same page as it is in a cluster, where users log in.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test's program: its failure is a panic, its output is read"
 )]
 
-use karst_cli::page::{Door, Reading, Shared, State, serve};
+use karst_cli::page::{
+    Door, Guard, Reading, Shared, State,
+    judge::{Judge, JudgeError, Judged, User},
+    serve,
+};
 use karst_flows::{DURATION_BOUNDS, Flow};
 use karst_topology::Kind;
 use std::{cell::RefCell, collections::BTreeMap, fmt::Write, rc::Rc};
@@ -20,6 +24,24 @@ use tokio::{
 };
 
 const START: u64 = 1_760_000_000_000;
+
+/// In the API server's place: `NAMESPACE-token` is the token of whoever may list the pods of that namespace.
+struct Tokens;
+
+impl Judge for Tokens {
+    fn user<'a>(&'a self, token: &'a str) -> Judged<'a, User> {
+        let user = token.strip_suffix("-token").map(|namespace| User {
+            name: format!("viewer of {namespace}"),
+            groups: vec![namespace.into()],
+            ..User::default()
+        });
+        Box::pin(async move { user.ok_or(JudgeError::Refused) })
+    }
+    fn may_list_pods<'a>(&'a self, user: &'a User, namespace: Option<&'a str>) -> Judged<'a, bool> {
+        let may = user.groups.iter().any(|group| Some(group.as_str()) == namespace);
+        Box::pin(async move { Ok(may) })
+    }
+}
 
 /// Calls of one kind.
 #[derive(Clone)]
@@ -246,7 +268,9 @@ impl World {
 async fn main() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::new(listener.local_addr().unwrap().port());
-    println!("{}\n{}", door.address(), door.address_once());
+    let of_cluster = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let guard = Guard::new(Rc::new(Tokens), vec![], Box::new(|_| {}));
+    println!("{}\n{}\nhttp://{}/", door.address(), door.address_once(), of_cluster.local_addr().unwrap());
     let shared: Shared = Rc::new(RefCell::new(State { cluster: "https://example:6443".into(), ..State::default() }));
     let local = LocalSet::new();
     let told = shared.clone();
@@ -260,7 +284,8 @@ async fn main() {
     local
         .run_until(async {
             tokio::select! {
-                () = serve(listener, door, shared, None) => {}
+                () = serve(listener, door, shared.clone(), None) => {}
+                () = serve(of_cluster, guard, shared, None) => {}
                 () = commands => {}
             }
         })

@@ -36,6 +36,7 @@ pub mod followed;
 pub mod labels;
 pub mod nobody;
 pub mod options;
+mod refusals;
 pub mod remote;
 pub mod requests;
 pub mod resolve;

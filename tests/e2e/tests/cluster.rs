@@ -15,6 +15,8 @@ mod dashboards;
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/logins.rs"]
+mod logins;
 #[path = "stages/pages.rs"]
 mod pages;
 #[path = "stages/release.rs"]
@@ -134,6 +136,8 @@ fn s0_values_are_checked() {
         ("gateway", "service.ports[0].port=0", "at '/service/ports/0/port'"),
         ("ztunnel", "digest=sha256:12", "at '/digest'"),
         ("istiod", "global.waypoint.digest=latest", "at '/global/waypoint/digest'"),
+        ("istiod", "dashboard.digest=latest", "at '/dashboard/digest'"),
+        ("istiod", "dashboard.enabled=true,dashboard.hosts[0]=mesh.example.com", "set dashboard.tlsSecret, too"),
         ("cni", "seccompProfile.type=None", "at '/seccompProfile/type'"),
         ("ambient", "global.networkPolicy.enabled=maybe", "at '/global/networkPolicy/enabled'"),
     ] {
@@ -172,6 +176,8 @@ fn s0_values_are_checked() {
     // What `cargo xtask images` has written for the chart that was installed.
     let values = ["template", "x", "charts/ambient", "--kube-version=1.34.0", "-f", "target/images/digests.yaml"];
     assert_eq!(helm(&values).matches("@sha256:").count(), 5, "four images, one of them twice");
+    let with_page = [&values[..], &["--set=istiod.dashboard.enabled=true"]].concat();
+    assert!(helm(&with_page).contains("image: \"registry.local/karst/dashboard@sha256:"));
 }
 
 /// What the charts can render beside what is installed is what the API server takes, and notes are shown after an installation.
@@ -183,7 +189,7 @@ fn s0_what_values_ask_for_is_accepted() {
         (
             "istiod",
             format!(
-                "{pod},{spread},revision=canary,revisionTags[0]=prod,autoscaleEnabled=true,memory.targetAverageUtilization=70,meshConfig.accessLogFile=/dev/stdout,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY,global.waypoint.resources.limits.cpu=3,gatewayClasses.istio.service.spec.type=ClusterIP,deploymentLabels.a=b,serviceAnnotations.a=b"
+                "{pod},{spread},revision=canary,revisionTags[0]=prod,autoscaleEnabled=true,memory.targetAverageUtilization=70,meshConfig.accessLogFile=/dev/stdout,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY,global.waypoint.resources.limits.cpu=3,gatewayClasses.istio.service.spec.type=ClusterIP,deploymentLabels.a=b,serviceAnnotations.a=b,dashboard.enabled=true,dashboard.tlsSecret=page,dashboard.hosts[0]=mesh.example.com,global.networkPolicy.enabled=true"
             ),
         ),
         (
@@ -1332,6 +1338,14 @@ fn s4_with_karst_the_real_objects_are_seen() {
     let apps = apps();
     apps.mesh(true);
     karst::exercise(&apps);
+}
+
+/// The page in the cluster, for users with rights in one namespace each.
+#[test]
+fn s4_whoever_logs_in_sees_their_own_namespaces() {
+    let apps = apps();
+    apps.mesh(true);
+    logins::see_their_own_namespaces(&apps);
 }
 
 /// After the charts: nothing is installed when it begins.
