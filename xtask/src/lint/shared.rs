@@ -97,6 +97,7 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("crates/proxy/src/discovery.rs", Often::Seldom, 4),
     ("crates/proxy/src/dry_run.rs", Often::Seldom, 2),
     ("crates/proxy/src/flows.rs", Often::Seldom, 1),
+    ("crates/proxy/src/refusals.rs", Often::Seldom, 2),
     ("crates/proxy/src/tap.rs", Often::Seldom, 7),
     ("crates/rt/src/apart.rs", Often::Seldom, 1),
     ("crates/rt/src/on_wake.rs", Often::Seldom, 1),
