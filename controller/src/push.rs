@@ -34,7 +34,7 @@ const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 /// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
 /// proxy passes over the mark.
 const ALL_POLICIES: &str = "policies, those in dry run among them";
-/// Of these the pods of a waypoint are told what is for services that are bound to it.
+/// Of these the pods of a waypoint are told what is for services that are bound to it, or were when they were told.
 const SCOPED: &[&str] = &[ACCESS_TYPE, ROUTES_TYPE];
 const VARIANTS: &[Variant] =
     &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];

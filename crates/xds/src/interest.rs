@@ -3,6 +3,10 @@
 //! By name it is told of the resource of that name or alias, or of those in the group of that name, and of the members of what it
 //! is told of so (a service's endpoints). What it holds and nothing of that names any more is told as removed. What has not
 //! changed for it costs nothing: it is given the names that may have.
+//!
+//! Who has asked for everything and is told of its groups keeps what it was told of for as long as that is there, with all changes,
+//! also when it is in another group: it may have connections that are decided by it (a waypoint's clients, when their service has
+//! another waypoint).
 
 use crate::{
     Entry,
@@ -71,7 +75,7 @@ impl Interest {
         }
     }
 
-    /// Who asks for everything is told of these groups only. None: of everything.
+    /// Who asks for everything is told of these groups only, and of what it holds. None: of everything.
     pub(crate) fn limit(&mut self, groups: Option<&Arc<[String]>>) {
         match groups {
             Some(groups) if self.wildcard || (self.limited && self.groups != *groups) => {
@@ -216,7 +220,9 @@ impl Interest {
         let mut changed = vec![];
         for name in looked_at {
             let wanted = now.get(&*name).filter(|entry| {
-                self.direct.contains(&name) || entry.groups.iter().any(|group| self.direct.contains(group.as_str()))
+                let is_kept = self.limited && self.held.contains_key(&*name);
+                let is_member = || entry.groups.iter().any(|group| self.direct.contains(group.as_str()));
+                is_kept || self.direct.contains(&name) || is_member()
             });
             match wanted {
                 Some(entry) => {
@@ -442,18 +448,38 @@ mod tests {
         i.interest.limit(Some(&groups(&["g"])));
         assert_eq!(i.goes_on(&now, &[]), (list(&["a"]), vec![]));
         i.interest.limit(Some(&groups(&["h", "none"])));
-        assert_eq!(i.goes_on(&now, &[]), (list(&["b"]), list(&["a"])));
+        assert_eq!(i.goes_on(&now, &[]), (list(&["b"]), vec![]), "what it holds stays");
         // What is moved into a group is told, though it is the same.
-        let moved = mesh(&[("a", "1", "h"), ("b", "1", "g"), ("c", "1", "")]);
-        assert_eq!(i.goes_on(&moved, &["a", "b"]), (list(&["a"]), list(&["b"])));
+        let moved = mesh(&[("a", "1", "h"), ("b", "1", "g"), ("c", "1", "h")]);
+        assert_eq!(i.goes_on(&moved, &["a", "b", "c"]), (list(&["c"]), vec![]));
         i.interest.set_everything(true);
         assert!(!i.interest.wildcard, "it asks once more, and is limited still");
         i.interest.limit(None);
-        assert_eq!(i.goes_on(&moved, &[]), (list(&["b", "c", "svc"]), vec![]));
+        assert_eq!(i.goes_on(&moved, &[]), (list(&["svc"]), vec![]));
         // Who asks by name is not.
         let mut named = Stream::named();
         named.interest.limit(Some(&groups(&["g"])));
         assert_eq!(named.asks(&["c"], &now), (list(&["c"]), vec![]));
+    }
+
+    /// A service has another waypoint, and clients are connected by the first still: what changes of its policies holds for them.
+    #[test]
+    fn what_has_left_the_groups_of_a_limited_subscriber_is_told_on_until_it_is_gone() {
+        let all = |bytes: &str, group: &str| mesh(&[("a", bytes, group), ("b", "1", "h")]);
+        let groups: Arc<[String]> = list(&["g"]).into();
+        let mut i = Stream::all();
+        i.interest.limit(Some(&groups));
+        assert_eq!(i.goes_on(&all("1", "g"), &[]), (list(&["a"]), vec![]));
+        assert_eq!(i.goes_on(&all("1", "h"), &["a"]), (vec![], vec![]));
+        assert_eq!(i.goes_on(&all("2", "h"), &["a", "b"]), (list(&["a"]), vec![]), "and b is not told");
+        // The same after a reconnect.
+        let held = i.interest.held.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect();
+        let mut again = Stream::of(Interest::new(held));
+        again.interest.set_everything(true);
+        again.interest.limit(Some(&groups));
+        assert_eq!(again.goes_on(&all("3", "h"), &[]), (list(&["a"]), vec![]));
+        assert_eq!(again.goes_on(&mesh(&[("b", "1", "h")]), &["a"]), (vec![], list(&["a"])));
+        assert_eq!(again.goes_on(&all("3", "h"), &["a"]), (vec![], vec![]), "another of its name");
     }
 
     /// Whatever changes, and is asked for: what is held is what the names of now name, and nothing else.

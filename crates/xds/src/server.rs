@@ -49,7 +49,7 @@ pub struct Types {
     /// Those of which some subscribers are told something else.
     pub variants: &'static [Variant],
     /// Those of which a subscriber that has groups ([`Resources::scopes`]) is told what is in these only, if it asks for
-    /// everything. What it is to be told no more, it is told last.
+    /// everything. What it was told of it is told on, until that is gone; and that it is told last.
     pub scoped: &'static [&'static str],
 }
 
@@ -539,7 +539,8 @@ mod tests {
         assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy more"]);
     }
 
-    /// A service that is bound to a waypoint no more: until the waypoint knows, it has the service's policies.
+    /// A service that is bound to a waypoint no more: its policies hold for who is connected by that waypoint, and if they go with
+    /// the service, they go after it.
     #[test]
     fn what_is_told_by_groups_comes_first_and_leaves_last() {
         let order: &[&str] = &["policy", "access", "address"];
@@ -570,8 +571,9 @@ mod tests {
             out.iter().map(one).collect::<Vec<_>>()
         };
         assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &[]), ["1 access s", "2 address s"]);
-        assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s", "4 access -s"]);
-        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["5 access s", "6 address s"]);
+        assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s"]);
+        assert_eq!(said(&now(&[("t", "v")], "none"), &["s"]), ["4 address s", "5 access -s"]);
+        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["6 access s", "7 address s"]);
     }
 
     #[test]
