@@ -31,7 +31,7 @@ pub(crate) struct Interest {
     /// Groups that it is in without asking, unless it is told of everything.
     pub groups: Arc<[String]>,
     /// Names that it has just asked for, and is to hear of even if there is nothing to tell.
-    pub asked: Vec<Arc<str>>,
+    pub asked: BTreeSet<Arc<str>>,
     /// Names that it has just asked for no more.
     pub left: Vec<Arc<str>>,
     /// What it holds: name to version.
@@ -104,13 +104,13 @@ impl Interest {
     /// A name is asked for.
     pub(crate) fn ask(&mut self, name: &str) {
         let name: Arc<str> = name.into();
-        self.asked.push(name.clone());
+        self.asked.insert(name.clone());
         self.names.insert(name);
     }
 
     /// A name is asked for no more.
     pub(crate) fn leave(&mut self, name: &str) {
-        self.asked.retain(|asked| **asked != *name);
+        self.asked.remove(name);
         self.left.extend(self.names.take(name));
     }
 
@@ -170,15 +170,20 @@ impl Interest {
         changed: &mut Vec<(String, Entry)>,
         removed: &mut Vec<String>,
     ) {
-        let asked: BTreeSet<Arc<str>> = std::mem::take(&mut self.asked).into_iter().collect();
+        let asked = std::mem::take(&mut self.asked);
+        if asked.is_empty() {
+            return;
+        }
+        let gone: HashSet<String> = removed.iter().cloned().collect();
+        let mut told: HashSet<String> = changed.iter().map(|(name, _)| name.clone()).collect();
         for name in asked {
             let found = called(now, index, &name);
-            if found.is_empty() && !removed.iter().any(|gone| **gone == *name) {
+            if found.is_empty() && !gone.contains(&*name) {
                 removed.push(name.to_string());
             }
             for name in found.into_iter().filter(|_| everything) {
                 if let Some(entry) = now.get(&*name)
-                    && !changed.iter().any(|(c, _)| **c == *name)
+                    && told.insert(name.to_string())
                 {
                     changed.push((name.to_string(), entry.clone()));
                 }

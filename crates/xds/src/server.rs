@@ -27,6 +27,11 @@ const WHOLE: usize = 5_000;
 const PART: usize = 500;
 /// For those of them that ask for addresses by name: they are many, and hold few.
 const SMALL_PART: usize = 64;
+/// Names of a type that a stream may follow: twice what our ztunnel does. Each is kept for as long as the stream, and any pod with a
+/// token may have one.
+const MAX_NAMES: usize = 32_768;
+/// Bytes of a name. (The longest that means something is a workload's.)
+const MAX_NAME: usize = 1_024;
 
 /// Who subscribes.
 #[derive(Clone, Debug)]
@@ -260,6 +265,10 @@ fn request(
             request.type_url
         )));
     };
+    let asked = &request.resource_names_subscribe;
+    if asked.len() > MAX_NAMES || asked.iter().any(|name| name.len() > MAX_NAME) {
+        return Err(too_many(type_url));
+    }
     if let Some(e) = request.error_detail {
         on_event(peer, Event::Nack { type_url: request.type_url, error: e.message });
         return Ok(false);
@@ -305,12 +314,21 @@ fn request(
             interest.leave(name);
         }
     }
+    if interest.names.len() > MAX_NAMES {
+        return Err(too_many(type_url));
+    }
     let everything = interest.is_for_everything();
     if first && !everything {
         interest.names.extend(named.into_iter().map(Arc::from));
     }
     let named = !interest.asked.is_empty() || !interest.left.is_empty();
     Ok(first || other || named || before != everything)
+}
+
+fn too_many(type_url: &str) -> Status {
+    Status::resource_exhausted(format!(
+        "a subscriber may ask for {MAX_NAMES} resources of type {type_url:?} by name, and by names of {MAX_NAME} bytes"
+    ))
 }
 
 fn push(
@@ -623,6 +641,40 @@ mod tests {
         assert!(i["address"].names.is_empty());
         let out = told(&mut i, &snapshot(&[], &["a", "b"]), &mut n);
         assert_eq!(said(out), [(list(&["b"]), vec![])], "everything is still told");
+    }
+
+    /// Any pod with a token may open a stream, and ask.
+    #[test]
+    fn who_asks_for_more_names_than_anybody_needs_is_refused() {
+        let peer = peer("p");
+        let sub = |names: std::ops::Range<usize>, left: std::ops::Range<usize>| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: names.map(|n| n.to_string()).collect(),
+            resource_names_unsubscribe: left.map(|n| n.to_string()).collect(),
+            ..Default::default()
+        };
+        let mut i = HashMap::new();
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut i, TYPES, asked, &peer, &|_, _| ()).err();
+        let code = |refused: Option<Status>| refused.map(|status| status.code());
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None);
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None, "the same once more");
+        assert_eq!(code(ask(sub(MAX_NAMES..MAX_NAMES + 2, 0..2))), None, "others in place of some");
+        assert_eq!(code(ask(sub(0..1, 0..0))), Some(Code::ResourceExhausted));
+        let (mut others, mut n) = (HashMap::new(), 0);
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut others, TYPES, asked, &peer, &|_, _| ()).err();
+        let long = |length: usize| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: vec!["a".repeat(length)],
+            ..Default::default()
+        };
+        assert_eq!(code(ask(long(MAX_NAME))), None);
+        assert_eq!(code(ask(long(MAX_NAME + 1))), Some(Code::ResourceExhausted));
+        assert_eq!(code(ask(sub(0..MAX_NAMES + 1, 0..0))), Some(Code::ResourceExhausted));
+        // However often it asks for a name at once, it is one question.
+        let often = DeltaDiscoveryRequest { resource_names_subscribe: vec!["a".into(); 9], ..long(1) };
+        assert!(ask(often).is_none());
+        assert_eq!(others["address"].asked.len(), 2, "with the long one");
+        assert_eq!(told(&mut others, &snapshot(&[], &["a"]), &mut n)[0].resources.len(), 1);
     }
 
     #[test]
