@@ -51,6 +51,8 @@ pub(crate) struct Interest {
 }
 
 pub(crate) struct Difference {
+    /// What has come to a group that the subscriber is limited to, and was there before.
+    pub moved: Vec<(String, Entry)>,
     pub changed: Vec<(String, Entry)>,
     pub removed: Vec<String>,
 }
@@ -157,7 +159,7 @@ impl Interest {
         self.held = HashMap::new();
         self.left.clear();
         self.answer(now, index, everything, &mut changed, &mut removed);
-        Difference { changed, removed }
+        Difference { moved: vec![], changed, removed }
     }
 
     /// What was asked for by name beside everything is answered: with the resource, if the subscriber has it already as one of all;
@@ -222,7 +224,7 @@ impl Interest {
             }
             looked_at.insert(name);
         }
-        let mut changed = vec![];
+        let (mut moved, mut changed) = (vec![], vec![]);
         for name in looked_at {
             let wanted = now.get(&*name).filter(|entry| {
                 let is_kept = self.limited && self.held.contains_key(&*name);
@@ -231,10 +233,13 @@ impl Interest {
             });
             match wanted {
                 Some(entry) => {
-                    let is_held = self.held.get(&*name).is_some_and(|version| *version == entry.version);
+                    let held = self.held.get(&*name);
+                    let is_held = held.is_some_and(|version| *version == entry.version);
                     if !is_held || again.contains(&name) {
+                        let has_moved = held.is_none() && entry.is_moved && self.limited && self.answered;
                         self.held.insert(name.clone(), entry.version.clone());
-                        changed.push((name.to_string(), self.as_asked(now, entry)));
+                        let told = if has_moved { &mut moved } else { &mut changed };
+                        told.push((name.to_string(), self.as_asked(now, entry)));
                     }
                 }
                 None => {
@@ -244,7 +249,7 @@ impl Interest {
                 }
             }
         }
-        Difference { changed, removed: removed.into_iter().collect() }
+        Difference { moved, changed, removed: removed.into_iter().collect() }
     }
 
     /// Is a resource asked for, by whatever name, or in one of the subscriber's groups?

@@ -1,7 +1,8 @@
 //! The server's side of one delta stream.
 //!
 //! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
-//! sees a workload whose policy it was not sent, nor a service that it serves without the service's policies.
+//! sees a workload whose policy it was not sent, nor a service that it serves without the service's policies. What was there, and
+//! has come to a group that a subscriber is limited to, comes after the policies: the rules of a service that it serves from now on.
 
 use crate::{
     MORE, ON_DEMAND, PARTS,
@@ -340,8 +341,8 @@ fn push(
     size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
     let empty = Set::new();
-    let mut out = Vec::new();
-    let mut late = Vec::new();
+    let mut all = Vec::new();
+    let mut moved = Vec::new();
     for type_url in order {
         let Some(interest) = interests.get_mut(type_url) else { continue };
         let name = interest.set.unwrap_or(type_url);
@@ -350,8 +351,20 @@ fn push(
             interest.limit(now.scopes.get(&peer.own));
         }
         let touched = touched.remove(name).unwrap_or_default();
-        let Difference { changed, removed } = interest.advance(set, &now.index(name), touched);
+        let difference = interest.advance(set, &now.index(name), touched);
+        moved.push((*type_url, difference.moved));
         let first = !std::mem::replace(&mut interest.answered, true);
+        all.push((type_url, difference.changed, difference.removed, first));
+    }
+    moved.retain(|(_, moved)| !moved.is_empty());
+    let mut out = Vec::new();
+    let mut late = Vec::new();
+    for (type_url, changed, removed, first) in all {
+        if *type_url != order[0] || scoped.contains(type_url) {
+            for (type_url, moved) in std::mem::take(&mut moved) {
+                out.extend(chunks(type_url, &moved, vec![], nonce, size));
+            }
+        }
         let only_removed = changed.is_empty() && !removed.is_empty();
         if changed.is_empty() && removed.is_empty() && !first {
             continue;
@@ -592,6 +605,39 @@ mod tests {
         assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s"]);
         assert_eq!(said(&now(&[("t", "v")], "none"), &["s"]), ["4 address s", "5 access -s"]);
         assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["6 access s", "7 address s"]);
+    }
+
+    /// A service that is bound to the waypoint from now on: whoever calls it by that is served by the rules that it has had.
+    #[test]
+    fn what_was_there_and_comes_to_a_group_is_told_before_the_addresses_and_what_is_new_after_them() {
+        let order: &[&str] = &["policy", "address", "routes"];
+        let types = Types { order, scoped: &["routes"], ..TYPES };
+        let now = |routes: Vec<(&str, Entry)>, addresses: &[&str]| {
+            let routes: Set = routes.into_iter().map(|(name, entry)| (name.to_string(), entry)).collect();
+            let addresses: Set = addresses.iter().map(|name| (name.to_string(), Entry::new(vec![], vec![]))).collect();
+            let own: Arc<[String]> = ["w".to_string()].into();
+            let scopes = Scopes::from_iter([("p".to_string(), own)]);
+            Resources::default().next(HashMap::from([("routes", routes), ("address", addresses)]), 1, scopes)
+        };
+        let (mut i, mut n) = (HashMap::new(), 0);
+        for type_url in &order[1..] {
+            let ask = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
+            request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
+        }
+        let mut said = |now: &Resources, touched: &[&str]| {
+            let touched = HashMap::from([("routes", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let one = |r: &DeltaDiscoveryResponse| {
+                let names = r.resources.iter().map(|x| x.name.clone()).collect::<String>();
+                format!("{} {} {names}", r.nonce, r.type_url)
+            };
+            out.iter().map(one).collect::<Vec<_>>()
+        };
+        let route = |group: &str| Entry::new(vec![], vec![]).in_groups(vec![group.to_string()]);
+        assert_eq!(said(&now(vec![("s", route("v"))], &["s"]), &[]), ["1 address s", "2 routes "]);
+        let bound = route("v").moved_to(vec!["w".to_string()]);
+        let both = now(vec![("s", bound), ("t", route("w"))], &["s", "t"]);
+        assert_eq!(said(&both, &["s", "t"]), ["3 routes s", "4 address t", "5 routes t"]);
     }
 
     #[test]
