@@ -33,6 +33,8 @@ const SMALL_PART: usize = 64;
 const MAX_NAMES: usize = 32_768;
 /// Bytes of a name. (The longest that means something is a workload's.)
 const MAX_NAME: usize = 1_024;
+/// Pushes that may wait to be acknowledged; then the next takes the place of the last.
+const MAX_PENDING: usize = 1_024;
 
 /// Who subscribes.
 #[derive(Clone, Debug)]
@@ -188,7 +190,7 @@ pub async fn serve<S>(
         if messages.is_empty() && pending.is_empty() {
             acked(now.version, false);
         } else {
-            pending.push_back((nonce, now.version));
+            wait(&mut pending, (nonce, now.version));
         }
         let has_news = !messages.is_empty();
         for message in messages {
@@ -203,6 +205,15 @@ pub async fn serve<S>(
             on_event(&peer, Event::Pushed { took: begun.elapsed() });
         }
     }
+}
+
+/// Notes a push that is not acknowledged. Who reads and never acknowledges costs no more than that: what is acknowledged later is
+/// acknowledged with all before it.
+fn wait(pending: &mut VecDeque<(u64, u64)>, push: (u64, u64)) {
+    if pending.len() >= MAX_PENDING {
+        pending.pop_back();
+    }
+    pending.push_back(push);
 }
 
 type Interests = HashMap<&'static str, Interest>;
@@ -481,6 +492,18 @@ mod tests {
         assert!(
             is_fault(Code::Internal)
                 && ![Code::Cancelled, Code::Unavailable, Code::Unknown].map(is_fault).contains(&true)
+        );
+    }
+
+    #[test]
+    fn who_never_acknowledges_takes_no_memory_for_it() {
+        let mut pending = VecDeque::new();
+        (1..=3 * MAX_PENDING as u64).for_each(|n| wait(&mut pending, (n, n)));
+        assert_eq!(pending.len(), MAX_PENDING);
+        assert_eq!(
+            (pending[0], pending[MAX_PENDING - 1].0),
+            ((1, 1), 3 * MAX_PENDING as u64),
+            "in order, the newest last"
         );
     }
 
