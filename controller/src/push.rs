@@ -34,7 +34,7 @@ const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 /// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
 /// proxy passes over the mark.
 const ALL_POLICIES: &str = "policies, those in dry run among them";
-/// Of these the pods of a waypoint are told what is for services that are bound to it.
+/// Of these the pods of a waypoint are told what is for services that are bound to it, or were when they were told.
 const SCOPED: &[&str] = &[ACCESS_TYPE, ROUTES_TYPE];
 const VARIANTS: &[Variant] =
     &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];
@@ -107,11 +107,12 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
             Some(now) => addresses.insert(key.clone(), service(now)),
             None => addresses.remove(key),
         };
-        // What is for a service that is bound to another waypoint is another's, though it says the same.
+        // What is for a service that is bound to another waypoint is another's, though it says the same. What it leads to was told
+        // with it: the waypoint is to have it before it serves the service.
         for set in [&mut routes, &mut access] {
             let moved = set.get(key).filter(|entry| *entry.groups != *bound(key)).cloned();
             if let Some(entry) = moved {
-                set.insert(key.clone(), entry.in_groups(bound(key)));
+                set.insert(key.clone(), entry.moved_to(bound(key)));
             }
         }
     }
@@ -124,7 +125,7 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
         |a: &Arc<Access>, b| Arc::ptr_eq(a, b) || a == b,
         |key, one| alone(one.encode_to_vec()).in_groups(bound(key)),
     );
-    for (key, now) in differences(&before.routes, &model.routes, |a: &Arc<Routes>, b| Arc::ptr_eq(a, b)) {
+    for (key, now) in differences(&before.routes, &model.routes, |a: &Arc<Routes>, b| Arc::ptr_eq(a, b) || a == b) {
         let is_virtual = key.starts_with(crate::convert::VIRTUAL);
         let set = if is_virtual { &mut virtual_hosts } else { &mut routes };
         match now {

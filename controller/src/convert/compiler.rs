@@ -53,6 +53,8 @@ pub struct Compiler {
     mesh: Mesh,
     /// All, as they were when all were looked at last.
     objects: Vec<Arc<Located>>,
+    /// What steps have taken in since then, by kind, namespace and name.
+    stepped: BTreeMap<(&'static str, String, String), Arc<Located>>,
     /// Of these, and of what is around them, what pods are compiled by: all but pods and slices.
     around: State,
     enrolled: BTreeSet<String>,
@@ -76,6 +78,7 @@ impl Compiler {
         Self {
             mesh,
             objects: vec![],
+            stepped: BTreeMap::new(),
             around: State::default(),
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
@@ -141,6 +144,13 @@ impl Compiler {
         let gone: Vec<_> =
             last.values().filter(|(_, now)| now.is_none()).filter_map(|(before, _)| before.clone()).collect();
         let new: Vec<_> = last.values().filter_map(|(_, now)| now.clone()).collect();
+        for ((kind, namespace, name), (_, now)) in &last {
+            let key = (*kind, (*namespace).to_string(), (*name).to_string());
+            match now {
+                Some(now) => drop(self.stepped.insert(key, now.clone())),
+                None => drop(self.stepped.remove(&key)),
+            }
+        }
         (self.whole, self.told) = (false, false);
         Some(compile_pods(&objects, policies, &mut self.model, &gone, &new))
     }
@@ -181,6 +191,7 @@ impl Compiler {
             && self.mesh_config == state.mesh_config;
         self.whole = false;
         let (mut gone, mut new) = difference(&old, &state.objects);
+        only_stepped(std::mem::take(&mut self.stepped).into_values(), state, &mut gone, &mut new);
         let renamed = only_told(&mut gone, &mut new);
         self.told = !renamed.is_empty();
         self.routes.renamed(&renamed);
@@ -260,6 +271,31 @@ fn compile_pods(
         changed.push(uid);
     }
     if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) }
+}
+
+/// Adds what steps have taken in, and what was looked at neither before nor now has: an object that came by a step, and is gone by
+/// now, is in the model and in nothing else.
+fn only_stepped(
+    stepped: impl Iterator<Item = Arc<Located>>,
+    state: &State,
+    gone: &mut LocatedObjects,
+    new: &mut LocatedObjects,
+) {
+    let known: HashSet<_> = new.iter().map(Arc::as_ptr).collect();
+    let mut behind = stepped.filter(|o| !known.contains(&Arc::as_ptr(o))).peekable();
+    if behind.peek().is_none() {
+        return;
+    }
+    let pods = state.objects.iter().filter(|o| is_of_pods(&o.object));
+    let now: HashMap<_, &Arc<Located>> = pods.map(|o| (name(o), o)).collect();
+    for o in behind {
+        let now = now.get(&name(&o)).copied();
+        match now {
+            None => gone.push(o),
+            Some(now) if !known.contains(&Arc::as_ptr(now)) => new.push(now.clone()),
+            Some(_) => {}
+        }
+    }
 }
 
 /// Is it a pod, or a slice of endpoints, which are many and change all the time?
@@ -484,6 +520,54 @@ mod tests {
         }
         println!("{steps} steps, {nothing} without effect");
         assert!(steps > 100 && nothing > 20);
+    }
+
+    /// It is in the model, and in neither of the two states that are compared.
+    #[test]
+    fn a_pod_that_came_by_a_step_and_goes_with_an_edited_route_is_gone() {
+        let mesh = crate::convert::tests::mesh();
+        let of = |text: &str| Arc::new(parse::file("t.yaml".as_ref(), text).unwrap().remove(0));
+        let route = |timeout: &str| {
+            of(&format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x, namespace: ns0}}\nspec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], timeout: {timeout}}}]}}\n"
+            ))
+        };
+        let pod = |ip: &str| {
+            of(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: ns0, annotations: {{ambient.istio.io/redirection: enabled}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: 'True'}}]}}\n"
+            ))
+        };
+        let service = of(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: ns0}\nspec: {clusterIP: 10.96.0.1, ports: [{name: web, port: 80}]}\n",
+        );
+        let state = |all: &[&Arc<Located>]| {
+            let objects = all.iter().copied().cloned().collect();
+            State { objects, ..State::default() }
+        };
+        let (first, second, one, other) = (route("1s"), route("2s"), pod("10.0.0.8"), pod("10.0.0.9"));
+        // It was not there when all was looked at, or was another one, and then is gone or is that again.
+        for (before, after) in [
+            (None, None),
+            (None, Some(&other)),
+            (Some(&one), None),
+            (Some(&one), Some(&one)),
+            (Some(&one), Some(&other)),
+        ] {
+            // With a route, and alone.
+            for route in [&second, &first] {
+                let mut c = Compiler::new(mesh.clone());
+                c.update(&state(&[&service, &first].into_iter().chain(before).collect::<Vec<_>>()));
+                let between = pod("10.0.0.7");
+                let step = c.step(&[(before.cloned(), Some(between))]);
+                assert!(matches!(&step, Some(Change::Workloads(all)) if all.len() == 1), "{step:?}");
+                let last = state(&[&service, route].into_iter().chain(after).collect::<Vec<_>>());
+                let is_edited = !Arc::ptr_eq(route, &first);
+                let change = c.update(&last);
+                assert_eq!(change == Change::Everything, is_edited, "{change:?}");
+                let whole = compile_all(&Objects::new(&last, &mesh), &mut Cache::default());
+                assert!(whole.model == *c.model(), "{:?}", c.model().workloads);
+            }
+        }
     }
 
     /// No workload is made for an address that a pod has.

@@ -21,7 +21,8 @@ const RETRY_CAP: Duration = Duration::from_secs(15);
 /// A stream that lasted this long counts as a success: the next reconnect starts from the first pause again.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 /// A name that nothing has. It is asked for beside names that are asked for no more: when it is answered, what was told for those is
-/// gone, and none of that is taken for an answer to who asks for one of them again.
+/// gone, and none of that is taken for an answer to who asks for one of them again. And it is asked for beside all names where only
+/// these are told: a change that was under way may have one of these names, and is not all that there is of it.
 const BARRIER: &str = "~";
 /// Largest response that is accepted (Istio: 200 MiB).
 const MAX_MESSAGE: usize = 200 << 20;
@@ -249,6 +250,8 @@ pub async fn exchange<H: XdsSubscriber>(
         impl Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Unpin,
     ),
 ) -> Result<(), tonic::Status> {
+    // The types of which only what is asked for is told.
+    let by_name: Vec<&str> = types.iter().copied().filter(|type_url| subscriber.names(type_url).is_some()).collect();
     loop {
         let response = tokio::select! {
             response = responses.next() => match response {
@@ -256,7 +259,8 @@ pub async fn exchange<H: XdsSubscriber>(
                 None => return Ok(()),
             },
             Wanted { type_url, mut names, no_more } = subscriber.wanted(), if asked.is_answered() => {
-                names.extend((!no_more.is_empty()).then(|| BARRIER.to_string()));
+                let has_barrier = !no_more.is_empty() || by_name.contains(&type_url);
+                names.extend(has_barrier.then(|| BARRIER.to_string()));
                 *asked = PendingSubscription::new(type_url, names.clone());
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
@@ -287,7 +291,7 @@ pub async fn exchange<H: XdsSubscriber>(
             subscriber.answered(&answered);
         }
         // Who is told of everything has asked besides: that subscription has done its work.
-        let is_done = subscriber.names(&type_url).is_none();
+        let is_done = !by_name.contains(&type_url.as_str());
         let done = answered.into_iter().filter(|_| is_done).map(|(name, _)| name).collect();
         let error_detail = (!refused.is_empty()).then(|| {
             let message = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ");
@@ -351,9 +355,14 @@ impl PendingSubscription {
     }
 
     /// The names that are answered now, and whether there is anything of them. One that a refused resource has is none: what is
-    /// there is not known.
+    /// there is not known. What has come before the barrier is no answer: that comes with it.
     fn answered(&mut self, type_url: &str) -> Vec<(String, bool)> {
         if type_url != self.type_url {
+            return vec![];
+        }
+        if self.names.contains(BARRIER) && !self.noted.contains_key(BARRIER) {
+            self.noted.clear();
+            self.refused.clear();
             return vec![];
         }
         let mut answered = vec![];
@@ -460,6 +469,17 @@ mod tests {
         let want = [("a", true), ("b", true), ("c", false)].map(|(name, found)| (name.to_string(), found));
         assert_eq!(sorted(asked.answered("t")), want);
         assert!(!asked.is_answered() && asked.answered("t").is_empty(), "d is open");
+    }
+
+    #[test]
+    fn what_comes_before_the_barrier_is_no_answer() {
+        let mut asked = PendingSubscription::new("t", list(&["a", "b", BARRIER]));
+        asked.note(&answer("t", &[("x", &["a"])], &["b"]));
+        asked.refuse("x");
+        assert!(asked.answered("t").is_empty() && !asked.is_answered());
+        asked.note(&answer("t", &[("x", &["a"]), ("y", &["a", "b"])], &[BARRIER]));
+        assert_eq!(sorted(asked.answered("t")), [("a".to_string(), true), ("b".to_string(), true)]);
+        assert!(asked.is_answered());
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! By name it is told of the resource of that name or alias, or of those in the group of that name, and of the members of what it
 //! is told of so (a service's endpoints). What it holds and nothing of that names any more is told as removed. What has not
 //! changed for it costs nothing: it is given the names that may have.
+//!
+//! Who has asked for everything and is told of its groups keeps what it was told of for as long as that is there, with all changes,
+//! also when it is in another group: it may have connections that are decided by it (a waypoint's clients, when their service has
+//! another waypoint).
 
 use crate::{
     Entry,
@@ -27,7 +31,7 @@ pub(crate) struct Interest {
     /// Groups that it is in without asking, unless it is told of everything.
     pub groups: Arc<[String]>,
     /// Names that it has just asked for, and is to hear of even if there is nothing to tell.
-    pub asked: Vec<Arc<str>>,
+    pub asked: BTreeSet<Arc<str>>,
     /// Names that it has just asked for no more.
     pub left: Vec<Arc<str>>,
     /// What it holds: name to version.
@@ -47,6 +51,8 @@ pub(crate) struct Interest {
 }
 
 pub(crate) struct Difference {
+    /// What has come to a group that the subscriber is limited to, and was there before.
+    pub moved: Vec<(String, Entry)>,
     pub changed: Vec<(String, Entry)>,
     pub removed: Vec<String>,
 }
@@ -71,7 +77,7 @@ impl Interest {
         }
     }
 
-    /// Who asks for everything is told of these groups only. None: of everything.
+    /// Who asks for everything is told of these groups only, and of what it holds. None: of everything.
     pub(crate) fn limit(&mut self, groups: Option<&Arc<[String]>>) {
         match groups {
             Some(groups) if self.wildcard || (self.limited && self.groups != *groups) => {
@@ -100,13 +106,13 @@ impl Interest {
     /// A name is asked for.
     pub(crate) fn ask(&mut self, name: &str) {
         let name: Arc<str> = name.into();
-        self.asked.push(name.clone());
+        self.asked.insert(name.clone());
         self.names.insert(name);
     }
 
     /// A name is asked for no more.
     pub(crate) fn leave(&mut self, name: &str) {
-        self.asked.retain(|asked| **asked != *name);
+        self.asked.remove(name);
         self.left.extend(self.names.take(name));
     }
 
@@ -153,7 +159,7 @@ impl Interest {
         self.held = HashMap::new();
         self.left.clear();
         self.answer(now, index, everything, &mut changed, &mut removed);
-        Difference { changed, removed }
+        Difference { moved: vec![], changed, removed }
     }
 
     /// What was asked for by name beside everything is answered: with the resource, if the subscriber has it already as one of all;
@@ -166,15 +172,20 @@ impl Interest {
         changed: &mut Vec<(String, Entry)>,
         removed: &mut Vec<String>,
     ) {
-        let asked: BTreeSet<Arc<str>> = std::mem::take(&mut self.asked).into_iter().collect();
+        let asked = std::mem::take(&mut self.asked);
+        if asked.is_empty() {
+            return;
+        }
+        let gone: HashSet<String> = removed.iter().cloned().collect();
+        let mut told: HashSet<String> = changed.iter().map(|(name, _)| name.clone()).collect();
         for name in asked {
             let found = called(now, index, &name);
-            if found.is_empty() && !removed.iter().any(|gone| **gone == *name) {
+            if found.is_empty() && !gone.contains(&*name) {
                 removed.push(name.to_string());
             }
             for name in found.into_iter().filter(|_| everything) {
                 if let Some(entry) = now.get(&*name)
-                    && !changed.iter().any(|(c, _)| **c == *name)
+                    && told.insert(name.to_string())
                 {
                     changed.push((name.to_string(), entry.clone()));
                 }
@@ -213,17 +224,22 @@ impl Interest {
             }
             looked_at.insert(name);
         }
-        let mut changed = vec![];
+        let (mut moved, mut changed) = (vec![], vec![]);
         for name in looked_at {
             let wanted = now.get(&*name).filter(|entry| {
-                self.direct.contains(&name) || entry.groups.iter().any(|group| self.direct.contains(group.as_str()))
+                let is_kept = self.limited && self.held.contains_key(&*name);
+                let is_member = || entry.groups.iter().any(|group| self.direct.contains(group.as_str()));
+                is_kept || self.direct.contains(&name) || is_member()
             });
             match wanted {
                 Some(entry) => {
-                    let is_held = self.held.get(&*name).is_some_and(|version| *version == entry.version);
+                    let held = self.held.get(&*name);
+                    let is_held = held.is_some_and(|version| *version == entry.version);
                     if !is_held || again.contains(&name) {
+                        let has_moved = held.is_none() && entry.is_moved && self.limited && self.answered;
                         self.held.insert(name.clone(), entry.version.clone());
-                        changed.push((name.to_string(), self.as_asked(now, entry)));
+                        let told = if has_moved { &mut moved } else { &mut changed };
+                        told.push((name.to_string(), self.as_asked(now, entry)));
                     }
                 }
                 None => {
@@ -233,7 +249,7 @@ impl Interest {
                 }
             }
         }
-        Difference { changed, removed: removed.into_iter().collect() }
+        Difference { moved, changed, removed: removed.into_iter().collect() }
     }
 
     /// Is a resource asked for, by whatever name, or in one of the subscriber's groups?
@@ -442,18 +458,38 @@ mod tests {
         i.interest.limit(Some(&groups(&["g"])));
         assert_eq!(i.goes_on(&now, &[]), (list(&["a"]), vec![]));
         i.interest.limit(Some(&groups(&["h", "none"])));
-        assert_eq!(i.goes_on(&now, &[]), (list(&["b"]), list(&["a"])));
+        assert_eq!(i.goes_on(&now, &[]), (list(&["b"]), vec![]), "what it holds stays");
         // What is moved into a group is told, though it is the same.
-        let moved = mesh(&[("a", "1", "h"), ("b", "1", "g"), ("c", "1", "")]);
-        assert_eq!(i.goes_on(&moved, &["a", "b"]), (list(&["a"]), list(&["b"])));
+        let moved = mesh(&[("a", "1", "h"), ("b", "1", "g"), ("c", "1", "h")]);
+        assert_eq!(i.goes_on(&moved, &["a", "b", "c"]), (list(&["c"]), vec![]));
         i.interest.set_everything(true);
         assert!(!i.interest.wildcard, "it asks once more, and is limited still");
         i.interest.limit(None);
-        assert_eq!(i.goes_on(&moved, &[]), (list(&["b", "c", "svc"]), vec![]));
+        assert_eq!(i.goes_on(&moved, &[]), (list(&["svc"]), vec![]));
         // Who asks by name is not.
         let mut named = Stream::named();
         named.interest.limit(Some(&groups(&["g"])));
         assert_eq!(named.asks(&["c"], &now), (list(&["c"]), vec![]));
+    }
+
+    /// A service has another waypoint, and clients are connected by the first still: what changes of its policies holds for them.
+    #[test]
+    fn what_has_left_the_groups_of_a_limited_subscriber_is_told_on_until_it_is_gone() {
+        let all = |bytes: &str, group: &str| mesh(&[("a", bytes, group), ("b", "1", "h")]);
+        let groups: Arc<[String]> = list(&["g"]).into();
+        let mut i = Stream::all();
+        i.interest.limit(Some(&groups));
+        assert_eq!(i.goes_on(&all("1", "g"), &[]), (list(&["a"]), vec![]));
+        assert_eq!(i.goes_on(&all("1", "h"), &["a"]), (vec![], vec![]));
+        assert_eq!(i.goes_on(&all("2", "h"), &["a", "b"]), (list(&["a"]), vec![]), "and b is not told");
+        // The same after a reconnect.
+        let held = i.interest.held.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect();
+        let mut again = Stream::of(Interest::new(held));
+        again.interest.set_everything(true);
+        again.interest.limit(Some(&groups));
+        assert_eq!(again.goes_on(&all("3", "h"), &[]), (list(&["a"]), vec![]));
+        assert_eq!(again.goes_on(&mesh(&[("b", "1", "h")]), &["a"]), (vec![], list(&["a"])));
+        assert_eq!(again.goes_on(&all("3", "h"), &["a"]), (vec![], vec![]), "another of its name");
     }
 
     /// Whatever changes, and is asked for: what is held is what the names of now name, and nothing else.

@@ -1,7 +1,8 @@
 //! The server's side of one delta stream.
 //!
 //! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
-//! sees a workload whose policy it was not sent, nor a service that it serves without the service's policies.
+//! sees a workload whose policy it was not sent, nor a service that it serves without the service's policies. What was there, and
+//! has come to a group that a subscriber is limited to, comes after the policies: the rules of a service that it serves from now on.
 
 use crate::{
     MORE, ON_DEMAND, PARTS,
@@ -27,6 +28,13 @@ const WHOLE: usize = 5_000;
 const PART: usize = 500;
 /// For those of them that ask for addresses by name: they are many, and hold few.
 const SMALL_PART: usize = 64;
+/// Names of a type that a stream may follow: twice what our ztunnel does. Each is kept for as long as the stream, and any pod with a
+/// token may have one.
+const MAX_NAMES: usize = 32_768;
+/// Bytes of a name. (The longest that means something is a workload's.)
+const MAX_NAME: usize = 1_024;
+/// Pushes that may wait to be acknowledged; then the next takes the place of the last.
+const MAX_PENDING: usize = 1_024;
 
 /// Who subscribes.
 #[derive(Clone, Debug)]
@@ -49,7 +57,7 @@ pub struct Types {
     /// Those of which some subscribers are told something else.
     pub variants: &'static [Variant],
     /// Those of which a subscriber that has groups ([`Resources::scopes`]) is told what is in these only, if it asks for
-    /// everything. What it is to be told no more, it is told last.
+    /// everything. What it was told of it is told on, until that is gone; and that it is told last.
     pub scoped: &'static [&'static str],
 }
 
@@ -182,7 +190,7 @@ pub async fn serve<S>(
         if messages.is_empty() && pending.is_empty() {
             acked(now.version, false);
         } else {
-            pending.push_back((nonce, now.version));
+            wait(&mut pending, (nonce, now.version));
         }
         let has_news = !messages.is_empty();
         for message in messages {
@@ -197,6 +205,15 @@ pub async fn serve<S>(
             on_event(&peer, Event::Pushed { took: begun.elapsed() });
         }
     }
+}
+
+/// Notes a push that is not acknowledged. Who reads and never acknowledges costs no more than that: what is acknowledged later is
+/// acknowledged with all before it.
+fn wait(pending: &mut VecDeque<(u64, u64)>, push: (u64, u64)) {
+    if pending.len() >= MAX_PENDING {
+        pending.pop_back();
+    }
+    pending.push_back(push);
 }
 
 type Interests = HashMap<&'static str, Interest>;
@@ -260,6 +277,10 @@ fn request(
             request.type_url
         )));
     };
+    let asked = &request.resource_names_subscribe;
+    if asked.len() > MAX_NAMES || asked.iter().any(|name| name.len() > MAX_NAME) {
+        return Err(too_many(type_url));
+    }
     if let Some(e) = request.error_detail {
         on_event(peer, Event::Nack { type_url: request.type_url, error: e.message });
         return Ok(false);
@@ -305,12 +326,21 @@ fn request(
             interest.leave(name);
         }
     }
+    if interest.names.len() > MAX_NAMES {
+        return Err(too_many(type_url));
+    }
     let everything = interest.is_for_everything();
     if first && !everything {
         interest.names.extend(named.into_iter().map(Arc::from));
     }
     let named = !interest.asked.is_empty() || !interest.left.is_empty();
     Ok(first || other || named || before != everything)
+}
+
+fn too_many(type_url: &str) -> Status {
+    Status::resource_exhausted(format!(
+        "a subscriber may ask for {MAX_NAMES} resources of type {type_url:?} by name, and by names of {MAX_NAME} bytes"
+    ))
 }
 
 fn push(
@@ -322,8 +352,8 @@ fn push(
     size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
     let empty = Set::new();
-    let mut out = Vec::new();
-    let mut late = Vec::new();
+    let mut all = Vec::new();
+    let mut moved = Vec::new();
     for type_url in order {
         let Some(interest) = interests.get_mut(type_url) else { continue };
         let name = interest.set.unwrap_or(type_url);
@@ -332,8 +362,20 @@ fn push(
             interest.limit(now.scopes.get(&peer.own));
         }
         let touched = touched.remove(name).unwrap_or_default();
-        let Difference { changed, removed } = interest.advance(set, &now.index(name), touched);
+        let difference = interest.advance(set, &now.index(name), touched);
+        moved.push((*type_url, difference.moved));
         let first = !std::mem::replace(&mut interest.answered, true);
+        all.push((type_url, difference.changed, difference.removed, first));
+    }
+    moved.retain(|(_, moved)| !moved.is_empty());
+    let mut out = Vec::new();
+    let mut late = Vec::new();
+    for (type_url, changed, removed, first) in all {
+        if *type_url != order[0] || scoped.contains(type_url) {
+            for (type_url, moved) in std::mem::take(&mut moved) {
+                out.extend(chunks(type_url, &moved, vec![], nonce, size));
+            }
+        }
         let only_removed = changed.is_empty() && !removed.is_empty();
         if changed.is_empty() && removed.is_empty() && !first {
             continue;
@@ -454,6 +496,18 @@ mod tests {
     }
 
     #[test]
+    fn who_never_acknowledges_takes_no_memory_for_it() {
+        let mut pending = VecDeque::new();
+        (1..=3 * MAX_PENDING as u64).for_each(|n| wait(&mut pending, (n, n)));
+        assert_eq!(pending.len(), MAX_PENDING);
+        assert_eq!(
+            (pending[0], pending[MAX_PENDING - 1].0),
+            ((1, 1), 3 * MAX_PENDING as u64),
+            "in order, the newest last"
+        );
+    }
+
+    #[test]
     fn policies_come_before_addresses_and_leave_after_them() {
         let mut i = HashMap::new();
         let mut n = 0;
@@ -539,7 +593,8 @@ mod tests {
         assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy more"]);
     }
 
-    /// A service that is bound to a waypoint no more: until the waypoint knows, it has the service's policies.
+    /// A service that is bound to a waypoint no more: its policies hold for who is connected by that waypoint, and if they go with
+    /// the service, they go after it.
     #[test]
     fn what_is_told_by_groups_comes_first_and_leaves_last() {
         let order: &[&str] = &["policy", "access", "address"];
@@ -570,8 +625,42 @@ mod tests {
             out.iter().map(one).collect::<Vec<_>>()
         };
         assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &[]), ["1 access s", "2 address s"]);
-        assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s", "4 access -s"]);
-        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["5 access s", "6 address s"]);
+        assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s"]);
+        assert_eq!(said(&now(&[("t", "v")], "none"), &["s"]), ["4 address s", "5 access -s"]);
+        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["6 access s", "7 address s"]);
+    }
+
+    /// A service that is bound to the waypoint from now on: whoever calls it by that is served by the rules that it has had.
+    #[test]
+    fn what_was_there_and_comes_to_a_group_is_told_before_the_addresses_and_what_is_new_after_them() {
+        let order: &[&str] = &["policy", "address", "routes"];
+        let types = Types { order, scoped: &["routes"], ..TYPES };
+        let now = |routes: Vec<(&str, Entry)>, addresses: &[&str]| {
+            let routes: Set = routes.into_iter().map(|(name, entry)| (name.to_string(), entry)).collect();
+            let addresses: Set = addresses.iter().map(|name| (name.to_string(), Entry::new(vec![], vec![]))).collect();
+            let own: Arc<[String]> = ["w".to_string()].into();
+            let scopes = Scopes::from_iter([("p".to_string(), own)]);
+            Resources::default().next(HashMap::from([("routes", routes), ("address", addresses)]), 1, scopes)
+        };
+        let (mut i, mut n) = (HashMap::new(), 0);
+        for type_url in &order[1..] {
+            let ask = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
+            request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
+        }
+        let mut said = |now: &Resources, touched: &[&str]| {
+            let touched = HashMap::from([("routes", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let one = |r: &DeltaDiscoveryResponse| {
+                let names = r.resources.iter().map(|x| x.name.clone()).collect::<String>();
+                format!("{} {} {names}", r.nonce, r.type_url)
+            };
+            out.iter().map(one).collect::<Vec<_>>()
+        };
+        let route = |group: &str| Entry::new(vec![], vec![]).in_groups(vec![group.to_string()]);
+        assert_eq!(said(&now(vec![("s", route("v"))], &["s"]), &[]), ["1 address s", "2 routes "]);
+        let bound = route("v").moved_to(vec!["w".to_string()]);
+        let both = now(vec![("s", bound), ("t", route("w"))], &["s", "t"]);
+        assert_eq!(said(&both, &["s", "t"]), ["3 routes s", "4 address t", "5 routes t"]);
     }
 
     #[test]
@@ -621,6 +710,40 @@ mod tests {
         assert!(i["address"].names.is_empty());
         let out = told(&mut i, &snapshot(&[], &["a", "b"]), &mut n);
         assert_eq!(said(out), [(list(&["b"]), vec![])], "everything is still told");
+    }
+
+    /// Any pod with a token may open a stream, and ask.
+    #[test]
+    fn who_asks_for_more_names_than_anybody_needs_is_refused() {
+        let peer = peer("p");
+        let sub = |names: std::ops::Range<usize>, left: std::ops::Range<usize>| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: names.map(|n| n.to_string()).collect(),
+            resource_names_unsubscribe: left.map(|n| n.to_string()).collect(),
+            ..Default::default()
+        };
+        let mut i = HashMap::new();
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut i, TYPES, asked, &peer, &|_, _| ()).err();
+        let code = |refused: Option<Status>| refused.map(|status| status.code());
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None);
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None, "the same once more");
+        assert_eq!(code(ask(sub(MAX_NAMES..MAX_NAMES + 2, 0..2))), None, "others in place of some");
+        assert_eq!(code(ask(sub(0..1, 0..0))), Some(Code::ResourceExhausted));
+        let (mut others, mut n) = (HashMap::new(), 0);
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut others, TYPES, asked, &peer, &|_, _| ()).err();
+        let long = |length: usize| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: vec!["a".repeat(length)],
+            ..Default::default()
+        };
+        assert_eq!(code(ask(long(MAX_NAME))), None);
+        assert_eq!(code(ask(long(MAX_NAME + 1))), Some(Code::ResourceExhausted));
+        assert_eq!(code(ask(sub(0..MAX_NAMES + 1, 0..0))), Some(Code::ResourceExhausted));
+        // However often it asks for a name at once, it is one question.
+        let often = DeltaDiscoveryRequest { resource_names_subscribe: vec!["a".into(); 9], ..long(1) };
+        assert!(ask(often).is_none());
+        assert_eq!(others["address"].asked.len(), 2, "with the long one");
+        assert_eq!(told(&mut others, &snapshot(&[], &["a"]), &mut n)[0].resources.len(), 1);
     }
 
     #[test]

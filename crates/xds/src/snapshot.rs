@@ -13,7 +13,7 @@ pub type Set = imbl::OrdMap<String, Entry>;
 pub type Scopes = imbl::OrdMap<String, Arc<[String]>>;
 
 /// One resource.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     /// Hash of the content (see [`version`]).
     pub version: Arc<str>,
@@ -23,6 +23,16 @@ pub struct Entry {
     pub aliases: Arc<[String]>,
     /// Groups that it is a member of. Who asks for a group, or for the resource of that name, is told of the members.
     pub groups: Arc<[String]>,
+    /// It was there before it came to its groups ([`Entry::moved_to`]).
+    pub is_moved: bool,
+}
+
+/// Is it the same for who is told of it?
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        let names = (&self.aliases, &self.groups) == (&other.aliases, &other.groups);
+        names && (&self.version, &self.bytes) == (&other.version, &other.bytes)
+    }
 }
 
 /// All resources, by type URL and name.
@@ -69,12 +79,17 @@ impl Entry {
     /// An entry of encoded bytes, in no group.
     pub fn new(bytes: Vec<u8>, aliases: Vec<String>) -> Self {
         let version = version(&bytes).into();
-        Self { version, bytes: bytes.into(), aliases: aliases.into(), groups: Arc::default() }
+        Self { version, bytes: bytes.into(), aliases: aliases.into(), groups: Arc::default(), is_moved: false }
     }
 
     /// The same in these groups.
     pub fn in_groups(self, groups: Vec<String>) -> Self {
         Self { groups: groups.into(), ..self }
+    }
+
+    /// The same in these groups, where what it leads to is told already: who comes to hear of it may hear of it first.
+    pub fn moved_to(self, groups: Vec<String>) -> Self {
+        Self { is_moved: true, ..self.in_groups(groups) }
     }
 
     /// All by which it is found besides its name.

@@ -53,5 +53,13 @@ fn routes_and_policies_of_a_service_are_in_the_group_of_its_waypoint() {
     // It leaves the waypoint, and its routes are what they were.
     let (after, _) = run(&all.replace("istio.io/use-waypoint: w", "istio.io/use-waypoint: none"));
     assert_eq!(before.routes, after.routes);
-    assert_eq!(groups(&push::resources(&after, 2, Some((&before, &told)))), [[""; 0]; 2]);
+    let later = push::resources(&after, 2, Some((&before, &told)));
+    assert_eq!(groups(&later), [[""; 0]; 2]);
+    // It comes back: what its routes lead to was told before.
+    let again = push::resources(&before, 3, Some((&after, &later)));
+    let are_moved = |told: &karst_xds::Resources| {
+        [ROUTES_TYPE, ACCESS_TYPE].map(|set| told.types[set]["a/s.a.svc.cluster.local"].is_moved)
+    };
+    assert_eq!((groups(&again), are_moved(&again)), (groups(&told), [true; 2]));
+    assert_eq!(are_moved(&told), [false; 2]);
 }
