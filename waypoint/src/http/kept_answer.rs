@@ -10,14 +10,20 @@ use crate::{
         },
         generations,
     },
-    http::{call::Call, entry},
+    http::call::Call,
     route::bucket::BucketHash,
 };
-use http::request::Parts;
+use http::{HeaderMap, request::Parts};
 use std::net::IpAddr;
 
-/// The key of an answer.
-pub(super) fn key(call: &Call<'_>, rule: &CacheRule, parts: &Parts, body: Option<&BodyPart>) -> generations::Key {
+/// The key of the answer to a question. `headers`: as the provider is told them, which a gateway has added to.
+pub(super) fn key(
+    call: &Call<'_>,
+    rule: &CacheRule,
+    parts: &Parts,
+    headers: &HeaderMap,
+    body: Option<&BodyPart>,
+) -> generations::Key {
     let mut hash = BucketHash::default();
     hash.value(&rule.provider);
     hash.value(call.downstream.service().map_or("", |service| &*service.key).as_bytes());
@@ -29,11 +35,11 @@ pub(super) fn key(call: &Call<'_>, rule: &CacheRule, parts: &Parts, body: Option
         }
         None => hash.nothing(),
     }
-    rule.keys.iter().for_each(|key| put(call, key, parts, &mut hash));
+    rule.keys.iter().for_each(|key| put(call, key, (parts, headers), &mut hash));
     hash.whole()
 }
 
-fn put(call: &Call<'_>, key: &CacheKey, parts: &Parts, hash: &mut BucketHash) {
+fn put(call: &Call<'_>, key: &CacheKey, (parts, headers): (&Parts, &HeaderMap), hash: &mut BucketHash) {
     match key {
         CacheKey::Method => hash.value(parts.method.as_str().as_bytes()),
         CacheKey::Host => hash.value(call.authority().as_str().as_bytes()),
@@ -47,10 +53,11 @@ fn put(call: &Call<'_>, key: &CacheKey, parts: &Parts, hash: &mut BucketHash) {
             all.filter(|(key, _)| key == name).for_each(|(_, value)| hash.value(value.as_bytes()));
             hash.nothing();
         }
-        CacheKey::Header(name) => match entry::joined(&parts.headers, name) {
-            Some(value) => hash.value(&value),
-            None => hash.nothing(),
-        },
+        // Each line: by HTTP a provider gets them apart, and may look at one of them only.
+        CacheKey::Header(name) => {
+            headers.get_all(name).iter().for_each(|value| hash.value(value.as_bytes()));
+            hash.nothing();
+        }
         CacheKey::SourceAddress => address(call.client.ip(), hash),
         CacheKey::Caller => match &call.downstream.peer {
             Some(peer) => hash.value(peer.as_str().as_bytes()),

@@ -1,7 +1,10 @@
 //! External authorization: what providers in memory are asked, and what becomes of requests by what they say, or do not say.
 
 use super::*;
-use crate::authz::{access::Access, external::counts::Outcome};
+use crate::{
+    authz::{access::Access, external::counts::Outcome},
+    downstream::gateway::Gateway,
+};
 use http::{HeaderName, HeaderValue};
 use karst_api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as PbValue, HeaderValueOption, HttpRequest,
@@ -248,7 +251,7 @@ fn an_answer_is_kept_for_its_time_by_its_keys() {
             None => no(401, &[("x-why", "none")], "who are you?"),
         });
         const ALICE: Headers = &[("x-user", "alice")];
-        let all: [(Headers, &str, u16, usize); 10] = [
+        let all: [(Headers, &str, u16, usize); 11] = [
             (ALICE, "/a", 200, 1),
             (ALICE, "/a", 200, 1),
             (ALICE, "/a?q=1", 200, 1),
@@ -257,8 +260,10 @@ fn an_answer_is_kept_for_its_time_by_its_keys() {
             (ALICE, "/b", 200, 4),
             (&[("x-user", "bob")], "/a", 200, 5),
             (&[("x-user", "bob"), ("x-user", "alice")], "/a", 200, 6),
-            (&[], "/a", 401, 7),
-            (&[("x-checked", "alice")], "/a", 401, 7),
+            // Who is asked by HTTP gets lines apart, and may look at one of them.
+            (&[("x-user", "bob,alice")], "/a", 200, 7),
+            (&[], "/a", 401, 8),
+            (&[("x-checked", "alice")], "/a", 401, 8),
         ];
         for (headers, path, code, questions) in all {
             let response = m.send(with(headers, path)).await;
@@ -270,12 +275,12 @@ fn an_answer_is_kept_for_its_time_by_its_keys() {
         }
         let mut post = with(ALICE, "/a");
         *post.method_mut() = Method::POST;
-        assert_eq!((m.ask(post).await.0.as_u16(), asked.borrow().len()), (200, 8));
+        assert_eq!((m.ask(post).await.0.as_u16(), asked.borrow().len()), (200, 9));
         assert!(m.seen.borrow().iter().all(|s| s.headers.contains_key("x-checked")));
         let counts = [Outcome::Allowed, Outcome::AllowedCached, Outcome::Denied, Outcome::DeniedCached];
-        assert_eq!(counts.map(|outcome| count(&m, outcome)), [7, 2, 1, 1]);
+        assert_eq!(counts.map(|outcome| count(&m, outcome)), [8, 2, 1, 1]);
         tokio::time::sleep(Duration::from_millis(5001)).await;
-        assert_eq!((m.ask(with(ALICE, "/a")).await.0.as_u16(), asked.borrow().len()), (200, 9));
+        assert_eq!((m.ask(with(ALICE, "/a")).await.0.as_u16(), asked.borrow().len()), (200, 10));
     });
 }
 
@@ -312,6 +317,54 @@ fn what_is_sent_of_a_body_is_part_of_the_key() {
         let asked = authz(&m, true, |s| if question(s).body == "good" { yes(|_| {}) } else { no(403, &[], "") });
         for (body, code, questions) in [("good", 200, 1), ("bad", 403, 2), ("good", 200, 2), ("bad", 403, 2)] {
             assert_eq!((m.ask(post(body)).await.0.as_u16(), asked.borrow().len()), (code, questions), "{body}");
+        }
+    });
+}
+
+/// The status of a request that comes to the gateway from this address.
+async fn at_gateway(m: &Mesh, client: [u8; 4]) -> u16 {
+    let downstream = Downstream {
+        peer: None,
+        from: (client, 1234).into(),
+        target: DownstreamTarget::Gateway(None),
+        port: 8000,
+        to: Ipv4Addr::new(10, 0, 1, 1).into(),
+        ..m.downstream()
+    };
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let w = m.worker.clone();
+    spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), false).await });
+    let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+    spawn(conn);
+    send.send_request(get("/")).await.unwrap().status().as_u16()
+}
+
+/// What a gateway writes of a client counts as the provider gets it: clients that say nothing of themselves are not all one.
+#[test]
+fn at_a_gateway_an_answer_is_kept_by_what_the_provider_is_told() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let m = Mesh::new(1, AppProtocol::Http11, |s| {
+            guarded(vec![], vec![])(s);
+            let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
+            let table =
+                ir::Table { http: vec![ir::HttpRule { destinations: vec![to], ..Default::default() }], tcp: vec![] };
+            let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
+            s.hosts.insert("g/*".into(), Arc::new(routes));
+            let hosts = vec!["*".into()];
+            let listener = ir::Listener { routes: "g".into(), port: 8000, hosts, ..Default::default() };
+            let providers = vec![provider(|p| p.cache = keeping(&[Key::Header("x-forwarded-for".into())]))];
+            let access = ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() };
+            let gateway = ir::Gateway { listeners: vec![listener], access: Some(access), ..Default::default() };
+            s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+        });
+        m.listen(0, |_, _| status(200));
+        let asked = authz(&m, true, |s| match &*question(s).headers["x-forwarded-for"] {
+            "192.0.2.9" => yes(|_| {}),
+            _ => no(403, &[], ""),
+        });
+        for (last, code, questions) in [(9, 200, 1), (66, 403, 2), (9, 200, 2), (66, 403, 2)] {
+            assert_eq!((at_gateway(&m, [192, 0, 2, last]).await, asked.borrow().len()), (code, questions), "{last}");
         }
     });
 }
