@@ -61,7 +61,14 @@ fn put(call: &Call<'_>, key: &CacheKey, (parts, headers): (&Parts, &HeaderMap), 
         CacheKey::SourceAddress => address(call.client.ip(), hash),
         CacheKey::Caller => match &call.downstream.peer {
             Some(peer) => hash.value(peer.as_str().as_bytes()),
-            None => address(call.client.ip(), hash),
+            None => {
+                address(call.client.ip(), hash);
+                // Many may have one address, and certificates of their own.
+                match &call.downstream.entered.certificate {
+                    Some(certificate) => hash.value(certificate.as_bytes()),
+                    None => hash.nothing(),
+                }
+            }
         },
     }
 }

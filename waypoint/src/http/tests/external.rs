@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     authz::{access::Access, external::counts::Outcome},
-    downstream::gateway::Gateway,
+    downstream::{context::Entered, gateway::Gateway},
 };
 use http::{HeaderName, HeaderValue};
 use karst_api::ext_authz::{
@@ -321,14 +321,36 @@ fn what_is_sent_of_a_body_is_part_of_the_key() {
     });
 }
 
-/// The status of a request that comes to the gateway from this address.
-async fn at_gateway(m: &Mesh, client: [u8; 4]) -> u16 {
+/// A gateway whose provider's answers are kept by this.
+fn gateway_keeping(key: ir::authz_cache_key::Key) -> Mesh {
+    let m = Mesh::new(1, AppProtocol::Http11, |s| {
+        guarded(vec![], vec![])(s);
+        let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
+        let http = vec![ir::HttpRule { destinations: vec![to], ..Default::default() }];
+        let producer = Some(ir::Table { http, tcp: vec![] });
+        let routes = Routes::new(&ir::Routes { producer, ..Default::default() }, None).unwrap();
+        s.hosts.insert("g/*".into(), Arc::new(routes));
+        let hosts = vec!["*".into()];
+        let listener = ir::Listener { routes: "g".into(), port: 8000, hosts, ..Default::default() };
+        let providers = vec![provider(|p| p.cache = keeping(&[key]))];
+        let access = ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() };
+        let gateway = ir::Gateway { listeners: vec![listener], access: Some(access), ..Default::default() };
+        s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+    });
+    m.listen(0, |_, _| status(200));
+    m
+}
+
+/// The status of a request that comes to the gateway from this address. `certificate`: as the application is told of it.
+async fn at_gateway(m: &Mesh, client: [u8; 4], certificate: Option<&'static str>) -> u16 {
+    let certificate = certificate.map(HeaderValue::from_static);
     let downstream = Downstream {
         peer: None,
         from: (client, 1234).into(),
         target: DownstreamTarget::Gateway(None),
         port: 8000,
         to: Ipv4Addr::new(10, 0, 1, 1).into(),
+        entered: Entered { certificate, ..Default::default() },
         ..m.downstream()
     };
     let (client, server) = tokio::io::duplex(64 << 10);
@@ -342,29 +364,36 @@ async fn at_gateway(m: &Mesh, client: [u8; 4]) -> u16 {
 /// What a gateway writes of a client counts as the provider gets it: clients that say nothing of themselves are not all one.
 #[test]
 fn at_a_gateway_an_answer_is_kept_by_what_the_provider_is_told() {
-    use ir::authz_cache_key::Key;
     run(async {
-        let m = Mesh::new(1, AppProtocol::Http11, |s| {
-            guarded(vec![], vec![])(s);
-            let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
-            let table =
-                ir::Table { http: vec![ir::HttpRule { destinations: vec![to], ..Default::default() }], tcp: vec![] };
-            let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
-            s.hosts.insert("g/*".into(), Arc::new(routes));
-            let hosts = vec!["*".into()];
-            let listener = ir::Listener { routes: "g".into(), port: 8000, hosts, ..Default::default() };
-            let providers = vec![provider(|p| p.cache = keeping(&[Key::Header("x-forwarded-for".into())]))];
-            let access = ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() };
-            let gateway = ir::Gateway { listeners: vec![listener], access: Some(access), ..Default::default() };
-            s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
-        });
-        m.listen(0, |_, _| status(200));
+        let m = gateway_keeping(ir::authz_cache_key::Key::Header("x-forwarded-for".into()));
         let asked = authz(&m, true, |s| match &*question(s).headers["x-forwarded-for"] {
             "192.0.2.9" => yes(|_| {}),
             _ => no(403, &[], ""),
         });
         for (last, code, questions) in [(9, 200, 1), (66, 403, 2), (9, 200, 2), (66, 403, 2)] {
-            assert_eq!((at_gateway(&m, [192, 0, 2, last]).await, asked.borrow().len()), (code, questions), "{last}");
+            let got = at_gateway(&m, [192, 0, 2, last], None).await;
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{last}");
+        }
+    });
+}
+
+/// Who has no identity in the mesh may have a certificate, and share its address with others.
+#[test]
+fn callers_of_one_address_are_told_apart_by_their_certificates() {
+    run(async {
+        let m = gateway_keeping(ir::authz_cache_key::Key::Caller(true));
+        let asked = authz(&m, true, |s| match question(s).headers.get("x-forwarded-client-cert") {
+            Some(told) if told.contains("alice") => yes(|_| {}),
+            _ => no(403, &[], ""),
+        });
+        for (certificate, code, questions) in [
+            (Some("DNS=alice.example"), 200, 1),
+            (Some("DNS=eve.example"), 403, 2),
+            (None, 403, 3),
+            (Some("DNS=alice.example"), 200, 3),
+        ] {
+            let got = at_gateway(&m, [192, 0, 2, 9], certificate).await;
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{certificate:?}");
         }
     });
 }
