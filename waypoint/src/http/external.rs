@@ -246,8 +246,8 @@ async fn asked(
 /// The headers of a request as providers are told them.
 fn question_headers(call: &Call<'_>, parts: &Parts) -> HeaderMap {
     let mut headers = parts.headers.clone();
-    // What is written later where it is sent on.
-    if call.downstream.is_at_gateway() {
+    // What is written later where it is sent on, and once only.
+    if call.downstream.is_at_gateway() && !call.is_introduced {
         let _ = introduce(call.downstream, call.topology, call.client, &mut headers);
     }
     headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));

@@ -321,24 +321,28 @@ fn what_is_sent_of_a_body_is_part_of_the_key() {
     });
 }
 
-/// A gateway whose provider's answers are kept by this.
-fn gateway_keeping(key: ir::authz_cache_key::Key) -> Mesh {
+/// A gateway with these policies, and a rule that this provider is asked for.
+fn gateway(access: Option<ir::Access>, authorization: Option<ir::AuthzProvider>) -> Mesh {
     let m = Mesh::new(1, AppProtocol::Http11, |s| {
         guarded(vec![], vec![])(s);
         let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
-        let http = vec![ir::HttpRule { destinations: vec![to], ..Default::default() }];
+        let http = vec![ir::HttpRule { destinations: vec![to], authorization, ..Default::default() }];
         let producer = Some(ir::Table { http, tcp: vec![] });
         let routes = Routes::new(&ir::Routes { producer, ..Default::default() }, None).unwrap();
         s.hosts.insert("g/*".into(), Arc::new(routes));
         let hosts = vec!["*".into()];
         let listener = ir::Listener { routes: "g".into(), port: 8000, hosts, ..Default::default() };
-        let providers = vec![provider(|p| p.cache = keeping(&[key]))];
-        let access = ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() };
-        let gateway = ir::Gateway { listeners: vec![listener], access: Some(access), ..Default::default() };
+        let gateway = ir::Gateway { listeners: vec![listener], access, ..Default::default() };
         s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
     });
     m.listen(0, |_, _| status(200));
     m
+}
+
+/// A gateway whose provider's answers are kept by this.
+fn gateway_keeping(key: ir::authz_cache_key::Key) -> Mesh {
+    let providers = vec![provider(|p| p.cache = keeping(&[key]))];
+    gateway(Some(ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() }), None)
 }
 
 /// The status of a request that comes to the gateway from this address. `certificate`: as the application is told of it.
@@ -374,6 +378,19 @@ fn at_a_gateway_an_answer_is_kept_by_what_the_provider_is_told() {
             let got = at_gateway(&m, [192, 0, 2, last], None).await;
             assert_eq!((got, asked.borrow().len()), (code, questions), "{last}");
         }
+    });
+}
+
+/// Who is asked for a rule is asked once the gateway has written who has come: that does not stand there twice, or of trusted proxies
+/// the wrong one would be counted.
+#[test]
+fn a_rules_provider_is_told_of_the_client_once() {
+    run(async {
+        let m = gateway(None, Some(provider(|_| {})));
+        let asked = authz(&m, true, |_| yes(|_| {}));
+        assert_eq!(at_gateway(&m, [192, 0, 2, 9], None).await, 200);
+        assert_eq!(question(&asked.borrow()[0]).headers["x-forwarded-for"], "192.0.2.9");
+        assert_eq!(m.seen.borrow()[0].headers["x-forwarded-for"], "192.0.2.9");
     });
 }
 
