@@ -180,7 +180,7 @@ async fn enforce(
     };
     let answer = match known {
         Some(answer) => Ok(answer),
-        None => asked(call, provider, (parts, &headers), body, record, part).await.inspect(|answer| {
+        None => asked(call, provider, (&*parts, &headers), body, record, part).await.inspect(|answer| {
             if let Some((key, ttl)) = kept {
                 call.worker.answers.borrow_mut().keep(key, answer, (now, ttl));
             }

@@ -1,6 +1,6 @@
 //! Under what the answer of a provider of external authorization to a question is kept: a hash of who was asked, by which service or
-//! gateway's port, what was sent of the body, and the values that the provider's answers are said to follow from. Whole values, and
-//! all of them: what is like something for a limit of rate may be something else for who decides.
+//! gateway's port, whether for a WebSocket, what was sent of the body, and the values that the provider's answers are said to follow
+//! from. Whole values, and all of them: what is like something for a limit of rate may be something else for who decides.
 
 use crate::{
     authz::{
@@ -28,6 +28,8 @@ pub(super) fn key(
     hash.value(&rule.provider);
     hash.value(call.downstream.service().map_or("", |service| &*service.key).as_bytes());
     hash.value(&call.downstream.port.to_be_bytes());
+    // A stream that stays open is more than an answer.
+    hash.value(&[u8::from(call.entry.websocket)]);
     match body {
         Some(part) => {
             hash.value(part.told().as_bytes());

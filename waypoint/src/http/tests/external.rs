@@ -321,6 +321,28 @@ fn what_is_sent_of_a_body_is_part_of_the_key() {
     });
 }
 
+/// By method and path it is a request like others.
+#[test]
+fn an_answer_to_a_request_opens_no_websocket() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let cache = keeping(&[Key::Method(true), Key::Path(true)]);
+        let m = Mesh::of(asked_by(provider(|p| p.cache = cache)), |_, _| status(200));
+        let asked =
+            authz(
+                &m,
+                true,
+                |s| if question(s).headers.contains_key("upgrade") { no(403, &[], "") } else { yes(|_| {}) },
+            );
+        const PLAIN: Headers = &[];
+        const UPGRADE: Headers = &[("connection", "upgrade"), ("upgrade", "websocket")];
+        for (headers, code, questions) in [(PLAIN, 200, 1), (UPGRADE, 403, 2), (UPGRADE, 403, 2), (PLAIN, 200, 2)] {
+            let got = m.send(with(headers, "/a")).await.status().as_u16();
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{headers:?}");
+        }
+    });
+}
+
 /// A gateway with these policies, and a rule that this provider is asked for.
 fn gateway(access: Option<ir::Access>, authorization: Option<ir::AuthzProvider>) -> Mesh {
     let m = Mesh::new(1, AppProtocol::Http11, |s| {
