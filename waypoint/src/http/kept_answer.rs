@@ -51,8 +51,9 @@ fn put(call: &Call<'_>, key: &CacheKey, (parts, headers): (&Parts, &HeaderMap), 
             None => hash.nothing(),
         },
         CacheKey::Parameter(name) => {
-            let all = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-            all.filter(|(key, _)| key == name).for_each(|(_, value)| hash.value(value.as_bytes()));
+            // As they are written: of bytes that are no text, all are read as the same.
+            let all = parts.uri.query().unwrap_or_default().split('&');
+            all.filter(|pair| is_named(pair, name)).for_each(|pair| hash.value(pair.as_bytes()));
             hash.nothing();
         }
         // Each line: by HTTP a provider gets them apart, and may look at one of them only.
@@ -73,6 +74,11 @@ fn put(call: &Call<'_>, key: &CacheKey, (parts, headers): (&Parts, &HeaderMap), 
             }
         },
     }
+}
+
+/// Is it a parameter of this name, whichever way that is written?
+fn is_named(pair: &str, name: &str) -> bool {
+    form_urlencoded::parse(pair.as_bytes()).any(|(key, _)| key == *name)
 }
 
 /// All of it.
