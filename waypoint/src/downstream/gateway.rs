@@ -242,8 +242,8 @@ impl Gateway {
     }
 
     /// Compiles; each part that cannot be used is closed, and the rest is in force: such a listener takes nobody, such policies let
-    /// nobody in, such a certificate is shown to no endpoint. And the first that is wrong. Without keys (`has_keys`), for who only
-    /// asks what it would do, nothing can be shown to clients or endpoints.
+    /// nobody in, such a certificate is shown to no endpoint; of such telemetry nothing is in force. And the first that is wrong. Without
+    /// keys (`has_keys`), for who only asks what it would do, nothing can be shown to clients or endpoints.
     ///
     /// # Errors
     /// What else cannot be used: then nothing is to be.
@@ -296,8 +296,14 @@ impl Gateway {
                 Access::closed()
             })
         });
-        let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
-        let telemetry = telemetry?.map(Arc::new);
+        let telemetry = gateway.telemetry.as_ref().and_then(|said| match Telemetry::new(said) {
+            Ok(telemetry) => Some(Arc::new(telemetry)),
+            // What is told of requests decides about none, and policies do not wait for it.
+            Err(error) => {
+                wrong.push(error.into());
+                None
+            }
+        });
         let topology = Topology::new(gateway.topology.as_ref())?;
         let backend_parameters = gateway.backend_parameters.clone();
         let session_keys: &[ir::SessionKey] = if has_keys { &gateway.session_keys } else { &[] };
@@ -918,6 +924,23 @@ mod tests {
         }
         let g = Gateway::new(&older).unwrap();
         assert!(g.ports[&80].listeners()[0].tls.as_ref().unwrap().clients.is_some());
+    }
+
+    /// A collector's protocol of a newer controller, say.
+    #[test]
+    fn telemetry_that_cannot_be_used_holds_up_no_policy() {
+        let collector = ir::Collector { service: "ns/c".into(), port: 4317, protocol: 9, ..Default::default() };
+        let export = ir::LogExport { collector: Some(collector), ..Default::default() };
+        let gateway = ir::Gateway {
+            listeners: vec![listener("a", &["*"])],
+            telemetry: Some(ir::Telemetry { log_exports: vec![export], ..Default::default() }),
+            access: Some(ir::Access::default()),
+            ..Default::default()
+        };
+        let (g, wrong) = Gateway::closing(&gateway, true).unwrap();
+        assert!(g.telemetry.is_none() && g.access.is_some() && g.ports.contains_key(&80));
+        let wrong = wrong.unwrap().to_string();
+        assert!(wrong.starts_with("telemetry: access log: "), "{wrong}");
     }
 
     /// A listener of a newer controller: its names are not served by one with a wider name, which may ask for less.

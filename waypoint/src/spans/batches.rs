@@ -20,8 +20,9 @@ const ITEMS: usize = 512;
 const BYTES: usize = 1 << 20;
 /// Items wait at most this long for others.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Collectors that batches are open for at a time: one, and more only while the configuration changes.
-const OPEN: usize = 4;
+/// Collectors that batches are open for at a time: of spans there is one, of the log there may be several, and for a while there are
+/// twice as many when the configuration changes. Beyond, the oldest batch leaves as it is, and each may have one item.
+pub(super) const OPEN: usize = 16;
 /// Buffers that are kept to be used again, beside those of batches that are open or under way: their pages are there.
 const BUFFERS: usize = 1;
 

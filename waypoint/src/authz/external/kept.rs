@@ -38,16 +38,17 @@ impl Answers {
     }
 }
 
-/// How large an answer is. None: it is for its client alone, or too large.
+/// How large an answer is, with what holds it: many short lines take more than their text. None: it is for its client alone, or too large.
 fn may_be_kept(answer: &Answer) -> Option<usize> {
-    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let line = |(name, value): (&HeaderName, &HeaderValue)| size_of::<Change>() + name.as_str().len() + value.len();
     let written = |change: &Change| line((&change.name, &change.value));
     let (gives_cookie, bytes) = match answer {
         Answer::Allowed(changes) => {
             let lines: usize = changes.headers.iter().chain(&changes.response).map(written).sum();
-            let names: usize = changes.remove.iter().map(|name| name.as_str().len()).sum();
-            let set: usize = changes.set_query.iter().map(|(name, value)| name.len() + value.len()).sum();
-            let removed: usize = changes.remove_query.iter().map(String::len).sum();
+            let text = |text: &str| size_of::<HeaderName>() + text.len();
+            let names: usize = changes.remove.iter().map(|name| text(name.as_str())).sum();
+            let set: usize = changes.set_query.iter().map(|(name, value)| text(name) + text(value)).sum();
+            let removed: usize = changes.remove_query.iter().map(|name| text(name)).sum();
             let gives_cookie = changes.response.iter().any(|change| change.name == header::SET_COOKIE);
             (gives_cookie, lines + names + set + removed)
         }
@@ -100,5 +101,21 @@ mod tests {
         }
         answers.keep(KEY, &denied(HeaderMap::new(), vec![b'a'; MAX_BYTES]), (0, 1000));
         assert!(answers.get(&KEY, 1).is_some());
+    }
+
+    /// A hundred empty lines are no hundred bytes.
+    #[test]
+    fn answers_of_many_short_lines_are_few() {
+        let mut answers = Answers::default();
+        let change = Change { name: header::ETAG, value: HeaderValue::from_static(""), how: How::Append };
+        let many = Answer::Allowed(Changes { headers: vec![change; 100], ..Changes::default() });
+        for n in 0..1000_u16 {
+            let mut key = KEY;
+            key[..2].copy_from_slice(&n.to_be_bytes());
+            answers.keep(key, &many, (0, 1000));
+        }
+        let mut first = KEY;
+        first[..2].copy_from_slice(&0_u16.to_be_bytes());
+        assert_eq!(answers.get(&first, 1), None, "of 7 kB each, 4 MiB hold no thousand");
     }
 }

@@ -76,7 +76,7 @@ pub enum CacheKey {
     Header(HeaderName),
     /// Of the client.
     SourceAddress,
-    /// Its identity, or its address if it has none.
+    /// Its identity; if it has none, its address, and the certificate that it has shown to the gateway.
     Caller,
 }
 

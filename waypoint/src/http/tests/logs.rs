@@ -122,6 +122,28 @@ fn only_what_is_asked_for_is_sent_and_the_output_may_be_off() {
     });
 }
 
+/// Each of several collectors gets what has come in a second at once, and not a message for each request.
+#[test]
+fn several_collectors_get_batches() {
+    run(async {
+        let export = |name: usize| ir::LogExport {
+            collector: Some(to_collector()),
+            name: format!("log {name}"),
+            ..Default::default()
+        };
+        let more = |telemetry: &mut ir::Telemetry| telemetry.log_exports = (0..6).map(export).collect();
+        let m = Mesh::of(exporting("", more), |_, _| status(200));
+        let exports = collect(&m, true);
+        for _ in 0..3 {
+            assert_eq!(m.ask(get("/")).await.0, 200);
+        }
+        exported().await;
+        let all = logs(&exports);
+        let counts: Vec<usize> = all.iter().map(|logs| logs.scope_logs[0].log_records.len()).collect();
+        assert_eq!(counts, [3; 6]);
+    });
+}
+
 #[test]
 fn a_refused_request_says_by_which_policy_and_rule() {
     run(async {
