@@ -116,8 +116,6 @@ enum Task {
 enum Part {
     /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
     Lints,
-    /// Five minutes of faults under load.
-    Soak,
     /// Of Gateway API's suite, for gateways and meshes, what takes ten minutes.
     Conformance,
     /// Queries of dashboards by a Prometheus, and traces by a Jaeger, which both are built first.
@@ -282,9 +280,6 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
-    if filter.is_empty() && !skip.contains(&Part::Soak) {
-        s.run("soak", || soak::run(&soak::What::for_tests()))?;
-    }
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;

@@ -12,8 +12,6 @@ use std::{
 
 /// What it runs.
 pub const PROGRAMS: &[&str] = &["karst-soak", "ztunnel", "karst-cni", "karst-controller", "karst-waypoint"];
-/// The short form, in minutes.
-const SHORT: u32 = 5;
 
 /// How long, and by which schedule.
 #[derive(Args)]
@@ -31,13 +29,6 @@ pub struct What {
     /// In place of it, the long forms of the tests in network namespaces (those that are `#[ignore]`d).
     #[arg(long, conflicts_with_all = ["minutes", "seed", "report"])]
     pub long_tests: bool,
-}
-
-impl What {
-    /// As the stage of `cargo xtask test` wants it: another schedule each time.
-    pub fn for_tests() -> Self {
-        Self { minutes: SHORT, seed: None, report: None, long_tests: false }
-    }
 }
 
 /// Runs it. The programs are built.
