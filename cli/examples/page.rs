@@ -10,7 +10,7 @@
 )]
 
 use karst_cli::page::{Door, Reading, Shared, State, serve};
-use karst_flows::Flow;
+use karst_flows::{DURATION_BOUNDS, Flow};
 use karst_topology::Kind;
 use std::{cell::RefCell, collections::BTreeMap, fmt::Write, rc::Rc};
 use tokio::{
@@ -20,10 +20,6 @@ use tokio::{
 };
 
 const START: u64 = 1_760_000_000_000;
-const BOUNDS: [&str; 20] = [
-    "0.5", "1", "5", "10", "25", "50", "100", "250", "500", "1000", "2500", "5000", "10000", "30000", "60000",
-    "300000", "600000", "1800000", "3600000", "+Inf",
-];
 
 /// Calls of one kind.
 #[derive(Clone)]
@@ -194,7 +190,8 @@ impl World {
         }
         let labels = load.labels();
         self.add(format!("istio_requests_total{{{labels}}}"), count);
-        for (i, le) in BOUNDS.iter().enumerate() {
+        let bounds = DURATION_BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()]);
+        for (i, le) in bounds.enumerate() {
             let below = match i + 1 {
                 i if i == load.bucket => count / 4,
                 i if i == load.bucket + 1 => count * 9 / 10,

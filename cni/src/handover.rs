@@ -184,7 +184,7 @@ mod tests {
         }
 
         async fn hello(&self, instance: u64, role: Role, end: Option<&OwnedFd>) -> Packets {
-            let peer = Packets::connect(&self.0).unwrap();
+            let peer = Packets::connect(&self.0).await.unwrap();
             let hello = Hello { version: HANDOVER_VERSION, instance, role: role as i32 };
             let fds: Vec<_> = end.iter().map(|fd| fd.as_fd()).collect();
             peer.send(&hello.encode_to_vec(), &fds).await.unwrap();

@@ -175,7 +175,7 @@ fn decide(request: &Request, asked: AgentReply, verdict: Verdict, socket: &Path)
 }
 
 async fn ask(conf: &Conf, request: &Request, ns: &Netns) -> std::io::Result<Answer> {
-    let connection = Packets::connect(&conf.socket)?;
+    let connection = Packets::connect(&conf.socket).await?;
     connection.send(&serde_json::to_vec(request)?, &[ns.as_fd()]).await?;
     let (bytes, _) = connection.recv(64 << 10).await?;
     if bytes.is_empty() {

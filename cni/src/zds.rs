@@ -360,7 +360,7 @@ mod tests {
     }
 
     async fn connect(path: &Path, karst_listeners: bool) -> Packets {
-        let ztunnel = Packets::connect(path).unwrap();
+        let ztunnel = Packets::connect(path).await.unwrap();
         let hello = ZdsHello { version: Version::V1 as i32, karst_listeners };
         ztunnel.send(&hello.encode_to_vec(), &[]).await.unwrap();
         ztunnel

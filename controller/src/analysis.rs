@@ -2,7 +2,7 @@
 //!
 //! Nothing is judged here: problems, warnings and findings come from [`convert`], by which the model is compiled.
 
-use crate::convert::{self, Mesh, check, finding::Finding, of_gateway};
+use crate::convert::{self, Mesh, check, finding::Finding, of_gateway, of_listener_set};
 use karst_manifest::{
     Object, Problem, State, code, kinds,
     parse::{self, Located},
@@ -148,13 +148,16 @@ pub fn alone(object: &Value, file: &Path, line: usize, settings: &Settings) -> V
     match parse::value(known, object.clone()) {
         Err(problem) => said.push(place(Statement::from(&problem))),
         Ok(object) => {
-            if let Object::Gateway(gateway) = &object {
-                let warning =
-                    |message| Statement { sort: Sort::Warning, object: name.clone(), file: file.into(), line, message };
-                said.extend(of_gateway(gateway).into_iter().map(warning));
-            }
-            // A Gateway alone lacks the Secrets that it names.
-            if !matches!(object, Object::Gateway(_) | Object::BackendTLSPolicy(_)) {
+            let listeners = match &object {
+                Object::Gateway(gateway) => of_gateway(gateway),
+                Object::ListenerSet(set) => of_listener_set(set),
+                _ => vec![],
+            };
+            let warning =
+                |message| Statement { sort: Sort::Warning, object: name.clone(), file: file.into(), line, message };
+            said.extend(listeners.into_iter().map(warning));
+            // A Gateway alone lacks the Secrets that it names, a ListenerSet its Gateway.
+            if !matches!(object, Object::Gateway(_) | Object::ListenerSet(_) | Object::BackendTLSPolicy(_)) {
                 let problems = check::problems(object, &settings.mesh());
                 said.extend(problems.iter().map(|problem| place(Statement::from(problem))));
             }

@@ -5,6 +5,7 @@ use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use karst_core::Identity;
 use karst_hbone::revocation::Lists;
+use karst_rt::clock;
 use rand::RngCore;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -197,7 +198,7 @@ impl Signer {
             webpki::ALL_VERIFICATION_ALGS,
             &anchors,
             &between,
-            UnixTime::now(),
+            UnixTime::since_unix_epoch(clock::since_epoch()),
             webpki::KeyUsage::server_auth(),
             None,
             None,
@@ -230,7 +231,7 @@ impl Signer {
 
     /// Has less than a fifth of its life left (Istio's share).
     pub fn is_due(&self) -> bool {
-        let left = self.not_after - OffsetDateTime::now_utc();
+        let left = self.not_after - now();
         left * 5 < self.not_after - self.not_before
     }
 
@@ -285,7 +286,7 @@ impl Signer {
     }
 
     fn leaf(&self, sans: Vec<SanType>, lifetime: std::time::Duration) -> Result<CertificateParams, Refusal> {
-        let now = OffsetDateTime::now_utc();
+        let now = now();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new(); // empty: the SAN extension is then critical
         params.subject_alt_names = sans;
@@ -303,6 +304,10 @@ impl Signer {
     }
 }
 
+fn now() -> OffsetDateTime {
+    clock::wall().into()
+}
+
 fn serial() -> SerialNumber {
     let mut bytes = [0u8; 16];
     rand::rng().fill_bytes(&mut bytes);
@@ -312,7 +317,7 @@ fn serial() -> SerialNumber {
 }
 
 fn root_params(trust_domain: &str) -> CertificateParams {
-    let now = OffsetDateTime::now_utc();
+    let now = now();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, trust_domain);
@@ -355,7 +360,7 @@ fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<(OffsetDateTime, Offse
     ensure!(certificate.is_ca(), "is not a CA certificate (basicConstraints)");
     ensure!(certificate.public_key().raw == key.subject_public_key_info(), "does not belong to ca-key.pem");
     let end = certificate.validity().not_after.to_datetime();
-    ensure!(end > OffsetDateTime::now_utc(), "expired at {end}");
+    ensure!(end > now(), "expired at {end}");
     Ok((certificate.validity().not_before.to_datetime(), end))
 }
 

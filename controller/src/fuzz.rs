@@ -45,9 +45,9 @@ impl Controller {
     ///
     /// # Errors
     /// They are none.
-    pub fn new(manifests: &str) -> Result<Self, String> {
-        let config = Cli::try_parse_from(["karst-controller"]).map_err(|e| e.to_string())?.config;
-        let objects = parse::file(Path::new("f.yaml"), manifests).map_err(|e| format!("{e:?}"))?;
+    pub fn new(manifests: &str) -> anyhow::Result<Self> {
+        let config = Cli::try_parse_from(["karst-controller"])?.config;
+        let objects = parse::file(Path::new("f.yaml"), manifests).map_err(|e| anyhow::anyhow!("{e:?}"))?;
         Ok(Self { mesh: Mesh::from(&config), objects: objects.into_iter().map(Arc::new).collect() })
     }
 

@@ -1,13 +1,20 @@
-//! Keys of issuers that RequestAuthentications name by `jwksUri`: fetched here, so that no proxy has to reach them, and fetched
-//! again from time to time. What was fetched once stays while the issuer cannot be reached.
+//! Keys of issuers that RequestAuthentications name by `jwksUri`, or by the issuer alone, which then is asked where they are (OpenID
+//! Connect Discovery 1.0): fetched here, so that no proxy has to reach them, and fetched again from time to time. What was fetched
+//! once stays while the issuer cannot be reached.
 
 use crate::{
     client::{self, AuthoritiesError, Client, InvalidUrl, check},
     key_set::public_keys,
     reach::Reach,
 };
-use karst_manifest::{Object, State, dir::Keys, dir::NotFetched};
+use hyper::Uri;
+use karst_manifest::{
+    Object, State,
+    dir::{Keys, NotFetched},
+    security::{JwtRule, KeySource},
+};
 use rustls::{CertificateError, RootCertStore};
+use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -21,7 +28,7 @@ const REFRESH: Duration = Duration::from_secs(20 * 60);
 /// After a failure: at first, and at most.
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// For one fetch (Istio: 5 s).
+/// For one answer (Istio: 5 s).
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whom to ask, and whom to believe.
@@ -63,6 +70,22 @@ enum FetchError {
     /// Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
     #[error("the response is not a JSON Web Key Set with a usable public key: use RSA, EC or OKP [KARST-0122]")]
     NoKeySet,
+    #[error(
+        "the response is not a discovery document (OpenID Connect) with issuer and jwks_uri: specify the URL of the keys in jwksUri [KARST-0125]"
+    )]
+    NoDocument,
+    #[error(
+        "the discovery document is of an issuer with another name: correct the rule's issuer, or specify the URL of the keys in jwksUri [KARST-0125]"
+    )]
+    OtherIssuer,
+    #[error(
+        "the discovery document of an issuer with https names keys at a URL without: specify the URL of the keys in jwksUri [KARST-0125]"
+    )]
+    NotEncrypted,
+    #[error("the discovery document names keys at a URL that cannot be used: use http or https [KARST-0125]")]
+    KeysUrl,
+    #[error("at the URL that the discovery document names: {0}")]
+    Keys(Box<FetchError>),
 }
 
 impl From<client::Error> for FetchError {
@@ -88,9 +111,9 @@ impl Settings {
     }
 }
 
-/// Keeps the keys of all addresses that are wanted.
+/// Keeps the keys of all sources that are wanted.
 pub struct Fetcher {
-    wanted: watch::Sender<BTreeSet<String>>,
+    wanted: watch::Sender<BTreeSet<KeySource>>,
     /// What is there.
     pub found: watch::Receiver<Arc<Keys>>,
 }
@@ -114,8 +137,9 @@ impl Fetcher {
             Object::RequestAuthentication(r) => Some(&r.spec.jwt_rules),
             _ => None,
         });
-        let wanted: BTreeSet<String> =
-            all.flatten().filter(|j| j.jwks.is_empty() && !j.jwks_uri.is_empty()).map(|j| j.jwks_uri.clone()).collect();
+        // What no URL can be made of is told where rules are compiled.
+        let wanted: BTreeSet<KeySource> =
+            all.flatten().filter_map(JwtRule::key_source).filter(|source| check(&source.url()).is_ok()).collect();
         self.wanted.send_if_modified(|old| {
             let new = *old != wanted;
             *old = wanted;
@@ -124,38 +148,38 @@ impl Fetcher {
     }
 }
 
-/// When an address is asked again, and after which pause if it fails.
+/// When a source is asked again, and after which pause if it fails.
 struct FetchSchedule {
     at: Instant,
     pause: Duration,
 }
 
-async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender<Arc<Keys>>) {
-    let mut schedules: BTreeMap<String, FetchSchedule> = BTreeMap::new();
+async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<KeySource>>, found: watch::Sender<Arc<Keys>>) {
+    let mut schedules: BTreeMap<KeySource, FetchSchedule> = BTreeMap::new();
     loop {
         let all = wanted.borrow_and_update().clone();
-        schedules.retain(|uri, _| all.contains(uri));
-        for uri in &all {
-            schedules.entry(uri.clone()).or_insert_with(|| FetchSchedule { at: Instant::now(), pause: RETRY });
+        schedules.retain(|source, _| all.contains(source));
+        for source in &all {
+            schedules.entry(source.clone()).or_insert_with(|| FetchSchedule { at: Instant::now(), pause: RETRY });
         }
         let now = Instant::now();
-        let due: Vec<String> = schedules.iter().filter(|(_, t)| t.at <= now).map(|(u, _)| u.clone()).collect();
+        let due: Vec<KeySource> = schedules.iter().filter(|(_, t)| t.at <= now).map(|(s, _)| s.clone()).collect();
         // One that hangs holds up no other.
         let client = settings.client().map_err(Arc::new);
-        let asked = due.into_iter().map(|uri| {
+        let asked = due.into_iter().map(|source| {
             let client = client.clone();
-            tokio::task::spawn_local(async move { (fetch(client, &uri).await.map_err(|e| e.to_string()), uri) })
+            tokio::task::spawn_local(async move { (fetch(client, &source).await.map_err(|e| e.to_string()), source) })
         });
         let mut answers = vec![];
         for task in asked.collect::<Vec<_>>() {
             answers.extend(task.await);
         }
-        for (answer, uri) in &answers {
-            let Some(schedule) = schedules.get_mut(uri) else { continue };
+        for (answer, source) in &answers {
+            let Some(schedule) = schedules.get_mut(source) else { continue };
             match answer {
                 Ok(_) => *schedule = FetchSchedule { at: Instant::now() + REFRESH, pause: RETRY },
                 Err(e) => {
-                    tracing::warn!(uri, error = e, "keys cannot be fetched");
+                    tracing::warn!(uri = source.url(), error = e, "keys cannot be fetched");
                     *schedule = FetchSchedule {
                         at: Instant::now() + schedule.pause,
                         pause: (schedule.pause * 2).min(LONGEST_RETRY),
@@ -165,10 +189,10 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
         }
         found.send_if_modified(|old| {
             let mut new = (**old).clone();
-            new.retain(|uri, _| all.contains(uri));
-            for (answer, uri) in answers {
-                if answer.is_ok() || !new.get(&uri).is_some_and(Result::is_ok) {
-                    new.insert(uri, answer.map_err(NotFetched));
+            new.retain(|source, _| all.contains(source));
+            for (answer, source) in answers {
+                if answer.is_ok() || !new.get(&source).is_some_and(Result::is_ok) {
+                    new.insert(source, answer.map_err(NotFetched));
                 }
             }
             let changed = new != **old;
@@ -183,16 +207,56 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
     }
 }
 
-async fn fetch(client: Result<Client, Arc<SettingsError>>, uri: &str) -> Result<String, FetchError> {
-    let text = client?.get(&check(uri)?).await?;
+async fn fetch(client: Result<Client, Arc<SettingsError>>, source: &KeySource) -> Result<String, FetchError> {
+    let (client, url) = (client?, source.url());
+    match source {
+        KeySource::Jwks(_) => keys(&client, &check(&url)?).await,
+        KeySource::Issuer(issuer) => {
+            let text = client.get(&check(&url)?).await?;
+            let at = keys_url(issuer, &text)?;
+            keys(&client, &at).await.map_err(|e| FetchError::Keys(Box::new(e)))
+        }
+    }
+}
+
+async fn keys(client: &Client, url: &Uri) -> Result<String, FetchError> {
+    let text = client.get(url).await?;
     public_keys(&text).map_err(|_| FetchError::NoKeySet)
+}
+
+/// What an issuer says of itself.
+#[derive(Deserialize)]
+struct Document {
+    issuer: String,
+    jwks_uri: String,
+}
+
+/// Where an issuer's keys are, as its document says. It must be the issuer's own (Discovery, section 4.3; a last slash does not
+/// count): who can be asked for a document must not speak for another. Nor does it lead from https to what is not encrypted.
+fn keys_url(issuer: &str, document: &str) -> Result<Uri, FetchError> {
+    let document: Document = serde_json::from_str(document).map_err(|_| FetchError::NoDocument)?;
+    let name = |issuer: &str| issuer.strip_suffix('/').unwrap_or(issuer).to_string();
+    if name(&document.issuer) != name(issuer) {
+        return Err(FetchError::OtherIssuer);
+    }
+    let url = check(&document.jwks_uri).map_err(|_| FetchError::KeysUrl)?;
+    let is_https = |scheme: Option<&str>| scheme == Some("https");
+    if is_https(check(issuer)?.scheme_str()) && !is_https(url.scheme_str()) {
+        return Err(FetchError::NotEncrypted);
+    }
+    Ok(url)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}"#;
 
     fn to_loopback() -> Settings {
         let reach = Reach { allowed: vec!["127.0.0.1".parse().unwrap()], blocked: vec![] };
@@ -202,8 +266,8 @@ mod tests {
     /// The same is told to logs and proxies wherever an answer that is no set of keys comes from.
     #[tokio::test]
     async fn nothing_of_a_strange_answer_is_repeated() {
-        let l = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}/secret", l.local_addr().unwrap());
+        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = KeySource::Jwks(format!("http://{}/secret", l.local_addr().unwrap()));
         let server = async {
             let (mut s, _) = l.accept().await.unwrap();
             s.read_buf(&mut Vec::<u8>::with_capacity(1024)).await.unwrap();
@@ -236,8 +300,7 @@ mod tests {
     /// What cannot be fetched is tried again; what was there once stays; what nobody wants is forgotten.
     #[tokio::test]
     async fn keys_are_fetched_again() {
-        const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}"#;
-        let l = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}/keys", l.local_addr().unwrap());
         let local = tokio::task::LocalSet::new();
         local
@@ -253,6 +316,7 @@ mod tests {
                     }
                 });
                 let f = Fetcher::start(to_loopback()).unwrap();
+                let uri = KeySource::Jwks(uri);
                 f.wanted.send_replace([uri.clone()].into());
                 let mut found = f.found.clone();
                 found
@@ -267,5 +331,89 @@ mod tests {
                 found.wait_for(|k| k.is_empty()).await.unwrap();
             })
             .await;
+    }
+
+    /// Serves these answers, by path; `SELF` in them is where it listens.
+    async fn issuer(answers: &'static [(&'static str, &'static str)]) -> (String, tokio::task::JoinHandle<()>) {
+        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = format!("http://{}", l.local_addr().unwrap());
+        let at = own.clone();
+        let serving = tokio::spawn(async move {
+            loop {
+                let (mut s, _) = l.accept().await.unwrap();
+                let mut buf = [0; 1024];
+                let n = s.read(&mut buf).await.unwrap();
+                let head = String::from_utf8_lossy(&buf[..n]).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let found = answers.iter().find(|(p, _)| *p == path);
+                let (status, body) = found.map_or((404, String::new()), |(_, body)| (200, body.replace("SELF", &at)));
+                let head =
+                    format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                s.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            }
+        });
+        (own, serving)
+    }
+
+    /// An issuer that is only named is asked where its keys are, whether its name ends with a slash or not.
+    #[tokio::test]
+    async fn keys_are_found_by_the_issuers_name() {
+        const DOCUMENT: &str =
+            r#"{"issuer": "SELF/realm/", "jwks_uri": "SELF/certs", "authorization_endpoint": "SELF/x"}"#;
+        let answers = &[("/realm/.well-known/openid-configuration", DOCUMENT), ("/certs", KEYS)];
+        let (own, serving) = issuer(answers).await;
+        let client = || to_loopback().client().map_err(Arc::new);
+        for name in ["realm", "realm/"] {
+            let source = KeySource::Issuer(format!("{own}/{name}"));
+            let found = fetch(client(), &source).await;
+            assert!(found.as_ref().is_ok_and(|keys| keys.contains("P-256")), "{found:?}");
+        }
+        // The document is no set of keys: the same address as a jwksUri has none.
+        let as_keys = KeySource::Jwks(format!("{own}/realm/.well-known/openid-configuration"));
+        assert!(matches!(fetch(client(), &as_keys).await, Err(FetchError::NoKeySet)));
+        assert!(matches!(
+            fetch(client(), &KeySource::Issuer(own.clone())).await,
+            Err(FetchError::Get(client::Error::Status(404)))
+        ));
+        // Addresses that must not be reached are not reached by way of a document either.
+        let blocked = Settings::default().client().map_err(Arc::new);
+        let e = fetch(blocked, &KeySource::Issuer(format!("{own}/realm"))).await.unwrap_err().to_string();
+        assert!(e.starts_with("requests to 127.0.0.1 are not allowed: "), "{e}");
+        serving.abort();
+    }
+
+    /// The second address passes the same checks as the first, and nothing of an answer is repeated.
+    #[tokio::test]
+    async fn a_document_leads_to_no_forbidden_address() {
+        const LINK_LOCAL: &str = r#"{"issuer": "SELF", "jwks_uri": "http://169.254.169.254/latest/meta-data"}"#;
+        let (own, serving) = issuer(&[("/.well-known/openid-configuration", LINK_LOCAL)]).await;
+        let e = fetch(to_loopback().client().map_err(Arc::new), &KeySource::Issuer(own)).await.unwrap_err().to_string();
+        let wanted = "at the URL that the discovery document names: requests to 169.254.169.254 are not allowed: ";
+        assert!(e.starts_with(wanted), "{e}");
+        serving.abort();
+    }
+
+    #[test]
+    fn a_discovery_document_is_its_issuers_own() {
+        let url = |issuer: &str, document: &str| {
+            keys_url(issuer, document).map(|url| url.to_string()).map_err(|e| e.to_string())
+        };
+        let good = r#"{"issuer": "https://a/x", "jwks_uri": "https://b/keys"}"#;
+        for issuer in ["https://a/x", "https://a/x/"] {
+            assert_eq!(url(issuer, good).as_deref(), Ok("https://b/keys"), "{issuer}");
+        }
+        for (document, why) in [
+            (r#""password""#, "is not a discovery document"),
+            (r#"{"issuer": "https://a/x"}"#, "is not a discovery document"),
+            (r#"{"jwks_uri": "https://b/keys"}"#, "is not a discovery document"),
+            (r#"{"issuer": "https://a/x", "jwks_uri": 7}"#, "is not a discovery document"),
+            (r#"{"issuer": "https://a/y", "jwks_uri": "https://b/keys"}"#, "with another name"),
+            (r#"{"issuer": "https://a/x", "jwks_uri": "http://b/keys"}"#, "at a URL without"),
+            (r#"{"issuer": "https://a/x", "jwks_uri": "file:///etc/passwd"}"#, "cannot be used"),
+            (r#"{"issuer": "https://a/x", "jwks_uri": "keys"}"#, "cannot be used"),
+        ] {
+            let e = url("https://a/x", document).unwrap_err();
+            assert!(e.contains(why) && e.contains("KARST-0125") && !e.contains("password"), "{document}: {e}");
+        }
     }
 }

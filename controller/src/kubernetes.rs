@@ -61,7 +61,11 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     .into();
     // These have a v1 in newer releases only.
     watches.push(Watch { versions: &["v1", "v1beta1"], ..Watch::all("ReferenceGrant") });
+    // In Gateway API since 1.5; older charts do not give the right to it.
+    watches.push(Watch { is_optional: true, ..Watch::all("ListenerSet") });
     watches.push(Watch { versions: &["v1", "v1alpha2"], ..Watch::all("TCPRoute") });
+    // Older charts do not give the right to them.
+    watches.push(Watch { versions: &["v1", "v1alpha2"], is_optional: true, ..Watch::all("UDPRoute") });
     watches.push(Watch { versions: &["v1", "v1alpha3", "v1alpha2"], ..Watch::all("TLSRoute") });
     watches.push(Watch { versions: &["v1alpha1"], ..Watch::all("HTTPFilter") });
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });

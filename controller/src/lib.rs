@@ -26,6 +26,7 @@ mod probe;
 mod push;
 mod reach;
 mod serve;
+mod session_keys;
 mod teller;
 mod tls;
 mod token_review;

@@ -7,8 +7,9 @@ use crate::{
 };
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use karst_rt::clock;
 use serde::{Deserialize, Serialize};
-use std::{fs, path::Path, time::SystemTime};
+use std::{fs, path::Path};
 
 const ISSUER: &str = "karst-directory-mode";
 
@@ -96,7 +97,7 @@ impl Keys {
 pub fn command(config: &Config, token: &Token) -> anyhow::Result<()> {
     let (namespace, account) =
         token.service_account.split_once('/').context("--service-account: use NAMESPACE/NAME")?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let now = clock::since_epoch().as_secs();
     let named = |name: &str, uid: &str| Named { name: name.into(), uid: uid.into() };
     let claims = Claims {
         iss: ISSUER.into(),

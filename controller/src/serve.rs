@@ -20,7 +20,7 @@ use crate::{
     local_tokens::Keys,
     metrics::{self, Counts, pushes::Trigger},
     model::Model,
-    push, teller, tls,
+    push, session_keys, teller, tls,
     token_review::Tokens,
     webhook,
 };
@@ -110,14 +110,15 @@ impl Shared {
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut leads = None;
-    let (source, authority, tokens, kube) = match config.object_source()? {
+    let (source, authority, tokens, kube, session_keys) = match config.object_source()? {
         ObjectSource::Dir(directory) => {
             let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
             let root = config.data_dir.join("root-cert.pem");
             let authority = Arc::new(CertificateAuthority::new(authority));
             std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
-            (Source::Dir(Dir::watch(&directory)?), authority, Tokens::Local(keys), None)
+            let session_keys = session_keys::open(&config.data_dir).context("session keys")?;
+            (Source::Dir(Dir::watch(&directory)?), authority, Tokens::Local(keys), None, session_keys)
         }
         ObjectSource::Kubernetes => {
             let kube = karst_kube::Kube::connect().await?;
@@ -127,11 +128,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let leading = kubernetes::elect(&kube, &config);
             leads = Some(leading.revision.clone());
             let publisher = kubernetes::Publisher::start(&kube, &config, authority.clone(), &leading);
+            let session_keys = session_keys::start(&kube, &config.root_namespace, leading.mesh.clone()).await;
             tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
             let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.mesh);
             tokio::spawn(keep);
             let writer = kubernetes::StatusWriter::start(kube.clone(), &config.pod_name, leading.revision);
-            (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
+            (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)), session_keys)
         }
     };
     let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
@@ -162,6 +164,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
     let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
+    let keys = Keyrings { issuers: keys, sessions: session_keys };
     update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log);
     let newest = shared.clone();
     let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
@@ -233,11 +236,18 @@ async fn serve_pages(shared: &Arc<Shared>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Keys that are not among the objects.
+struct Keyrings {
+    issuers: Fetcher,
+    /// What sessions are sealed with.
+    sessions: watch::Receiver<session_keys::Told>,
+}
+
 /// Who watches for changes of objects, keys and certificates, and makes the model anew.
 struct Watcher<'a> {
     shared: &'a Shared,
     intake: Intake,
-    keys: Fetcher,
+    keys: Keyrings,
     kube: Option<&'a (kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: Compiler,
     log: Problems,
@@ -248,7 +258,7 @@ struct Watcher<'a> {
 
 impl Watcher<'_> {
     async fn run(&mut self) {
-        let mut found = self.keys.found.clone();
+        let (mut found, mut sessions) = (self.keys.issuers.found.clone(), self.keys.sessions.clone());
         // When the findings are to be looked at: after a while, for many changes together.
         let mut due = Some(Instant::now());
         let mut looking: Option<oneshot::Receiver<Vec<Finding>>> = None;
@@ -270,6 +280,7 @@ impl Watcher<'_> {
             let published = tokio::select! {
                 () = self.intake.changed() => false,
                 Ok(()) = found.changed() => false,
+                Ok(()) = sessions.changed() => false,
                 Ok(()) = self.roots.changed() => true,
                 Ok(()) = self.lists.changed() => true,
                 () = look => {
@@ -412,20 +423,21 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 fn update(
     shared: &Shared,
     intake: &mut Intake,
-    keys: &Fetcher,
+    keys: &Keyrings,
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &mut Compiler,
     log: &mut Problems,
 ) -> bool {
     let seen = clock::Instant::now();
-    let state = State { keys: keys.found.borrow().clone(), ..intake.read() };
+    let (issuers, session_keys) = (keys.issuers.found.borrow().clone(), keys.sessions.borrow().clone());
+    let state = State { keys: issuers, session_keys, ..intake.read() };
     shared.counts.mesh_config_stale.store(!intake.is_current(), Ordering::Relaxed);
     if let (Some(fault), Some((_, writer))) = (intake.fault(), kube) {
         writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
     if compiler.was_whole() {
-        keys.want(&state);
+        keys.issuers.want(&state);
     }
     // Nothing is compiled from them, but their statuses are for somebody to write.
     let are_others_elsewhere = shared.state.load().elsewhere != state.elsewhere;
@@ -473,7 +485,7 @@ fn update(
 
 /// Now, as statuses have it.
 fn timestamp() -> String {
-    let now = time::OffsetDateTime::now_utc();
+    let now = time::OffsetDateTime::from(clock::wall());
     let now = now.replace_nanosecond(0).unwrap_or(now);
     now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
@@ -742,12 +754,12 @@ mod tests {
     fn check_warns_of_what_has_no_effect() {
         let dir = std::env::temp_dir().join(format!("karst-check-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {maxConnectionDuration: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
         std::fs::write(dir.join("a.yaml"), text).unwrap();
         let lines = warnings(&dir);
         std::fs::remove_dir_all(&dir).unwrap();
         let ends = [
-            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
+            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration: has no effect in this version [KARST-0030]",
             "a.yaml:10: warning: Sidecar default/s: Sidecar has no effect: the mesh has no sidecars; use AuthorizationPolicy to control which workloads may call each other [KARST-0008]",
         ];
         assert!(lines.len() == 2 && lines.iter().zip(ends).all(|(l, e)| l.ends_with(e)), "{lines:?}");

@@ -9,7 +9,7 @@ use crate::{
     convert::{
         Mesh, Revision, check,
         finding::{Finding, Reason},
-        of_gateway,
+        of_gateway, of_listener_set,
     },
     metrics::reviews::{Reviewed, Reviews, Why},
     tls::Connection,
@@ -189,10 +189,14 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
         Err(p) => Judged::refused(p.to_string(), Why::Unconvertible),
         Ok(object) => {
             let around = (by.around)(object.clone()).await.into_iter().map(|f| f.text());
-            let listeners = if let Object::Gateway(g) = &object { of_gateway(g) } else { vec![] };
+            let listeners = match &object {
+                Object::Gateway(g) => of_gateway(g),
+                Object::ListenerSet(s) => of_listener_set(s),
+                _ => vec![],
+            };
             let warnings = written.into_iter().chain(around).chain(listeners).collect();
-            // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
-            let alone = matches!(object, Object::Gateway(_) | Object::BackendTLSPolicy(_));
+            // A Gateway alone lacks the Secrets that it names, a ListenerSet its Gateway: the status says what of it can be.
+            let alone = matches!(object, Object::Gateway(_) | Object::ListenerSet(_) | Object::BackendTLSPolicy(_));
             let problems = if alone { vec![] } else { check::problems(object, &by.mesh) };
             let why = (!problems.is_empty()).then_some(Why::Invalid);
             Judged { problems: problems.iter().map(ToString::to_string).collect(), warnings, why }
@@ -503,15 +507,19 @@ mod tests {
         let object = "metadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
         let is = reviewed(WebhookPath::Warn, SERVICE, ("gateway.networking.k8s.io", "Gateway"), object);
         assert_eq!(is, (true, vec![]));
+        let gateway = ("gateway.networking.k8s.io", "Gateway");
+        let frontend = object.replace("spec: {", "spec: {tls: {frontend: {default: {validation: {}}}}, ");
+        assert_eq!(reviewed(WebhookPath::Warn, SERVICE, gateway, &frontend), (true, vec![]));
         // What is refused whatever is there is told.
-        let frontend = "spec: {tls: {frontend: {default: {validation: {}}}}, ";
-        let (allowed, said) = reviewed(
-            WebhookPath::Warn,
-            SERVICE,
-            ("gateway.networking.k8s.io", "Gateway"),
-            &object.replace("spec: {", frontend),
-        );
+        let own = object.replace("tls: {", "tls: {frontendValidation: {}, ");
+        let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &own);
         assert!(allowed && said.len() == 1, "{said:?}");
-        assert!(said[0].starts_with("spec.listeners[s]: spec.tls.frontend.default.validation: "), "{said:?}");
+        let set = "metadata: {name: g, namespace: a}\nspec: {parentRef: {name: g}, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]FRONTEND}}]}";
+        let kind = ("gateway.networking.k8s.io", "ListenerSet");
+        assert_eq!(reviewed(WebhookPath::Warn, SERVICE, kind, &set.replace("FRONTEND", "")), (true, vec![]));
+        let asks = set.replace("FRONTEND", ", frontendValidation: {}");
+        let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, kind, &asks);
+        assert!(allowed && said.len() == 1, "{said:?}");
+        assert!(said[0].starts_with("spec.listeners[s]: tls.frontendValidation: "), "{said:?}");
     }
 }

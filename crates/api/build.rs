@@ -11,7 +11,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".karst.route.v1")
         .btree_map(".envoy.service.auth.v3")
         // Keys are not printed.
-        .skip_debug([".karst.route.v1.KeyPair", ".karst.route.v1.CollectorHeader", ".karst.route.v1.CheckHeader"])
+        .skip_debug([
+            ".karst.route.v1.KeyPair",
+            ".karst.route.v1.CollectorHeader",
+            ".karst.route.v1.CheckHeader",
+            ".karst.route.v1.SessionKey",
+        ])
         .compile_fds(set)?;
     Ok(())
 }

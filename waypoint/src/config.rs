@@ -1,6 +1,7 @@
 //! The waypoint's options, under the environment names that Istio's deployer sets. Environment variables are read here and
 //! nowhere else.
 
+use crate::http::codec::{self, HeadLimits};
 use clap::Parser;
 use karst_api::ads;
 use karst_core::{Identity, IdentityError};
@@ -68,9 +69,24 @@ pub struct Config {
     /// Maximum duration of a drain, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value_t = 5)]
     pub drain_deadline: u64,
+    /// Seconds after which a UDP session ends in which neither side has sent anything.
+    #[arg(long, env = "KARST_UDP_IDLE_TIMEOUT", default_value_t = karst_core::limits::UDP_IDLE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub udp_idle_timeout: u64,
     /// Enable the access log, one line per request.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
+    /// Largest head of a request, in bytes, 8192 to 1048576. A larger one is answered with 431.
+    #[arg(long, env = "KARST_MAX_REQUEST_HEAD", default_value_t = codec::MAX_HEADERS,
+          value_parser = clap::value_parser!(u32).range(8192..=1_048_576))]
+    pub max_request_head: u32,
+    /// Most header fields of a request, 10 to 1000; several cookies of HTTP/2 count as one. More are answered with 431.
+    #[arg(long, env = "KARST_MAX_REQUEST_FIELDS", default_value_t = codec::MAX_FIELDS as u32,
+          value_parser = clap::value_parser!(u32).range(10..=1000))]
+    pub max_request_fields: u32,
+    /// Largest body of a request, in bytes; 0 means no limit. A larger one is answered with 413. HTTPFilters can set lower limits for
+    /// services and routes.
+    #[arg(long, env = "KARST_MAX_REQUEST_BODY", default_value_t = 0)]
+    pub max_request_body: u64,
     #[command(flatten)]
     #[serde(flatten)]
     pub flows: Flows,
@@ -123,6 +139,11 @@ impl Config {
         Duration::from_secs(self.drain_deadline)
     }
 
+    /// How large the heads of requests may be.
+    pub fn head_limits(&self) -> HeadLimits {
+        HeadLimits { bytes: self.max_request_head, fields: self.max_request_fields as usize }
+    }
+
     /// Settings of tunnels.
     pub fn tunnels(&self) -> Settings {
         Settings::default()
@@ -149,5 +170,18 @@ impl Config {
     /// For an address that would be spoken to in plaintext.
     pub fn remotes(&self) -> Result<(ControlPlaneClient, ControlPlaneClient), ConfigError> {
         Ok(self.control_plane.clients(&self.place.cluster_id, Asks { local_certs: None, impersonates: false })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What can end a process, or shows what it knows, is for who is in the pod unless an operator says otherwise.
+    #[test]
+    fn admin_pages_are_for_loopback() {
+        for role in ["waypoint", "router"] {
+            assert!(Config::parse_from(["karst-waypoint", "proxy", role]).admin.ip().is_loopback(), "{role}");
+        }
     }
 }

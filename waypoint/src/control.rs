@@ -2,11 +2,12 @@
 
 use crate::{
     authz::{access::Access, error::AccessError},
-    downstream::gateway::{Gateway, GatewayError},
+    downstream::gateway::{Gateway, GatewayError, ListenerError},
     route::{error::CompileError, table::Routes},
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
 };
+use imbl::HashMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
     route as ir,
@@ -35,9 +36,12 @@ pub enum PutError {
     /// Of the mesh: a workload, a service, ranges of pods.
     #[error(transparent)]
     Mesh(#[from] ResourceError),
-    /// Routes.
+    /// Routes, which are not in force.
     #[error(transparent)]
     Routes(#[from] CompileError),
+    /// What a rule does. The rest is in force.
+    #[error("{0}; requests that this rule is for are answered 500 until it can be executed")]
+    Rule(CompileError),
     /// What we listen on.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
@@ -56,7 +60,8 @@ impl Snapshot {
         Ok(())
     }
 
-    fn apply(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
+    fn apply(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
+        let name = &**key;
         match type_url {
             ADDRESS_TYPE => {
                 let taken = self.mesh.put_address(name, bytes);
@@ -66,14 +71,27 @@ impl Snapshot {
             POD_RANGES_TYPE => self.mesh.put_pod_ranges(name, bytes)?,
             ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                 let all = if type_url == ROUTES_TYPE { &mut self.routes } else { &mut self.hosts };
-                let new = Routes::new(&ir::Routes::decode(bytes)?, all.get(name).map(|r| &**r))?;
-                all.insert(name.into(), Arc::new(new));
+                return put_routes(all, key, bytes);
             }
             GATEWAY_TYPE => {
                 let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
-                // What cannot be read leaves what was before; if there was nothing, nobody is let in.
+                let closed = |make: fn(&ir::Gateway) -> Result<Gateway, GatewayError>| {
+                    let rest = ir::Gateway::decode(bytes).ok().and_then(|gateway| make(&gateway).ok());
+                    Some(Arc::new(rest.unwrap_or_else(Gateway::closed)))
+                };
                 match read() {
                     Ok(gateway) => self.gateway = Some(Arc::new(gateway)),
+                    // As with those of a service: what was meant is not known, and nobody is let in until it is.
+                    Err(e @ PutError::Gateway(GatewayError::Access(_))) => {
+                        self.gateway = closed(Gateway::without_policies);
+                        return Err(e);
+                    }
+                    // The same of a listener: who would have to show what is not known.
+                    Err(e @ PutError::Gateway(GatewayError::Listener { error: ListenerError::Clients(_), .. })) => {
+                        self.gateway = closed(Gateway::without_unread_clients);
+                        return Err(e);
+                    }
+                    // What else cannot be read leaves what was before; if there was nothing, nobody is let in.
                     Err(e) => {
                         self.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
                         return Err(e);
@@ -87,16 +105,16 @@ impl Snapshot {
                     Ok(access) => (access, None),
                     Err(e) => (Access::closed(), Some(e)),
                 };
-                self.access.insert(name.into(), Arc::new(access));
+                self.access.insert(key.clone(), Arc::new(access));
                 return wrong.map_or(Ok(()), Err);
             }
-            _ => self.put_backend(name, Some(ir::Backend::decode(bytes)?)),
+            _ => self.put_backend(key, Some(ir::Backend::decode(bytes)?)),
         }
         Ok(())
     }
 
     /// Keeps what was told, for the admin page. What a gateway listens on is kept without keys.
-    fn keep(&mut self, type_url: &str, name: &str, bytes: &[u8]) {
+    fn keep(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) {
         let Some(own) = KEPT.iter().find(|own| **own == type_url) else { return };
         let kept = match *own {
             GATEWAY_TYPE => {
@@ -112,8 +130,30 @@ impl Snapshot {
             }
             _ => Cow::Borrowed(bytes),
         };
-        self.told.insert((own, name.into()), kept.into());
+        self.told.insert((own, key.clone()), kept.into());
     }
+}
+
+/// Takes in routes. A rule that does what cannot be executed is closed, and everything else is in force: what it was to keep out does
+/// not come in by what was before. Whom a rule is for that cannot be read is not known: then what was before stays, and if there was
+/// nothing, nobody gets anywhere.
+fn put_routes(all: &mut HashMap<Arc<str>, Arc<Routes>>, name: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
+    let before = all.get(name).cloned();
+    let old = before.as_deref();
+    let read = || match Routes::decode(bytes, old) {
+        Ok(routes) => Ok::<_, PutError>((routes, Ok(()))),
+        Err(wrong) => {
+            let executable = Routes::executable(&ir::Routes::decode(bytes)?).encode_to_vec();
+            Ok((Routes::decode(&executable, old)?, Err(PutError::Rule(wrong))))
+        }
+    };
+    let (routes, taken) = match (read(), &before) {
+        (Ok(read), _) => read,
+        (Err(wrong), None) => (Routes::closed(), Err(wrong)),
+        (Err(wrong), Some(_)) => return Err(wrong),
+    };
+    all.insert(name.clone(), Arc::new(routes));
+    taken
 }
 
 /// Types whose resources are kept as they were told: those that a snapshot has only compiled.
@@ -122,10 +162,19 @@ const KEPT: &[&str] = &[ACCESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYP
 impl ApplyResource for Snapshot {
     type Error = PutError;
     fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), PutError> {
-        let applied = self.apply(type_url, name, bytes);
-        // What is refused leaves what was; but policies that cannot be read are closed.
-        if applied.is_ok() || type_url == ACCESS_TYPE {
-            self.keep(type_url, name, bytes);
+        // Once for all that is found by it.
+        let key: Arc<str> = name.into();
+        let applied = self.apply(type_url, &key, bytes);
+        // What is refused leaves what was; but policies and wishes for certificates that cannot be read, and rules that cannot be
+        // executed, are closed.
+        let is_closed = match &applied {
+            Err(PutError::Rule(_))
+            | Err(PutError::Gateway(GatewayError::Access(_)))
+            | Err(PutError::Gateway(GatewayError::Listener { error: ListenerError::Clients(_), .. })) => true,
+            Ok(()) | Err(_) => type_url == ACCESS_TYPE,
+        };
+        if applied.is_ok() || is_closed {
+            self.keep(type_url, &key, bytes);
         }
         applied
     }
@@ -143,7 +192,7 @@ impl ApplyResource for Snapshot {
             ROUTES_TYPE => drop(self.routes.remove(name)),
             VIRTUAL_HOST_TYPE => drop(self.hosts.remove(name)),
             GATEWAY_TYPE => self.gateway = None,
-            _ => self.put_backend(name, None),
+            _ => self.put_backend(&name.into(), None),
         }
     }
     fn applied(&mut self, before: &Self) {
@@ -157,6 +206,10 @@ impl ApplyResource for Snapshot {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::route::{
+        input::{RouteInput, TcpRouteInput},
+        table::RouteMatch,
+    };
 
     #[test]
     fn what_is_kept_has_no_keys_and_goes_with_the_resource() {
@@ -171,7 +224,9 @@ mod tests {
         let gateway = ir::Gateway {
             listeners: vec![ir::Listener { port: 443, tls: Some(tls), ..Default::default() }],
             credentials: [("c".to_string(), pair())].into(),
+            backend_certificate: Some(ir::BackendCertificate { pair: Some(pair()), ..Default::default() }),
             telemetry: Some(ir::Telemetry { tracing: Some(traced("secret")), ..Default::default() }),
+            session_keys: vec![ir::SessionKey { secret: "secret".into() }],
             ..Default::default()
         };
         let kept = without_keys(gateway).encode_to_vec();
@@ -186,7 +241,8 @@ mod tests {
         let mut snapshot = Snapshot::new("");
         let routes = ir::Routes::default().encode_to_vec();
         snapshot.put(ROUTES_TYPE, "ns/web", &routes).unwrap();
-        assert_eq!(snapshot.told.len(), 1);
+        let (told, own) = (snapshot.told.keys().next().unwrap(), snapshot.routes.keys().next().unwrap());
+        assert!(snapshot.told.len() == 1 && Arc::ptr_eq(&told.1, own), "a name is there once");
         // What is refused leaves what was.
         let regex = ir::Text { kind: Some(ir::text::Kind::Regex("(".into())) };
         let wrong =
@@ -197,5 +253,139 @@ mod tests {
         assert_eq!(**snapshot.told.get(&key).unwrap(), *routes);
         snapshot.remove(ROUTES_TYPE, "ns/web");
         assert!(snapshot.told.is_empty());
+    }
+
+    fn rule(origin: &str, path: &str) -> ir::HttpRule {
+        let path = Some(ir::Text { kind: Some(ir::text::Kind::Exact(path.into())) });
+        let r#match = Some(ir::Match { path, ..Default::default() });
+        let destinations = vec![ir::Destination { service: "ns/web".into(), weight: 1, ..Default::default() }];
+        ir::HttpRule { origin: origin.into(), r#match, destinations, ..Default::default() }
+    }
+
+    fn routes(http: Vec<ir::HttpRule>) -> Vec<u8> {
+        let table = ir::Table { http, tcp: vec![] };
+        ir::Routes { producer: Some(table), max_body_bytes: 7, ..Default::default() }.encode_to_vec()
+    }
+
+    /// What a rule does, by the path that a request asks for: the status that it answers itself, else 0. None: no rule is for it.
+    fn found(snapshot: &Snapshot, type_url: &str, path: &str) -> Option<u32> {
+        let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+        let (headers, labels) = (http::HeaderMap::new(), std::collections::BTreeMap::new());
+        let input = RouteInput::new(path, None, "GET", "http", "a", &headers, "", &labels);
+        match all.get("ns/web")?.table("").find(80, &input) {
+            RouteMatch::Rule(rule) => Some(rule.response.as_ref().map_or(0, |response| response.status)),
+            RouteMatch::Nothing | RouteMatch::Default => None,
+        }
+    }
+
+    /// A newer controller and an older proxy: a provider that is asked in a way that is not known here, and whatever else a rule does.
+    #[test]
+    fn a_rule_that_cannot_be_executed_is_closed_and_the_others_are_in_force() {
+        let later = |change: fn(&mut ir::HttpRule)| {
+            let mut later = rule("HTTPRoute ns/guarded rule 0", "/guarded");
+            change(&mut later);
+            later
+        };
+        let all: [fn(&mut ir::HttpRule); 4] = [
+            |r| {
+                let (service, port) = ("ns/authz".into(), 80);
+                r.authorization = Some(ir::AuthzProvider { service, port, protocol: 99, ..Default::default() });
+            },
+            |r| r.session = Some(ir::Session { name: "a b".into(), ..Default::default() }),
+            |r| r.mirrors = vec![ir::Mirror::default()],
+            |r| r.destinations[0].refuse_status = 9999,
+        ];
+        for type_url in [ROUTES_TYPE, VIRTUAL_HOST_TYPE] {
+            for change in all {
+                let mut snapshot = Snapshot::new("");
+                let open = routes(vec![rule("HTTPRoute ns/guarded rule 0", "/guarded")]);
+                snapshot.put(type_url, "ns/web", &open).unwrap();
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(0));
+                let told = routes(vec![rule("new", "/new"), later(change)]);
+                let wrong = snapshot.put(type_url, "ns/web", &told).unwrap_err().to_string();
+                assert!(wrong.starts_with("HTTPRoute ns/guarded rule 0: "), "{wrong}");
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(500), "{wrong}");
+                assert_eq!(found(&snapshot, type_url, "/new"), Some(0), "{wrong}");
+                let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+                assert_eq!(all["ns/web"].max_body_bytes, 7, "what is no rule's");
+                let key: (&'static str, Arc<str>) = (type_url, "ns/web".into());
+                assert_eq!(**snapshot.told.get(&key).unwrap(), *told);
+                // It is open again when it can be.
+                snapshot.put(type_url, "ns/web", &open).unwrap();
+                assert_eq!(found(&snapshot, type_url, "/guarded"), Some(0));
+            }
+        }
+    }
+
+    #[test]
+    fn routes_whose_conditions_cannot_be_read_leave_what_was_and_are_closed_where_nothing_was() {
+        let mut later = rule("later", "/later");
+        later.r#match.as_mut().unwrap().path = Some(ir::Text { kind: None });
+        for bytes in [routes(vec![rule("new", "/new"), later]), vec![0xff]] {
+            for type_url in [ROUTES_TYPE, VIRTUAL_HOST_TYPE] {
+                let mut snapshot = Snapshot::new("");
+                assert!(snapshot.put(type_url, "ns/web", &bytes).is_err());
+                assert_eq!(found(&snapshot, type_url, "/new"), Some(500));
+                let all = if type_url == ROUTES_TYPE { &snapshot.routes } else { &snapshot.hosts };
+                let labels = std::collections::BTreeMap::new();
+                let input = TcpRouteInput { port: 80, namespace: "", labels: &labels, sni: None };
+                let tcp = all["ns/web"].table("").find_tcp(&input).unwrap();
+                assert_ne!(tcp.choose().unwrap().refuse_status, 0, "no connection goes on, either");
+                assert!(snapshot.told.is_empty());
+                snapshot.put(type_url, "ns/web", &routes(vec![rule("old", "/old")])).unwrap();
+                assert!(snapshot.put(type_url, "ns/web", &bytes).is_err());
+                assert_eq!(found(&snapshot, type_url, "/old"), Some(0), "what was before stays");
+            }
+        }
+    }
+
+    /// A policy of a later version, added to those of a gateway that serves: what it keeps out is not let in until it is known.
+    #[test]
+    fn a_gateway_whose_policies_cannot_be_read_lets_nobody_in() {
+        let mut snapshot = Snapshot::new("");
+        let listener = ir::Listener { port: 80, ..Default::default() };
+        let open = ir::Gateway { listeners: vec![listener], ..Default::default() };
+        snapshot.put(GATEWAY_TYPE, "", &open.encode_to_vec()).unwrap();
+        assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
+        let later = ir::AccessPolicy { name: "a/later".into(), action: 99, ..Default::default() };
+        let access = Some(ir::Access { policies: vec![later], ..Default::default() });
+        let later = ir::Gateway { access, ..open.clone() };
+        assert!(snapshot.put(GATEWAY_TYPE, "", &later.encode_to_vec()).is_err());
+        let gateway = snapshot.gateway.clone().unwrap();
+        assert!(gateway.ports.contains_key(&80), "it listens as it is told to");
+        let enforced: Vec<_> = gateway.access.as_ref().unwrap().enforced().map(|(name, ..)| name).collect();
+        assert_eq!(enforced, ["a policy that is not understood"]);
+        // What else cannot be read changes nothing.
+        snapshot.put(GATEWAY_TYPE, "", &open.encode_to_vec()).unwrap();
+        let wrong = ir::Gateway { listeners: vec![ir::Listener { port: 0, ..Default::default() }], ..open };
+        assert!(snapshot.put(GATEWAY_TYPE, "", &wrong.encode_to_vec()).is_err());
+        assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
+    }
+
+    /// A wish of a later version: who would have been asked is not served as before, and the other listeners are.
+    #[test]
+    fn a_listener_whose_wish_for_certificates_cannot_be_read_is_not_there() {
+        let own = rcgen::generate_simple_self_signed(vec!["gateway".to_string()]).unwrap();
+        let pair = ir::KeyPair { chain: own.cert.pem().into(), key: own.signing_key.serialize_pem().into() };
+        let listener = |port: u32, client: i32| {
+            let tls = ir::Tls { certificates: vec![pair.clone()], client, ..Default::default() };
+            let protocol = ir::ListenerProtocol::Https as i32;
+            ir::Listener { port, protocol, tls: Some(tls), ..Default::default() }
+        };
+        let gateway = |client: i32| {
+            let listeners = vec![listener(443, client), listener(8443, 0)];
+            ir::Gateway { listeners, ..Default::default() }.encode_to_vec()
+        };
+        let mut snapshot = Snapshot::new("");
+        let ports = |snapshot: &Snapshot| -> Vec<u16> {
+            snapshot.gateway.iter().flat_map(|gateway| gateway.ports.keys().copied()).collect()
+        };
+        snapshot.put(GATEWAY_TYPE, "", &gateway(0)).unwrap();
+        assert_eq!(ports(&snapshot), [443, 8443]);
+        let error = snapshot.put(GATEWAY_TYPE, "", &gateway(9)).unwrap_err().to_string();
+        assert!(error.contains("client certificate 9"), "{error}");
+        assert_eq!(ports(&snapshot), [8443]);
+        snapshot.put(GATEWAY_TYPE, "", &gateway(0)).unwrap();
+        assert_eq!(ports(&snapshot), [443, 8443]);
     }
 }

@@ -16,7 +16,10 @@ pub use answer::{
 pub use noted::Noted;
 
 use crate::{
-    authz::access::{Access, Request, Verdict},
+    authz::{
+        access::{Access, Request, Verdict},
+        jwt::{Cache, Token},
+    },
     cluster::{
         balance,
         endpoint_set::{Clusters, EndpointSet},
@@ -27,7 +30,13 @@ use crate::{
         tunnel,
     },
     http::{entry, forwarded},
-    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule, TcpRule, status},
+    route::{
+        destination::{Destination, status},
+        input::RouteInput,
+        rule::Rule,
+        table::{RouteMatch, Routes},
+        tcp::TcpRule,
+    },
     snapshot::Snapshot,
 };
 use http::{StatusCode, request::Parts};
@@ -151,12 +160,15 @@ impl Waypoint {
         let rule = table.and_then(|t| t.find_tcp(&input));
         let passed_over = table.map(|t| t.passed_over_tcp(&input)).unwrap_or_default();
         let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over, settings: vec![] };
-        // Where nothing is chosen: as without a rule.
-        let branches = match rule.filter(|rule| rule.total_weight() > 0) {
+        let branches = match rule {
             None => vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_DESTINATION)],
             Some(rule) => self.by_tcp_rule(downstream, rule),
         };
-        Decision { access: Some(access), route: Some(route), end: End::Sent(branches) }
+        let end = match branches.is_empty() {
+            true => End::Reset("the rule has no destination".into()),
+            false => End::Sent(branches),
+        };
+        Decision { access: Some(access), route: Some(route), end }
     }
 
     fn by_tcp_rule(&self, downstream: &Downstream, rule: &TcpRule) -> Vec<Branch> {
@@ -191,7 +203,7 @@ impl Waypoint {
         }
         let asked =
             policies.map(|access| asked(access, (downstream, client.ip()), &head, authority)).unwrap_or_default();
-        let token = match policies.map(|access| access.tokens.verify(&mut head)) {
+        let token = match policies.map(|access| access.tokens.verify(&mut head, &mut Cache::default())) {
             None => None,
             Some(Ok(token)) => token,
             Some(Err(why)) => return Decision::answered(StatusCode::UNAUTHORIZED, why.to_string()),
@@ -204,19 +216,26 @@ impl Waypoint {
             path: &path,
             headers: &head.headers,
             known: None,
-            token: token.as_ref().or(assumed.as_ref()),
+            token: token.as_deref().or(assumed.as_ref()),
         };
         let access = self.judge(policies, downstream, client.ip(), Some(request));
         if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
             let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
             return Decision { access: Some(access), ..refused };
         }
-        let (mut route, end) = self.routed(downstream, routes, &head, authority);
+        let token = token.as_deref().or(assumed.as_ref());
+        let (mut route, end) = self.routed(downstream, routes, (&head, authority), token);
         route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 
-    fn routed(&self, downstream: &Downstream, routes: Option<&Routes>, head: &Parts, authority: &str) -> (Route, End) {
+    fn routed(
+        &self,
+        downstream: &Downstream,
+        routes: Option<&Routes>,
+        (head, authority): (&Parts, &str),
+        token: Option<&Token>,
+    ) -> (Route, End) {
         let none = BTreeMap::new();
         let labels = downstream.source.as_ref().map_or(&none, |source| &source.labels);
         let input = RouteInput::new(
@@ -228,11 +247,12 @@ impl Waypoint {
             &head.headers,
             downstream.namespace(),
             labels,
-        );
+        )
+        .with_token(token);
         let table = routes.map(|r| r.table(downstream.namespace()));
         let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
         let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));
-        let whole = routes.and_then(|r| r.fault);
+        let whole = routes.and_then(|routes| routes.fault.as_ref()).map(|fault| &fault.ir);
         let rule = match found {
             RouteMatch::Rule(rule) => rule,
             RouteMatch::Nothing => {
@@ -240,7 +260,7 @@ impl Waypoint {
                 return (route, End::Answered(404, "no rule matches".into()));
             }
             RouteMatch::Default => {
-                let end = match (aborted(whole.as_ref()), downstream.service()) {
+                let end = match (aborted(whole), downstream.service()) {
                     (Some(end), _) => end,
                     (None, Some(service)) => {
                         End::Sent(vec![self.branch(downstream, &Destination::same(&service.key), 1, NO_CLUSTER)])
@@ -254,7 +274,8 @@ impl Waypoint {
         let mut settings = settings::of_routes(routes);
         settings.extend(settings::of_rule(rule));
         let route = Route { origin: rule.origin.clone(), passed_over, settings };
-        (route, self.by_rule(downstream, rule, rule.fault.or(whole).as_ref()))
+        let fault = rule.fault.as_ref().map(|fault| &fault.ir).or(whole);
+        (route, self.by_rule(downstream, rule, fault))
     }
 
     fn by_rule(&self, downstream: &Downstream, rule: &Rule, fault: Option<&karst_api::route::Fault>) -> End {

@@ -5,6 +5,7 @@ use crate::{
     authz::{
         access::{Access, AuditEvent, AuthzContext, Request},
         external::{answer::Answer, grpc},
+        jwt::Cache,
     },
     downstream::gateway::Gateway,
     http::{
@@ -13,7 +14,10 @@ use crate::{
         forward::sent_on,
         forwarded,
     },
-    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    route::{
+        input::{RouteInput, TcpRouteInput},
+        table::{RouteMatch, Routes},
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -110,9 +114,7 @@ pub fn route(data: &[u8]) {
         }
     }
     let labels = BTreeMap::new();
-    if let Ok(r) = ir::Routes::decode(routes)
-        && let Ok(r) = Routes::new(&r, None)
-    {
+    if let Ok(r) = Routes::decode(routes, None) {
         let ask = RouteInput::new(uri.path(), uri.query(), method, "http", "shop", &headers, "app", &labels);
         let table = r.table("app");
         if let RouteMatch::Rule(rule) = table.find(80, &ask) {
@@ -156,7 +158,7 @@ pub fn authorization(data: &[u8]) {
     let (mut head, ()) = request.into_parts();
     match grpc::answer(data, &ok) {
         Ok(Answer::Allowed(changes)) => {
-            if changes.apply(&mut head).is_ok() {
+            if changes.apply(&mut head, codec::HeadLimits::default()).is_ok() {
                 assert_eq!((head.uri.path(), head.headers.get_all(header::HOST).iter().count()), ("/a", 1));
                 let fixed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
                 assert!(!fixed.iter().any(|name| head.headers.contains_key(name)), "{:?}", head.headers);
@@ -172,9 +174,7 @@ pub fn authorization(data: &[u8]) {
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
 pub fn takes(kind: &str, bytes: &[u8]) {
     let taken = match kind {
-        "routes" => ir::Routes::decode(bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|r| Routes::new(&r, None).map(drop).map_err(|e| e.to_string())),
+        "routes" => Routes::decode(bytes, None).map(drop).map_err(|e| e.to_string()),
         "access" => ir::Access::decode(bytes)
             .map_err(|e| e.to_string())
             .and_then(|a| Access::new(&a).map(drop).map_err(|e| e.to_string())),
@@ -259,7 +259,7 @@ async fn carried(data: &[u8]) {
             }
         })
     };
-    let serving = codec::server1(None).serve_connection(TokioIo::new(front), on);
+    let serving = codec::server1(None, codec::HeadLimits::default()).serve_connection(TokioIo::new(front), on);
     let talking = async {
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;
@@ -305,18 +305,18 @@ impl Judge {
     ///
     /// # Errors
     /// A waypoint would not take them.
-    pub fn service(bytes: Option<&[u8]>) -> Result<Self, String> {
-        let all = bytes.map(ir::Access::decode).transpose().map_err(|e| e.to_string())?;
-        Access::new(&all.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    pub fn service(bytes: Option<&[u8]>) -> anyhow::Result<Self> {
+        let all = bytes.map(ir::Access::decode).transpose()?;
+        Ok(Self(Access::new(&all.unwrap_or_default())?))
     }
 
     /// Of a gateway: the bytes of its `Gateway`.
     ///
     /// # Errors
     /// It would not take them.
-    pub fn gateway(bytes: &[u8]) -> Result<Self, String> {
-        let gateway = ir::Gateway::decode(bytes).map_err(|e| e.to_string())?;
-        Access::new(&gateway.access.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    pub fn gateway(bytes: &[u8]) -> anyhow::Result<Self> {
+        let gateway = ir::Gateway::decode(bytes)?;
+        Ok(Self(Access::new(&gateway.access.unwrap_or_default())?))
     }
 
     /// Judges bytes.
@@ -332,7 +332,7 @@ impl Judge {
             Err(why) => return refused(why.status()),
         };
         self.0.headers().drop_alike(&mut head.headers);
-        let token = match self.0.tokens.verify(head) {
+        let token = match self.0.tokens.verify(head, &mut Cache::default()) {
             Ok(token) => token,
             Err(_) => return refused(StatusCode::UNAUTHORIZED),
         };
@@ -343,7 +343,7 @@ impl Judge {
             path: &path,
             headers: &head.headers,
             known: None,
-            token: token.as_ref(),
+            token: token.as_deref(),
         };
         self.judge(caller, Some(request), Some(entry.authority.value().clone()))
     }

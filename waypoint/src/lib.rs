@@ -2,8 +2,10 @@
 //!
 //! - [`downstream`]: clients' connections; [`worker`]: a thread with its tunnels.
 //! - [`mod@http`]: one request from its canonical form to its answer.
-//! - [`route`]: the compiled routes; [`authz`]: who may call.
+//! - [`quota`]: rate limits that replicas count together.
+//! - [`route`]: the compiled routes; [`authz`]: who may call; [`session`]: who comes back to the same endpoint.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
+//! - [`tls_parameters`]: what TLS is spoken with, on both sides.
 //! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
 //! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
@@ -21,7 +23,9 @@ pub mod fuzz;
 mod http;
 #[cfg(feature = "fuzz")]
 pub mod live;
+mod quota;
 mod route;
+mod session;
 mod snapshot;
 mod spans;
 mod telemetry;
@@ -29,6 +33,7 @@ mod telemetry;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tls_parameters;
 mod upstream;
 mod worker;
 
@@ -76,10 +81,13 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}; choose another address with HBONE_ADDR", config.hbone))?;
     let addresses = Pages::bind(config.admin, config.stats, config.readiness).await?;
     let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
+    let (udp_ports_tx, udp_ports) = watch::channel(downstream::udp::ports::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
     let metrics = Arc::<telemetry::metrics::Metrics>::default();
     let (spans, finished) = spans::queue::Queue::new(metrics.spans.clone());
+    let (parking, parked) = karst_hbone::parking::new::<downstream::continued::Place>();
+    tokio::task::spawn_local(karst_hbone::parking::run(parked));
     let shared = Arc::new(worker::Shared {
         identity,
         state,
@@ -88,12 +96,15 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         questions,
         secrets: manager.secrets(),
         metrics,
+        quota: quota::table::Table::default(),
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.pod_name),
         workers,
+        parking,
         ports,
+        udp_ports,
         spans,
         config: config.clone(),
     });
@@ -124,6 +135,12 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         ports_tx,
         watch.clone(),
         config.drain_limit(),
+    ));
+    tokio::task::spawn_local(downstream::udp::ports::open(
+        shared.state.clone(),
+        udp_ports_tx,
+        watch.clone(),
+        worker_count(config.workers),
     ));
     drop(watch);
     let (needed, said) = (control::needed(types), (configured_tx, stream_tx));

@@ -56,11 +56,11 @@ impl Snapshot {
     }
 
     /// How a service is called; None: in no way of its own any more.
-    pub fn put_backend(&mut self, service: &str, backend: Option<ir::Backend>) {
+    pub fn put_backend(&mut self, service: &Arc<str>, backend: Option<ir::Backend>) {
         let has_clients = |b: &ir::Backend| !b.clients.is_empty();
         self.by_client += usize::from(backend.as_ref().is_some_and(has_clients));
         let before = match backend {
-            Some(backend) => self.backends.insert(service.into(), Arc::new(backend)),
+            Some(backend) => self.backends.insert(service.clone(), Arc::new(backend)),
             None => self.backends.remove(service),
         };
         self.by_client -= usize::from(before.is_some_and(|b| has_clients(&b)));
@@ -86,6 +86,11 @@ impl Snapshot {
     pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
         let own = self.gateway.iter().filter_map(|g| g.access.as_ref());
         self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
+    }
+
+    /// May clients be bound to endpoints?
+    pub fn has_sessions(&self) -> bool {
+        self.gateway.as_ref().is_some_and(|g| !g.session_keys.is_empty())
     }
 
     /// Who in front of us is believed.

@@ -10,16 +10,18 @@ use crate::{
         context::{Downstream, DownstreamTarget, Entered},
         gateway::Gateway,
         requests,
+        stream::Io,
     },
     http::codec,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, worker},
+    testing::{LINES, run, spawn, worker},
     worker::Worker,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::{
@@ -56,14 +58,18 @@ struct Endpoint {
 impl Endpoint {
     /// Of HTTP/1.1; an empty answer closes the connection.
     async fn of_http1(answer: impl Fn(&str) -> String + 'static) -> Self {
+        Self::answering(Rc::new(answer)).await
+    }
+
+    async fn answering(answer: Rc<dyn Fn(&str) -> String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = Self { port: listener.local_addr().unwrap().port(), ..Self::default() };
-        let (e, answer) = (own.clone(), Rc::new(answer));
-        tokio::task::spawn_local(async move {
+        let e = own.clone();
+        spawn(async move {
             while let Ok((mut s, _)) = listener.accept().await {
                 e.connections.set(e.connections.get() + 1);
                 let (e, answer) = (e.clone(), answer.clone());
-                tokio::task::spawn_local(async move {
+                spawn(async move {
                     while let Some(head) = read_head(&mut s).await {
                         let a = answer(&head);
                         e.heads.borrow_mut().push(head);
@@ -81,7 +87,7 @@ impl Endpoint {
     async fn of_http2(size: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = Self { port: listener.local_addr().unwrap().port(), ..Self::default() };
-        tokio::task::spawn_local(async move {
+        spawn(async move {
             while let Ok((s, _)) = listener.accept().await {
                 let answer = service_fn(move |_: Request<Incoming>| async move {
                     let long = HeaderValue::try_from("x".repeat(size)).unwrap();
@@ -93,7 +99,7 @@ impl Endpoint {
                 });
                 // It takes whatever it is told.
                 let http2 = hyper::server::conn::http2::Builder::new(codec::Local);
-                tokio::task::spawn_local(async move { http2.serve_connection(TokioIo::new(s), answer).await });
+                spawn(async move { http2.serve_connection(TokioIo::new(s), answer).await });
             }
         });
         own
@@ -127,28 +133,41 @@ struct Proxy {
     ends: Cell<(SocketAddr, IpAddr)>,
     /// What the next connection has shown on its way in.
     entered: Cell<Entered>,
+    /// It has come by TLS, which named nobody.
+    by_tls: Cell<bool>,
+}
+
+/// A mesh with the service, the endpoint and the waypoint.
+fn snapshot(e: &Endpoint, speaks: AppProtocol) -> Snapshot {
+    let mut app = testing::pod("app", "127.0.0.1", &[(KEY, &[(80, e.port.into())])]);
+    app.tunnel_protocol = 0;
+    let mut service = testing::service("s", "10.96.0.1", &[(80, e.port.into())]);
+    service.ports[0].app_protocol = speaks as i32;
+    let mut s = Snapshot::new("");
+    s.mesh = testing::snapshot(vec![app, testing::pod("own", "10.0.1.1", &[])], vec![service]);
+    s
 }
 
 impl Proxy {
     fn new(e: &Endpoint, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> Self {
-        let mut app = testing::pod("app", "127.0.0.1", &[(KEY, &[(80, e.port.into())])]);
-        app.tunnel_protocol = 0;
-        let mut service = testing::service("s", "10.96.0.1", &[(80, e.port.into())]);
-        service.ports[0].app_protocol = speaks as i32;
-        let mut s = Snapshot::new("");
-        s.mesh = testing::snapshot(vec![app, testing::pod("own", "10.0.1.1", &[])], vec![service]);
+        let mut s = snapshot(e, speaks);
         change(&mut s);
+        Self::knowing(s)
+    }
+
+    fn knowing(s: Snapshot) -> Self {
         let at_gateway = s.gateway.is_some();
         let ends = Cell::new((([10, 0, 0, 9], 1234).into(), [10, 96, 0, 1].into()));
         let worker = worker(s, if at_gateway { "router" } else { "waypoint" });
-        Self { worker, at_gateway, ends, entered: Cell::default() }
+        Self { worker, at_gateway, ends, entered: Cell::default(), by_tls: Cell::default() }
     }
 
     /// A client's connection.
     fn connect(&self, two: bool) -> DuplexStream {
         let (client, server) = tokio::io::duplex(1 << 20);
         let service = self.worker.snapshot().mesh.services[KEY].clone();
-        let target = if self.at_gateway { DownstreamTarget::Gateway(None) } else { DownstreamTarget::Service(service) };
+        let name = self.by_tls.get().then(|| Rc::from(""));
+        let target = if self.at_gateway { DownstreamTarget::Gateway(name) } else { DownstreamTarget::Service(service) };
         let downstream = Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok().filter(|_| !self.at_gateway),
             from: self.ends.get().0,
@@ -162,7 +181,7 @@ impl Proxy {
             written: Default::default(),
         };
         let w = self.worker.clone();
-        tokio::task::spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
+        spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), two).await });
         client
     }
 
@@ -189,19 +208,16 @@ async fn asked(client: &mut DuplexStream, request: &str) -> String {
     answer
 }
 
-fn run(f: impl Future<Output = ()>) {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&rt, async {
-        tokio::time::timeout(std::time::Duration::from_secs(60), f).await.unwrap();
-    });
-}
-
 /// One rule for everything.
 fn rule(change: impl FnOnce(&mut ir::HttpRule)) -> Arc<Routes> {
     let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
     let mut r = ir::HttpRule { origin: "route".into(), destinations: vec![to], ..Default::default() };
     change(&mut r);
-    let table = ir::Table { http: vec![r], tcp: vec![] };
+    only(r)
+}
+
+fn only(rule: ir::HttpRule) -> Arc<Routes> {
+    let table = ir::Table { http: vec![rule], tcp: vec![] };
     Arc::new(Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap())
 }
 
@@ -411,9 +427,10 @@ fn what_a_gateway_writes_is_not_taken_out_by_a_client() {
 /// A request of HTTP/2, and what comes of it: status, headers and trailers.
 async fn ask_two(p: &Proxy, cookies: &[&str]) -> (u16, HeaderMap, Option<HeaderMap>) {
     let io = TokioIo::new(p.connect(true));
-    let (mut send, conn) = codec::client2().handshake::<_, String>(io).await.unwrap();
-    tokio::task::spawn_local(conn);
-    let mut r = Request::post("http://s/").body(String::new()).unwrap();
+    // A body of the type that other tests' clients have.
+    let (mut send, conn) = codec::client2().handshake::<_, UnsyncBoxBody<Bytes, Infallible>>(io).await.unwrap();
+    spawn(conn);
+    let mut r = Request::post("http://s/").body(Empty::<Bytes>::new().boxed_unsync()).unwrap();
     for c in cookies {
         r.headers_mut().append("cookie", HeaderValue::from_str(c).unwrap());
     }

@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::access::Denial,
+    authz::{access::Denial, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -12,24 +12,28 @@ use crate::{
     downstream::{
         conns::{self, Conns},
         context::{Downstream, DownstreamTarget},
+        continued::Place,
         gate::Gate,
         ports::Ports,
-        stream,
+        stream, udp,
         upgrade::Upgrade,
     },
+    http::encoders::Encoders,
+    quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
-    spans::queue::Queue,
+    spans::{queue::Queue, recorder::flush_in_time},
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
         connector::Connector,
+        follow,
         pool::{self, Pool},
     },
 };
 use http::request::Parts;
 use karst_core::{Identity, authority::Authority, limits};
 use karst_flows::{Decision, Reporter, Seen};
-use karst_hbone::{Settings, server::Connect};
+use karst_hbone::{Settings, parking::Parking, server::Connect};
 use karst_proxy::{
     dial::Dialer,
     flows::{Books, Recorder},
@@ -72,12 +76,18 @@ pub struct Shared {
     pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// Of rate limits that replicas count together, the buckets that are kept here.
+    pub quota: Table,
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
     pub workers: WorkerPool<Job>,
+    /// Connections that wait for their next stream.
+    pub parking: Parking<Place>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
+    /// Those of datagrams.
+    pub udp_ports: watch::Receiver<udp::ports::Ports>,
     /// What was seen lately.
     pub flows: Books,
     /// Takes the spans of requests that are traced.
@@ -105,15 +115,6 @@ struct Sets {
     called: HashMap<(ClusterKey, String), Rc<EndpointSet>>,
 }
 
-/// What is decided by turns; each has its own, or one decision would follow from the other.
-#[derive(Clone, Copy, Debug)]
-pub enum SampleKind {
-    Weight,
-    Delay,
-    Abort,
-    Mirror,
-}
-
 /// A snapshot, counted within a worker: what all workers share is counted once, when it changes.
 #[allow(clippy::redundant_allocation, reason = "the outer count is the worker's own, the inner one is of all of them")]
 pub type Latest = Rc<Arc<Snapshot>>;
@@ -131,9 +132,12 @@ pub struct Worker {
     pub upstream: Rc<Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    /// Opens the next streams of connections to endpoints.
+    pub following: follow::Orders,
     pub conns: Rc<Conns>,
+    /// For answers that are compressed.
+    pub encoders: Rc<Encoders>,
     seed: Cell<u64>,
-    samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     /// Each caller's share of this worker.
@@ -144,51 +148,80 @@ pub struct Worker {
     latest: RefCell<Latest>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
+    /// Those that were verified lately. Borrowed only while a request's are looked at.
+    pub tokens: RefCell<jwt::Cache>,
+    /// Of buckets that other replicas keep.
+    pub leases: Leases,
 }
 
 impl Worker {
     /// A worker, with the tasks that keep its connections. Runs in a `LocalSet`.
-    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch, connector: Connector) -> Rc<Self> {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        drain: drain::Watch,
+        connector: Connector,
+        following: follow::Orders,
+    ) -> Rc<Self> {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
-        tokio::task::spawn_local({
-            let pool = upstream.clone();
-            async move {
-                let mut turn = tokio::time::interval(pool::SWEEP);
-                loop {
-                    turn.tick().await;
-                    pool.sweep();
-                }
-            }
-        });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
+        tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
-        Rc::new(Self {
+        let worker = Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
             connector,
             settings,
             flows: shared.flows.recorder(),
+            tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,
             upstream,
             drain,
             lingering,
+            following,
             conns: Rc::default(),
+            encoders: Rc::default(),
             seed: Cell::new(rand::random()),
-            samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
             state: RefCell::new(state),
             latest: RefCell::new(latest),
             sink,
-        })
+        });
+        tokio::task::spawn_local({
+            let (pool, worker) = (worker.upstream.clone(), Rc::downgrade(&worker));
+            async move {
+                let mut turn = tokio::time::interval(pool::SWEEP);
+                loop {
+                    turn.tick().await;
+                    pool.sweep();
+                    if let Some(worker) = worker.upgrade() {
+                        worker.let_go();
+                    }
+                }
+            }
+        });
+        worker
+    }
+
+    /// Lets go of what is not in force any more. Requests do so when they come: a worker that has none would keep the routes and the
+    /// mesh as they were at its last one, and much of the newest snapshot is then there twice.
+    fn let_go(&self) {
+        let newest = self.latest();
+        let mut sets = self.sets.borrow_mut();
+        if sets.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, &*newest)) {
+            *sets = Sets::default();
+        }
+        self.leases.let_go(&newest);
     }
 
     /// Is nothing under way, and can nothing come?
@@ -337,7 +370,7 @@ impl Worker {
 
     /// See [`balance::choose`].
     pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize], now: u64) -> Option<usize> {
-        balance::choose_at(now, set, hash, tried, |n| self.random(n))
+        balance::choose_at(now, set, hash, tried, &mut |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.
@@ -357,20 +390,6 @@ impl Worker {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % bound.max(1)
     }
-
-    /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one
-    /// goes to the second, not none or three. (Multiples of the golden ratio.)
-    pub fn sample(&self, of: SampleKind, n: u64) -> u64 {
-        let c = &self.samples[of as usize];
-        let x = c.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        c.set(x);
-        ((u128::from(x) * u128::from(n)) >> 64) as u64
-    }
-
-    /// True for so many of a million, evenly.
-    pub fn chance(&self, of: SampleKind, per_million: u32) -> bool {
-        per_million > 0 && self.sample(of, 1_000_000) < u64::from(per_million)
-    }
 }
 
 /// An open connection.
@@ -379,5 +398,35 @@ pub struct Open(Rc<Cell<usize>>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{OWN, Plane};
+    use karst_proxy::testing::{Ca, pod, service, snapshot};
+    use tokio::task::LocalSet;
+
+    /// It has found endpoints for a request, and no other request comes.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_without_requests_keeps_no_old_snapshot() {
+        let run = async {
+            let service_key = "ns/s.ns.svc.cluster.local";
+            let pods = vec![pod(OWN, "10.0.0.1", &[]), pod("a", "10.0.0.2", &[(service_key, &[(80, 8080)])])];
+            let mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+            let plane = Plane::start(&Ca::mint(), mesh.clone());
+            let (subset, client) = (Arc::default(), Arc::default());
+            let key = ClusterKey { service: service_key.into(), port: 80, subset, client, udp: false };
+            let old = plane.worker.snapshot();
+            assert!(plane.worker.set(&old, key.as_ref(), [10, 96, 0, 1].into()).is_some());
+            let kept = Arc::downgrade(&old);
+            drop(old);
+            plane.tell(mesh);
+            assert!(kept.upgrade().is_some(), "the worker has it for its next request");
+            tokio::time::sleep(pool::SWEEP * 3).await;
+            assert!(kept.upgrade().is_none());
+        };
+        LocalSet::new().run_until(run).await;
     }
 }

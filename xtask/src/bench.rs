@@ -1,5 +1,7 @@
 //! `cargo xtask bench`.
 
+mod gateway;
+
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use std::{
@@ -33,6 +35,16 @@ pub enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Gateways on the local cluster: the ten tests of gateway-api-bench (attached routes, propagation, changes, traffic, failover,
+    /// ListenerSets, 5,000 routes), beside Envoy where the same test can be given to it. Most of an hour.
+    GatewayApi(gateway::How),
+}
+
+impl What {
+    /// Is it measured on the local cluster?
+    pub fn is_on_cluster(&self) -> bool {
+        matches!(self, What::GatewayApi(_))
+    }
 }
 
 /// How to measure.
@@ -73,6 +85,7 @@ pub fn run(w: What) -> Result<()> {
             a
         }
         What::Controller { args } => return bench("karst-bench-controller", args),
+        What::GatewayApi(how) => return gateway::run(&how),
     };
     bench("karst-bench", args)
 }

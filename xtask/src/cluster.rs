@@ -32,6 +32,8 @@ pub enum What {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
         nodes: u8,
     },
+    /// Anew, with the charts installed and all that the tests on it want: for `cargo test --test cluster`.
+    ForTests,
     /// Stop it and remove everything that it made.
     Down,
     /// Say what runs.
@@ -66,6 +68,8 @@ pub enum What {
     Prometheus,
     /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
     Jaeger,
+    /// Build Open Policy Agent's engine as a provider of external authorization and load the image registry.local/opa:1 into the nodes.
+    Opa,
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -82,6 +86,11 @@ pub fn balanced(n: u32) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::from(0x0a62_0000 + n)
 }
 
+/// Is it one of them?
+pub fn is_balanced(ip: std::net::Ipv4Addr) -> bool {
+    ip.octets()[..2] == [10, 98]
+}
+
 /// Values that kubelet changes for the whole machine; put back at the end.
 const SYSCTLS: [&str; 3] = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"];
 
@@ -90,6 +99,7 @@ pub fn run(what: What) -> Result<()> {
     let c = Cluster::new()?;
     match what {
         What::Up { nodes } => c.up(nodes),
+        What::ForTests => for_tests(),
         What::Down => c.down(),
         What::Status => c.status(),
         What::StopNode { node } => c.stop_node(node),
@@ -111,6 +121,7 @@ pub fn run(what: What) -> Result<()> {
             let image = c.jaeger()?;
             c.load(&[image])
         }
+        What::Opa => c.load(&[build::opa(&c.bin)?]),
         What::Helm { args } => c.tool("helm", &args),
     }
 }
@@ -133,6 +144,8 @@ pub fn for_tests() -> Result<()> {
     p.say("istioctl is built");
     build::registry(&c.bin)?;
     p.say("the registry of the tests is built");
+    c.load(&[build::opa(&c.bin)?])?;
+    p.say("Open Policy Agent is built");
     Ok(())
 }
 

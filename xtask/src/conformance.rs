@@ -1,14 +1,18 @@
 //! Gateway API's conformance suite on the local cluster: the official Go module, with echo images that are built here.
 
+mod features;
+
 use crate::{
     cluster::{self, Cluster, image::Image},
-    images,
+    images, setup,
 };
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -46,18 +50,20 @@ impl What {
 enum Part {
     /// MESH-HTTP and MESH-GRPC with all extended features, and the tests that no profile counts.
     Mesh,
-    /// GATEWAY-HTTP, GATEWAY-GRPC and GATEWAY-TLS.
+    /// GATEWAY-HTTP, GATEWAY-GRPC, GATEWAY-TLS and GATEWAY-TCP.
     Gateway,
 }
 
-/// The mesh's extended features, all nine.
-const MESH: &str = "Mesh,MeshClusterIPMatching,MeshConsumerRoute,MeshHTTPRouteRewritePath,MeshHTTPRouteSchemeRedirect,MeshHTTPRouteRedirectPort,MeshHTTPRouteRedirectPath,MeshHTTPRouteBackendRequestHeaderModification,MeshHTTPRouteQueryParamMatching,MeshHTTPRouteNamedRouteRule";
-/// Without these some of the mesh's tests do not run, though no profile counts them.
-const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HTTPRouteParentRefPort,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode,GRPCRouteNamedRouteRule,HTTPRouteNamedRouteRule";
-/// What gateways do beyond the core.
-const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,TLSRoute,TLSRouteModeTerminate,TLSRouteModeMixed,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,BackendTLSPolicy,BackendTLSPolicySANValidation,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
 /// The namespaces of the mesh's tests.
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
+/// The suite, and where the echo programs' sources are (in place of a module that the Go module proxy does not have).
+const SUITE: &str = "sigs.k8s.io/gateway-api/conformance";
+const ECHO: &str = "sigs.k8s.io/gateway-api-conformance-images";
+/// The module with the names of all features.
+const API: &str = "sigs.k8s.io/gateway-api";
+/// Of the addresses that tests give, the one that a Gateway of the suite asks for; and one that it cannot have (RFC 5737).
+const USABLE: u32 = 0xff01;
+const UNUSABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
 
 /// Runs it.
@@ -79,16 +85,23 @@ pub fn run(what: &What) -> Result<()> {
 fn suite(c: &Cluster, what: &What) -> Result<()> {
     let out = std::path::absolute("target/conformance")?;
     fs::create_dir_all(&out)?;
-    let module = module()?;
+    let go = &setup::go()?;
+    let declared = match what.part {
+        Part::Mesh => features::mesh(),
+        Part::Gateway => features::gateways(),
+    };
+    let unknown = features::unknown(&declared, &sources(&module(go, API)?.join("pkg/features"))?);
+    ensure!(unknown.is_empty(), "the suite has no features {unknown:?}: correct xtask/src/conformance/features.rs");
     println!("building the suite and the echo images");
     let test = out.join("conformance.test");
-    go(
+    build(
+        go,
         Path::new("tests/conformance"),
         &["test", "-c", "-trimpath", "-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-o"],
         &test,
         ".",
     )?;
-    c.load(&echo_images(&module, &out)?)?;
+    c.load(&echo_images(go, &module(go, SUITE)?, &module(go, ECHO)?, &out)?)?;
     c.kubectl(&["apply", "--server-side", "-f", &c.bin.join("gateway-api.yaml").display().to_string()])?;
     // The controller sees the kinds soon, and makes its classes.
     for until in ["create", "condition=Accepted"] {
@@ -113,23 +126,18 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
     let mut run = c.inside(&test);
     run.args([
         "-test.v",
-        "-test.timeout=50m",
+        "-test.timeout=90m",
         "-mode=default",
         "-organization=karst",
         "-project=karst",
-        "-url=-",
+        "-url=https://karst.io",
         "-contact=-",
     ]);
     run.arg(format!("-version={}", env!("CARGO_PKG_VERSION"))).arg(format!("-namespace-labels={labels}"));
     run.args(["-cleanup-base-resources=false", "-gateway-class=istio"]);
-    match what.part {
-        Part::Mesh => {
-            run.arg("-conformance-profiles=MESH-HTTP,MESH-GRPC").arg(format!("-supported-features={MESH},{BESIDE}"))
-        }
-        Part::Gateway => run
-            .arg("-conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS")
-            .arg(format!("-supported-features={GATEWAY}")),
-    };
+    run.arg(format!("-conformance-profiles={}", declared.profiles.join(",")));
+    run.arg(format!("-supported-features={}", declared.features.join(",")));
+    run.arg(format!("-usable-address={}", cluster::balanced(USABLE))).arg(format!("-unusable-address={UNUSABLE}"));
     if let Some(t) = &what.only {
         run.arg(format!("-run-test={t}"));
     }
@@ -168,31 +176,43 @@ fn summary(log: &str) {
     println!("{} passed, {} failed, {} skipped", seen[0], seen[1], seen[2]);
 }
 
-/// Where the suite's sources lie.
-fn module() -> Result<PathBuf> {
-    let name = "sigs.k8s.io/gateway-api/conformance";
+/// Where the sources of a module of `tests/conformance` lie.
+fn module(go: &Path, name: &str) -> Result<PathBuf> {
     let dir = "tests/conformance";
-    let got = Command::new("go").current_dir(dir).args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", name]).output()?;
+    let got = Command::new(go).current_dir(dir).args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", name]).output()?;
     let text = String::from_utf8_lossy(&got.stdout).trim().to_string();
     if got.status.success() && !text.is_empty() {
         return Ok(text.into());
     }
-    let got = Command::new("go").current_dir(dir).args(["mod", "download"]).output().context("cannot start go")?;
+    let got = Command::new(go).current_dir(dir).args(["mod", "download"]).output().context("cannot start go")?;
     ensure!(got.status.success(), "{name}: {}", String::from_utf8_lossy(&got.stderr));
-    let got = Command::new("go").current_dir(dir).args(["list", "-m", "-f", "{{.Dir}}", name]).output()?;
+    let got = Command::new(go).current_dir(dir).args(["list", "-m", "-f", "{{.Dir}}", name]).output()?;
     Ok(String::from_utf8_lossy(&got.stdout).trim().into())
 }
 
-fn go(dir: &Path, args: &[&str], out: &Path, what: &str) -> Result<()> {
-    let status = Command::new("go").current_dir(dir).env("CGO_ENABLED", "0").args(args).arg(out).arg(what).status();
+/// The text of all Go files of a folder.
+fn sources(dir: &Path) -> Result<String> {
+    let mut all = String::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "go") {
+            all += &fs::read_to_string(&path)?;
+        }
+    }
+    Ok(all)
+}
+
+fn build(go: &Path, dir: &Path, args: &[&str], out: &Path, what: &str) -> Result<()> {
+    let status = Command::new(go).current_dir(dir).env("CGO_ENABLED", "0").args(args).arg(out).arg(what).status();
     ensure!(status.context("cannot start go")?.success(), "{} does not build", dir.display());
     Ok(())
 }
 
-/// The images that the suite's manifests name. The simple echo is the suite's own program; the one that can call others is ours.
-fn echo_images(module: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+/// The images that the suite's manifests name. The simple echo (HTTP, gRPC, TCP, UDP) is the suite's own program, by the sources of its
+/// version before; the one that can call others is ours.
+fn echo_images(go: &Path, suite: &Path, echo: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let mut names = BTreeSet::new();
-    let mut dirs = vec![module.join("base"), module.join("mesh"), module.join("tests")];
+    let mut dirs = vec![suite.join("base"), suite.join("mesh"), suite.join("tests")];
     while let Some(d) = dirs.pop() {
         for e in fs::read_dir(&d)?.flatten() {
             let p = e.path();
@@ -209,16 +229,15 @@ fn echo_images(module: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let source = out.join("echo-basic");
     let _ = Command::new("chmod").args(["-R", "u+w"]).arg(&source).stderr(std::process::Stdio::null()).status();
     let _ = fs::remove_dir_all(&source);
-    let status = Command::new("cp").arg("-r").arg(module.join("echo-basic")).arg(&source).status()?;
+    let status = Command::new("cp").arg("-r").arg(echo.join("echo-basic")).arg(&source).status()?;
     ensure!(status.success(), "the sources of echo-basic cannot be copied");
     let _ = Command::new("chmod").args(["-R", "u+w"]).arg(&source).status();
     for f in ["mod", "sum"] {
         fs::rename(source.join(format!(".go.{f}")), source.join(format!("go.{f}")))?;
     }
     let basic = out.join("echo-basic.bin");
-    go(&source, &["build", "-trimpath", "-ldflags=-s -w", "-o"], &basic, ".")?;
+    build(go, &source, &["build", "-trimpath", "-ldflags=-s -w", "-o"], &basic, ".")?;
     let ours = images::strip("sample-echo", out)?;
-    let coredns = std::path::absolute("target/cluster/bin/coredns")?;
     let mut files = vec![];
     for (i, n) in names.iter().enumerate() {
         let image = if n.contains("/echo-basic:") {
@@ -227,8 +246,6 @@ fn echo_images(module: &Path, out: &Path) -> Result<Vec<PathBuf>> {
             Image::new(n, &["/usr/local/bin/server"])
                 .file(&ours, "/usr/local/bin/server")
                 .link("/usr/local/bin/client", "/usr/local/bin/server")
-        } else if n.contains("/coredns:") {
-            Image::new(n, &["/coredns"]).file(&coredns, "/coredns")
         } else {
             continue;
         };
@@ -239,7 +256,7 @@ fn echo_images(module: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Gives every Service of type LoadBalancer an address, as a cloud would, until it is told to stop.
+/// Gives Services of type LoadBalancer addresses, as a cloud would, until it is told to stop.
 fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
     let c = Cluster::new()?;
     c.route_to_services(cluster::BALANCED)?;
@@ -247,16 +264,9 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
         let mut next = 1u32;
         while !done.load(Relaxed) {
             if let Ok(Some(text)) = c.output(&["get", "services", "-A", "-o", "json"])
-                && let Ok(all) = serde_json::from_str::<serde_json::Value>(&text)
+                && let Ok(all) = serde_json::from_str::<Value>(&text)
             {
-                for s in all["items"].as_array().into_iter().flatten() {
-                    if s["spec"]["type"] != "LoadBalancer" || !s["status"]["loadBalancer"]["ingress"].is_null() {
-                        continue;
-                    }
-                    let (ns, name) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str());
-                    let (Some(ns), Some(name)) = (ns, name) else { continue };
-                    let ip = cluster::balanced(next);
-                    next += 1;
+                for (ns, name, ip) in assignments(&all, &mut next) {
                     let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{ip}"}}]}}}}}}"#);
                     let _ = c.output(&["-n", ns, "patch", "service", name, "--subresource=status", "-p", &status]);
                 }
@@ -264,4 +274,71 @@ fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
             std::thread::sleep(Duration::from_millis(300));
         }
     }))
+}
+
+/// Who gets which address: the one that is asked for, if it is one of ours and nobody has it, and else none; the next, if none is
+/// asked for. (Namespace, name, address.)
+fn assignments<'a>(services: &'a Value, next: &mut u32) -> Vec<(&'a str, &'a str, Ipv4Addr)> {
+    let all = services["items"].as_array().into_iter().flatten();
+    let all: Vec<&'a Value> = all.filter(|s| s["spec"]["type"] == "LoadBalancer").collect();
+    let has = |s: &Value| s["status"]["loadBalancer"]["ingress"][0]["ip"].as_str()?.parse::<Ipv4Addr>().ok();
+    let mut taken: BTreeSet<Ipv4Addr> = all.iter().copied().filter_map(has).collect();
+    let mut out = vec![];
+    for s in all {
+        let (Some(ns), Some(name)) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str()) else {
+            continue;
+        };
+        let ip = match s["spec"]["loadBalancerIP"].as_str().filter(|asked| !asked.is_empty()) {
+            Some(asked) => asked.parse::<Ipv4Addr>().ok().filter(|ip| cluster::is_balanced(*ip) && !taken.contains(ip)),
+            None if has(s).is_some() => None,
+            None => {
+                let free = (*next..).map(cluster::balanced).find(|ip| !taken.contains(ip));
+                *next += 1;
+                free
+            }
+        };
+        if let Some(ip) = ip {
+            taken.insert(ip);
+            out.push((ns, name, ip));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn addresses_that_are_asked_for_are_given_if_they_are_ours_and_free() {
+        let usable = cluster::balanced(USABLE).to_string();
+        let service = |name: &str, asked: &str, has: &str| {
+            let ingress = if has.is_empty() { json!(null) } else { json!([{ "ip": has }]) };
+            json!({
+                "metadata": { "namespace": "a", "name": name },
+                "spec": { "type": "LoadBalancer", "loadBalancerIP": asked },
+                "status": { "loadBalancer": { "ingress": ingress } },
+            })
+        };
+        let given = |all: &[Value], mut next: u32| -> Vec<String> {
+            let services = json!({ "items": all });
+            let all = assignments(&services, &mut next);
+            all.into_iter().map(|(_, name, ip)| format!("{name} {ip}")).collect()
+        };
+        assert_eq!(given(&[service("x", "", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        assert_eq!(
+            given(&[service("x", &usable, ""), service("y", "", "")], 1),
+            [format!("x {usable}").as_str(), "y 10.98.0.1"]
+        );
+        // Pending: not ours, not an address, somebody else's.
+        assert!(given(&[service("x", &UNUSABLE.to_string(), ""), service("y", "x", "")], 1).is_empty());
+        assert!(given(&[service("x", &usable, &usable), service("y", &usable, "")], 1).is_empty());
+        // Who asks for another one gets that; nobody is given what somebody has.
+        assert_eq!(given(&[service("x", &usable, "10.98.0.1")], 2), [format!("x {usable}")]);
+        assert_eq!(given(&[service("x", "10.98.0.1", ""), service("y", "", "")], 1), ["x 10.98.0.1", "y 10.98.0.2"]);
+        let mut other = service("x", "", "");
+        other["spec"]["type"] = json!("ClusterIP");
+        assert!(given(&[other, service("y", "", "10.98.0.1")], 2).is_empty());
+    }
 }

@@ -1,8 +1,9 @@
-//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, and
-//! what the product takes from `rt` alone.
+//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
+//! the product takes from `rt` alone, and that its errors are types.
 
 mod circles;
 mod clocks;
+mod errors;
 mod lexer;
 mod modules;
 
@@ -87,5 +88,6 @@ pub fn arrows() -> Result<()> {
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     circles::check(&meta)?;
-    clocks::check(&meta)
+    clocks::check(&meta)?;
+    errors::check(&meta)
 }

@@ -18,6 +18,7 @@ mod release;
 mod report;
 mod sbom;
 mod setup;
+mod soak;
 mod tools;
 mod upgrade;
 mod values;
@@ -69,8 +70,9 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// The long forms of the tests.
-    Soak,
+    /// Faults on top of each other under load, for an hour: no call may fail that no fault excuses, no byte be wrong, no frame be
+    /// readable, no memory grow.
+    Soak(soak::What),
     /// Feed the parsers of what comes from outside with inputs made by coverage.
     Fuzz {
         /// Only this target.
@@ -161,9 +163,13 @@ fn run(task: Task) -> Result<()> {
             ensure!(status.success(), "the demo found a claim that does not hold; its table says which");
             Ok(())
         }
-        Task::Soak => {
+        Task::Soak(what) if what.long_tests => {
             build()?;
             worlds(&["--ignored"])
+        }
+        Task::Soak(what) => {
+            build_only(soak::PROGRAMS)?;
+            soak::run(&what)
         }
         Task::Fuzz { target, seconds } => {
             setup::run()?;
@@ -185,7 +191,10 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
-            build_shipped()?;
+            // The cluster's images are those of the tests; they are built with it.
+            if !what.is_on_cluster() {
+                build_shipped()?;
+            }
             bench::run(what)
         }
     }
@@ -256,7 +265,8 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     // Of the tests on the cluster, those that need none.
-    let table = ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces"];
+    let table =
+        ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces", "--test", "exercises"];
     s.run("unit tests", || {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])
@@ -299,6 +309,16 @@ fn cluster_tests(args: &[&str]) -> Result<()> {
     cargo(&[&all[..], args].concat(), &[])
 }
 
+/// Tests in namespaces that need something besides, as their names have it: a database, and a ztunnel of another release.
+const OF_DATABASE: &str = "soak_postgresql_survives_rollouts";
+const OF_TWO_RELEASES: &str = "of_two_releases";
+const FORMER: &str = "KARST_FORMER_ZTUNNEL";
+
+/// Do these words ask for a long test of this name?
+fn is_asked(test: &str, args: &[&str]) -> bool {
+    args.contains(&"--ignored") && args.iter().all(|word| word.starts_with("--") || test.contains(word))
+}
+
 /// The tests in namespaces. Named one by one under `--workspace`: with `--package`, cargo would choose other features for the
 /// cryptography and build it a second time.
 fn worlds(args: &[&str]) -> Result<()> {
@@ -310,5 +330,36 @@ fn worlds(args: &[&str]) -> Result<()> {
     names.iter().for_each(|n| all.extend(["--test", n]));
     all.extend(["--", "--test-threads=1", "--nocapture"]);
     all.extend(args);
-    cargo(&all, &[])
+    if is_asked(OF_DATABASE, args) {
+        setup::database()?;
+    }
+    // Tests are run in another directory than this.
+    let former = std::env::var_os(FORMER).map(std::path::absolute).transpose()?;
+    if args.contains(&"--ignored") && former.is_none() {
+        println!("NOT CHECKED: rollouts of two releases ({FORMER} is to name the ztunnel of another one)");
+        all.extend(["--skip", OF_TWO_RELEASES]);
+    }
+    let former = former.map(|path| path.display().to_string());
+    let env: Vec<(&str, &str)> = former.iter().map(|path| (FORMER, path.as_str())).collect();
+    cargo(&all, &env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_installed_only_for_the_test_that_needs_it() {
+        let all: [(&[&str], bool); 6] = [
+            (&[], false),
+            (&["soak"], false),
+            (&["--ignored"], true),
+            (&["--ignored", "postgresql"], true),
+            (&["--ignored", "soak_"], true),
+            (&["--ignored", "soak_killed"], false),
+        ];
+        for (args, asked) in all {
+            assert_eq!(is_asked(OF_DATABASE, args), asked, "{args:?}");
+        }
+    }
 }

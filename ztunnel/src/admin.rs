@@ -11,9 +11,9 @@ use karst_hbone::{
     tls::Credentials,
 };
 use karst_proxy::dump;
-use karst_rt::{admin, log, ready::Ready};
+use karst_rt::{admin, clock, log, ready::Ready};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 use tokio::sync::{Notify, oneshot};
 
 /// The pages' view of the process.
@@ -145,7 +145,7 @@ fn certificate(credentials: &Credentials) -> Value {
     let (roots, chain) = credentials.pem.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
     json!({
         "identity": credentials.identity.to_string(),
-        "state": if credentials.not_after > SystemTime::now() { "Available" } else { "Expired" },
+        "state": if credentials.not_after > clock::wall() { "Available" } else { "Expired" },
         "certChain": chain.iter().flat_map(|pem| summaries(pem)).map(summary).collect::<Vec<_>>(),
         "rootCerts": summaries(roots).into_iter().map(summary).collect::<Vec<_>>(),
     })

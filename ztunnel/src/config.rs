@@ -284,6 +284,12 @@ mod tests {
         assert!(!Config::parse_from(["ztunnel"]).supervises(), "it must be asked for");
     }
 
+    /// What can end a process, or shows what it knows, is for who is on the node unless an operator says otherwise.
+    #[test]
+    fn admin_pages_are_for_loopback() {
+        assert!(Config::parse_from(["ztunnel"]).admin.ip().is_loopback());
+    }
+
     #[test]
     fn wrong_options_are_refused() {
         for args in

@@ -9,24 +9,19 @@ use crate::{
     inpod::{LocalPod, LocalPods},
     outcome::Outcome,
     plan::{Plan, Refusal, Tunnel},
-    state::Workload,
+    state::{Service, Workload},
     worker::{Served, Worker},
 };
 use bytes::Bytes;
+use karst_core::Identity;
 use karst_hbone::{
     continuation::{self, Token},
     copy::Counts,
     pool::Lease,
 };
 use karst_proxy::dial::{self, Candidate, Target};
-use karst_rt::{backoff::Backoff, clock::Instant};
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-
-/// The next stream of an interrupted connection is asked for this long, and so often.
-const AGAIN_FOR: Duration = Duration::from_secs(10);
-const AGAIN_FIRST: Duration = Duration::from_millis(10);
-const AGAIN_CAP: Duration = Duration::from_millis(500);
 
 /// Both halves of a stream.
 pub type Stream = (h2::SendStream<Bytes>, h2::RecvStream);
@@ -109,8 +104,9 @@ pub async fn attempt(
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
             // Of bytes that are carried as they are no trace is known.
-            let mut headers = dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host, None);
-            if worker.shared.config.hand_over && !t.waypoint {
+            let mut headers = dial::headers(source.baggage(), client.seen_by(t.target.ip()), host, None);
+            let hands_over = worker.shared.config.hand_over;
+            if hands_over {
                 continuation::announce(&mut headers);
             }
             let target = Target {
@@ -124,14 +120,12 @@ pub async fn attempt(
                 headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
-            let continues = opened.continues && worker.shared.config.hand_over && !t.waypoint;
-            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), continues))
+            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), opened.continues && hands_over))
         }
     }
 }
 
-/// The next stream of a connection whose stream has been interrupted, to the same peer. The one that takes it may not be there yet,
-/// so it is asked for some time.
+/// The next stream of a connection whose stream has been interrupted, to the same peer.
 ///
 /// # Errors
 /// There is none, and will be none.
@@ -142,29 +136,30 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     // As it is known now: another workload may have the address.
     let known = worker.snapshot().workloads.get(&peer.uid).cloned();
     let peer = known.filter(|known| known.identity == peer.identity).ok_or(Outcome::NoWorkload)?;
-    let mut expected = vec![peer.identity.clone()];
-    expected.extend(conn.service.iter().flat_map(|s| s.sans.iter().cloned()));
+    // A waypoint is asked at an address of its own.
+    let by_waypoint = target.ip() != conn.destination_addr.ip();
+    let expected = expected(&peer, conn.service.as_deref(), by_waypoint);
     let host = conn.service.as_ref().map(|s| &*s.hostname);
-    let mut headers = dial::headers(source.baggage.as_ref(), conn.source_addr, host, None);
+    let mut headers = dial::headers(source.baggage(), conn.source_addr, host, None);
     continuation::name(&mut headers, token);
-    let (until, mut backoff) = (Instant::now() + AGAIN_FOR, Backoff::new(AGAIN_FIRST, AGAIN_CAP));
-    loop {
-        let wanted = Target {
-            connector: &pod.connector,
-            pod: &pod.uid,
-            own: &source.identity,
-            peer: &peer,
-            address: conn.destination_addr,
-            expected: &expected,
-            authority: &target.to_string(),
-            headers: headers.clone(),
-        };
-        match worker.dialer.tunnel(&wanted, None).await {
-            Ok(opened) => return Ok((opened.lease, (opened.send, opened.recv))),
-            Err(e) if e.may_retry() && Instant::now() < until => tokio::time::sleep(backoff.next_delay()).await,
-            Err(e) => return Err(e.into()),
-        }
-    }
+    let wanted = Target {
+        connector: &pod.connector,
+        pod: &pod.uid,
+        own: &source.identity,
+        peer: &peer,
+        address: conn.destination_addr,
+        expected: &expected,
+        authority: &target.to_string(),
+        headers,
+    };
+    let opened = worker.dialer.again(&wanted).await?;
+    Ok((opened.lease, (opened.send, opened.recv)))
+}
+
+/// Who may answer: the names that a service lists are those of its endpoints, and no waypoint's.
+fn expected(peer: &Workload, service: Option<&Service>, by_waypoint: bool) -> Vec<Identity> {
+    let others = service.filter(|_| !by_waypoint).into_iter().flat_map(|service| service.sans.iter().cloned());
+    [peer.identity.clone()].into_iter().chain(others).collect()
 }
 
 /// The destination's pod, if it hangs on this ztunnel and tunnels within the node are not asked for.
@@ -188,7 +183,7 @@ fn local(pods: &LocalPods, peer: &Workload) -> Option<Arc<LocalPod>> {
 mod tests {
     use super::*;
     use karst_api::{route, workload as pb};
-    use karst_proxy::testing::{pod, snapshot};
+    use karst_proxy::testing::{pod, service, snapshot};
     use prost::Message;
 
     /// The workload of a pod, as a controller tells of it; `uid` empty: as istiod does.
@@ -200,6 +195,20 @@ mod tests {
             w.extensions.push(pb::Extension { name: "karst.pod".into(), config });
         }
         snapshot(vec![w], vec![]).workload([10, 0, 0, 1].into()).unwrap().clone()
+    }
+
+    #[test]
+    fn the_next_stream_goes_to_who_had_the_one_before() {
+        let mut web = service("web", "10.96.0.1", &[(80, 8080)]);
+        web.subject_alt_names = vec!["spiffe://cluster.local/ns/ns/sa/other".into()];
+        let s = snapshot(vec![pod("a", "10.0.0.1", &[])], vec![web]);
+        let (peer, web) = (s.workload([10, 0, 0, 1].into()).unwrap(), s.services.values().next().map(|web| &**web));
+        let names =
+            |web, by_waypoint| expected(peer, web, by_waypoint).iter().map(Identity::to_string).collect::<Vec<_>>();
+        let (own, other) = ("spiffe://cluster.local/ns/ns/sa/a", "spiffe://cluster.local/ns/ns/sa/other");
+        assert_eq!(names(web, false), [own, other]);
+        assert_eq!(names(web, true), [own], "an endpoint's name is no waypoint's");
+        assert_eq!(names(None, false), [own]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
 use karst_policy::{Action, Policy, Verdict, Would, authorize, dry_run};
 use karst_proxy::{dry_run::summary, tap::Taps, traffic::Traffic};
 use karst_rt::{
+    clock,
     limited::Limited,
     log::{self, Cause, Format},
 };
@@ -22,7 +23,7 @@ use std::{
     ops::Deref,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 use tokio::sync::Notify;
 
@@ -98,7 +99,7 @@ impl Conns {
     /// May a refusal be logged? Then: how many of the reason were left out before it. Whoever connects again and again must not fill
     /// the log.
     pub fn logs_refusal(&self, reason: &'static str) -> Option<u64> {
-        self.refusals.borrow_mut().pass(reason, karst_rt::clock::Instant::now())
+        self.refusals.borrow_mut().pass(reason, clock::Instant::now())
     }
     /// Registers a connection.
     pub fn add(self: &Rc<Self>, conn: Conn) -> Guard {
@@ -319,7 +320,7 @@ impl Conns {
     /// One record of the access log, in Istio's order of fields.
     fn text(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)], json: bool) -> String {
         let mut out = String::with_capacity(640);
-        let time = log::timestamp(SystemTime::now());
+        let time = log::timestamp(clock::wall());
         let name = match level {
             tracing::Level::ERROR => "error",
             tracing::Level::WARN => "warn",

@@ -262,7 +262,6 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: Option<Socket
 async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr) -> io::Result<Vec<u8>> {
     let socket = pod.connector.udp(to)?;
     let socket = tokio::net::UdpSocket::from_std(socket.into())?;
-    socket.connect(to).await?;
     socket.send(data).await?;
     let mut out = vec![0; DNS_MAX_UDP];
     loop {

@@ -104,7 +104,7 @@ pub fn xds(data: &[u8]) {
             let names: Vec<String> = s.workloads.keys().chain(s.services.keys()).map(ToString::to_string).collect();
             names.iter().for_each(|n| s.remove_address(n));
             assert!(s.workloads.is_empty() && s.services.is_empty() && s.by_ip.is_empty() && s.by_vip.is_empty());
-            assert!(s.by_host.is_empty() && s.by_name.is_empty() && s.ranges.is_empty());
+            assert!(s.by_host.is_empty() && s.by_name.is_empty() && s.ranges.is_empty() && s.endpoints.is_empty());
         }
     } else if let Ok(p) = convert::policy(bytes) {
         let c = Connection {
@@ -121,22 +121,21 @@ pub fn xds(data: &[u8]) {
     }
 }
 
-/// What becomes of a CONNECT, or of captured plaintext (`identity`: None), at one of a ztunnel's pods: the policy that forbids it
-/// (empty: no ALLOW policy matches), or why it is refused otherwise. For the tests of `crates/explain`.
-///
-/// # Errors
-/// It is not let in; in which words.
-pub fn arrives(
+/// What forbids a CONNECT, or captured plaintext (`identity`: None), at one of a ztunnel's pods: the policy (empty: no ALLOW policy
+/// matches), or why it is refused otherwise. None: it is let in. For the tests of `crates/explain`.
+pub fn forbids(
     state: &Snapshot,
     own: &OwnPod<'_>,
     (identity, from): (Option<karst_core::Identity>, std::net::IpAddr),
     to: SocketAddr,
-) -> Result<(), String> {
+) -> Option<String> {
     if identity.is_some() {
         let request = http::Request::connect(to.to_string()).body(()).unwrap();
         let at = SocketAddr::new(to.ip(), OWN_PORTS[0]);
-        let (target, _) = inbound::target(state, own, &request, at).map_err(|o| o.text().unwrap_or_default())?;
-        assert_eq!(target, to, "a CONNECT to the pod's own address");
+        match inbound::target(state, own, &request, at) {
+            Ok((target, _)) => assert_eq!(target, to, "a CONNECT to the pod's own address"),
+            Err(outcome) => return Some(outcome.text().unwrap_or_default()),
+        }
     }
-    inbound::arrives(state, own, identity, from, to)
+    inbound::forbids(state, own, identity, from, to)
 }

@@ -3,11 +3,11 @@
 use crate::{
     conn::Conn,
     conns::Guard,
-    handover::end::describe,
+    handover::end::offer,
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    parking::{Bound, Parked},
+    parking::{self, Bound, Parked},
     plan::{OWN_PORTS, Refusal},
     relay, signals,
     state::{OwnPod, Service, Snapshot, Workload},
@@ -70,8 +70,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
     signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
     let outcome = {
         let mut pair = Pair::new(tcp, app);
-        let offer =
-            || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: false };
+        let offer = || offer(guard.conn(), &served.pod.uid, false);
         let bytes = pin!(relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer));
         tokio::select! {
             o = bytes => o,
@@ -215,9 +214,12 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
-    let continues = match worker.shared.config.hand_over {
-        true => continuation::said(request.headers()),
-        false => Said::Nothing,
+    let continues = match continues(continuation::said(request.headers()), worker.shared.config.hand_over) {
+        Ok(said) => said,
+        Err(o) => {
+            worker.shared.metrics.ends.note(Reporter::Destination, o.reason());
+            return refuse(&mut respond, &o);
+        }
     };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     // A connection that another stream has begun, or a new one.
@@ -240,7 +242,7 @@ async fn connect(
         }
     };
     let mut response = Response::new(());
-    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
+    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage().cloned()) {
         response.headers_mut().insert("baggage", baggage);
     }
     if continues != Said::Nothing {
@@ -263,7 +265,7 @@ async fn connect(
             None => return guard.end(&Outcome::Drained),
         },
     };
-    let offer = || Offer { source: None, destination: Some(describe(guard.conn(), &served.pod.uid)), tunnel: true };
+    let offer = || offer(guard.conn(), &served.pod.uid, true);
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
         // The peer has left, and its successor will ask for it.
         Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,
@@ -271,6 +273,16 @@ async fn connect(
     };
     drop(tunnel);
     guard.end(&outcome);
+}
+
+/// What a CONNECT says of continuation, as far as it counts here (`knows`). A connection's rest is never taken for a new connection.
+fn continues(said: Said, knows: bool) -> Result<Said, Outcome> {
+    match (said, knows) {
+        (said, true) => Ok(said),
+        (Said::Nothing | Said::Knows, false) => Ok(Said::Nothing),
+        // A 4xx: no later time, and no other endpoint, makes it better.
+        (Said::Token(_), false) => Err(Outcome::BadRequest("connections are not continued here (KARST_HAND_OVER)")),
+    }
 }
 
 /// The application of a stream.
@@ -292,7 +304,7 @@ async fn resumed(
     let parked = match peer {
         // It waits at our successor: the client is to ask there, at once.
         Some(_) if worker.drain.started() => None,
-        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, pod: pod.uid.clone(), to }).await,
+        Some(peer) => worker.shared.parking.claim(*token, Bound { peer, from, owner: pod.uid.clone(), to }).await,
         None => None,
     };
     let (guard, judged) = judged(worker, pod, request).await;
@@ -310,14 +322,14 @@ async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token,
     let conn = guard.conn();
     let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
     let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
-    let bound = Bound { peer: peer.clone(), from, pod: pod.uid.clone(), to };
+    let bound = Bound { peer: peer.clone(), from, owner: pod.uid.clone(), to };
     let cut = match tunnel.interrupted() {
         Ok(cut) => cut,
         Err(e) => return Outcome::Broken(e.to_string()),
     };
     tunnel.release();
     worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
-    let gone = worker.shared.parking.park(token, bound.clone(), cut).await;
+    let gone = parking::park(&worker.shared.parking, token, bound.clone(), cut).await;
     let mut drain = worker.drain.clone();
     tokio::select! {
         _ = gone => return Outcome::HandedOver,
@@ -585,24 +597,24 @@ fn judge<'a>(snapshot: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Conne
     Ok((authorize(policies.into_iter(), check), dry_runs))
 }
 
-/// For the tests of `crates/explain`: what [`open`] decides of a call, where everything has been told.
+/// For the tests of `crates/explain`: what of [`open`]'s decisions forbids a call, where everything has been told. None: it is let in.
 #[cfg(feature = "fuzz")]
-pub fn arrives(
+pub fn forbids(
     snapshot: &Snapshot,
     own: &OwnPod<'_>,
     source_identity: Option<Identity>,
     source_ip: IpAddr,
     to: SocketAddr,
-) -> Result<(), String> {
+) -> Option<String> {
     if let Some(refusal) = refusal(&source_ip, to) {
-        return Err(refusal.text().into());
+        return Some(refusal.text().into());
     }
     let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
     match judge(snapshot, own, true, &check) {
-        Ok((Verdict::Allow, _)) => Ok(()),
-        Ok((Verdict::DeniedBy(policy), _)) => Err(policy.to_string()),
-        Ok((Verdict::NotAllowed, _)) => Err(String::new()),
-        Err(outcome) => Err(outcome.text().unwrap_or_default()),
+        Ok((Verdict::Allow, _)) => None,
+        Ok((Verdict::DeniedBy(policy), _)) => Some(policy.to_string()),
+        Ok((Verdict::NotAllowed, _)) => Some(String::new()),
+        Err(outcome) => Some(outcome.text().unwrap_or_default()),
     }
 }
 
@@ -680,6 +692,24 @@ mod tests {
         assert_eq!(asked(Some("for=\"10.0.0.9:1\";host=c.ns.svc.cluster.local")), "c", "as our own ztunnel says it");
         assert_eq!(asked(Some("for=x; Host=\"c.ns.svc.cluster.local\";proto=http")), "c", "and others");
         assert_eq!(asked(Some("host=other.ns.svc.cluster.local")), "-", "the pod is no endpoint of that");
+    }
+
+    #[test]
+    fn who_does_not_continue_does_not_begin_with_the_rest() {
+        let token = Said::Token(Token::new().unwrap());
+        for (said, knows, want) in [
+            (Said::Nothing, true, Some(Said::Nothing)),
+            (Said::Knows, true, Some(Said::Knows)),
+            (token, true, Some(token)),
+            (Said::Nothing, false, Some(Said::Nothing)),
+            (Said::Knows, false, Some(Said::Nothing)),
+            (token, false, None),
+        ] {
+            let got = continues(said, knows);
+            let refused = got.as_ref().err().map(|o| (o.status(), o.may_retry()));
+            assert_eq!(got.ok(), want, "{said:?} {knows}");
+            assert_eq!(refused, want.is_none().then_some((400, false)), "{said:?} {knows}");
+        }
     }
 
     #[test]

@@ -229,7 +229,7 @@ pub async fn stand_by(path: &Path, pods: &mut impl Pods) {
 }
 
 async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), SessionError> {
-    let agent = Packets::connect(path)?;
+    let agent = Packets::connect(path).await?;
     let hello = ZdsHello { version: zds::Version::V1 as i32, karst_listeners: true };
     agent.send(&hello.encode_to_vec(), &[]).await.map_err(SessionError::Hello)?;
     backoff.reset();

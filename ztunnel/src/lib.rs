@@ -111,7 +111,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
-    let (parking, parked) = parking::new();
+    let (parking, parked) = parking::new::<parking::Parked>();
     tokio::task::spawn_local(parking::run(parked));
     let shared = Arc::new(worker::Shared {
         config: config.clone(),

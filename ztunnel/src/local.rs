@@ -292,6 +292,9 @@ struct Service {
     /// Ours: what is spoken at a service port, as the xDS API names it (`HTTP11`, `GRPC`).
     #[serde(default)]
     app_protocols: BTreeMap<PortKey, String>,
+    /// Ours: service ports that browsers call by gRPC-Web, which waypoints turn into gRPC.
+    #[serde(default)]
+    grpc_web_ports: Vec<u16>,
     /// Ours: gateways send what is for it to its waypoint.
     #[serde(default)]
     ingress_use_waypoint: bool,
@@ -507,6 +510,7 @@ impl Service {
             canonical: self.canonical,
             visibility: if self.private { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
             karst_session_affinity_seconds: self.session_affinity_seconds.unwrap_or(0),
+            karst_grpc_web_ports: self.grpc_web_ports.iter().copied().map(u32::from).collect(),
             ..Default::default()
         })
     }

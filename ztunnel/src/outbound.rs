@@ -8,7 +8,7 @@ use crate::{
     connect::{self, Ready, attempt},
     conns::Guard,
     dns::{self, Preamble},
-    handover::end::describe,
+    handover::end::{describe, offer},
     inpod::LocalPod,
     mesh_config::admit,
     metrics::Reporter,
@@ -113,8 +113,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         };
         let learnt = chosen.as_ref().map(|uid| {
             // A waypoint's pod is itself at fault, whatever is called by it.
-            let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
-            worker.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
+            worker.unreachable.endpoint(uid, (!planned.is_by_waypoint()).then_some(to.port()))
         });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
         // It is over once the connection is established: not in the task of every open one.
@@ -130,14 +129,14 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, stream, continues)) => {
+                // It may last for days: what was in force at its beginning is not kept for it.
+                drop(snapshot);
                 guard.established();
-                let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
-                if first.is_empty() && !by_waypoint {
+                if first.is_empty() && !planned.is_by_waypoint() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut tunnel = Tunnel::new(tcp, stream, true, continues);
-                let offer =
-                    || Offer { source: Some(describe(guard.conn(), &served.pod.uid)), destination: None, tunnel: true };
+                let offer = || offer(guard.conn(), &served.pod.uid, true);
                 let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
                     Ok(token) => Box::pin(follow(&worker, &served.pod, &guard, (lease, tunnel, token))).await,
                     Err(outcome) => {
@@ -148,32 +147,27 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 return guard.end(&outcome);
             }
             Ok(Ready::Socket(other)) => {
+                drop(snapshot);
                 guard.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut pair = Pair::new(tcp, other);
-                let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
-                    destination: None,
-                    tunnel: false,
-                };
+                let offer = || offer(guard.conn(), &served.pod.uid, false);
                 let o = relay::plain(&worker, &guard, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
+                drop(snapshot);
                 let mut pair = Pair::new(tcp, app);
                 guard.established();
                 inner.established();
                 if first.is_empty() {
                     signals::outbound(worker.shared.requests(), &guard, Some(&inner), to.port());
                 }
-                let offer = || Offer {
-                    source: Some(describe(guard.conn(), &served.pod.uid)),
-                    destination: inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid)),
-                    tunnel: false,
-                };
+                let destination = || inner.conn().pod.as_ref().map(|pod| describe(inner.conn(), &pod.uid));
+                let offer = || Offer { destination: destination(), ..offer(guard.conn(), &served.pod.uid, false) };
                 let outcome = relay::plain(&worker, &inner, &guard.conn().counts, &mut pair, &offer).await;
                 drop(pair);
                 let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
@@ -208,7 +202,7 @@ pub async fn follow(
     guard: &Guard,
     (mut lease, mut tunnel, mut token): (Lease, Tunnel, Token),
 ) -> Outcome {
-    let offer = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let offer = || offer(guard.conn(), &pod.uid, true);
     loop {
         let cut = match tunnel.interrupted() {
             Ok(cut) => Parked::new(cut),
@@ -449,6 +443,31 @@ pub(crate) mod tests {
             // With nobody at all the client is reset.
             let (answer, avoided) = call(&endpoints[1..]).await;
             assert!(answer.is_err() && avoided == 3, "{answer:?} {avoided}");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// A thousand that stay, while pods come and go, would be a thousand states of the mesh.
+    #[tokio::test]
+    async fn an_open_connection_keeps_no_snapshot() {
+        let run = async {
+            let app = TcpListener::bind(("127.0.0.5", 0)).await.unwrap();
+            let listener = TcpListener::bind((VIP, 0)).await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let (port, target) = (u32::from(at.port()), u32::from(app.local_addr().unwrap().port()));
+            let mut workload = pod("app", "127.0.0.5", &[("ns/s.ns.svc.cluster.local", &[(port, target)])]);
+            workload.tunnel_protocol = 0;
+            let pods = vec![pod("client", "10.0.0.9", &[]), workload];
+            let (worker, _open) = worker(snapshot(pods, vec![service("s", VIP, &[(port, 1)])]));
+            let before = Arc::strong_count(&worker.snapshot());
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            let mut client = TcpStream::connect(at).await.unwrap();
+            let (captured, _) = listener.accept().await.unwrap();
+            spawn_local(serve(worker.clone(), served, captured, (CLIENT.parse().unwrap(), Caller::Pod)));
+            let (mut accepted, _) = app.accept().await.unwrap();
+            client.write_all(b"ping").await.unwrap();
+            accepted.read_exact(&mut [0; 4]).await.unwrap();
+            assert_eq!(Arc::strong_count(&worker.snapshot()), before);
         };
         LocalSet::new().run_until(run).await;
     }

@@ -94,7 +94,9 @@ impl Outcome {
                     ClientError::Connect(..)
                     | ClientError::Status(_)
                     | ClientError::Unprocessed(_)
-                    | ClientError::Stream(_),
+                    | ClientError::Stream(_)
+                    | ClientError::NotContinued
+                    | ClientError::Unanswered(_),
                 )
                 | DialError::Resolve(_)
                 | DialError::Connect(_)
@@ -282,7 +284,7 @@ mod tests {
         let id = |x: &str| -> Identity { format!("spiffe://td/ns/{x}/sa/{x}").parse().unwrap() };
         let refused = || Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused));
         let who = ClientError::PeerIdentity { at, shown: id("a"), expected: id("b").to_string() };
-        let all: [(DialError, &str, bool, &str); 8] = [
+        let all: [(DialError, &str, bool, &str); 9] = [
             (DialError::NoCertificate(id("a")), "IDENTITY_ERROR", false, "no certificate for the pod's identity (yet)"),
             (DialError::Connect(refused()), "CONNECT", true, "connect: connection refused"),
             (DialError::NoAnswer(limits::FIRST_TRY), "CONNECT", true, "connect: no answer within 2 s"),
@@ -296,6 +298,8 @@ mod tests {
             (who.into(), "TLS_FAILURE", true, "the peer is spiffe://td/ns/a/sa/a, expected spiffe://td/ns/b/sa/b"),
             (ClientError::Http2(at, "x".into()).into(), "H2_HANDSHAKE_FAILURE", true, "HTTP/2 with 10.0.0.1:15008: x"),
             (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), "CONNECT", false, "the peer answered 401"),
+            // The next stream of a connection is not asked for again, which whoever waits for it does else (`connect::again`).
+            (ClientError::Unanswered("broken".into()).into(), "CONNECT", false, "interrupted connection: broken"),
         ];
         for (e, flag, again, text) in all {
             let o = Outcome::from(e);

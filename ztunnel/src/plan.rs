@@ -66,6 +66,11 @@ impl Plan {
         }
     }
 
+    /// Does it lead through a waypoint?
+    pub fn is_by_waypoint(&self) -> bool {
+        matches!(self, Plan::Tunnel(tunnel) if tunnel.waypoint)
+    }
+
     /// The endpoint that it leads to, or will once it is known who is there.
     pub fn leads_to(&self) -> Option<&Arc<str>> {
         match self {
@@ -138,7 +143,8 @@ pub enum Refusal {
     NoEndpoint,
     /// The waypoint is not known or not ready.
     NoWaypoint,
-    /// The name of an endpoint leads to this host itself, to nobody or to many, or to a service of names again.
+    /// The address or name of an endpoint leads to this host itself, to nobody or to many, to a service of names again, to a
+    /// service that the client may not see, or through one service to another.
     BadAddress,
 }
 
@@ -159,7 +165,7 @@ impl Refusal {
             Refusal::NoPort => "the service does not have this port",
             Refusal::NoEndpoint => "no healthy upstream: the service has no usable endpoint",
             Refusal::NoWaypoint => "the waypoint is unknown or not ready",
-            Refusal::BadAddress => "the endpoint's host name has no usable address",
+            Refusal::BadAddress => "the endpoint's address or host name has no usable address",
         }
     }
 }
@@ -188,7 +194,7 @@ pub fn plan(
         return Plan::Refuse(if own_port { Refusal::OwnPort } else { Refusal::OwnAddress });
     }
     if let Some(svc) = snapshot.service(to.ip(), &source.namespace) {
-        return to_service(snapshot, source, svc, to, tried, balance);
+        return to_service(snapshot, source, (svc, Called::Itself), to, tried, balance);
     }
     let Some(workload) = snapshot.workload(to.ip()) else { return Plan::plain(snapshot, to, None, None) };
     if let Some(g) = &workload.waypoint
@@ -199,10 +205,19 @@ pub fn plan(
     direct(snapshot, workload, to, None)
 }
 
+/// How a service comes to be asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Called {
+    /// The client has called it.
+    Itself,
+    /// An endpoint of another one was written by its address.
+    ByEndpoint,
+}
+
 fn to_service(
     snapshot: &Snapshot,
     source: &Workload,
-    svc: &Arc<Service>,
+    (svc, called): (&Arc<Service>, Called),
     to: SocketAddr,
     tried: &[Arc<str>],
     balance: &mut impl Balance,
@@ -225,8 +240,28 @@ fn to_service(
         Some((w, target)) if w.ips.is_empty() => {
             Plan::Resolve(ByName { workload: w, port: target.port(), service: svc.clone(), ipv4: to.is_ipv4() })
         }
-        Some((w, target)) => direct(snapshot, &w, target, Some(svc.clone())),
+        Some((w, target)) if w.hbone => direct(snapshot, &w, target, Some(svc.clone())),
+        Some((w, target)) => match behind(snapshot, source, target.ip()) {
+            Ok(Some(other)) if other.key != svc.key => match called {
+                Called::Itself => to_service(snapshot, source, (other, Called::ByEndpoint), target, tried, balance),
+                // Or it could go on in a circle.
+                Called::ByEndpoint => Plan::Refuse(Refusal::BadAddress),
+            },
+            Ok(Some(_) | None) => direct(snapshot, &w, target, Some(svc.clone())),
+            Err(refusal) => Plan::Refuse(refusal),
+        },
         None => Plan::Refuse(Refusal::NoEndpoint),
+    }
+}
+
+/// The Kubernetes Service whose address an endpoint was written by, or its name leads to: what is behind it may be members.
+///
+/// # Errors
+/// This client may not see it, so nothing is known of whom it would reach.
+fn behind<'a>(snapshot: &'a Snapshot, source: &Workload, ip: IpAddr) -> Result<Option<&'a Arc<Service>>, Refusal> {
+    match snapshot.cluster_service(ip) {
+        Some(svc) if svc.private && *svc.namespace != *source.namespace => Err(Refusal::BadAddress),
+        found => Ok(found),
     }
 }
 
@@ -241,7 +276,7 @@ pub fn resolved(
     balance: &mut impl Balance,
 ) -> Plan {
     let ip = ip.to_canonical();
-    if !is_host(ip) {
+    if !is_host(ip) || behind(snapshot, source, ip).is_err() {
         return Plan::Refuse(Refusal::BadAddress);
     }
     let to = SocketAddr::new(ip, name.port);
@@ -489,6 +524,66 @@ mod tests {
         // Nobody whom we know.
         let s = world(pod("m", "10.0.0.4", &[]), 0);
         assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut fixed())), "10.0.0.3:9000 plain");
+    }
+
+    /// Behind a Service's address there may be members: whoever writes it as an endpoint's, nothing is sent there as it is.
+    #[test]
+    fn an_endpoint_written_by_a_services_address_is_that_service() {
+        let key = |name: &str| format!("ns/{name}.ns.svc.cluster.local");
+        let written = |of: &str, ip: &str| {
+            let mut w = pod(of, ip, &[(&*key(of), &[(80, 80)])]);
+            w.uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/{of}/{ip}");
+            w.tunnel_protocol = 0;
+            w
+        };
+        let kubernetes = |name: &str, vip: &str| pb::Service { canonical: true, ..service(name, vip, &[(80, 0)]) };
+        let hidden = pb::Service {
+            namespace: "other".into(),
+            hostname: "p.other.svc.cluster.local".into(),
+            visibility: pb::Visibility::Namespace as i32,
+            ..kubernetes("p", "10.96.0.9")
+        };
+        let s = snapshot(
+            vec![
+                pod("c", "10.0.0.9", &[]),
+                pod("a", "10.0.0.1", &[(&*key("k"), &[(80, 8080)])]),
+                written("e", "10.96.0.1"),
+                written("twice", "10.97.0.1"),
+                written("round", "10.96.0.3"),
+                written("back", "10.96.0.2"),
+                written("to-hidden", "10.96.0.9"),
+                written("own", "10.97.0.4"),
+            ],
+            vec![
+                kubernetes("k", "10.96.0.1"),
+                service("e", "10.97.0.1", &[(80, 0)]),
+                service("twice", "10.97.0.2", &[(80, 0)]),
+                // Slices of Services, which nobody keeps from naming each other.
+                kubernetes("round", "10.96.0.2"),
+                kubernetes("back", "10.96.0.3"),
+                service("to-hidden", "10.97.0.3", &[(80, 0)]),
+                service("own", "10.97.0.4", &[(80, 0)]),
+                hidden,
+            ],
+        );
+        let at = |to: &str, tried: &[Arc<str>]| target(run(&s, to, tried, &mut fixed()));
+        assert_eq!(at("10.97.0.1:80", &[]), "10.0.0.1:8080 by 10.0.0.1:15008");
+        assert_eq!(at("10.97.0.1:80", &["Kubernetes//Pod/ns/a".into()]), "NoEndpoint", "its endpoint has been tried");
+        assert_eq!(at("10.96.0.2:80", &[]), "BadAddress", "round in a circle");
+        assert_eq!(at("10.97.0.3:80", &[]), "BadAddress", "nobody says who is behind it");
+        // What no Kubernetes Service has is an address as any other: that of another entry, or the entry's own.
+        assert_eq!(at("10.97.0.2:80", &[]), "10.97.0.1:80 plain");
+        assert_eq!(at("10.97.0.4:80", &[]), "10.97.0.4:80 plain");
+        // Nor does a name lead past it.
+        let named = Arc::new(Workload {
+            hostname: "p.example".into(),
+            ..(**s.workload("10.97.0.4".parse().unwrap()).unwrap()).clone()
+        });
+        let name =
+            ByName { workload: named, port: 80, service: s.services.get(&*key("own")).unwrap().clone(), ipv4: true };
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap().clone();
+        let at = |ip: &str| target(resolved(&s, &c, &name, ip.parse().unwrap(), &[], &mut fixed()));
+        assert_eq!((at("10.96.0.1"), at("10.96.0.9")), ("10.0.0.1:8080 by 10.0.0.1:15008".into(), "BadAddress".into()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! connection is watched is decided once, before its first byte; where it is not, nothing is paid for it.
 
 use crate::{
-    conn::Conn,
+    conn::{Conn, between},
     conns::Guard,
     metrics::Reporter,
     state::{Service, Snapshot, Workload},
@@ -109,14 +109,8 @@ impl Told {
         }
     }
     fn between(&self) -> Between<'_> {
-        Between {
-            reporter: self.reporter.text(),
-            source: self.source.as_deref(),
-            destination: self.destination.as_deref(),
-            service: self.service.as_deref(),
-            mtls: self.mtls,
-            security: if self.mtls { "mutual_tls" } else { "unknown" },
-        }
+        let ends = [self.source.as_deref(), self.destination.as_deref()];
+        between(self.reporter, ends, self.service.as_deref(), self.mtls)
     }
 }
 

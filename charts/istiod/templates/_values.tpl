@@ -536,9 +536,6 @@
 {{- if hasKey . "rootNamespace" }}{{- if and .rootNamespace (ne (toString .rootNamespace) $namespace) }}
 - meshConfig.rootNamespace: policies for the whole mesh are those of istiod's namespace: leave it out.
 {{- end }}{{- end }}
-{{- if hasKey . "tlsDefaults" }}{{- if .tlsDefaults }}
-- meshConfig.tlsDefaults: set TLS in Gateways and DestinationRules.
-{{- end }}{{- end }}
 {{- if hasKey . "trustDomainAliases" }}{{- if .trustDomainAliases }}
 - meshConfig.trustDomainAliases: identities of other trust domains are not accepted in this version, and policies would not match them.
 {{- end }}{{- end }}

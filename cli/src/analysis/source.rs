@@ -224,7 +224,7 @@ pub async fn stored(cluster: &Cluster, kind: &'static str, group: &'static str) 
 fn versions(kind: &str) -> &'static [&'static str] {
     match kind {
         "ReferenceGrant" => &["v1", "v1beta1"],
-        "TCPRoute" => &["v1", "v1alpha2"],
+        "TCPRoute" | "UDPRoute" => &["v1", "v1alpha2"],
         "TLSRoute" => &["v1", "v1alpha3", "v1alpha2"],
         "BackendTLSPolicy" => &["v1", "v1alpha3"],
         "HTTPFilter" => &["v1alpha1"],
@@ -246,10 +246,12 @@ fn plural(kind: &str) -> &'static str {
         ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
         ("GatewayClass", "gatewayclasses"),
         ("Gateway", "gateways"),
+        ("ListenerSet", "listenersets"),
         ("HTTPRoute", "httproutes"),
         ("GRPCRoute", "grpcroutes"),
         ("TCPRoute", "tcproutes"),
         ("TLSRoute", "tlsroutes"),
+        ("UDPRoute", "udproutes"),
         ("BackendTLSPolicy", "backendtlspolicies"),
         ("ReferenceGrant", "referencegrants"),
         ("VirtualService", "virtualservices"),

@@ -3,8 +3,11 @@
 use super::{connect::Cluster, pods::PodName};
 use crate::problem::Problem;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Response, body::Bytes, body::Incoming};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::http1::SendRequest,
+};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -14,6 +17,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LINE: usize = 256 << 10;
 /// Longest refusal that is read, in bytes.
 const REFUSAL: usize = 4 << 10;
+
+/// Why a stream of lines ends before its time.
+#[derive(Debug, thiserror::Error)]
+enum LinesError {
+    #[error("nothing was heard for {} s", PATIENCE.as_secs())]
+    Silence,
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    #[error("a line has more than {max} bytes", max = LINE)]
+    TooLong,
+}
 
 impl Cluster {
     /// GET of a page whose lines are sent as they come, until it ends or nobody takes them any more.
@@ -30,15 +44,13 @@ impl Cluster {
         let what = || format!("pod {pod}, port {port}, {}", path.split('?').next().unwrap_or_default());
         let next = "look at the pod: `kubectl describe pod` and its log";
         let broken = |e: &dyn std::fmt::Display| Problem::new(what()).because(e).next(next);
-        let stream = self.dial(pod, port).await?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
         let request = Request::builder()
             .uri(path)
             .header("host", format!("localhost:{port}"))
             .body(Empty::<Bytes>::new())
             .map_err(|e| broken(&e))?;
-        let read = async {
+        let (what, broken) = (&what, &broken);
+        let read = |mut sender: SendRequest<_>| async move {
             let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
             let answer = answer.map_err(|_| broken(&format!("no answer within {} s", PATIENCE.as_secs())))?;
             let answer = answer.map_err(|e| broken(&e))?;
@@ -55,23 +67,14 @@ impl Cluster {
             }
             each_line(answer, lines).await.map_err(|e| broken(&e))
         };
-        tokio::pin!(read);
-        tokio::select! {
-            done = &mut read => done,
-            ended = connection => match ended {
-                // Closed after all was read.
-                Ok(()) => read.await,
-                Err(e) => Err(broken(&e)),
-            },
-        }
+        self.on_connection(pod, port, broken, read).await
     }
 }
 
-async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> Result<(), String> {
+async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> Result<(), LinesError> {
     let (mut body, mut kept) = (answer.into_body(), Vec::new());
-    let silent = |_| format!("nothing was heard for {} s", PATIENCE.as_secs());
-    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(silent)? {
-        let Ok(part) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.map_err(|_| LinesError::Silence)? {
+        let Ok(part) = frame?.into_data() else { continue };
         kept.extend_from_slice(&part);
         while let Some(end) = kept.iter().position(|byte| *byte == b'\n') {
             let rest = kept.split_off(end + 1);
@@ -81,7 +84,7 @@ async fn each_line(answer: Response<Incoming>, lines: &mpsc::Sender<String>) -> 
             }
         }
         if kept.len() > LINE {
-            return Err(format!("a line has more than {LINE} bytes"));
+            return Err(LinesError::TooLong);
         }
     }
     Ok(())

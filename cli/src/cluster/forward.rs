@@ -3,11 +3,15 @@
 use super::{connect::Cluster, failure::failed, pods::PodName};
 use crate::problem::Problem;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, body::Bytes};
+use hyper::{
+    Method, Request,
+    body::{Body, Bytes},
+    client::conn::http1::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use std::time::Duration;
+use std::{error::Error, fmt::Display, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Largest page that is read, in bytes: a dump of a mesh of 10,000 pods is about 20 MiB.
@@ -91,9 +95,6 @@ impl Cluster {
         let what = || format!("pod {pod}, port {port}, {path}");
         let next = "look at the pod: `kubectl describe pod` and its log";
         let broken = |e: &dyn std::fmt::Display| Problem::new(what()).because(e).next(next);
-        let stream = self.dial(pod, port).await?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
         let request = Request::builder()
             .method(method)
             .uri(format!("/{}", path.trim_start_matches('/')))
@@ -101,7 +102,8 @@ impl Cluster {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body.to_owned())))
             .map_err(|e| broken(&e))?;
-        let exchange = async {
+        let broken = &broken;
+        let read = |mut sender: SendRequest<_>| async move {
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_PAGE).collect().await.map_err(|e| broken(&e))?;
@@ -111,12 +113,35 @@ impl Cluster {
             }
             Ok(text)
         };
-        tokio::pin!(exchange);
+        self.on_connection(pod, port, broken, read).await
+    }
+
+    /// What `read` makes of the answers on an HTTP/1.1 connection of its own, which is kept going meanwhile. `broken`: what is said
+    /// if it breaks.
+    ///
+    /// # Errors
+    /// If it does not come about or breaks, and those of `read`.
+    pub(super) async fn on_connection<B, T, F>(
+        &self,
+        pod: &PodName,
+        port: u16,
+        broken: &impl Fn(&dyn Display) -> Problem,
+        read: impl FnOnce(SendRequest<B>) -> F,
+    ) -> Result<T, Problem>
+    where
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
+        F: Future<Output = Result<T, Problem>>,
+    {
+        let stream = self.dial(pod, port).await?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|e| broken(&e))?;
+        let read = read(sender);
+        tokio::pin!(read);
         tokio::select! {
-            answer = &mut exchange => answer,
+            done = &mut read => done,
             ended = connection => match ended {
-                // Closed after the answer was read.
-                Ok(()) => exchange.await,
+                // Closed after all was read.
+                Ok(()) => read.await,
                 Err(e) => Err(broken(&e)),
             },
         }

@@ -2,6 +2,7 @@
 //! but for explanations.
 
 use super::{Door, Reading, Shared, files};
+use crate::problem::Problem;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -48,7 +49,7 @@ pub struct Question {
 }
 
 /// An answer that is waited for.
-type Waited = Pin<Box<dyn Future<Output = Result<Value, String>>>>;
+type Waited = Pin<Box<dyn Future<Output = Result<Value, Problem>>>>;
 /// Says what becomes of a call, as `karst explain -o json`.
 pub type Explainer = Rc<dyn Fn(Question) -> Waited>;
 
@@ -196,7 +197,7 @@ impl Server {
         };
         match explain(question).await {
             Ok(value) => shown(&value),
-            Err(why) => told(StatusCode::BAD_GATEWAY, why),
+            Err(problem) => told(StatusCode::BAD_GATEWAY, problem.to_string()),
         }
     }
 }

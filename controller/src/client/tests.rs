@@ -33,6 +33,9 @@ fn url(text: impl AsRef<str>) -> Uri {
     check(text.as_ref()).unwrap()
 }
 
+/// What a server answers a head.
+type Answer = dyn Fn(&str) -> Vec<u8> + Send + Sync;
+
 /// A server: where it is, and how many connections have come.
 struct Server {
     at: SocketAddr,
@@ -46,6 +49,10 @@ impl Server {
         tls: Option<tokio_rustls::TlsAcceptor>,
         answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
     ) -> Self {
+        Self::answering(ip, tls, Box::new(answer)).await
+    }
+
+    async fn answering(ip: &str, tls: Option<tokio_rustls::TlsAcceptor>, answer: Box<Answer>) -> Self {
         let l = TcpListener::bind((ip, 0)).await.unwrap();
         let s = Self { at: l.local_addr().unwrap(), connections: Arc::default() };
         let connections = s.connections.clone();
@@ -71,7 +78,7 @@ impl Server {
     }
 }
 
-async fn serve(mut s: impl AsyncRead + AsyncWrite + Unpin, answer: &impl Fn(&str) -> Vec<u8>) {
+async fn serve(mut s: impl AsyncRead + AsyncWrite + Unpin, answer: &Answer) {
     let mut head = vec![];
     while !head.ends_with(b"\r\n\r\n") {
         match s.read_u8().await {

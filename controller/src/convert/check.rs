@@ -3,7 +3,7 @@
 
 use crate::convert::{
     compilation::{model::compile, routes::gateway_api, telemetry, tokens},
-    facts::policy,
+    facts::{listener, policy},
     no_effect,
     objects::Mesh,
 };
@@ -39,6 +39,8 @@ fn warnings(object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(p) => policy::warnings(p),
         Object::RequestAuthentication(r) => tokens::warnings(r),
+        Object::Gateway(g) => listener::idle_options(&g.spec.listeners),
+        Object::ListenerSet(s) => listener::idle_options(&s.spec.listeners),
         Object::ServiceEntry(e) => export_to(e),
         Object::Telemetry(t) => telemetry::warnings(t),
         Object::HTTPRoute(r) => {

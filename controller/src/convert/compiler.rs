@@ -14,6 +14,7 @@ use crate::{
             endpoint::{Owners, Watched},
             gateway,
             listeners::GatewayListeners,
+            udp,
             workload::is_one,
         },
         finding::Finding,
@@ -24,7 +25,12 @@ use crate::{
     model::Model,
 };
 use karst_kube::Notice;
-use karst_manifest::{MeshConfig, Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
+use karst_manifest::{
+    MeshConfig, Object, Problem, State,
+    dir::{Keys, SessionKey},
+    kinds::EndpointSlice,
+    parse::Located,
+};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -48,6 +54,7 @@ pub struct Compiler {
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     keys: Arc<Keys>,
+    session_keys: Arc<Vec<SessionKey>>,
     mesh_config: Arc<MeshConfig>,
     policies: Option<Policies>,
     watched: Watched,
@@ -68,6 +75,7 @@ impl Compiler {
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             keys: Arc::default(),
+            session_keys: Arc::default(),
             mesh_config: Arc::default(),
             policies: None,
             watched: Watched::default(),
@@ -117,6 +125,7 @@ impl Compiler {
         let same_around = self.enrolled == state.enrolled
             && self.absent == state.absent
             && self.keys == state.keys
+            && self.session_keys == state.session_keys
             && self.mesh_config == state.mesh_config;
         self.whole = false;
         let (mut gone, mut new) = difference(&old, &state.objects);
@@ -167,6 +176,7 @@ impl Compiler {
         self.enrolled.clone_from(&state.enrolled);
         self.absent.clone_from(&state.absent);
         self.keys.clone_from(&state.keys);
+        self.session_keys.clone_from(&state.session_keys);
         self.mesh_config.clone_from(&state.mesh_config);
         self.problems = problems;
         self.policies = Some(policies);
@@ -213,11 +223,13 @@ fn differ_by_status(before: &Object, after: &Object) -> Option<(usize, usize)> {
         (Object::GRPCRoute(a), Object::GRPCRoute(b)) => same!(a, b),
         (Object::TCPRoute(a), Object::TCPRoute(b)) => same!(a, b),
         (Object::TLSRoute(a), Object::TLSRoute(b)) => same!(a, b),
+        (Object::UDPRoute(a), Object::UDPRoute(b)) => same!(a, b),
         (Object::AuthorizationPolicy(a), Object::AuthorizationPolicy(b)) => same!(a, b),
         (Object::PeerAuthentication(a), Object::PeerAuthentication(b)) => same!(a, b),
         (Object::RequestAuthentication(a), Object::RequestAuthentication(b)) => same!(a, b),
         (Object::Telemetry(a), Object::Telemetry(b)) => same!(a, b),
         (Object::BackendTLSPolicy(a), Object::BackendTLSPolicy(b)) => same!(a, b),
+        (Object::ListenerSet(a), Object::ListenerSet(b)) => same!(a, b),
         (Object::Gateway(a), Object::Gateway(b)) if a.status.addresses == b.status.addresses => same!(a, b),
         _ => None,
     }
@@ -233,7 +245,8 @@ fn name(located: &Located) -> (&'static str, &str, &str) {
 /// says anyway decides about nothing.
 fn is_local(objects: &Objects<'_>, watched: &Watched, located: &Located) -> bool {
     match &located.object {
-        Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p),
+        // Of a UDP port it is told whether all endpoints are closed.
+        Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p) && udp::of_pod(objects, p).is_empty(),
         Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
@@ -273,7 +286,7 @@ mod tests {
     const NODE: &str =
         "apiVersion: v1\nkind: Node\nmetadata: {name: n%L}\nspec: {podCIDRs: [10.0.%N.0/24, 'fd00:%M::/64']}\n";
     const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%L, namespace: ns%M, labels: {kubernetes.io/service-name: SERVICE}}\naddressType: IPv4\nendpoints: [{addresses: [ADDRESS], conditions: CONDITIONS, targetRef: REFERENCE}]\nports: [{name: web, port: 9%N}]\n";
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80, targetPort: 8%N}]}\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80, targetPort: 8%N}, {name: dns, port: 53, protocol: UDP, targetPort: 5%N}]}\n";
     const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e%L, namespace: ns%M}\nspec: {hosts: ['e%N.com'], resolution: STATIC, ports: [{number: 8%L, name: web, protocol: HTTP}], endpoints: [{address: ADDRESS}, {address: 192.0.2.9}]}\n";
     const MACHINE: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m%L, namespace: ns%M, labels: {app: a%L, networking.istio.io/tunnel: TUNNEL}}\nspec: {address: ADDRESS}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
@@ -286,8 +299,11 @@ mod tests {
 
     const FILTER: &str = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f%L, namespace: ns%M}\nspec: {targetRefs: [{kind: Service, name: a%L}], rateLimits: [{requests: %N}]}\n";
     const TLS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
+    const DATAGRAMS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: UDPRoute\nmetadata: {name: u%L, namespace: ns%M}\nspec: {parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%L, port: 53}]}]}\n";
     const LIMITED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: z%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L}], rules: [{filters: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: f%L}}], backendRefs: [{name: a%L, port: 80}]}]}\n";
-    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]}\n";
+    const SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: z%L, namespace: ns%M, creationTimestamp: MADE}\nspec: {parentRef: {name: g, namespace: ns0}, listeners: [{name: l%L, port: 8%N, protocol: HTTP, hostname: a%N.com}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}]}\nTOLD";
+    const IN_SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {parentRefs: [{kind: ListenerSet, name: z%L}, {name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
+    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, allowedListeners: {namespaces: {from: ALLOWED}}, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}, {name: u, port: 53, protocol: UDP, allowedRoutes: {namespaces: {from: All}}}]}\n";
     const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\nTOLD";
     const SECRET: &str =
         "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: ns%M}\nstringData: {tls.crt: none}\n";
@@ -352,7 +368,10 @@ mod tests {
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(33) {
+        let text = match n(38) {
+            33 | 34 => SET,
+            35 | 36 => IN_SET,
+            37 => DATAGRAMS,
             32 => NODE,
             30 => ENTRY,
             31 => MACHINE,
@@ -377,6 +396,7 @@ mod tests {
         let text = text
             .replace("ANNOTATION", &pick(&mut n, &["enabled", "''"]))
             .replace("GATEWAY", &pick(&mut n, &["gateway.networking.k8s.io/gateway-name", "x", "x", "x"]))
+            .replace("ALLOWED", &pick(&mut n, &["All", "All", "Same", "None"]))
             .replace("MADE", &pick(&mut n, &["first", "again"]))
             .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))

@@ -19,6 +19,8 @@ pub enum Reason {
     PortNotFound,
     /// None of the gateways that it names takes one of its hosts.
     GatewayNotFound,
+    /// A route asks about claims of tokens, and nobody verifies any.
+    TokensNotVerified,
     /// There are no sidecars.
     SidecarInjection,
     /// No control plane is the revision that it is for.
@@ -35,6 +37,7 @@ impl Reason {
             Self::HostNotFound => "HostNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::GatewayNotFound => "GatewayNotFound",
+            Self::TokensNotVerified => "TokensNotVerified",
             Self::SidecarInjection => "SidecarInjection",
             Self::RevisionNotFound => "RevisionNotFound",
         }
@@ -44,7 +47,7 @@ impl Reason {
     pub(crate) fn condition(self) -> &'static str {
         match self {
             Self::MissingUseWaypointLabel | Self::WaypointNotBound => RESOLVED_WAYPOINTS,
-            Self::HostNotFound | Self::PortNotFound | Self::GatewayNotFound => RESOLVED_REFS,
+            Self::HostNotFound | Self::PortNotFound | Self::GatewayNotFound | Self::TokensNotVerified => RESOLVED_REFS,
             Self::Invalid | Self::SidecarInjection => "Accepted",
             Self::RevisionNotFound => REVISION,
         }

@@ -20,7 +20,10 @@ mod writes;
 pub use compilation::model::{closing, compile};
 pub(crate) use compilation::routes::scalar::duration;
 pub use compiler::{Change, Compiler};
-pub(crate) use facts::{listener::warnings as of_gateway, policy::warnings as of_policy};
+pub(crate) use facts::{
+    listener::{set_warnings as of_listener_set, warnings as of_gateway},
+    policy::warnings as of_policy,
+};
 pub(crate) use objects::{MANAGED, Named, Revisions, VIRTUAL};
 pub use objects::{Mesh, Revision, Template};
 #[cfg(test)]

@@ -6,15 +6,21 @@ use crate::{
     model::Model,
 };
 
+mod addresses;
+mod datagrams;
 mod deploys;
 mod gateways;
 mod golden;
+mod listener_sets;
 mod messages;
 mod policies;
+mod precedence;
 mod revisions;
 mod routes;
 mod services;
+mod sessions;
 mod statuses;
+mod tcp_routes;
 mod topology;
 mod virtual_services;
 mod work;

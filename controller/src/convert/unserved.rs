@@ -3,11 +3,12 @@
 
 use crate::{
     convert::{
-        compilation::routes::virtual_service,
+        compilation::{routes::virtual_service, tokens},
         deploy,
         facts::{
             gateway,
             hosts::Hosts,
+            listener_set,
             listeners::{self, Taken},
             service, waypoint,
         },
@@ -16,7 +17,13 @@ use crate::{
     },
     model::Model,
 };
-use karst_manifest::{Object, State, gatewayapi::ParentRef, kinds::*, traffic::VsDestination};
+use karst_core::claims;
+use karst_manifest::{
+    Object, State,
+    gatewayapi::ParentRef,
+    kinds::*,
+    traffic::{VirtualServiceSpec, VsDestination},
+};
 use std::{collections::HashMap, sync::Arc};
 
 /// Label of namespaces that asks for sidecars.
@@ -52,7 +59,10 @@ pub(crate) fn alone(object: &Object) -> Option<Vec<Finding>> {
     if names_revision(object) {
         return None;
     }
-    let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
+    let looked_up = matches!(
+        object,
+        Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_) | Object::ListenerSet(_)
+    );
     let of_service = |p: &ParentRef| service_kind(p).is_some();
     let among_others = looked_up || parents(object).is_some_and(|p| p.iter().any(of_service));
     (!among_others).then(Vec::new)
@@ -106,6 +116,7 @@ fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
             lost.then(found).into_iter().collect()
         }
         Object::Gateway(g) => view.gateway(g),
+        Object::ListenerSet(s) => view.listener_set(s),
         other => parents(other).map(|p| view.parents(&meta.namespace, p)).unwrap_or_default(),
     };
     found.into_iter().map(|(reason, bad)| Finding::new(object.kind(), meta, reason, bad)).collect()
@@ -138,7 +149,10 @@ impl<'a> View<'a> {
     /// What is to be said of an object that is applied among these.
     pub(crate) fn applied(&self, object: &Object) -> Vec<Finding> {
         // What is named in the same breath is about to be there.
-        let later = |f: &Finding| f.reason == Reason::WaypointNotBound || f.field.ends_with("parametersRef");
+        let later = |f: &Finding| {
+            matches!(f.reason, Reason::WaypointNotBound | Reason::TokensNotVerified)
+                || f.field.ends_with("parametersRef")
+        };
         one(object, self).into_iter().filter(|f| !later(f)).collect()
     }
 
@@ -163,6 +177,29 @@ impl<'a> View<'a> {
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
 
+    /// Why a Gateway of ours does not take the listeners of a set. (Which of them cannot be is a problem of the compilation.)
+    fn listener_set(&self, set: &ListenerSet) -> Vec<Found> {
+        let of = listener_set::parent(self.objects, set).filter(|of| listener_set::is_ours(self.objects, of));
+        let text = of.and_then(|of| listener_set::refusal(self.objects, of, &set.metadata.namespace));
+        text.map(|text| (Reason::Invalid, ("spec.parentRef".to_string(), text))).into_iter().collect()
+    }
+
+    /// The first match of a claim, where nobody verifies tokens.
+    fn unverified(&self, spec: &VirtualServiceSpec) -> Option<(String, String)> {
+        if tokens::placed(self.objects).next().is_some() {
+            return None;
+        }
+        let matches = spec.http.iter().enumerate();
+        let mut matches = matches.flat_map(|(i, route)| route.matches.iter().enumerate().map(move |(j, m)| (i, j, m)));
+        matches.find_map(|(i, j, m)| {
+            let fields = [("headers", &m.headers), ("withoutHeaders", &m.without_headers)];
+            let claim = |name: &&String| claims::path(name).is_some();
+            let (field, name) = fields.into_iter().find_map(|(field, all)| Some((field, all.keys().find(claim)?)))?;
+            let text = "no RequestAuthentication verifies tokens, so no claim is ever there: create one for the services of the waypoint, or for the gateway [KARST-0133]";
+            Some((format!("spec.http[{i}].match[{j}].{field}[{name}]"), text.into()))
+        })
+    }
+
     fn virtual_service(&self, service: &VirtualService) -> Vec<Found> {
         let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
         let taken = self.hosts.listeners.taken(self.objects, service);
@@ -179,6 +216,7 @@ impl<'a> View<'a> {
             }
             Taken::No | Taken::Yes => {}
         }
+        out.extend(self.unverified(spec).map(|bad| (Reason::TokensNotVerified, bad)));
         // What a gateway executes may be for it alone, though it names the mesh, too.
         let hosts = spec
             .hosts
@@ -304,6 +342,24 @@ mod tests {
     }
 
     #[test]
+    fn claims_that_nobody_verifies_are_told() {
+        const TOKENS: &str = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: with}], jwtRules: [{issuer: 'https://i'}]}\n---\n";
+        let by = |field: &str, name: &str| {
+            route(&format!(
+                "hosts: [with], http: [{{route: [{{destination: {{host: with}}}}]}}, {{match: [{{}}, {{{field}: {{'{name}': {{exact: a}}}}}}], route: [{{destination: {{host: with}}}}]}}]"
+            ))
+        };
+        for field in ["headers", "withoutHeaders"] {
+            let vs = by(field, "@request.auth.claims.sub");
+            // It may be about to be there when the VirtualService is applied.
+            let want = format!("TokensNotVerified spec.http[1].match[1].{field}[@request.auth.claims.sub]");
+            assert_eq!(said(READY, &vs), [vec![want], vec![]]);
+            assert_eq!(said(READY, &(TOKENS.to_string() + &vs)), [vec![], Vec::<String>::new()]);
+            assert_eq!(said(READY, &by(field, "x-user")), [vec![], Vec::<String>::new()]);
+        }
+    }
+
+    #[test]
     fn routes_that_nobody_executes_are_told() {
         const TO: &str = "http: [{route: [{destination: {host: with}}]}]";
         for (spec, want) in [
@@ -388,6 +444,29 @@ mod tests {
             assert_eq!(said(READY, &gateway(class, listener, more)), [want.clone(), vec![]], "{class}");
         }
         assert!(said(READY, &gateway("nginx", "port: 80, protocol: HTTP", more))[0].is_empty());
+    }
+
+    #[test]
+    fn listener_sets_that_a_gateway_does_not_take_are_told() {
+        let set = |of: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {{name: l, namespace: a}}\nspec: {{parentRef: {{name: {of}}}, listeners: [{{name: x, port: 80, protocol: HTTP}}]}}\n"
+            )
+        };
+        let want = vec!["Invalid spec.parentRef".to_string()];
+        // A waypoint takes none; of one that is not there nothing is known.
+        assert_eq!(said(READY, &set("w")), [want.clone(), want.clone()]);
+        assert_eq!(said(READY, &set("none")), [vec![], vec![]] as [Vec<String>; 2]);
+        for (from, want) in [("All", vec![]), ("Same", vec![]), ("None", want.clone()), ("Selector", want.clone())] {
+            let gateway = format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, allowedListeners: {{namespaces: {{from: {from}, selector: {{matchLabels: {{x: y}}}}}}}}, listeners: [{{name: l, port: 80, protocol: HTTP}}]}}\n---\n"
+            );
+            let all = state(&(SERVICES.to_string() + &gateway + &set("g")));
+            let object = &all.objects.last().unwrap().object;
+            let found = around(object, &all, &compile(&all, &mesh()).0, &mesh());
+            let fields: Vec<String> = found.iter().map(|f| format!("{} {}", f.reason.name(), f.field)).collect();
+            assert_eq!(fields, want, "{from}");
+        }
     }
 
     #[test]

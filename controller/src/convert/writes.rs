@@ -36,7 +36,7 @@ pub(crate) fn writes(
     let applied = Objects::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&applied) };
     let mut removed = vec![];
-    deploy::compile(&applied, template, &mut objects, &mut removed);
+    deploy::compile(&applied, listeners, template, &mut objects, &mut removed);
     let all = status::route::all(&applied, compiled);
     let mut statuses = status::istio::compile(&applied, listeners, now);
     statuses.extend(findings.map(|f| status::istio::unserved(&applied, f, now)).unwrap_or_default());

@@ -163,7 +163,9 @@ mod tests {
     #[test]
     fn keys_are_not_kept() {
         let pair = route::KeyPair { chain: "chain".into(), key: "secret".into() };
-        let gateway = route::Gateway { credentials: [("c".to_string(), pair)].into(), ..Default::default() };
+        let session_keys = vec![route::SessionKey { secret: "secret".into() }];
+        let credentials = [("c".to_string(), pair)].into();
+        let gateway = route::Gateway { credentials, session_keys, ..Default::default() };
         let jwks = r#"{"keys":[{"kty":"oct","k":"secret"}]}"#;
         let tokens = vec![route::Jwt { jwks: jwks.into(), ..Default::default() }];
         let access = route::Access { tokens, ..Default::default() };

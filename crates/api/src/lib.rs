@@ -146,6 +146,12 @@ impl std::fmt::Debug for route::CheckHeader {
     }
 }
 
+impl std::fmt::Debug for route::SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionKey").finish_non_exhaustive()
+    }
+}
+
 impl route::Retry {
     /// What is tried again where nothing is said (Istio's default): two more attempts, where the application cannot have seen
     /// the request, or asks for it (gRPC's CANCELLED and UNAVAILABLE).

@@ -5,12 +5,15 @@ use crate::route::{Access, Gateway};
 /// Members of a JSON Web Key that only its owner may have (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
 const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
-/// What a gateway listens on, without private keys, and without the headers that are for the collector of its traces.
+/// What a gateway listens on, without private keys, without what sessions are sealed with, and without the headers that are for the
+/// collector of its traces.
 #[must_use]
 pub fn without_keys(mut gateway: Gateway) -> Gateway {
     let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
-    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut());
+    let own = gateway.backend_certificate.iter_mut().filter_map(|own| own.pair.as_mut());
+    let pairs = listeners.flat_map(|tls| &mut tls.certificates).chain(gateway.credentials.values_mut()).chain(own);
     pairs.for_each(|pair| pair.key.clear());
+    gateway.session_keys.iter_mut().for_each(|key| key.secret.clear());
     gateway.access.iter_mut().for_each(without_secrets);
     let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());
     let headers = tracing.and_then(|tracing| tracing.collector.as_mut()).into_iter().flat_map(|c| &mut c.headers);

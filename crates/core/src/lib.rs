@@ -3,10 +3,13 @@
 pub mod addr;
 pub mod authority;
 pub mod civil;
+pub mod claims;
 pub mod identity;
 pub mod limits;
 pub mod operators;
 pub mod proxy_protocol;
+pub mod refusal;
+pub mod tls;
 pub mod untrusted;
 
 pub use addr::{Cidr, NetworkAddress, canonical};

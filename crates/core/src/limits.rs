@@ -128,6 +128,25 @@ pub const DNS_MAX_PENDING: usize = 512;
 /// How long an upstream resolver may take.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Datagrams of one socket that are received or sent in one system call; then other sockets of the worker have their turn.
+pub const UDP_BATCH: usize = 16;
+/// A UDP session that is silent for this long ends, where nothing else is configured (Envoy: 60 s).
+pub const UDP_IDLE: Duration = Duration::from_secs(60);
+/// The same while the process drains: who asks once has its answer by then.
+pub const UDP_DRAIN_IDLE: Duration = Duration::from_secs(1);
+/// UDP sessions of a process whose client has not sent anything after an answer: its address may be forged. Then the oldest gives way,
+/// of the source that has the most.
+pub const MAX_UDP_NEW: usize = 8192;
+/// UDP sessions of a process whose client has; then the same.
+pub const MAX_UDP_SESSIONS: usize = 32_768;
+
+/// UDP sessions of a process with so many descriptors (a session has one): those that have shown that their client gets answers, and
+/// those that have not.
+pub fn udp_sessions(descriptors: u64) -> (usize, usize) {
+    let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
+    (part(8, MAX_UDP_SESSIONS), part(16, MAX_UDP_NEW))
+}
+
 /// Work is counted in bytes: those that are moved, and for what moves none as many as take as long. What a pod (at a waypoint or
 /// gateway: a caller) may do in one worker before others have their turn; shared by those that wait, if there are several. It takes
 /// about 0.1 ms, which is then the longest time that one of them keeps the others waiting.
@@ -141,6 +160,8 @@ pub const TURN_ALONE: usize = 2 << 20;
 pub const TURN_BYTES: usize = 128 << 10;
 /// One poll of a task, beside the bytes that it moves: about 3 us.
 pub const TURN_POLL: usize = 8 << 10;
+/// A datagram that is sent on, beside its bytes: about 1.5 us.
+pub const TURN_DATAGRAM: usize = 4 << 10;
 /// A connection that is accepted: the system calls.
 pub const TURN_ACCEPT: usize = 16 << 10;
 /// A TLS handshake, either side: about 0.4 ms. It cannot be interrupted, so its pod waits the longer afterwards.

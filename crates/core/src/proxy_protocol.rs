@@ -79,6 +79,9 @@ pub enum HeaderError {
     /// The checksum is another.
     #[error("the PROXY protocol header has a wrong checksum")]
     Checksum,
+    /// There are two checksums.
+    #[error("the PROXY protocol header has more than one checksum")]
+    Checksums,
 }
 
 /// Reads the header that a connection's first bytes begin with. None: more of them are needed.
@@ -184,14 +187,17 @@ fn take<const N: usize>(left: &mut &[u8]) -> Result<[u8; N], HeaderError> {
     Ok(*first)
 }
 
-/// TLVs are passed over; a checksum among them must be that of the header.
+/// TLVs are passed over; a checksum among them must be that of the header. (There is one at most: each takes a look at all bytes.)
 fn check(whole: &[u8], tlvs: &[u8]) -> Result<(), HeaderError> {
-    let mut left = tlvs;
+    let (mut left, mut is_checked) = (tlvs, false);
     while !left.is_empty() {
         let [kind, high, low] = take::<3>(&mut left)?;
         let length = usize::from(u16::from_be_bytes([high, low]));
         let (value, rest) = left.split_at_checked(length).ok_or(HeaderError::Short)?;
         if kind == CRC32C {
+            if std::mem::replace(&mut is_checked, true) {
+                return Err(HeaderError::Checksums);
+            }
             let sent = <[u8; 4]>::try_from(value).map(u32::from_be_bytes).map_err(|_| HeaderError::Checksum)?;
             // It is made with zeros in its own place.
             let before = whole.len() - left.len();
@@ -360,6 +366,11 @@ mod tests {
             }
         }
         assert_eq!(read(&v2(0x21, 0x11, &[&FOUR[..], &[CRC32C, 0, 1, 0]].concat())), Err(HeaderError::Checksum));
+        // Another one after it is not looked at.
+        let mut two = v2(0x21, 0x11, &[&FOUR[..], &[CRC32C, 0, 4, 0, 0, 0, 0, CRC32C, 0, 4, 1, 2, 3, 4]].concat());
+        let (at, sum) = (HEAD + FOUR.len() + 3, crc32c(two.iter().copied()));
+        two[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(read(&two), Err(HeaderError::Checksums));
     }
 
     #[test]

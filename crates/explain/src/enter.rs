@@ -12,10 +12,14 @@ use crate::{
 use karst_waypoint::decision::{Entering, Entrance, Listening};
 use std::net::SocketAddr;
 
-/// The object behind a listener's origin, `Gateway/ns/name/listener`.
+/// The Gateway behind a listener's origin, `Gateway/ns/name/listener`, or that of a ListenerSet, which adds to a Gateway.
 fn object(world: &World, origin: &str) -> Option<Object> {
     let mut parts = origin.split('/');
-    let (_, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let (kind, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let (namespace, name) = match kind {
+        "ListenerSet" => world.objects.gateway_of_set(namespace, name)?,
+        _ => (namespace, name),
+    };
     let of_kubernetes = world.objects.named("Gateway", namespace, name);
     of_kubernetes.or_else(|| world.objects.named("IstioGateway", namespace, name))
 }

@@ -174,7 +174,19 @@ pub(crate) fn arrives(
         destination_ip: to.ip(),
         destination_port: to.port(),
     };
-    let verdict = authorize(policies.iter().copied(), &check);
+    let (allowed, policy, steps, cause) = judged(world, workload, &policies, &check, by);
+    (arrival(allowed, policy), steps, cause)
+}
+
+/// What policies say of a connection to a pod: is it let in, and by which of them or not.
+fn judged(
+    world: &World,
+    workload: &Workload,
+    policies: &[&Policy],
+    check: &Connection,
+    by: &Arriving<'_>,
+) -> (bool, Option<String>, Vec<Step>, Option<Cause>) {
+    let verdict = authorize(policies.iter().copied(), check);
     let labels = labels(world, workload);
     let root = &world.compiled.root_namespace;
     let behind = |policy: &str| peer::behind(&world.objects, root, policy, (&workload.namespace, &labels));
@@ -182,9 +194,12 @@ pub(crate) fn arrives(
     if let Verdict::DeniedBy(policy) = &verdict
         && let Some(object) = behind(policy)
     {
-        let why = format!("{} accepts only mutual TLS at port {}, and this is plaintext", workload.name, to.port());
+        let why = format!(
+            "{} accepts only mutual TLS at port {}, and this is plaintext",
+            workload.name, check.destination_port
+        );
         steps.push(step(Stage::PeerAuthentication, Outcome::Refuse, object, why));
-        return (arrival(false, Some(policy.to_string())), steps, Some(Cause::StrictMtlsOutsider));
+        return (false, Some(policy.to_string()), steps, Some(Cause::StrictMtlsOutsider));
     }
     steps.push(step(
         Stage::PeerAuthentication,
@@ -203,14 +218,14 @@ pub(crate) fn arrives(
         Verdict::Allow => {
             let allows = policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
             // The one that allows, alone, still does.
-            let by = allows.clone().find(|p| authorize([**p].into_iter(), &check).is_allow());
+            let by = allows.clone().find(|p| authorize([**p].into_iter(), check).is_allow());
             let why = match by {
                 Some(policy) => format!("the ALLOW policy {} matches", policy.key()),
                 None if policies.is_empty() => "no policy applies to it".into(),
                 None => "no DENY policy matches, and there is no ALLOW policy".into(),
             };
             steps.push(step(Stage::Authorization, Outcome::Pass, by.and_then(|p| object(&p.key())), why));
-            return (arrival(true, None), steps, None);
+            return (true, None, steps, None);
         }
         Verdict::DeniedBy(policy) => {
             let why = format!("the DENY policy {policy} matches the connection");
@@ -226,7 +241,7 @@ pub(crate) fn arrives(
             (String::new(), Cause::NotAllowedByAnyPolicy)
         }
     };
-    (arrival(false, Some(policy)), steps, Some(cause))
+    (false, Some(policy), steps, Some(cause))
 }
 
 /// Which endpoints may be chosen, and of how many.

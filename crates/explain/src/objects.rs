@@ -55,6 +55,13 @@ impl Objects {
         }
     }
 
+    /// The Gateway that a ListenerSet adds listeners to: namespace and name.
+    pub(crate) fn gateway_of_set(&self, namespace: &str, name: &str) -> Option<(&str, &str)> {
+        let Read::ListenerSet(set) = &self.get("ListenerSet", namespace, name)?.object else { return None };
+        let to = &set.spec.parent_ref;
+        Some((to.namespace.as_deref().unwrap_or(&set.metadata.namespace), to.name.as_str()))
+    }
+
     /// The object that a rule says it comes from: `Kind namespace/name …`.
     pub(crate) fn of_origin(&self, origin: &str) -> Option<Object> {
         let mut words = origin.split(' ');

@@ -12,7 +12,10 @@ use crate::{
 };
 use karst_core::Identity;
 use karst_manifest::enrol;
-use karst_proxy::{endpoints::candidates, state::Workload};
+use karst_proxy::{
+    endpoints::candidates,
+    state::{Service, Workload},
+};
 use karst_ztunnel::plan::{Plan, Refusal, Tunnel};
 use std::{net::SocketAddr, sync::Arc};
 
@@ -81,9 +84,12 @@ impl Way {
                 let (own, ip) = (self.source.workload.identity.clone(), self.source.ip);
                 l7::through(world, self, call, &peer, to, (&name, &own, ip));
             }
-            Plan::Tunnel(tunnel) => self.direct(world, call, tunnel.service.is_some(), (&tunnel.peer, tunnel.target)),
+            Plan::Tunnel(tunnel) => {
+                let by_service = self.is_of(tunnel.service.as_deref());
+                self.direct(world, call, by_service, (&tunnel.peer, tunnel.target));
+            }
             Plan::Plain { to: target, workload: Some(workload), service } => {
-                self.direct(world, call, service.is_some(), (&workload, target));
+                self.direct(world, call, self.is_of(service.as_deref()), (&workload, target));
             }
             Plan::Plain { to, workload: None, .. } => {
                 self.push(step(
@@ -105,6 +111,12 @@ impl Way {
                 self.answered();
             }
         }
+    }
+
+    /// Is it the service that was called? An endpoint that is written by a Service's address leads to that one.
+    fn is_of(&self, chosen: Option<&Service>) -> bool {
+        let called = self.destination.service.as_ref();
+        chosen.is_some_and(|chosen| called.is_none_or(|called| called.key == chosen.key))
     }
 
     /// Labels ask for a waypoint, and none is used: policies and routes at it have no effect.

@@ -46,6 +46,12 @@ pub enum ClientError {
     /// The stream or its tunnel broke before there was an answer.
     #[error("CONNECT: {0}")]
     Stream(String),
+    /// The peer was to go on with an interrupted connection, and has begun another one (docs/hbone.md §10.6).
+    #[error("the peer does not know of continuation (any more)")]
+    NotContinued,
+    /// The same, and there was no answer: the connection's token may be used up, and it is not shown a second time.
+    #[error("CONNECT of an interrupted connection: {0}")]
+    Unanswered(String),
 }
 
 impl ClientError {
@@ -60,6 +66,7 @@ impl ClientError {
             | ClientError::Http2(..)
             | ClientError::Unprocessed(_)
             | ClientError::Stream(_) => true,
+            ClientError::NotContinued | ClientError::Unanswered(_) => false,
             ClientError::Status(s) => {
                 matches!(*s, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
             }

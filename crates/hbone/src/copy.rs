@@ -5,7 +5,7 @@
 
 mod tunnel;
 
-pub use tunnel::{Interrupted, Tunnel, tunnel};
+pub use tunnel::{Interrupted, Tunnel, keep, tunnel};
 
 use crate::spare::Spare;
 use bytes::{Buf, BufMut, Bytes, BytesMut};

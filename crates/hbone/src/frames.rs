@@ -2,14 +2,9 @@
 //! sender less than it costs us (T04: a SETTINGS four times as much), and h2 answers as many as come. Who sends more than a
 //! working peer ever has a use for is cut off, as RFC 9113 §10.5 allows.
 
+use crate::observed::{Observed, Observer};
 use karst_rt::clock::Instant;
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::{io, time::Duration};
 
 /// Within this time a peer may send so many.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -58,7 +53,7 @@ impl Count {
 
 /// Where in its frames what is read has come to.
 #[derive(Debug, Default)]
-struct Frames {
+pub struct Frames {
     /// Bytes that are no frame's head, of the preface or of a payload, still to come.
     skip: usize,
     head: [u8; HEAD],
@@ -97,46 +92,19 @@ impl Frames {
     }
 }
 
-/// A stream of HTTP/2 whose reader is told of a flood as an error of it.
-pub struct Limited<S> {
-    stream: S,
-    frames: Frames,
+impl Observer for Frames {
+    fn observe(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.read(bytes).map_err(io::Error::other)
+    }
 }
+
+/// A stream of HTTP/2 whose reader is told of a flood as an error of it.
+pub type Limited<S> = Observed<S, Frames>;
 
 impl<S> Limited<S> {
     /// A stream that begins with so many bytes that are no frame: [`PREFACE`] of a client's, 0 of a server's.
     pub fn new(stream: S, before: usize) -> Self {
-        Self { stream, frames: Frames { skip: before, ..Frames::default() } }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        Poll::Ready(self.frames.read(&buf.filled()[before..]).map_err(io::Error::other))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Limited<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Self::by(Frames { skip: before, ..Frames::default() }, stream)
     }
 }
 

@@ -7,7 +7,8 @@
 //! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
 //! - [`frames`]: floods of frames that only ask for an answer, on any HTTP/2 connection.
-//! - [`continuation`]: streams that go on in another process.
+//! - [`observed`]: a stream whose bytes are shown to somebody in passing.
+//! - [`continuation`]: streams that go on in another process; [`parking`]: connections that wait for theirs.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
 pub mod certificate;
@@ -16,6 +17,8 @@ pub mod continuation;
 pub mod copy;
 pub mod frames;
 pub mod names;
+pub mod observed;
+pub mod parking;
 pub mod pool;
 pub mod record;
 pub mod revocation;

@@ -16,7 +16,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     hash::Hash,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -82,6 +82,22 @@ impl Lease {
     /// After an error of the tunnel itself: no new stream is put on it.
     pub fn discard(&self) {
         self.tunnel.closed.set(true);
+    }
+    /// How its tunnel is, for who keeps the stream for later.
+    pub fn tunnel(&self) -> TunnelState {
+        TunnelState(Rc::downgrade(&self.tunnel))
+    }
+}
+
+/// How a tunnel is. It does not keep the tunnel.
+#[derive(Clone)]
+pub struct TunnelState(Weak<Tunnel>);
+
+impl TunnelState {
+    /// Is it going away, or gone? Its peer may wait for its streams to end (a proxy that is being replaced), and resets them when it
+    /// has waited long enough: what would be kept on it for later is better opened anew.
+    pub fn is_leaving(&self) -> bool {
+        self.0.upgrade().is_none_or(|tunnel| tunnel.is_closed())
     }
 }
 
@@ -173,6 +189,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
 
     /// Opens a stream to `authority` on a tunnel for the key. A tunnel that was there already may have lost its peer without
     /// hearing of it (a GOAWAY on its way, a pod that is gone and whose address is another's): then a fresh one is asked for, once.
+    /// Not for an interrupted connection, unless the peer has not looked at it: its token works once, and may have done so.
     ///
     /// # Errors
     /// Those of `connect`, and the peer's answer.
@@ -187,6 +204,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         F: Future<Output = Result<(SendRequest<Bytes>, D), ClientError>> + 'static,
         D: Future<Output = Result<(), h2::Error>> + 'static,
     {
+        let shows_token = matches!(continuation::said(headers), Said::Token(_));
         let mut again = false;
         loop {
             let lease = self.get(key, &connect).await?;
@@ -195,14 +213,23 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             undecided.0 = None;
             drop(undecided);
             match answer {
-                Ok((send, recv, answer)) => {
-                    let continues = continuation::said(&answer) != Said::Nothing;
+                Ok((mut send, recv, answer)) => {
+                    let continues = continuation::said(&answer) == Said::Knows;
+                    if !continues && shows_token {
+                        // It is another connection, which must not get the rest of the one that was interrupted.
+                        send.send_reset(h2::Reason::CANCEL);
+                        return Err(ClientError::NotContinued);
+                    }
                     return Ok(Opened { lease, send, recv, continues });
                 }
                 Err(e) => {
                     if e.is_of_tunnel() {
                         lease.discard();
                     }
+                    let e = match e {
+                        ClientError::Stream(why) if shows_token => ClientError::Unanswered(why),
+                        other => other,
+                    };
                     let worth = matches!(e, ClientError::Unprocessed(_)) || (lease.used && e.is_of_tunnel());
                     if std::mem::replace(&mut again, true) || !worth {
                         return Err(e);

@@ -43,6 +43,23 @@ pub enum ListError {
     List(usize, webpki::Error),
 }
 
+/// The lists of a file, each in DER: several in PEM, or one in DER. A file with nothing in it holds none.
+///
+/// # Errors
+/// If there are none in what is there. (What they say is not looked at: [`Lists::read`].)
+pub fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(vec![]);
+    }
+    let found = match bytes.first() {
+        Some(&SEQUENCE) => vec![CertificateRevocationListDer::from(bytes.to_vec())],
+        _ => CertificateRevocationListDer::pem_slice_iter(bytes)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| ListError::Pem(e.to_string()))?,
+    };
+    if found.is_empty() { Err(ListError::None) } else { Ok(found) }
+}
+
 /// Revocation lists.
 #[derive(Debug, Default)]
 pub struct Lists {
@@ -57,25 +74,18 @@ impl Lists {
     /// If any of them cannot be read: half of the truth is none.
     pub fn read(bytes: &[u8]) -> Result<Self, ListError> {
         let mut lists = Self::default();
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Ok(lists);
-        }
-        let found = match bytes.first() {
-            Some(&SEQUENCE) => vec![CertificateRevocationListDer::from(bytes.to_vec())],
-            _ => CertificateRevocationListDer::pem_slice_iter(bytes)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| ListError::Pem(e.to_string()))?,
-        };
-        if found.is_empty() {
-            return Err(ListError::None);
-        }
-        for (i, der) in found.iter().enumerate() {
+        for (i, der) in split(bytes)?.iter().enumerate() {
             let bad = |e| ListError::List(i + 1, e);
             let list = BorrowedCertRevocationList::from_der(der).map_err(bad)?;
             lists.entries += list.into_iter().count();
             lists.all.push(BorrowedCertRevocationList::to_owned(&list).map_err(bad)?.into());
         }
         Ok(lists)
+    }
+
+    /// As webpki looks certificates up in them.
+    pub fn into_inner(self) -> Vec<CertRevocationList<'static>> {
+        self.all
     }
 
     /// How many lists there are.

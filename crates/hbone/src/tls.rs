@@ -6,6 +6,7 @@ use crate::{
     stream,
 };
 use karst_core::Identity;
+use karst_rt::clock;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
     RootCertStore, ServerConfig, SignatureScheme,
@@ -15,6 +16,7 @@ use rustls::{
     },
     crypto::{CryptoProvider, aws_lc_rs},
     server::danger::{ClientCertVerified, ClientCertVerifier},
+    time_provider::TimeProvider,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime, pem::PemObject};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
@@ -54,6 +56,16 @@ impl TlsError {
             | TlsError::Refused(_) => AlertDescription::CertificateUnknown,
         };
         alert.into()
+    }
+}
+
+/// The clock that peers' certificates are judged by: that of everything else.
+#[derive(Debug)]
+struct WallClock;
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(clock::since_epoch()))
     }
 }
 
@@ -148,6 +160,7 @@ impl Credentials {
         server.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
         server.send_tls13_tickets = 1;
         server.enable_secret_extraction = true; // for `record`
+        server.time_provider = Arc::new(WallClock);
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous() // there is no host name to check: the SPIFFE id is, by `expect`
@@ -156,6 +169,7 @@ impl Credentials {
         client.alpn_protocols = vec![b"h2".to_vec()];
         client.enable_sni = false;
         client.enable_secret_extraction = true;
+        client.time_provider = Arc::new(WallClock);
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(Self {
             identity,

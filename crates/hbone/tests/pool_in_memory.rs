@@ -7,6 +7,7 @@ use h2::{RecvStream, SendStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, Response};
 use karst_hbone::{
     client::ClientError,
+    continuation::{self, Token},
     pool::{Opened, Pool},
 };
 use std::{
@@ -30,10 +31,20 @@ const IDLE: Duration = Duration::from_secs(300);
 /// A connection takes this long.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// What becomes of a stream.
+enum Does {
+    Answer,
+    Nothing,
+    /// It is refused without a look at it.
+    Refuse,
+    /// Its tunnel breaks.
+    Break,
+}
+
 /// An endpoint, and how it was used.
 struct Peer {
-    /// Does a stream get an answer? By its number on all tunnels, from 0.
-    answers: fn(usize) -> bool,
+    /// What it does with a stream, by its number on all tunnels, from 0.
+    does: fn(usize) -> Does,
     /// Is there anybody?
     is_there: bool,
     attempts: Cell<usize>,
@@ -46,9 +57,9 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(answers: fn(usize) -> bool) -> Rc<Self> {
+    fn new(does: fn(usize) -> Does) -> Rc<Self> {
         Rc::new(Self {
-            answers,
+            does,
             is_there: true,
             attempts: Cell::default(),
             streams: Cell::default(),
@@ -59,7 +70,7 @@ impl Peer {
         })
     }
     fn nobody() -> Rc<Self> {
-        Rc::new(Self { is_there: false, ..Rc::into_inner(Self::new(|_| false)).unwrap() })
+        Rc::new(Self { is_there: false, ..Rc::into_inner(Self::new(|_| Does::Nothing)).unwrap() })
     }
 
     async fn serve(self: Rc<Self>, stream: DuplexStream) {
@@ -68,12 +79,14 @@ impl Peer {
             tokio::select! {
                 accepted = connection.accept() => {
                     let Some(Ok((request, mut respond))) = accepted else { return };
-                    match (self.answers)(self.streams.replace(self.streams.get() + 1)) {
-                        true => {
+                    match (self.does)(self.streams.replace(self.streams.get() + 1)) {
+                        Does::Answer => {
                             let send = respond.send_response(Response::new(()), false).unwrap();
                             self.open.borrow_mut().push((send, request.into_body()));
                         }
-                        false => self.unanswered.borrow_mut().push(respond),
+                        Does::Nothing => self.unanswered.borrow_mut().push(respond),
+                        Does::Refuse => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                        Does::Break => return,
                     }
                 }
                 () = self.go_away.notified() => connection.graceful_shutdown(),
@@ -130,7 +143,7 @@ async fn open_many(pool: &Rc<Pool<u8>>, peer: &Rc<Peer>, count: usize) -> Vec<Re
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_connection_waits_for_the_same_one() {
     let run = async {
-        let (pool, peer, began) = (Pool::new(100, IDLE), Peer::new(|_| true), Instant::now());
+        let (pool, peer, began) = (Pool::new(100, IDLE), Peer::new(|_| Does::Answer), Instant::now());
         let opened = open_many(&pool, &peer, 20).await;
         assert!(opened.iter().all(Result::is_ok));
         assert_eq!((peer.attempts.get(), peer.streams.get(), pool.len()), (1, 20, 1));
@@ -148,7 +161,7 @@ async fn who_waits_for_a_connection_waits_for_the_same_one() {
 #[tokio::test(start_paused = true)]
 async fn a_full_tunnel_gets_a_second_and_is_used_again() {
     let run = async {
-        let (pool, peer) = (Pool::new(2, IDLE), Peer::new(|_| true));
+        let (pool, peer) = (Pool::new(2, IDLE), Peer::new(|_| Does::Answer));
         let mut opened = vec![];
         for _ in 0..3 {
             opened.push(open(&pool, &peer).await.unwrap());
@@ -168,7 +181,7 @@ async fn a_full_tunnel_gets_a_second_and_is_used_again() {
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_is_closed_when_its_last_stream_is_long_gone() {
     let run = async {
-        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| true));
+        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
         let opened = open(&pool, &peer).await.unwrap();
         sleep(IDLE * 3).await;
         assert_eq!(pool.len(), 1, "it is in use");
@@ -188,7 +201,7 @@ async fn a_tunnel_is_closed_when_its_last_stream_is_long_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_in_use_costs_nothing_while_it_is_quiet() {
     let run = async {
-        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| true));
+        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
         let _opened = open(&pool, &peer).await.unwrap();
         sleep(IDLE * 2).await;
         peer.looks.set(0);
@@ -202,7 +215,8 @@ async fn a_tunnel_in_use_costs_nothing_while_it_is_quiet() {
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_whose_peer_did_not_answer_keeps_what_it_has_and_gets_no_more() {
     let run = async {
-        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|stream| stream != 1));
+        let (pool, peer) =
+            (Pool::new(10, IDLE), Peer::new(|stream| if stream == 1 { Does::Nothing } else { Does::Answer }));
         let mut first = open(&pool, &peer).await.unwrap();
         assert!(timeout(Duration::from_secs(2), open(&pool, &peer)).await.is_err());
         let _third = open(&pool, &peer).await.unwrap();
@@ -216,14 +230,65 @@ async fn a_tunnel_whose_peer_did_not_answer_keeps_what_it_has_and_gets_no_more()
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_goes_away_gets_no_more_streams_and_ends_those_it_has() {
     let run = async {
-        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| true));
+        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
         let mut first = open(&pool, &peer).await.unwrap();
+        let tunnel = first.lease.tunnel();
+        assert!(!tunnel.is_leaving());
         peer.go_away.notify_one();
         sleep(Duration::from_secs(1)).await;
+        assert!(tunnel.is_leaving(), "who keeps a stream for later is told");
         let _second = open(&pool, &peer).await.unwrap();
         assert_eq!(peer.attempts.get(), 2);
         first.send.send_data(Bytes::from_static(b"x"), false).unwrap();
         assert!(timeout(Duration::from_secs(2), first.recv.data()).await.is_err(), "the first goes on");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// A rollback, or a node whose proxy is another one: what a connection's beginning has not gone to must not get its rest.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_know_of_continuation_gets_nothing_of_the_connection() {
+    let run = async {
+        let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
+        let mut headers = HeaderMap::new();
+        continuation::name(&mut headers, &Token::new().unwrap());
+        let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", &headers).await;
+        let error = opened.err().unwrap();
+        assert!(matches!(error, ClientError::NotContinued) && !error.may_retry(), "{error}");
+        let (_send, mut recv) = peer.open.borrow_mut().pop().unwrap();
+        let ended = timeout(Duration::from_secs(2), recv.data()).await.unwrap();
+        assert!(ended.is_some_and(|data| data.is_err()), "what it has begun is reset");
+        // Others of its streams go on as ever.
+        assert!(!open(&pool, &peer).await.unwrap().continues);
+        assert_eq!(peer.attempts.get(), 1);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// It works once: whoever has taken it may have begun to use it, although no answer has come.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_may_have_been_seen_is_not_shown_again() {
+    let run = async {
+        let mut token = HeaderMap::new();
+        continuation::name(&mut token, &Token::new().unwrap());
+        let second = async |does: fn(usize) -> Does, headers: &HeaderMap| {
+            let (pool, peer) = (Pool::new(10, IDLE), Peer::new(does));
+            let _first = open(&pool, &peer).await.unwrap();
+            let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", headers).await;
+            (opened.err(), peer.streams.get())
+        };
+        let breaks = |stream: usize| if stream == 1 { Does::Break } else { Does::Answer };
+        let (error, streams) = second(breaks, &token).await;
+        let error = error.unwrap();
+        assert!(matches!(error, ClientError::Unanswered(_)) && !error.may_retry(), "{error}");
+        assert_eq!(streams, 2, "nobody was asked a second time");
+        // Of another connection nothing is used up.
+        let (error, streams) = second(breaks, &HeaderMap::new()).await;
+        assert!(error.is_none() && streams == 3, "{error:?} {streams}");
+        // Who has not looked at it has not seen it. (This peer does not continue anything when it is asked again.)
+        let refuses = |stream: usize| if stream == 1 { Does::Refuse } else { Does::Answer };
+        let (error, streams) = second(refuses, &token).await;
+        assert!(matches!(error, Some(ClientError::NotContinued)) && streams == 3, "{error:?} {streams}");
     };
     LocalSet::new().run_until(run).await;
 }

@@ -28,7 +28,7 @@ pub fn has_closed(kind: &str) -> bool {
 }
 
 /// Kinds of routes: what they are for is nobody else's because they cannot be read.
-const ROUTES: [&str; 5] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"];
+const ROUTES: [&str; 6] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "UDPRoute"];
 
 /// Kinds of which the rest is in force without what cannot be read.
 const PARTIAL: [&str; 3] = ["RequestAuthentication", "DestinationRule", "BackendTLSPolicy"];
@@ -99,6 +99,7 @@ fn unread(kind: &str, object: &Value) -> Option<Object> {
         Object::GRPCRoute(r) => r.spec.is_unread = true,
         Object::TCPRoute(r) => r.spec.is_unread = true,
         Object::TLSRoute(r) => r.spec.is_unread = true,
+        Object::UDPRoute(r) => r.spec.is_unread = true,
         _ => return None,
     }
     Some(object)

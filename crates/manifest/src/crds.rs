@@ -150,7 +150,7 @@ fn crds() -> Vec<Crd> {
             kind: "HTTPFilter",
             plural: "httpfilters",
             short: "hf",
-            description: "Injects faults into, and limits the rate of, requests to services or routes.",
+            description: "Faults, rate limits, size limits and compression for requests to services or routes.",
             columns: &[],
             spec: schema::<HttpFilterSpec>(),
         },

@@ -1,10 +1,10 @@
 //! Reading a directory, again whenever something in it changes.
 
-use crate::{MeshConfig, parse, parse::Located, parse::Problem, status};
+use crate::{MeshConfig, parse, parse::Located, parse::Problem, security::KeySource, status};
 use notify::{RecursiveMode, Watcher};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,8 +19,18 @@ const SETTLE: Duration = Duration::from_millis(2);
 #[error("{0}")]
 pub struct NotFetched(pub String);
 
-/// Sets of keys by the address that they were fetched from, or why there are none.
-pub type Keys = BTreeMap<String, Result<String, NotFetched>>;
+/// Sets of keys by where they were fetched from, or why there are none.
+pub type Keys = BTreeMap<KeySource, Result<String, NotFetched>>;
+
+/// A key that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SessionKey(pub [u8; 32]);
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionKey")
+    }
+}
 
 /// The state of the directory.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +49,8 @@ pub struct State {
     pub absent: BTreeSet<&'static str>,
     /// Keys of issuers, from elsewhere.
     pub keys: Arc<Keys>,
+    /// What the keys are made of that gateways seal sessions with, in the order of their use.
+    pub session_keys: Arc<Vec<SessionKey>>,
     /// The mesh configuration in force.
     pub mesh_config: Arc<MeshConfig>,
 }

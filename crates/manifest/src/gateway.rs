@@ -31,11 +31,60 @@ pub struct GatewaySpec {
     pub addresses: Vec<GatewayAddress>,
     pub infrastructure: Infrastructure,
     pub tls: GatewayTls,
+    pub allowed_listeners: AllowedListeners,
+}
+/// Whose ListenerSets may add listeners.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AllowedListeners {
+    pub namespaces: ListenerNamespaces,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerNamespaces {
+    /// All, Same, Selector, None (the default).
+    pub from: String,
+    pub selector: Option<LabelSelector>,
+}
+/// More listeners of a Gateway, which may be somebody else's (GEP-1713).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerSet {
+    pub metadata: Meta,
+    pub spec: ListenerSetSpec,
+    pub status: ListenerSetStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerSetSpec {
+    pub parent_ref: GatewayRef,
+    pub listeners: Vec<Listener>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ListenerSetStatus {
+    pub conditions: Vec<StatusCondition>,
+    pub listeners: Vec<ListenerStatus>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct GatewayTls {
     pub frontend: FrontendTls,
+    pub backend: GatewayBackendTls,
+}
+/// What is shown to backends that TLS is spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayBackendTls {
+    pub client_certificate_ref: Option<SecretRef>,
 }
 /// What is asked of clients by listeners that end TLS.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -48,8 +97,23 @@ pub struct FrontendTls {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct FrontendTlsConfig {
-    /// Whether there is one; what it says is not read.
-    pub validation: Option<IgnoredAny>,
+    /// None: clients are not asked for certificates.
+    pub validation: Option<FrontendValidation>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FrontendValidation {
+    pub ca_certificate_refs: Vec<CaCertificateRef>,
+    /// AllowValidOnly (the default), AllowInsecureFallback.
+    pub mode: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CaCertificateRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    pub namespace: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -102,8 +166,9 @@ pub struct RouteKind {
 pub struct RouteNamespaces {
     /// All, Same (the default), Selector, None.
     pub from: String,
-    pub selector: LabelSelector,
+    pub selector: Option<LabelSelector>,
 }
+/// Kubernetes': one that is empty selects everything, one that is not there nothing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LabelSelector {
@@ -150,11 +215,12 @@ pub struct ParametersRef {
     pub name: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct GatewayStatus {
     pub addresses: Vec<GatewayAddress>,
     pub conditions: Vec<StatusCondition>,
     pub listeners: Vec<ListenerStatus>,
+    pub attached_listener_sets: u32,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -24,7 +24,7 @@ macro_rules! route {
         }
     )* };
 }
-route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule, TLSRoute TlsRouteSpec TcpRouteRule);
+route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule, TLSRoute TlsRouteSpec TcpRouteRule, UDPRoute UdpRouteSpec TcpRouteRule);
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -62,7 +62,7 @@ pub struct RouteRule {
     pub backend_refs: Vec<BackendRef>,
     pub timeouts: Option<Timeouts>,
     pub retry: Option<RouteRetry>,
-    pub session_persistence: Option<serde_json::Value>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -71,7 +71,7 @@ pub struct GrpcRule {
     pub matches: Vec<GrpcMatch>,
     pub filters: Vec<Filter>,
     pub backend_refs: Vec<BackendRef>,
-    pub session_persistence: Option<serde_json::Value>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -245,6 +245,37 @@ pub struct RouteRetry {
     pub codes: Vec<u32>,
     pub attempts: Option<u32>,
     pub backoff: Option<String>,
+}
+
+/// In the forms of 1.6 (`sessionName`, `cookieConfig`) and 1.7 (`cookie`, `header`); `idleTimeout` is of both's predecessors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionPersistence {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub absolute_timeout: Option<String>,
+    pub idle_timeout: Option<String>,
+    pub cookie: Option<SessionCookie>,
+    pub header: Option<SessionHeader>,
+    pub session_name: Option<String>,
+    pub cookie_config: Option<CookieLifetime>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionCookie {
+    pub name: Option<String>,
+    pub path: Option<String>,
+    pub lifetime_type: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionHeader {
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct CookieLifetime {
+    pub lifetime_type: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -37,10 +37,25 @@ pub struct ServiceAccount {
 #[serde(default)]
 pub struct ConfigMap {
     pub metadata: Meta,
-    /// Certificates, parameters of Gateways ([`PARAMETERS`]) and the mesh configuration only: nothing else is read, and it may be
-    /// large.
+    /// Certificates, revocation lists, parameters of Gateways ([`PARAMETERS`]) and the mesh configuration only: nothing else is
+    /// read, and it may be large.
     #[serde(deserialize_with = "read_keys")]
     pub data: ConfigData,
+    /// Base64, of the same what is no text: a revocation list in DER stands here.
+    #[serde(rename = "binaryData", deserialize_with = "read_keys")]
+    pub binary_data: ConfigData,
+}
+impl ConfigMap {
+    /// One of its values, whether it is a text or not. (What is no base64 is given as it is: nobody is to take it for missing.)
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        use base64::Engine;
+        if let Some(text) = self.data.get(key) {
+            return Some(text.clone().into_bytes());
+        }
+        let coded = self.binary_data.get(key)?;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(coded.trim());
+        Some(decoded.unwrap_or_else(|_| coded.clone().into_bytes()))
+    }
 }
 
 /// Texts by key.
@@ -56,7 +71,8 @@ pub const PARAMETERS: [&str; 5] =
 fn read_keys<'de, D: serde::Deserializer<'de>>(d: D) -> Result<ConfigData, D::Error> {
     let mut all = ConfigData::deserialize(d)?;
     all.retain(|k, _| {
-        k.ends_with(".crt") || k.ends_with(".pem") || k == mesh_config::KEY || PARAMETERS.contains(&k.as_str())
+        let is_read = [".crt", ".crl", ".pem"].iter().any(|end| k.ends_with(end));
+        is_read || k == mesh_config::KEY || PARAMETERS.contains(&k.as_str())
     });
     Ok(all)
 }

@@ -3,6 +3,7 @@
 //! users, fields that are not known are passed over: the file is Istio's own, and has many.
 
 use crate::telemetry::CustomTag;
+use karst_core::tls::{CipherSuite, Curve, Version};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 
@@ -36,6 +37,45 @@ pub struct MeshConfig {
     pub extension_providers: Vec<ExtensionProvider>,
     /// Providers where a Telemetry names none.
     pub default_providers: DefaultProviders,
+    /// TLS with whom is not of the mesh, where a Gateway says nothing.
+    pub tls_defaults: TlsDefaults,
+}
+
+/// Istio's `tlsDefaults`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct TlsDefaults {
+    /// `TLS_AUTO` (also if empty), `TLSV1_2` or `TLSV1_3`; of servers only, as in Istio.
+    pub min_protocol_version: String,
+    /// Of TLS 1.2.
+    pub cipher_suites: Vec<String>,
+    /// What keys are exchanged by.
+    pub ecdh_curves: Vec<String>,
+}
+
+impl TlsDefaults {
+    /// The least version of servers. (What cannot be spoken is not read at all.)
+    pub fn min_version(&self) -> Option<Version> {
+        Version::named(&self.min_protocol_version).ok().flatten()
+    }
+
+    fn check(&self) -> Result<(), MeshConfigError> {
+        let bad = |field: String, value: &str, known: &[&str]| {
+            Err(MeshConfigError::Tls { field, value: value.into(), known: known.join(", ") })
+        };
+        if Version::named(&self.min_protocol_version).is_err() {
+            let known = Version::ALL.map(Version::name);
+            return bad("minProtocolVersion".into(), &self.min_protocol_version, &known);
+        }
+        if let Some((index, suite)) = (0..).zip(&self.cipher_suites).find(|(_, s)| CipherSuite::named(s).is_none()) {
+            let known = CipherSuite::ALL.map(CipherSuite::name);
+            return bad(format!("cipherSuites[{index}]"), suite, &known);
+        }
+        if let Some((index, curve)) = (0..).zip(&self.ecdh_curves).find(|(_, c)| Curve::named(c).is_none()) {
+            return bad(format!("ecdhCurves[{index}]"), curve, &Curve::ALL.map(Curve::name));
+        }
+        Ok(())
+    }
 }
 
 /// Istio's `defaultProviders`, as far as they are honoured.
@@ -334,6 +374,16 @@ pub enum MeshConfigError {
         /// What it says.
         value: String,
     },
+    /// TLS that cannot be spoken.
+    #[error("tlsDefaults.{field}: unsupported value {value:?}: use {known} [KARST-0710]")]
+    Tls {
+        /// Which of the fields, and at which place.
+        field: String,
+        /// What it says.
+        value: String,
+        /// What it could say.
+        known: String,
+    },
     /// A percentage that is none.
     #[error("defaultConfig.tracing.sampling: {0} is out of range: must be between 0 and 100 [KARST-0710]")]
     Sampling(f64),
@@ -372,6 +422,7 @@ impl MeshConfig {
         if let Some(percentage) = config.default_config.tracing.sampling.filter(|p| !(0.0..=100.0).contains(p)) {
             return Err(MeshConfigError::Sampling(percentage));
         }
+        config.tls_defaults.check()?;
         Ok(config)
     }
 }
@@ -392,6 +443,16 @@ mod tests {
         assert_eq!(MeshConfig::read("").unwrap(), MeshConfig::default());
         assert_eq!(MeshConfig::read("# nothing\n").unwrap(), MeshConfig::default());
         assert_eq!(MeshConfig::read("defaultConfig:\noutboundTrafficPolicy: null\n").unwrap(), MeshConfig::default());
+    }
+
+    #[test]
+    fn defaults_of_tls_are_read() {
+        let text = "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-256, X25519]}";
+        let defaults = MeshConfig::read(text).unwrap().tls_defaults;
+        assert_eq!(defaults.min_version(), Some(Version::V1_3));
+        assert_eq!((defaults.cipher_suites.len(), defaults.ecdh_curves.len()), (1, 2));
+        let auto = MeshConfig::read("tlsDefaults: {minProtocolVersion: TLS_AUTO}").unwrap().tls_defaults;
+        assert_eq!(auto.min_version(), None);
     }
 
     #[test]
@@ -450,6 +511,18 @@ extensionProviders:
             ("defaultConfig: {gatewayTopology: {numTrustedProxies: -1}}", "numTrustedProxies: invalid value"),
             ("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALL}}", "unknown variant `ALL`"),
             ("defaultConfig: {gatewayTopology: {proxyProtocol: true}}", "proxyProtocol: invalid type"),
+            (
+                "tlsDefaults: {minProtocolVersion: TLSV1_1}",
+                "minProtocolVersion: unsupported value \"TLSV1_1\": use TLSV1_2, ",
+            ),
+            (
+                "tlsDefaults: {cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256, AES128-SHA]}",
+                "tlsDefaults.cipherSuites[1]: unsupported value \"AES128-SHA\": use ECDHE-ECDSA-AES256-GCM-SHA384, ",
+            ),
+            (
+                "tlsDefaults: {ecdhCurves: [P-521]}",
+                "tlsDefaults.ecdhCurves[0]: unsupported value \"P-521\": use P-256, ",
+            ),
             ("a: [", "cannot be read"),
         ] {
             let error = MeshConfig::read(text).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use crate::meta::{Meta, Selector, Status, TargetRef};
 use serde::Deserialize;
+use std::fmt;
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -36,6 +37,40 @@ impl RequestAuthenticationSpec {
         TargetRef::all(self.target_ref.as_ref(), &self.target_refs)
     }
 }
+/// Where the keys of an issuer are fetched from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeySource {
+    /// They are at this URL.
+    Jwks(String),
+    /// The issuer of this name says where they are (OpenID Connect Discovery 1.0, section 4).
+    Issuer(String),
+}
+impl KeySource {
+    /// The URL that is asked first.
+    pub fn url(&self) -> String {
+        match self {
+            KeySource::Jwks(url) => url.clone(),
+            KeySource::Issuer(name) => {
+                format!("{}/.well-known/openid-configuration", name.strip_suffix('/').unwrap_or(name))
+            }
+        }
+    }
+}
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url())
+    }
+}
+impl JwtRule {
+    /// Where its keys are fetched from. None: they are in the rule.
+    pub fn key_source(&self) -> Option<KeySource> {
+        match (self.jwks.is_empty(), self.jwks_uri.is_empty()) {
+            (false, _) => None,
+            (true, false) => Some(KeySource::Jwks(self.jwks_uri.clone())),
+            (true, true) => Some(KeySource::Issuer(self.issuer.clone())),
+        }
+    }
+}
 /// What schemas say.
 #[cfg(test)]
 #[derive(schemars::JsonSchema)]
@@ -58,6 +93,7 @@ pub struct JwtRule {
     pub issuer: String,
     /// Audiences, one of which the token must have; by default, any is accepted.
     pub audiences: Vec<String>,
+    /// The URL of the keys; without it and jwks, the issuer is asked for it, at /.well-known/openid-configuration.
     #[serde(alias = "jwks_uri")]
     pub jwks_uri: String,
     /// The keys, as a JSON Web Key Set (RFC 7517).

@@ -3,43 +3,43 @@
 
 use crate::{PathPattern, StringMatch, ValueError};
 
-/// An attribute of a connection or of a request.
+/// An attribute of a connection or of a request, with its number on the wire (`Attribute` in route.proto).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Attribute {
     /// The caller's identity, without `spiffe://`.
-    Principal,
+    Principal = 1,
     /// Its namespace.
-    Namespace,
+    Namespace = 2,
     /// Its service account.
-    ServiceAccount,
+    ServiceAccount = 3,
     /// Its trust domain.
-    TrustDomain,
+    TrustDomain = 17,
     /// The address that the connection comes from.
-    SourceIp,
+    SourceIp = 4,
     /// The client's address, as trusted proxies tell it.
-    RemoteIp,
+    RemoteIp = 5,
     /// The address that is called.
-    DestinationIp,
+    DestinationIp = 12,
     /// The port that is called.
-    Port,
+    Port = 10,
     /// The name in the hello of TLS.
-    Sni,
+    Sni = 13,
     /// The authority that is called.
-    Host,
+    Host = 7,
     /// The method of a request.
-    Method,
+    Method = 8,
     /// Its path.
-    Path,
+    Path = 9,
     /// A header.
-    Header,
+    Header = 11,
     /// Issuer and subject of a token.
-    RequestPrincipal,
+    RequestPrincipal = 6,
     /// A claim of a token.
-    Claim,
+    Claim = 14,
     /// Its audiences.
-    Audience,
+    Audience = 15,
     /// Its presenter.
-    Presenter,
+    Presenter = 16,
 }
 
 /// Who can see an attribute.

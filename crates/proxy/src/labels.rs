@@ -30,21 +30,22 @@ pub fn put(out: &mut impl Labels, key: &str, value: &str) {
 /// The status of a gRPC call; where the answer had none, what its HTTP status stands for, as Envoy's `getGrpcStatus` has it. Without
 /// an answer the label is empty, which is none to Prometheus.
 pub fn grpc_status(out: &mut impl Labels, status: Option<u16>, answered: u16) {
-    let status = status.or(derived(answered)).map(|status| status.to_string());
+    let derived = (answered > 0).then(|| grpc_of_http(answered));
+    let status = status.or(derived).map(|status| status.to_string());
     out.add("grpc_response_status", &status.unwrap_or_default());
 }
 
-/// gRPC's `http-grpc-status-mapping.md`; 0: there was no answer.
-fn derived(answered: u16) -> Option<u16> {
-    Some(match answered {
-        0 => return None,
+/// What an HTTP status stands for where gRPC's own is missing (gRPC's `http-grpc-status-mapping.md`, as Envoy has it). One of success
+/// stands for nothing good: the call has no end.
+pub fn grpc_of_http(status: u16) -> u16 {
+    match status {
         400 => 13,
         401 => 16,
         403 => 7,
         404 => 12,
         429 | 502..=504 => 14,
         _ => 2,
-    })
+    }
 }
 
 /// The labels of one side. `place`: with region and zone.

@@ -8,6 +8,7 @@ use crate::{
     traffic::{Between, Key},
 };
 use arc_swap::ArcSwap;
+use karst_flows::DURATION_BOUNDS;
 use karst_rt::clock::Instant;
 use karst_signals::{Exchange, Flag, Protocol, Surprise};
 use std::{
@@ -23,28 +24,6 @@ use std::{
 const MAX_SERIES: usize = 2_000;
 /// Series without change for this long are dropped, in seconds.
 const SERIES_IDLE: u64 = 3600;
-/// Istio's buckets, in milliseconds; the first is half of one.
-const MILLISECONDS: [f64; 19] = [
-    0.5,
-    1.0,
-    5.0,
-    10.0,
-    25.0,
-    50.0,
-    100.0,
-    250.0,
-    500.0,
-    1000.0,
-    2500.0,
-    5000.0,
-    10_000.0,
-    30_000.0,
-    60_000.0,
-    300_000.0,
-    600_000.0,
-    1_800_000.0,
-    3_600_000.0,
-];
 /// Istio's buckets, in bytes.
 const BYTES: [f64; 10] = [1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 
@@ -104,7 +83,7 @@ pub struct Series {
     labels: Arc<str>,
     is_grpc: bool,
     requests: AtomicU64,
-    duration: Histogram<19>,
+    duration: Histogram<{ DURATION_BOUNDS.len() }>,
     request_bytes: Histogram<10>,
     response_bytes: Histogram<10>,
     request_messages: AtomicU64,
@@ -131,7 +110,7 @@ impl Series {
     /// One more request.
     pub fn add(&self, e: &Exchange) {
         self.requests.fetch_add(1, Relaxed);
-        self.duration.add(&MILLISECONDS, e.duration.as_secs_f64() * 1000.0, e.duration.as_nanos() as u64);
+        self.duration.add(&DURATION_BOUNDS, e.duration.as_secs_f64() * 1000.0, e.duration.as_nanos() as u64);
         self.request_bytes.add(&BYTES, e.request_bytes as f64, e.request_bytes);
         self.response_bytes.add(&BYTES, e.response_bytes as f64, e.response_bytes);
         if self.is_grpc {
@@ -223,7 +202,7 @@ impl Table {
         }
         let name = "istio_request_duration_milliseconds";
         let _ = writeln!(out, "# HELP {name} Durations of requests.\n# TYPE {name} histogram");
-        series.iter().for_each(|s| s.duration.render(out, name, &s.labels, &MILLISECONDS, 1e6));
+        series.iter().for_each(|s| s.duration.render(out, name, &s.labels, &DURATION_BOUNDS, 1e6));
         let name = "istio_request_bytes";
         let _ = writeln!(out, "# HELP {name} Sizes of requests.\n# TYPE {name} histogram");
         series.iter().for_each(|s| s.request_bytes.render(out, name, &s.labels, &BYTES, 1.0));

@@ -8,7 +8,7 @@ use karst_hbone::{
     revocation::{Refusal, Revocation},
     tls::{Credentials, TlsError},
 };
-use karst_rt::backoff::Backoff;
+use karst_rt::{backoff::Backoff, clock};
 use rand::Rng;
 use rustls_pki_types::{PrivateKeyDer, pem};
 use std::{
@@ -50,7 +50,7 @@ impl Secrets {
     }
     /// The certificate of an identity, if there is one that is valid now.
     pub fn now(&self, id: &Identity) -> Option<Arc<Credentials>> {
-        self.table.borrow().get(id).filter(|c| c.not_after > SystemTime::now()).cloned()
+        self.table.borrow().get(id).filter(|c| c.not_after > clock::wall()).cloned()
     }
     /// The certificate, waiting for it at most `limit`.
     pub async fn get(&mut self, id: &Identity, limit: Duration) -> Option<Arc<Credentials>> {
@@ -275,7 +275,7 @@ async fn renew<A: CaClient>(
         let (pause, credentials) = match result {
             Ok(c) => {
                 backoff.reset();
-                let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
+                let pause = until_renewal(clock::wall(), c.not_after, rand::rng().random_range(0.0..1.0));
                 tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate received");
                 let credentials = Arc::new(c);
                 table.send_modify(|t| {
@@ -376,7 +376,7 @@ pub fn certificate(dir: &Path, id: &Identity, revocation: &Revocation) -> Result
         .map_err(|error| CertificateError::KeyFile { path: dir.join("key.pem"), error })?;
     let credentials = Credentials::enforcing(id.clone(), &chain, key, revocation.clone())
         .map_err(|error| CertificateError::Directory { path: dir.clone(), error })?;
-    match credentials.not_after > SystemTime::now() {
+    match credentials.not_after > clock::wall() {
         true => Ok(credentials),
         false => Err(CertificateError::Expired(dir.join("cert-chain.pem"))),
     }

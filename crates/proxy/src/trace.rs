@@ -1,6 +1,7 @@
 //! A span's place in its trace, and W3C's text of it (`traceparent`, Trace Context level 1): on requests, and on the CONNECT that
 //! one of them has opened (docs/hbone.md §4.3). Pure; what a peer has written is read in a bounded time and held against nobody.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// W3C's header.
@@ -39,8 +40,7 @@ impl SpanContext {
         digits(self.trace, &mut out[3..35]);
         digits(self.span.into(), &mut out[36..52]);
         out[54] = if sampled { b'1' } else { b'0' };
-        // All of it is ASCII that a header may have.
-        HeaderValue::from_bytes(&out).unwrap_or(HeaderValue::from_static("-"))
+        header(out)
     }
 
     /// The trace as logs and collectors have it.
@@ -74,10 +74,21 @@ pub fn number(digits: &[u8]) -> Option<u128> {
 /// Writes the hexadecimal digits of a number, with zeros before them.
 pub fn digits(mut number: u128, out: &mut [u8]) {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    for place in out.iter_mut().rev() {
-        *place = DIGITS[(number & 0xf) as usize];
-        number >>= 4;
+    // 16 digits at a time are in one register.
+    for places in out.rchunks_mut(16) {
+        let mut part = number as u64;
+        for place in places.iter_mut().rev() {
+            *place = DIGITS[(part & 0xf) as usize];
+            part >>= 4;
+        }
+        number >>= 64;
     }
+}
+
+/// A header's value of ASCII that a header may have. It is allocated once, however often it is cloned: [`HeaderValue::from_bytes`]
+/// allocates again for its first clone.
+pub fn header<const N: usize>(text: [u8; N]) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or(HeaderValue::from_static("-"))
 }
 
 #[cfg(test)]
@@ -111,6 +122,25 @@ mod tests {
         assert_eq!(CONTEXT.span_id(), "00f067aa0ba902b7");
         let short = SpanContext { trace: 1, span: 2 };
         assert_eq!((&*short.trace_id(), &*short.span_id()), (&*format!("{:0>32}", 1), &*format!("{:0>16}", 2)));
+    }
+
+    #[test]
+    fn digits_are_of_any_length() {
+        let of = |n: u128, length: usize| {
+            let mut out = vec![b' '; length];
+            digits(n, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!((&*of(0xabc, 2), &*of(0xabc, 5), &*of(7, 0)), ("bc", "00abc", ""));
+        assert_eq!(of(CONTEXT.trace, 32), CONTEXT.trace_id());
+        assert_eq!(of(CONTEXT.trace, 20), CONTEXT.trace_id()[12..]);
+    }
+
+    #[test]
+    fn values_are_shared_by_their_clones() {
+        let one = CONTEXT.to_traceparent(true);
+        assert_eq!(one.as_bytes().as_ptr(), one.clone().as_bytes().as_ptr());
+        assert_eq!((one, header(*b"a\n")), (TEXT.parse().unwrap(), "-".parse().unwrap()));
     }
 
     #[test]

@@ -30,6 +30,10 @@ impl Apart {
     /// Does the application at `dst` answer elsewhere? `suspect`: it has not answered; else it is looked at only if it was one that
     /// does.
     pub fn is_apart(&self, netns: &Netns, dst: SocketAddr, suspect: bool) -> bool {
+        self.judge(dst, suspect, || ask(netns))
+    }
+
+    fn judge(&self, dst: SocketAddr, suspect: bool, ask: impl FnOnce() -> io::Result<Vec<SocketAddr>>) -> bool {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (fresh, was) = match &*known {
             None => (false, false),
@@ -38,7 +42,7 @@ impl Apart {
         if fresh || !(suspect || was) {
             return was;
         }
-        match ask(netns) {
+        match ask() {
             Ok(all) => {
                 let is = holds(&all, dst);
                 *known = Some((Instant::now(), all));
@@ -106,6 +110,31 @@ mod tests {
         assert!(is("10.0.0.1:81") && is("[fd00::1]:81") && is("10.0.0.1:82") && is("[::ffff:10.0.0.1]:82"));
         assert!(is("10.0.0.2:83") && !is("[fd00::1]:83"));
         assert!(!is("10.0.0.1:80") && !is("10.0.0.2:82") && !is("[fd00::1]:82"));
+    }
+
+    /// However many connections are made to ports at which nobody answers.
+    #[tokio::test(start_paused = true)]
+    async fn the_kernel_is_asked_once_in_a_while() {
+        let (apart, asked) = (Apart::default(), std::cell::Cell::new(0));
+        let elsewhere: SocketAddr = "10.0.0.1:81".parse().unwrap();
+        let judge = |port: u16, suspect: bool, fails: bool| {
+            apart.judge(SocketAddr::new(elsewhere.ip(), port), suspect, || {
+                asked.set(asked.get() + 1);
+                if fails { Err(io::ErrorKind::Other.into()) } else { Ok(vec![elsewhere]) }
+            })
+        };
+        assert!(!judge(81, false, false) && asked.get() == 0, "who answers is not looked at");
+        for port in 1..=1000 {
+            assert_eq!(judge(port, true, false), port == 81);
+        }
+        assert_eq!(asked.get(), 1);
+        assert!(judge(81, false, false), "it is remembered");
+        // What cannot be asked is not asked more often.
+        tokio::time::advance(limits::APART_FOR).await;
+        for port in 1..=1000 {
+            assert!(!judge(port, true, true));
+        }
+        assert_eq!(asked.get(), 2);
     }
 
     #[test]

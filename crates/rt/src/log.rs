@@ -273,7 +273,7 @@ pub fn record<'a>(
         Level::DEBUG => "debug",
         Level::TRACE => "trace",
     };
-    let time = timestamp(SystemTime::now());
+    let time = timestamp(crate::clock::wall());
     match format {
         Format::Text => {
             let mut out = format!("{time}\t{level}\t{scope}\t{}\t", escaped(message));

@@ -3,14 +3,28 @@
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
+    fs::Permissions,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::Path,
+    time::Duration,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep},
+};
 
 /// Descriptors that one packet may carry.
 pub const MAX_FDS: usize = 16;
+/// Connections that may wait at a listener.
+const BACKLOG: i32 = 16;
+/// A listener whose queue is full is given up after this time: it accepts nobody.
+const FULL_FOR: Duration = Duration::from_secs(5);
+/// Meanwhile it is tried so often: the kernel does not tell when there is room.
+const FULL_LOOK: Duration = Duration::from_millis(20);
 
 /// A listening socket.
 pub struct Listener(AsyncFd<Socket>);
@@ -18,16 +32,18 @@ pub struct Listener(AsyncFd<Socket>);
 pub struct Packets(AsyncFd<Socket>);
 
 impl Listener {
-    /// Binds and listens at a path; a stale socket file is replaced.
+    /// Binds and listens at a path; a stale socket file is replaced. Only this user and root may connect, whatever the umask: who does
+    /// is given descriptors of pods.
     ///
     /// # Errors
-    /// Those of `bind`; `AddrInUse` if another process listens there.
+    /// Those of `bind` and `chmod`; `AddrInUse` if another process listens there.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
         let addr = SockAddr::unix(path)?;
         if path.exists() {
-            let probe = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
-            if probe.connect(&addr).is_ok() {
+            let probe = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
+            // One whose queue is full is there, too.
+            if probe.connect(&addr).map_or_else(|e| e.kind() == io::ErrorKind::WouldBlock, |()| true) {
                 return Err(io::Error::new(
                     io::ErrorKind::AddrInUse,
                     format!("another process listens at {}", path.display()),
@@ -36,7 +52,9 @@ impl Listener {
             std::fs::remove_file(path)?;
         }
         socket.bind(&addr)?;
-        socket.listen(16)?;
+        // Before it listens nobody can connect.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        socket.listen(BACKLOG)?;
         Ok(Self(register(socket)?))
     }
     /// Waits for a connection.
@@ -51,15 +69,21 @@ impl Listener {
 }
 
 impl Packets {
-    /// Connects to a path.
+    /// Connects to a path. Where the listener's queue is full, a place in it is waited for; the thread is not.
     ///
     /// # Errors
-    /// Those of `connect`.
-    pub fn connect(path: &Path) -> io::Result<Self> {
-        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
-        socket.connect(&SockAddr::unix(path)?)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self(register(socket)?))
+    /// Those of `connect`; `TimedOut` if nobody is accepted there.
+    pub async fn connect(path: &Path) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
+        let (address, until) = (SockAddr::unix(path)?, Instant::now() + FULL_FOR);
+        loop {
+            match socket.connect(&address) {
+                Ok(()) => return Ok(Self(register(socket)?)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => sleep(FULL_LOOK).await,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                Err(e) => return Err(e),
+            }
+        }
     }
     /// Two ends that are connected to each other: one to keep, and one to pass on.
     ///
@@ -193,7 +217,8 @@ mod tests {
     async fn packets_and_descriptors_arrive() {
         let dir = std::env::temp_dir().join(format!("karst-seq-{}", std::process::id()));
         let l = Listener::bind(&dir).unwrap();
-        let a = Packets::connect(&dir).unwrap();
+        assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o600, "it is nobody else's");
+        let a = Packets::connect(&dir).await.unwrap();
         let b = l.accept().await.unwrap();
         let f = std::fs::File::open("/proc/self/ns/net").unwrap();
         a.send(b"hello", &[f.as_fd(), f.as_fd()]).await.unwrap();
@@ -206,5 +231,30 @@ mod tests {
         drop(a);
         assert!(b.recv(10).await.unwrap().0.is_empty());
         std::fs::remove_file(dir).unwrap();
+    }
+
+    /// The kernel lets a socket that may block wait for as long as that lasts, and a thread with it.
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_accepts_nobody_is_given_up_and_waited_for_without_the_thread() {
+        let path = std::env::temp_dir().join(format!("karst-full-{}", std::process::id()));
+        let l = Listener::bind(&path).unwrap();
+        let (mut waiting, began) = (vec![], Instant::now());
+        let error = loop {
+            match Packets::connect(&path).await {
+                Ok(one) => waiting.push(one),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!((error.kind(), began.elapsed() >= FULL_FOR), (io::ErrorKind::TimedOut, true));
+        assert!(waiting.len() >= BACKLOG as usize, "{}", waiting.len());
+        assert_eq!(Listener::bind(&path).err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse), "it is there");
+        // Others of the thread go on meanwhile: here, who makes room.
+        let room = async {
+            sleep(FULL_FOR / 2).await;
+            l.accept().await
+        };
+        let (room, connected) = tokio::join!(room, Packets::connect(&path));
+        assert!(room.is_ok() && connected.is_ok());
+        std::fs::remove_file(path).unwrap();
     }
 }

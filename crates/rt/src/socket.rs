@@ -239,10 +239,10 @@ impl NetnsConnector {
         Self { netns: Some(netns), exempt, apart: Arc::default(), paced: Arc::default() }
     }
 
-    /// A UDP socket for queries of ztunnel's own, to be connected to a resolver of this family.
+    /// A UDP socket for queries of ztunnel's own, connected to a resolver.
     ///
     /// # Errors
-    /// Those of the socket calls.
+    /// Those of the socket calls; there is no way to it.
     pub fn udp(&self, to: SocketAddr) -> io::Result<Socket> {
         let make = || Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP));
         let socket = match &self.netns {
@@ -250,6 +250,10 @@ impl NetnsConnector {
             None => make()?,
         };
         self.let_out(&socket)?;
+        socket.connect(&SockAddr::from(to))?;
+        // Not before it has its port: the kernel gives one to several sockets that all let theirs be used again, and the answers
+        // that come from one resolver to one port are all one socket's.
+        socket.set_reuse_address(true)?;
         Ok(socket)
     }
 
@@ -268,6 +272,8 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
+        // Its port stays free for an application that listens there (and asks for the same, as servers do).
+        socket.set_reuse_address(true)?;
         self.let_out(&socket)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
@@ -315,7 +321,6 @@ impl NetnsConnector {
     /// There is no way to it.
     pub fn source_to(&self, dst: SocketAddr) -> io::Result<IpAddr> {
         let socket = self.udp(dst)?;
-        socket.connect(&SockAddr::from(dst))?;
         let at = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(at.ip().to_canonical())
     }
@@ -345,8 +350,7 @@ impl NetnsConnector {
                 self.unpaced(&socket);
             }
             transparent(&socket, dst.is_ipv6())?;
-            // One port serves for several destinations.
-            socket.set_reuse_address(true)?;
+            // One port serves for several destinations, as the socket's address may be used again.
             let done = match socket.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
                 Ok(()) => {
                     let mut connecting = pin!(finish(socket, dst, limit));
@@ -599,6 +603,40 @@ mod tests {
         let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
         assert_eq!((decision(&all[0]), decision(&all[3])), (Some(Decided::Established), None));
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// While connections and queries of ours are open, whatever ports they have.
+    #[tokio::test]
+    async fn applications_can_listen_at_the_ports_of_our_sockets() {
+        let servers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::TcpListener::bind(at).unwrap());
+        for server in &servers {
+            let to = server.local_addr().unwrap();
+            let open = NetnsConnector::host().connect(to, Duration::from_secs(5)).await.unwrap();
+            let own = open.local_addr().unwrap();
+            std::net::TcpListener::bind(own).unwrap();
+            std::net::TcpListener::bind(SocketAddr::new(without_host(own), own.port())).unwrap();
+            let query = NetnsConnector::host().udp(to).unwrap();
+            let own = query.local_addr().unwrap();
+            let application = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();
+            application.set_reuse_address(true).unwrap();
+            application.bind(&own).unwrap();
+        }
+    }
+
+    /// Who shares a port gets no answers, or another's. (Of 700 that the kernel may give the same one to, some have it.)
+    #[test]
+    fn queries_to_one_resolver_have_a_port_each() {
+        let resolver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = resolver.local_addr().unwrap();
+        let queries: Vec<_> = (0..700).map(|_| NetnsConnector::host().udp(to).unwrap()).collect();
+        let port = |query: &Socket| query.local_addr().unwrap().as_socket().unwrap().port();
+        let ports: std::collections::HashSet<u16> = queries.iter().map(port).collect();
+        assert_eq!(ports.len(), queries.len());
+    }
+
+    /// The address that stands for all of a family.
+    fn without_host(at: SocketAddr) -> IpAddr {
+        if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
     }
 
     #[test]

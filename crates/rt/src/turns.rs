@@ -369,13 +369,15 @@ pub struct Shares<K> {
     /// Of those for whom there is no room.
     rest: Rc<Share>,
     most: usize,
+    /// So many more who come have [`Self::rest`] before all are looked at again.
+    unlooked: Cell<usize>,
     waits: Arc<AtomicU64>,
 }
 
 impl<K: Eq + Hash> Shares<K> {
     /// None yet; `most` are told apart at a time.
     pub fn new(most: usize, waits: Arc<AtomicU64>) -> Self {
-        Self { of: RefCell::default(), rest: Share::new(waits.clone()), most, waits }
+        Self { of: RefCell::default(), rest: Share::new(waits.clone()), most, unlooked: Cell::new(0), waits }
     }
 
     /// The share of one of them, which is there for as long as somebody has it.
@@ -385,8 +387,14 @@ impl<K: Eq + Hash> Shares<K> {
             return share;
         }
         if of.len() >= self.most {
+            // Not by each of a flood.
+            if let Some(less) = self.unlooked.get().checked_sub(1) {
+                self.unlooked.set(less);
+                return self.rest.clone();
+            }
             of.retain(|_, share| share.strong_count() > 0);
             if of.len() >= self.most {
+                self.unlooked.set(self.most / 8);
                 return self.rest.clone();
             }
         }

@@ -1,30 +1,14 @@
 //! What is counted in a period: one reporter's view of one edge.
 
+use karst_flows::DURATION_BOUNDS;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Istio's bounds of durations, in milliseconds (`istio_request_duration_milliseconds`); the last is infinite.
-pub(crate) const BOUNDS: [f64; 20] = [
-    0.5,
-    1.0,
-    5.0,
-    10.0,
-    25.0,
-    50.0,
-    100.0,
-    250.0,
-    500.0,
-    1000.0,
-    2500.0,
-    5000.0,
-    10_000.0,
-    30_000.0,
-    60_000.0,
-    300_000.0,
-    600_000.0,
-    1_800_000.0,
-    3_600_000.0,
-    f64::INFINITY,
-];
+/// Istio's bounds of durations, in milliseconds; the last is infinite.
+pub(crate) const BOUNDS: [f64; DURATION_BOUNDS.len() + 1] = {
+    let mut all = [f64::INFINITY; DURATION_BOUNDS.len() + 1];
+    all.split_at_mut(DURATION_BOUNDS.len()).0.copy_from_slice(&DURATION_BOUNDS);
+    all
+};
 /// Most codes and most flags of one edge that are told apart; others are under 0, and under `other`.
 const MAX_APART: usize = 24;
 /// Statuses of gRPC that are the server's fault: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS

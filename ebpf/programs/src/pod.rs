@@ -302,8 +302,9 @@ enum Segment {
     Tcp(u8),
 }
 
-/// What matters of a packet. A first fragment too short to hold the TCP flags is unparsable (RFC 3128); later fragments
-/// carry no SYN. Of UDP only whole or first fragments with destination port 53 matter.
+/// What matters of a packet. A first fragment too short to hold the TCP flags is unparsable, as is one that would be written
+/// over them (RFC 3128; by IPv6 no host takes such, RFC 5722); later fragments carry no SYN. Of UDP only whole or first
+/// fragments with destination port 53 matter.
 #[inline(always)]
 fn segment(ctx: &TcContext) -> Segment {
     let skb = ctx.skb.skb;
@@ -321,8 +322,9 @@ fn segment(ctx: &TcContext) -> Segment {
         let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else {
             return Segment::Unparsable;
         };
-        if frag & 0x1fffu16.to_be() != 0 {
-            return Segment::Other;
+        let place = frag & 0x1fffu16.to_be();
+        if place != 0 {
+            return if place == 1u16.to_be() && p as u32 == TCP { Segment::Unparsable } else { Segment::Other };
         }
         return transport(ctx, p, 14 + ((vihl & 0xf) as usize) * 4);
     }

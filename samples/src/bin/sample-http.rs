@@ -4,7 +4,8 @@
 //! `/bytes/N`: so many bytes, at most 64 MiB.
 //!
 //! `--flavour httpbin`: the paths and answers of the httpbin that exercises use (`/get`, `/headers`, `/ip`, `/post`, `/anything`,
-//! `/user-agent`, `/status/CODE`, `/delay/SECONDS`). `--flavour nginx`: a page that names the release.
+//! `/user-agent`, `/status/CODE`, `/delay/SECONDS`). `--flavour nginx`: a page that names the release. `--flavour authz`: what Envoy's
+//! `ext_authz` asks by HTTP: yes to requests with `x-user: alice`, no to all others.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -31,6 +32,7 @@ enum Flavour {
     Plain,
     Httpbin,
     Nginx,
+    Authz,
 }
 
 const MAX_DELAY_MS: u64 = 60_000;
@@ -49,6 +51,7 @@ async fn logged(me: Serve, flavour: Flavour, peer: SocketAddr, r: Request<Incomi
         Flavour::Plain => answer(&me, peer, r).await,
         Flavour::Httpbin => httpbin(peer, r).await,
         Flavour::Nginx => nginx(&me, &r),
+        Flavour::Authz => authz(&r),
     };
     println!("{peer} \"{what}\" {}", a.status().as_u16());
     a
@@ -126,6 +129,19 @@ fn nginx(me: &Serve, r: &Request<Incoming>) -> Response<Full<Bytes>> {
     );
     let mut a = Response::new(Full::new(page.into()));
     a.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/html; charset=utf-8"));
+    a
+}
+
+/// May this request go on? What is said beside the status are headers: of a yes for the service, of a no for the client.
+fn authz(r: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let is_alice = r.headers().get("x-user").is_some_and(|user| user == "alice");
+    let (status, name, text) = match is_alice {
+        true => (StatusCode::OK, "x-checked-by", ""),
+        false => (StatusCode::FORBIDDEN, "x-decided-by", "not for you\n"),
+    };
+    let mut a = Response::new(Full::new(text.into()));
+    *a.status_mut() = status;
+    a.headers_mut().insert(name, header::HeaderValue::from_static("checks"));
     a
 }
 

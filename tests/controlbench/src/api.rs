@@ -82,7 +82,10 @@ impl Api {
                 let Ok(body) = r.into_body().collect().await else { return status(400) };
                 let secret: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
                 let answer = json_of(201, &secret);
-                *self.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(secret);
+                // Others are written and never read.
+                if secret.pointer("/metadata/name").and_then(Value::as_str) == Some("istio-ca-secret") {
+                    *self.secret.lock().unwrap_or_else(PoisonError::into_inner) = Some(secret);
+                }
                 answer
             }
             (&Method::GET, "istio-ca-secret") => match &*self.secret.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -21,7 +21,7 @@ use karst_proxy::{
 };
 use karst_waypoint::live::{Answer, Live};
 use karst_ztunnel::{
-    fuzz::arrives,
+    fuzz::forbids,
     plan::{Balance, Plan, plan},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -144,7 +144,7 @@ impl<'a> Product<'a> {
         let account = workload.identity.service_account().to_string();
         let (namespace, name) = (&*workload.namespace, &*workload.name);
         let own = OwnPod { namespace, name, account: &account, uid: None };
-        let by = arrives(&self.mesh, &own, (identity.cloned(), from.ip()), to).err();
+        let by = forbids(&self.mesh, &own, (identity.cloned(), from.ip()), to);
         out.arrivals.insert((to, by.is_none(), by));
     }
 

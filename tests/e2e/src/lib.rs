@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod addon;
+pub mod dashboard;
+pub mod exercise;
 mod files;
 mod held;
 mod jaeger;

@@ -15,6 +15,8 @@ mod dashboards;
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/pages.rs"]
+mod pages;
 #[path = "stages/release.rs"]
 mod release;
 #[path = "stages/swap.rs"]
@@ -30,6 +32,7 @@ use karst_e2e::{
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
+    io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -909,10 +912,17 @@ fn s5_bookinfo_is_visited_all_the_time() {
     assert_eq!(origin["origin"], Pod::by_label("bookinfo", "app=sleep").ip.to_string(), "the caller's own address");
     let welcome: String = (0..20).map(|_| from_sleep("nginx:80/")).collect();
     assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
+    pages::signals(&a);
+    pages::past();
     exercises(&a, &page, &from_sleep);
+    pages::counted_once();
+    pages::live_traffic();
     tokens();
     telemetry();
+    sessions(&a);
     ways_in(&a);
+    pages::external_authorization();
+    pages::client_addresses();
     // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
@@ -1047,6 +1057,33 @@ fn telemetry() {
     kubectl(&["-n", "bookinfo", "delete", "-f", f]);
 }
 
+/// Clients of a service with Istio's label come back to their pod by a cookie, also through a waypoint that has been replaced: the
+/// key is in a Secret.
+fn sessions(a: &Apps) {
+    kubectl(&["-n", "bookinfo", "delete", "-f", &sample("exercises/nginx-mirror.yaml")]);
+    kubectl(&["-n", "bookinfo", "label", "service", "nginx", "istio.io/persistent-session=shop"]);
+    let nginx: SocketAddr = (vip("bookinfo", "nginx"), 80).into();
+    // The release, and the cookie that is told.
+    let ask = |cookie: &str| -> Option<(bool, String)> {
+        let mut s = a.client.netns().run(|| TcpStream::connect_timeout(&nginx, LONG)).ok()?.ok()?;
+        write!(s, "GET / HTTP/1.1\r\nHost: nginx\r\nCookie: a=b; {cookie}\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        s.read_to_string(&mut text).ok()?;
+        let told = text.lines().find_map(|line| line.strip_prefix("set-cookie: ")?.split(';').next());
+        Some((text.contains("nginx v1"), told.unwrap_or_default().to_string()))
+    };
+    let (is_first, cookie) = wait_for("a cookie", LONG, || ask("").filter(|(_, told)| told.starts_with("shop=")));
+    let stays = || (0..10).all(|_| ask(&cookie) == Some((is_first, String::new())));
+    assert!(stays());
+    let others = (0..30).filter_map(|_| ask("")).filter(|(first, _)| *first != is_first).count();
+    assert!(others > 0, "new clients are balanced");
+    assert!(get(&["secret", "-n", "istio-system", "karst-session-keys"])["data"]["keys"].is_string());
+    kubectl(&["-n", "bookinfo", "rollout", "restart", "deploy/waypoint"]);
+    kubectl(&["-n", "bookinfo", "rollout", "status", "deploy/waypoint", "--timeout=90s"]);
+    assert!(stays(), "through the new waypoint");
+    kubectl(&["-n", "bookinfo", "label", "service", "nginx", "istio.io/persistent-session-"]);
+}
+
 /// The way into the book shop: by the chart's gateway with Istio's Gateway, and by one that is deployed for Gateway API's.
 fn ways_in(a: &Apps) {
     let exercise = |name: &str| {
@@ -1125,6 +1162,25 @@ fn ways_in(a: &Apps) {
         let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(443), Duration::from_secs(2)));
         s.unwrap().ok()
     });
+    // Listeners that somebody else adds: statuses, a port of the Service, a port of the pod.
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: bookinfo}\nspec: {parentRef: {name: secure}, listeners: [{name: http, port: 8080, protocol: HTTP, hostname: more.example}]}\n",
+    );
+    let set = ["listenersets.gateway.networking.k8s.io", "-n", "bookinfo", "more"];
+    wait_condition(&set, "Accepted", ("False", "NotAllowed"));
+    let allowed = r#"{"spec":{"allowedListeners":{"namespaces":{"from":"Same"}}}}"#;
+    kubectl(&["-n", "bookinfo", "patch", secure[0], "secure", "--type=merge", "-p", allowed]);
+    wait_condition(&set, "Programmed", ("True", "Programmed"));
+    wait_for("the set counted", LONG, || (get(&secure)["status"]["attachedListenerSets"] == 1).then_some(()));
+    wait_for("its port in the Service", LONG, || {
+        let service = get(&["service", "-n", "bookinfo", "secure-istio"]);
+        service["spec"]["ports"].as_array()?.iter().any(|port| port["port"] == 8080).then_some(())
+    });
+    wait_for("the port of the set open", LONG, || {
+        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(8080), Duration::from_secs(2)));
+        s.unwrap().ok()
+    });
+    kubectl(&["-n", "bookinfo", "delete", set[0], "more"]);
     kubectl(&["-n", "bookinfo", "delete", gateway[0], "bookinfo-gateway", "secure"]);
     helm(&["uninstall", name, "-n", "istio-ingress", "--wait"]);
     kubectl(&["delete", "namespace", "istio-ingress", "--wait=false"]);

@@ -3,7 +3,7 @@
 use crate::Pod;
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -120,6 +120,60 @@ pub fn ping_within(s: &mut TcpStream, data: &[u8], limit: Duration) -> std::io::
     let mut got = vec![0; data.len()];
     s.read_exact(&mut got)?;
     if got == data { Ok(()) } else { Err(std::io::Error::other("other bytes came back")) }
+}
+
+/// A server of datagrams, for both families: each is answered with the server's name, a space and what came.
+pub struct UdpEcho {
+    /// Who has sent something, in order.
+    pub peers: Arc<Mutex<Vec<SocketAddr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl UdpEcho {
+    /// Starts one at a port of the pod.
+    pub fn start(pod: &Pod, port: u16, name: &str) -> Self {
+        let socket = pod.netns().run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"));
+        let socket = socket.expect("the namespace can be entered");
+        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a limit");
+        let (peers, stop) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicBool::new(false)));
+        let (all, ends, name) = (peers.clone(), stop.clone(), name.to_string());
+        let thread = std::thread::spawn(move || {
+            let mut room = vec![0; 64 << 10];
+            while !ends.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut room) else { continue };
+                all.lock().unwrap().push(karst_core::canonical(from));
+                let _ = socket.send_to(&[name.as_bytes(), b" ", &room[..length]].concat(), from);
+            }
+        });
+        Self { peers, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for UdpEcho {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A socket in a pod that sends to one address, and takes datagrams of that address only.
+pub fn datagrams(from: &Pod, to: SocketAddr) -> UdpSocket {
+    let own: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = from.netns().run(|| UdpSocket::bind((own, 0)).expect("a port")).expect("the namespace can be entered");
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a limit");
+    socket.connect(to).expect("a way there");
+    socket
+}
+
+/// What is answered to a datagram, within a second.
+pub fn ask(socket: &UdpSocket, text: &str) -> Option<String> {
+    socket.send(text.as_bytes()).ok()?;
+    let mut room = vec![0; 64 << 10];
+    let length = socket.recv(&mut room).ok()?;
+    Some(String::from_utf8_lossy(&room[..length]).into())
 }
 
 /// A name server: A records by name, NXDOMAIN for other names, nothing for other types.

@@ -12,6 +12,7 @@ pub mod load;
 pub mod net;
 pub mod pki;
 pub mod sniff;
+pub mod soak;
 pub mod web;
 mod world;
 

@@ -1,6 +1,8 @@
 //! What passes between the nodes: an AF_PACKET socket in the fabric looks for a marker that applications put into their
 //! payloads, and counts what is not HBONE.
 
+mod packet;
+
 use karst_rt::netns::Netns;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -20,11 +22,16 @@ struct Counts {
     marked: AtomicU64,
     hbone: AtomicU64,
     other_tcp: AtomicU64,
+    lost: AtomicU64,
 }
+
+/// Room for what comes while there is no time to look.
+const BUFFER: libc::c_int = 64 << 20;
 
 /// A running sniffer.
 pub struct Sniffer {
     counts: Arc<Counts>,
+    socket: Socket,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,6 +47,8 @@ pub struct Seen {
     pub hbone: u64,
     /// TCP segments between pods on other ports.
     pub other_tcp: u64,
+    /// Frames that were not looked at: there was no room for them.
+    pub lost: u64,
 }
 
 impl Sniffer {
@@ -52,8 +61,9 @@ impl Sniffer {
                     .expect("CAP_NET_RAW")
             })
             .expect("the namespace can be entered");
-        s.set_recv_buffer_size(64 << 20).unwrap();
+        packet::force_buffer(&s, BUFFER).expect("CAP_NET_ADMIN");
         s.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let socket = s.try_clone().expect("another descriptor");
         let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
         let (c, st, marker) = (counts.clone(), stop.clone(), marker.to_vec());
         let thread = std::thread::spawn(move || {
@@ -63,14 +73,22 @@ impl Sniffer {
                 note(&c, &buf[..n], &marker);
             }
         });
-        Self { counts, stop, thread: Some(thread) }
+        Self { counts, socket, stop, thread: Some(thread) }
     }
     /// What was seen so far.
     pub fn seen(&self) -> Seen {
         std::thread::sleep(Duration::from_millis(100)); // what is in the socket's queue
         let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
         let c = &self.counts;
-        Seen { frames: get(&c.frames), marked: get(&c.marked), hbone: get(&c.hbone), other_tcp: get(&c.other_tcp) }
+        // The kernel counts from the last time on.
+        c.lost.fetch_add(packet::lost(&self.socket).expect("a packet socket"), Ordering::Relaxed);
+        Seen {
+            frames: get(&c.frames),
+            marked: get(&c.marked),
+            hbone: get(&c.hbone),
+            other_tcp: get(&c.other_tcp),
+            lost: get(&c.lost),
+        }
     }
 }
 

@@ -57,7 +57,9 @@ impl Message {
         m.line = std::array::from_fn(|_| parts.next().unwrap_or_default());
         loop {
             line.clear();
-            r.read_line(&mut line)?;
+            if r.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
             let Some((k, v)) = line.trim_end().split_once(':') else { break };
             let all = m.headers.entry(k.to_ascii_lowercase()).or_default();
             *all = if all.is_empty() { v.trim().into() } else { format!("{all},{}", v.trim()) };
@@ -229,6 +231,7 @@ impl Session {
         let s = from.connect(to)?;
         s.set_nodelay(true)?;
         s.set_read_timeout(Some(Duration::from_secs(20)))?;
+        s.set_write_timeout(Some(Duration::from_secs(20)))?;
         Ok(Self { w: s.try_clone()?, r: BufReader::new(s), host: host.into() })
     }
 
@@ -237,6 +240,15 @@ impl Session {
     /// # Errors
     /// Those of the socket; `UnexpectedEof` if there is no answer.
     pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Message> {
+        self.send(method, path, headers, body)?;
+        self.answer(method == "HEAD")
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.host);
         for (k, v) in headers {
             head.push_str(&format!("{k}: {v}\r\n"));
@@ -244,8 +256,26 @@ impl Session {
         if !body.is_empty() {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
-        self.w.write_all(&[format!("{head}\r\n").as_bytes(), body].concat())?;
-        Message::read(&mut self.r, method == "HEAD")?.ok_or(std::io::ErrorKind::UnexpectedEof.into())
+        self.w.write_all(&[format!("{head}\r\n").as_bytes(), body].concat())
+    }
+
+    /// Waits for the first byte of an answer.
+    ///
+    /// # Errors
+    /// Those of the socket; `UnexpectedEof` if the connection has ended.
+    pub fn wait(&mut self) -> Result<()> {
+        match self.r.fill_buf()?.is_empty() {
+            true => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads an answer. `no_body`: it has none, whatever its head says.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub fn answer(&mut self, no_body: bool) -> Result<Message> {
+        Message::read(&mut self.r, no_body)?.ok_or(std::io::ErrorKind::UnexpectedEof.into())
     }
 
     /// The bytes after an answer of 101.

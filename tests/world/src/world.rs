@@ -1,6 +1,8 @@
 //! Building, changing and removing worlds.
 
 mod cleanup;
+mod clocks;
+mod disk;
 mod gateways;
 mod manifests;
 mod pod;
@@ -15,9 +17,17 @@ pub use process::{bin, kill, static_client, stop};
 pub use wait::wait_for;
 
 use crate::{http, istio, net::ip_in, sniff::Sniffer};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use karst_rt::netns::Netns;
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, process::Child};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Child,
+    sync::Mutex,
+    time::Duration,
+};
 
 const CONTROLLER: &str = "10.66.0.100";
 
@@ -40,6 +50,10 @@ pub struct Options {
     pub ztunnel_descriptors: Option<u64>,
     /// Istio's node agents in place of ours, with rules by this program.
     pub istio: Option<istio::Rules>,
+    /// A disk of so many MiB for the logs and the agents' state, which can be filled ([`World::fill_disk`]).
+    pub disk_mib: Option<u32>,
+    /// The time of day of each node, with its waypoints and gateways, and of the controller can be set ([`World::set_clock`]).
+    pub clocks: bool,
 }
 
 impl Default for Options {
@@ -53,6 +67,8 @@ impl Default for Options {
             ztunnel_bin: None,
             ztunnel_descriptors: None,
             istio: None,
+            disk_mib: None,
+            clocks: false,
         }
     }
 }
@@ -70,6 +86,9 @@ pub struct Node {
     ztunnel: Option<Child>,
 }
 
+/// A file of manifests that was written or, without a text, erased.
+type Held = (String, Option<String>);
+
 /// A world.
 pub struct World {
     /// Directory with manifests, logs, sockets, keys.
@@ -84,6 +103,8 @@ pub struct World {
     fabric: Netns,
     pods: BTreeMap<String, Pod>,
     next_pod: Vec<u8>,
+    /// While the API server stalls: what is held back.
+    held: Mutex<Option<Vec<Held>>>,
 }
 
 impl World {
@@ -115,6 +136,22 @@ impl World {
         ip_in(ns, &format!("-6 {}", way(format!("fd77:{to}::/64"), format!("fd66::{}", to + 1)))).expect("IPv6 route");
     }
 
+    /// A node's link to the others and to the controller is pulled out, or put in again.
+    pub fn unplug(&self, node: usize, out: bool) -> Result<()> {
+        let master = if out { "nomaster" } else { "master br0" };
+        ip_in(&self.ns("fabric"), &format!("link set node{node} {master}")).map(|_| ())
+    }
+
+    /// Does a node reach the controller, within a moment?
+    ///
+    /// # Errors
+    /// The node's network namespace cannot be entered.
+    pub fn reaches_controller(&self, node: usize) -> Result<bool> {
+        let controller = SocketAddr::new(CONTROLLER.parse()?, 15012);
+        let connect = || TcpStream::connect_timeout(&controller, Duration::from_millis(300));
+        Ok(self.nodes[node].netns.run(connect)?.is_ok())
+    }
+
     /// A sniffer between the nodes.
     pub fn sniffer(&self, marker: &[u8]) -> Sniffer {
         Sniffer::start(&self.fabric, marker)
@@ -124,6 +161,20 @@ impl World {
     pub fn log_text(&self, name: &str) -> String {
         fs::read_to_string(self.dir.join("logs").join(name)).unwrap_or_default()
     }
+
+    /// Copies the logs as they are now to a directory, which is made.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn copy_logs(&self, to: &Path) -> Result<()> {
+        fs::create_dir_all(to).with_context(|| to.display().to_string())?;
+        for file in fs::read_dir(self.dir.join("logs"))? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name())).with_context(|| file.path().display().to_string())?;
+        }
+        Ok(())
+    }
+
     /// Everything stays when the world goes: for people who want to look.
     pub fn keep(mut self) -> PathBuf {
         let dir = self.dir.clone();

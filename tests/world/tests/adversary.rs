@@ -90,6 +90,7 @@ fn a_client_has_its_pods_address_whatever_it_binds() {
     let a = w.mesh_pod(PodSpec::new("app", "a", 0));
     let (near, far) = (w.mesh_pod(PodSpec::new("app", "near", 0)), w.mesh_pod(PodSpec::new("app", "far", 1)));
     let other = w.mesh_pod(PodSpec::new("app", "other", 0));
+    let (calm, _servers) = bystander(&mut w);
     let servers = [
         Server { pod: &near, echo: app::Echo::start(&near, 8080, ""), place: "same node" },
         Server { pod: &far, echo: app::Echo::start(&far, 8080, ""), place: "other node" },
@@ -133,6 +134,7 @@ fn a_client_has_its_pods_address_whatever_it_binds() {
             row("unprivileged process", &format!("{}: ipBlocks that allow loopback", s.place), "refused", &seen);
         }
     }
+    unharmed(calm, "sources that are not the pod's");
     let log = w.log_text("ztunnel0.log");
     assert!(log.contains("is not the pod's"), "the log says why");
     assert!(!log.contains("forwarded=\"for=127") && !w.log_text("ztunnel1.log").contains("src.addr=127."));
@@ -177,6 +179,32 @@ impl Bystander {
         println!("adversary bystander, {attack}: ok={} failed={} slowest_ms={}", seen.0, seen.1, slowest.as_millis());
         seen
     }
+}
+
+/// A client on node 0 that calls a server there and one on the other node, of a namespace that the attacks leave alone.
+fn bystander(w: &mut World) -> (Bystander, Vec<app::Echo>) {
+    w.namespace("calm", true);
+    let client = w.mesh_pod(PodSpec::new("calm", "client", 0));
+    let (mut echoes, mut to) = (vec![], vec![]);
+    for node in [0, 1] {
+        let server = w.mesh_pod(PodSpec::new("calm", &format!("server{node}"), node));
+        echoes.push(app::Echo::start(&server, 8080, ""));
+        to.extend([server.at(8080), server.at6(8080)]);
+    }
+    for at in &to {
+        // The world's own IPv6 takes a second or two (duplicate address detection).
+        wait_for("the bystander is served", Duration::from_secs(10), || {
+            client.connect(*at).and_then(|mut s| app::ping(&mut s, PING)).ok()
+        });
+    }
+    (Bystander::start(&client, to), echoes)
+}
+
+/// Ends a bystander, which must have been served without one failure.
+fn unharmed(bystander: Bystander, attack: &str) {
+    let (ok, failed) = bystander.end(attack);
+    row("all of these", "failures that a bystander saw", "0", &failed.to_string());
+    assert!(ok > 0, "{attack}: nothing was tried");
 }
 
 fn descriptors(pid: u32) -> usize {
@@ -255,7 +283,7 @@ fn nothing_makes_ztunnel_call_itself() {
     let (near, far) = (w.mesh_pod(PodSpec::new("app", "near", 0)), w.mesh_pod(PodSpec::new("app", "far", 1)));
     // Not `far`, which bystanders call: one that scans uses up its own share.
     let member = w.mesh_pod(PodSpec::new("app", "member", 1));
-    let stranger = w.pod(PodSpec::new("out", "stranger", 1));
+    let (stranger, neighbour) = (w.pod(PodSpec::new("out", "stranger", 1)), w.pod(PodSpec::new("out", "neighbour", 0)));
     let (client, server) = (w.mesh_pod(PodSpec::new("app", "client", 0)), w.mesh_pod(PodSpec::new("app", "server", 0)));
     let _echoes = [app::Echo::start(&server, 8080, ""), app::Echo::start(&far, 8080, "")];
     let _target = app::Echo::start(&target, 8080, "");
@@ -275,7 +303,8 @@ fn nothing_makes_ztunnel_call_itself() {
     let served = Bystander::start(&client, vec![server.at(8080), far.at(8080), far.at6(8080)]);
     let mut stuck = 0;
     for (who, from, v4, v6) in [
-        ("a stranger outside", &stranger, &all, &few),
+        ("a stranger on the other node", &stranger, &all, &few),
+        ("a stranger on the same node", &neighbour, &few, &few),
         ("a member on the other node", &member, &few, &few),
         ("a member on the same node", &near, &few, &few),
         ("a process in the pod", &target, &all, &all),
@@ -335,31 +364,84 @@ fn nothing_makes_ztunnel_call_itself() {
     wait_for("the descriptors come back", Duration::from_secs(10), || (descriptors(zt) < before + 64).then_some(()));
 }
 
-/// A frame that carries a SYN, as a raw socket of the link layer would send it: what its sender says of it, and the tags that
-/// it puts before it, are its own affair.
-fn syn_frame(to: &Pod, from: &Pod, gateway: [u8; 6], own: [u8; 6], sport: u16, tag: Option<u16>) -> Vec<u8> {
-    let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, to.ip) else { panic!("IPv4") };
-    let sum = |b: &[u8]| {
-        let mut s: u32 = b.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
-        while s >> 16 != 0 {
-            s = (s & 0xffff) + (s >> 16);
-        }
-        (!(s as u16)).to_be_bytes()
-    };
+/// The internet's checksum.
+fn checksum(b: &[u8]) -> [u8; 2] {
+    let mut s: u32 = b.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
+    while s >> 16 != 0 {
+        s = (s & 0xffff) + (s >> 16);
+    }
+    (!(s as u16)).to_be_bytes()
+}
+
+/// A SYN to port 8080 between addresses of either family.
+fn syn(src: &[u8], dst: &[u8], sport: u16) -> [u8; 20] {
     let mut tcp = [0u8; 20];
     tcp[..2].copy_from_slice(&sport.to_be_bytes());
     tcp[2..4].copy_from_slice(&8080u16.to_be_bytes());
     (tcp[12], tcp[13]) = (5 << 4, 2);
     tcp[14..16].copy_from_slice(&1000u16.to_be_bytes());
-    let check = sum(&[&src.octets()[..], &dst.octets(), &[0, 6, 0, 20], &tcp].concat());
+    let check = checksum(&[src, dst, &[0, 6, 0, 20], &tcp].concat());
     tcp[16..18].copy_from_slice(&check);
-    let mut ip = [0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    tcp
+}
+
+/// The link layer's addresses of a frame to the gateway.
+struct Link {
+    gateway: [u8; 6],
+    own: [u8; 6],
+}
+
+/// A frame that carries a SYN, as a raw socket of the link layer would send it: what its sender says of it, and the tags that
+/// it puts before it, are its own affair.
+fn syn_frame(to: &Pod, from: &Pod, link: &Link, sport: u16, tag: Option<u16>) -> Vec<u8> {
+    let tag = tag.map(|kind| [kind.to_be_bytes(), [0, 0]].concat()).unwrap_or_default();
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, to.ip) else { panic!("IPv4") };
+    fragment(to, from, link, &tag, 0, &syn(&src.octets(), &dst.octets(), sport))
+}
+
+/// A frame with a part of a TCP segment by IPv4: `place` is what its header says of the fragment.
+fn fragment(to: &Pod, from: &Pod, link: &Link, tag: &[u8], place: u16, part: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, to.ip) else { panic!("IPv4") };
+    let mut ip = [0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    ip[2..4].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
+    ip[6..8].copy_from_slice(&place.to_be_bytes());
     ip[12..16].copy_from_slice(&src.octets());
     ip[16..].copy_from_slice(&dst.octets());
-    let check = sum(&ip);
+    let check = checksum(&ip);
     ip[10..12].copy_from_slice(&check);
-    let tag = tag.map(|kind| [kind.to_be_bytes(), [0, 0]].concat()).unwrap_or_default();
-    [&gateway[..], &own, &tag, &0x0800u16.to_be_bytes(), &ip, &tcp].concat()
+    [&link.gateway[..], &link.own, tag, &0x0800u16.to_be_bytes(), &ip, part].concat()
+}
+
+/// The same by IPv6, behind extension headers of these kinds.
+fn syn_frame6(to: &Pod, from: &Pod, link: &Link, sport: u16, headers: &[u8]) -> Vec<u8> {
+    let (IpAddr::V6(src), IpAddr::V6(dst)) = (from.ip6, to.ip6) else { panic!("IPv6") };
+    let kinds = [headers, &[6]].concat();
+    // Options that are only padding; a fragment that is the only one.
+    let body = |kind: u8| -> [u8; 7] { if kind == 44 { [0, 0, 0, 0, 0, 0, 7] } else { [0, 1, 4, 0, 0, 0, 0] } };
+    let chain: Vec<u8> = kinds.windows(2).flat_map(|pair| [&[pair[1]][..], &body(pair[0])].concat()).collect();
+    let length = (chain.len() as u16 + 20).to_be_bytes();
+    let ip = [&[0x60u8, 0, 0, 0][..], &length, &[kinds[0], 64], &src.octets(), &dst.octets()].concat();
+    let tcp = syn(&src.octets(), &dst.octets(), sport);
+    [&link.gateway[..], &link.own, &0x86ddu16.to_be_bytes(), &ip, &chain, &tcp].concat()
+}
+
+/// Does a frame that a pod sends come to another one's device? Routers write its first part anew, and leave what is behind IP's
+/// header, which begins at `header`.
+fn comes(from: &Pod, to: &Pod, protocol: u16, frame: &[u8], header: usize) -> &'static str {
+    const ALL: i32 = (libc::ETH_P_ALL as u16).to_be() as i32;
+    let open = || Socket::new(Domain::PACKET, Type::RAW, Some(socket2::Protocol::from(ALL))).unwrap();
+    let mut seen = to.netns().run(open).unwrap();
+    seen.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    send_frame(from, protocol, frame);
+    let end = Instant::now() + Duration::from_millis(600);
+    let mut buf = [0; 2048];
+    while Instant::now() < end {
+        let Ok(n) = Read::read(&mut seen, &mut buf) else { continue };
+        if buf[..n].ends_with(&frame[header..]) {
+            return "comes";
+        }
+    }
+    "dropped"
 }
 
 /// Sends a frame with the protocol that its sender gives it.
@@ -392,6 +474,7 @@ fn frames_are_judged_by_what_is_in_them() {
     let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
     let outside = w.pod(PodSpec::new("out", "o", 0));
     let echo = app::Echo::start(&b, 8080, "");
+    let (calm, _servers) = bystander(&mut w);
     let mac = |text: &str| -> [u8; 6] {
         let bytes: Vec<u8> = text.trim().split(':').map(|x| u8::from_str_radix(x, 16).unwrap()).collect();
         bytes.try_into().unwrap()
@@ -402,12 +485,13 @@ fn frames_are_judged_by_what_is_in_them() {
     };
     let text = net::ip_in(&w.nodes[0].ns, "-o link show cni0").unwrap();
     let gateway = mac(text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap());
+    let link = |p: &Pod| Link { gateway, own: own(p) };
     // What comes back for a port of the client's.
     let answered = |from: &Pod, sport: u16, tag: Option<u16>, protocol: u16| {
         let mut back =
             from.netns().run(|| Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::TCP)).unwrap()).unwrap();
         back.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        send_frame(from, protocol, &syn_frame(&b, from, gateway, own(from), sport, tag));
+        send_frame(from, protocol, &syn_frame(&b, from, &link(from), sport, tag));
         let end = Instant::now() + Duration::from_millis(600);
         let mut buf = [0; 1500];
         while Instant::now() < end {
@@ -435,6 +519,35 @@ fn frames_are_judged_by_what_is_in_them() {
     {
         row("pod with CAP_NET_RAW", what, "dropped", answered(&a, 42_000 + i as u16, tag, protocol));
     }
+    // By IPv6, with what may stand before a segment; and in pieces, of which one is written over the flags of another (RFC 3128).
+    for (from, who, expected) in
+        [(&outside, "pod outside of the mesh", "comes"), (&a, "pod with CAP_NET_RAW", "dropped")]
+    {
+        for (i, (what, headers)) in [
+            ("a SYN by IPv6", &[][..]),
+            ("the same behind options of the destination", &[60][..]),
+            ("the same behind a fragment's header", &[44][..]),
+            ("the same behind options and a fragment's header", &[60, 44, 60][..]),
+            ("the same behind seven headers", &[60; 7][..]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let frame = syn_frame6(&b, from, &link(from), 43_000 + i as u16, headers);
+            row(who, what, expected, comes(from, &b, 0x86dd, &frame, 54));
+        }
+        let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, b.ip) else { panic!("IPv4") };
+        let whole = syn(&src.octets(), &dst.octets(), 43_500);
+        for (what, place, part) in [
+            ("a first fragment with the flags of a SYN", 0x2000, &whole[..16]),
+            ("a first fragment that ends before the flags", 0x2000, &whole[..8]),
+            ("a fragment that is written over the flags", 1, &whole[8..]),
+        ] {
+            let frame = fragment(&b, from, &link(from), &[], place, part);
+            row(who, what, expected, comes(from, &b, 0x0800, &frame, 34));
+        }
+    }
+    unharmed(calm, "frames of raw sockets");
     println!("{}", w.status(0).unwrap());
     app::ping(&mut a.connect(b.at(8080)).unwrap(), PING).unwrap();
     app::ping(&mut a.connect(b.at6(8080)).unwrap(), PING).unwrap();

@@ -297,6 +297,60 @@ fn clients_behind_one_address_lose_no_connection() {
     assert_eq!((ok, lost.len(), broken), (ports.len(), 0, 0), "{:?}", lost.first());
 }
 
+/// An application that had one of ztunnel's ports before the mesh keeps it, and its pod is redirected all the same; and one that
+/// listens at the port of a connection that ztunnel has open in its pod may.
+#[test]
+fn applications_keep_their_ports() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", false);
+    w.namespace("out", false);
+    let (a, b) = (w.pod(PodSpec::new("app", "a", 0)), w.pod(PodSpec::new("app", "b", 1)));
+    let outside = w.pod(PodSpec::new("out", "outside", 1));
+    let _echoes = [app::Echo::start(&a, 8080, ""), app::Echo::start(&b, 8080, "")];
+    let server = app::Echo::start(&outside, 8080, "");
+    const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+    let own: Vec<_> = PORTS.iter().map(|port| app::Echo::start(&a, *port, "")).collect();
+    let datagrams = a.netns().run(|| UdpSocket::bind("0.0.0.0:15053")).unwrap().unwrap();
+    w.namespace("app", true);
+    w.wait_enrolled(&a);
+    w.wait_enrolled(&b);
+    // IPv6 takes a second or two in a world.
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        for at in [to.at(8080), to.at6(8080)] {
+            wait_for("it is served", Duration::from_secs(10), || {
+                from.connect(at).and_then(|mut s| app::ping(&mut s, MARK)).ok()
+            });
+        }
+    }
+    wait_for("it calls through a tunnel", Duration::from_secs(10), || {
+        let before = wait_count(&w, 0);
+        app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+        (wait_count(&w, 0) > before).then_some(())
+    });
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: app}\nspec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{name: http, port: 80}]}\n");
+    assert_eq!(dns_ask(&a, "web.app.svc.cluster.local", 1), Some((0, 1)), "ztunnel answers for the mesh");
+    // The application's own listeners are there for itself, and for nobody else: they are ztunnel's ports to its neighbours.
+    for (port, echo) in PORTS.iter().zip(&own) {
+        app::ping(&mut a.connect(SocketAddr::from(([127, 0, 0, 1], *port))).unwrap(), MARK).unwrap();
+        assert_eq!(echo.connections(), 1, "{port}");
+        let answered = b.connect(a.at(*port)).and_then(|mut s| app::ping(&mut s, MARK)).is_ok();
+        assert_eq!((answered, echo.connections()), (false, 1), "{port}");
+    }
+    drop(datagrams);
+    // A connection of ztunnel's in the pod, and a server that wants its port.
+    for to in [outside.at(8080), outside.at6(8080)] {
+        let mut held = wait_for("the outside is reached", Duration::from_secs(10), || {
+            a.connect(to).ok().and_then(|mut s| app::ping(&mut s, MARK).ok().map(|()| s))
+        });
+        let port = server.last_peer().unwrap().port();
+        let any = if to.is_ipv4() { "0.0.0.0".parse::<IpAddr>() } else { "::".parse() }.unwrap();
+        let listens = a.netns().run(|| TcpListener::bind((any, port))).unwrap();
+        let seen = listens.map_or_else(|e| e.kind().to_string(), |_| "listens".into());
+        row("a server at the port of a connection of ztunnel's", "listens", &seen);
+        app::ping(&mut held, MARK).unwrap();
+    }
+}
+
 #[test]
 fn same_node_connections_keep_identity_policy_metrics_and_logs() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();

@@ -50,6 +50,14 @@ fn endpoints_written_by_address_are_members() {
     w.apply("reference", &service(3, &format!("{{addresses: [{ip}], targetRef: {{kind: Pod, name: member}}}}")));
     w.apply("static", &entry("app", 1, "", 9000, &format!("endpoints: [{{address: {ip}}}]")));
     w.apply("machine", &format!("{}---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: m, namespace: app, labels: {{app: machine}}}}\nspec: {{address: {ip}}}\n", entry("app", 2, "", 9000, "workloadSelector: {labels: {app: machine}}")));
+    w.apply(
+        "cluster-ip",
+        &format!(
+            "{}---\n{}",
+            service(6, &format!("{{addresses: [{ip}]}}")),
+            entry("app", 6, "", 80, "endpoints: [{address: 10.96.5.6}]")
+        ),
+    );
     let bound = "istio.io/use-waypoint: way";
     w.apply("bound", &entry("app", 3, bound, 8080, &format!("endpoints: [{{address: {ip}}}]")));
 
@@ -60,6 +68,7 @@ fn endpoints_written_by_address_are_members() {
         ("slice with targetRef: its port counts", "10.96.5.3:80"),
         ("ServiceEntry with resolution STATIC", "10.97.5.1:80"),
         ("WorkloadEntry with a pod's address", "10.97.5.2:80"),
+        ("ServiceEntry with a Service's address", "10.97.5.6:80"),
     ] {
         let before = sniffer.seen();
         let served = works(&client, to.parse().unwrap());
@@ -67,7 +76,7 @@ fn endpoints_written_by_address_are_members() {
         println!("endpoint {what}: served={served} marked={} hbone={}", after.marked, after.hbone - before.hbone);
         assert!(served && after.marked == 0 && after.hbone > before.hbone, "{what}: {after:?}");
     }
-    assert_eq!(echo.connections(), 5);
+    assert_eq!(echo.connections(), 6);
     // The same from a waypoint.
     let path = format!("/{}", std::str::from_utf8(MARK).unwrap());
     let ask = |n: u8| web::ask(&client, ([10, 97, 5, n], 80).into(), &format!("e{n}.test"), &path, &[]).unwrap();
@@ -75,13 +84,27 @@ fn endpoints_written_by_address_are_members() {
     assert_eq!(ask(3).text(), "member");
     let after = sniffer.seen();
     assert!(server.count() == 1 && after.marked == 0 && after.hbone > before.hbone, "{after:?}");
+    // A waypoint does not call a Service's address, behind which there may be members.
+    let reason = |text: &str| {
+        let said = || w.log_text("waypoint-way-1.log").contains(text);
+        wait_for(text, PATIENCE, || said().then_some(()));
+    };
+    w.apply("past", &entry("app", 7, bound, 80, "endpoints: [{address: 10.96.5.6}]"));
+    assert_eq!(ask(7).status(), 503);
+    reason("10.96.5.6 has no usable address");
+    // Nobody is led to himself: neither a client, nor a waypoint with its own pages.
+    let own = app::Echo::start(&client, 8081, "");
+    w.write("self", &entry("app", 8, "", 8081, "endpoints: [{address: 127.0.0.1}]")).unwrap();
+    w.apply("pages", &entry("app", 9, bound, 15000, "endpoints: [{address: 127.0.0.1}]"));
+    assert!(!works(&client, "10.97.5.8:80".parse().unwrap()));
+    assert_eq!((own.connections(), ask(9).status()), (0, 503));
+    assert!(w.log_text("controller.log").contains("is a loopback, unspecified, multicast or broadcast address"));
     // Whose policies trust the waypoint is not called by it because another namespace writes its address.
     w.edit("waypoint-app-way", "protocol: HBONE}", "protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}");
     let theirs = format!("{bound}, istio.io/use-waypoint-namespace: app");
     w.apply("theirs", &entry("other", 4, &theirs, 8080, &format!("endpoints: [{{address: {ip}}}]")));
     assert_eq!(ask(4).status(), 503);
-    let said = || w.log_text("waypoint-way-1.log").contains("a member of the mesh in another namespace");
-    wait_for("the reason", PATIENCE, || said().then_some(()));
+    reason("a member of the mesh in another namespace");
     assert_eq!((server.count(), sniffer.seen().marked), (1, 0));
     // What nobody is known of is spoken to as it is: the sniffer would have seen it.
     w.apply("far", &entry("app", 5, "", 9000, &format!("endpoints: [{{address: {}}}]", outside.ip)));

@@ -270,6 +270,36 @@ fn istio_gateways_and_virtual_services() {
     assert!(log.contains("Secret edge/site not found: it must be in the namespace of the gateway's pods"), "{log}");
 }
 
+/// A ListenerSet of another namespace adds a host and a port with routes of its own; what the Gateway has it does not get, and what
+/// the Gateway allows no more is gone.
+#[test]
+fn listeners_that_a_set_adds_are_served() {
+    let s = Site::new(&[NAMED]);
+    let allowing = |from: &str| {
+        gateway(&format!("[{{name: web, port: 80, protocol: HTTP, hostname: own.com, {ALL}}}]"))
+            .replace("listeners:", &format!("allowedListeners: {{namespaces: {{from: {from}}}}}, listeners:"))
+    };
+    s.apply("gw", &allowing("All"), &[80]);
+    s.w.apply("own", &route("own", "hostnames: []", "shop-v1"));
+    s.apply(
+        "set",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: app}\nspec: {parentRef: {name: gw, namespace: edge}, listeners: [{name: added, port: 80, protocol: HTTP, hostname: added.com}, {name: taken, port: 80, protocol: HTTP, hostname: own.com}, {name: far, port: 8081, protocol: HTTP}]}\n",
+        &[8081],
+    );
+    s.w.apply(
+        "added",
+        &route("added", "hostnames: []", "shop-v2")
+            .replace("{name: gw, namespace: edge}", "{kind: ListenerSet, name: more}"),
+    );
+    assert_eq!(s.until(80, "added.com", "/", 200).text(), "v2");
+    assert_eq!(s.until(8081, "any.com", "/", 200).text(), "v2");
+    assert_eq!(s.until(80, "own.com", "/", 200).text(), "v1", "the Gateway's own comes first");
+    s.w.apply("gw", &allowing("None"));
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(8081)).is_err().then_some(()));
+    s.until(80, "added.com", "/", 404);
+    assert_eq!(s.ask(80, "own.com", "/").text(), "v1");
+}
+
 /// What holds keys is told to the pod that it is for only, whatever another asks for.
 #[test]
 fn keys_are_told_to_their_gateway_only() {
@@ -435,4 +465,94 @@ fn backends_are_spoken_to_by_tls() {
     // What is not understood is no reason to speak without TLS.
     policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: Thing, name: ca}]");
     refused("unsupported kind \"Thing\": use ConfigMap or Secret");
+}
+
+/// ConfigMap `ca` with an authority's certificate.
+fn authority(namespace: &str, ca: &Ca) -> String {
+    let certificate = indented(&ca.roots());
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: {namespace}}}\ndata:\n  ca.crt: |\n{certificate}"
+    )
+}
+
+/// Gateway API's client certificates (GEP-91): at a port, in both modes, and changed while they are used.
+#[test]
+fn clients_of_a_port_show_certificates() {
+    let s = Site::new(&[NAMED]);
+    let (ca, partners, strangers) = (Ca::new(), Ca::new(), Ca::new());
+    s.w.apply("secret-one", &secret("edge", "one", &ca.pair("one.com")));
+    s.w.apply("ca", &authority("edge", &partners));
+    let asking = |mode: &str| {
+        let one = |name: &str, port: u16| {
+            format!("{{name: {name}, port: {port}, protocol: HTTPS, tls: {{certificateRefs: [{{name: one}}]}}, {ALL}}}")
+        };
+        let validation = format!("validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]{mode}}}");
+        let frontend = format!("frontend: {{default: {{{validation}}}, perPort: [{{port: 8443, tls: {{}}}}]}}");
+        gateway(&format!("[{}, {}]", one("asks", 443), one("open", 8443)))
+            .replace("listeners:", &format!("tls: {{{frontend}}}, listeners:"))
+    };
+    s.apply("gw", &asking(""), &[443, 8443]);
+    s.w.apply("r1", &route("r1", "hostnames: [one.com]", "shop-v1"));
+    let plain = TlsClient::new(ca.roots());
+    let shows = |ca: &Ca| TlsClient { own: Some(ca.pair("client.com")), ..plain.clone() };
+    let ask = |port: u16, c: &TlsClient| {
+        TlsSession::new(&s.client, s.at(port), "one.com", c).and_then(|mut t| t.ask("one.com", "/"))
+    };
+    let told = || s.v1.take().pop().unwrap().header("x-forwarded-client-cert").to_string();
+    let (right, wrong) = (shows(&partners), shows(&strangers));
+    wait_for("the route", PATIENCE, || ask(443, &right).ok().filter(|a| a.text() == "v1"));
+    assert!(told().ends_with(";DNS=client.com"));
+    assert!(ask(443, &plain).is_err() && ask(443, &wrong).is_err());
+    assert_eq!(ask(8443, &plain).unwrap().text(), "v1", "of this port nothing is asked");
+    // Whatever is shown is taken, and told.
+    s.w.apply("gw", &asking(", mode: AllowInsecureFallback"));
+    wait_for("the other mode", PATIENCE, || ask(443, &plain).ok());
+    assert_eq!(told(), "");
+    assert_eq!(ask(443, &wrong).unwrap().text(), "v1");
+    assert!(told().ends_with(";DNS=client.com"));
+    s.w.apply("gw", &asking(""));
+    wait_for("the first mode", PATIENCE, || ask(443, &plain).is_err().then_some(()));
+    // Others count.
+    s.w.apply("ca", &authority("edge", &strangers));
+    wait_for("the other authority", PATIENCE, || ask(443, &wrong).ok());
+    assert!(ask(443, &right).is_err());
+    // With nobody to tell them apart by, nobody is served there.
+    s.w.delete("ca");
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(443)).is_err().then_some(()));
+    assert_eq!(ask(8443, &plain).unwrap().text(), "v1");
+    let log = s.w.log_text("controller.log");
+    assert!(log.contains("ConfigMap edge/ca not found [KARST-0503]"), "{log}");
+}
+
+/// A gateway's own certificate for backends (GEP-3155): shown where a BackendTLSPolicy makes TLS, or nothing is sent.
+#[test]
+fn a_gateway_shows_backends_its_certificate() {
+    let mut s = Site::new(&[NAMED]);
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let own = s.w.mesh_pod(PodSpec::new("app", "own", 1).label("app", "own"));
+    s.w.apply("own", "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: own}, ports: [{name: https, port: 80, targetPort: 8443}]}\n");
+    let _server = TlsWeb::start(&own, 8443, &ca.pair("own.com"), Some(&clients.roots()));
+    s.w.apply("ca", &authority("app", &ca));
+    s.w.apply("tls", "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: own, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: own}], validation: {hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}}\n");
+    let plain = gateway(&format!("[{{name: web, port: 80, protocol: HTTP, {ALL}}}]"));
+    let with = plain.replace("listeners:", "tls: {backend: {clientCertificateRef: {name: me}}}, listeners:");
+    s.apply("gw", &plain, &[80]);
+    s.w.apply("r1", &route("r1", "hostnames: [any.com]", "own"));
+    s.until(80, "any.com", "/x", 503);
+    // The Secret comes after the Gateway that names it.
+    s.w.apply("gw", &with);
+    wait_for("the reason", PATIENCE, || {
+        assert_eq!(s.ask(80, "any.com", "/x").status(), 503);
+        let said = "clientCertificateRef: Secret edge/me not found [KARST-0503]";
+        let all = s.w.log_text("controller.log") + &s.w.log_text("waypoint-gw-1.log");
+        all.contains(said).then_some(())
+    });
+    s.w.apply("secret-me", &secret("edge", "me", &clients.pair("gw")));
+    assert_eq!(s.until(80, "any.com", "/x", 200).text(), "own.com /x mutual");
+    s.w.apply("secret-me", &secret("edge", "me", &Ca::new().pair("gw")));
+    s.until(80, "any.com", "/x", 503);
+    s.w.apply("secret-me", &secret("edge", "me", &clients.pair("gw")));
+    s.until(80, "any.com", "/x", 200);
+    s.w.apply("gw", &plain);
+    s.until(80, "any.com", "/x", 503);
 }

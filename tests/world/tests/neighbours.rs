@@ -1,5 +1,5 @@
 //! Fair neighbours: what one pod does to its node, another one hardly notices, and the memory that it took comes back. In short here;
-//! at the size that is promised, beside the same load outside of the mesh, as `#[ignore]`d test (`cargo xtask soak`).
+//! at the size that is promised, beside the same load outside of the mesh, as `#[ignore]`d test (`cargo xtask soak --long-tests`).
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
 //! Restarts: nobody is refused, nothing passes unencrypted (T50, T58, T59, T40). The whole forms are `#[ignore]`d and run by
-//! `cargo xtask soak`.
+//! `cargo xtask soak --long-tests`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
 //! Requests without a waypoint, counted in truth: what both ztunnels tell is what the applications have counted themselves, to the
 //! last one, whatever clients do: pipelines, streams, gRPC, websockets, connections and streams that break off, and garbage.
-//! `SEED=n` for another run; the long form has a million requests (`cargo xtask soak`).
+//! `SEED=n` for another run; the long form has a million requests (`cargo xtask soak --long-tests`).
 //!
 //! Clients break off only when it is known what has passed both ztunnels (the application has answered it, or something behind
 //! it): otherwise nobody could say what is to be counted.
@@ -129,7 +129,7 @@ fn counts_of_mixed_requests_are_the_applications_own() {
     counts_are_the_applications_own(20_000);
 }
 
-/// The figure of the acceptance: `cargo xtask soak`.
+/// The figure of the acceptance: `cargo xtask soak --long-tests`.
 #[test]
 #[ignore = "soak: some minutes"]
 fn a_million_counts_are_the_applications_own() {

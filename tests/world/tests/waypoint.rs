@@ -257,6 +257,39 @@ fn a_canary_waypoint_gets_its_part() {
     assert_eq!(ask(20), [20, 0]);
 }
 
+/// A client comes back to its pod while that one is there, whatever restarts meanwhile; a value that was changed binds nobody.
+#[test]
+fn sessions_outlive_the_waypoint_and_the_controller() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let rule = "{sessionPersistence: {type: Cookie, cookie: {name: shop}}, backendRefs: [{name: shop, port: 80}]}";
+    s.w.apply("route", &format!("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop}}], rules: [{rule}]}}\n"));
+    let first = s.ask("/", &[]);
+    let told = first.header("set-cookie").to_string();
+    assert!(told.starts_with("shop=") && told.ends_with("; Path=/; HttpOnly; SameSite=Strict"), "{told}");
+    let cookie = told.split(';').next().unwrap().to_string();
+    let place = first.text()[1..].parse::<usize>().unwrap() - 1;
+    let mut all = [0; 3];
+    all[place] = 20;
+    assert_eq!(s.answers(20, "/", &[("cookie", &cookie)]), all);
+    let waypoint = Pod::clone(&s.waypoint);
+    s.w.stop_waypoint(&waypoint, libc::SIGKILL);
+    s.w.stop_controller(libc::SIGKILL);
+    s.w.start_controller().unwrap();
+    s.w.start_waypoint(&waypoint, &[]);
+    s.w.settle();
+    assert_eq!(s.answers(20, "/", &[("cookie", &cookie)]), all, "the same key");
+    assert_eq!(s.ask("/", &[("cookie", &cookie)]).header("set-cookie"), "");
+    let letter = if cookie.ends_with('A') { "B" } else { "A" };
+    let changed = format!("{}{letter}", &cookie[..cookie.len() - 1]);
+    assert!(s.ask("/", &[("cookie", &changed)]).header("set-cookie").starts_with("shop="));
+    let gone = s.pods.remove(place);
+    s.w.remove_pod(&gone);
+    let a = s.ask("/", &[("cookie", &cookie)]);
+    assert_eq!(a.status(), 200);
+    assert!(a.header("set-cookie").starts_with("shop="), "{a:?}");
+}
+
 /// Issue 16, 3: what policies have said of requests is on the waypoint's page /flows, by the template of the path.
 #[test]
 fn requests_are_in_the_book_of_flows() {
@@ -451,6 +484,47 @@ fn filters_limit_rates_and_inject_faults() {
     assert_eq!((s.ask("/slow", &[]).status(), s.ask("/", &[]).status()), (500, 200));
 }
 
+/// Two replicas of a waypoint let through what one limit says, whichever of them is called.
+#[test]
+fn replicas_of_a_waypoint_count_together() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let spec = PodSpec::new("app", "waypoint-2", 0)
+        .account("waypoint")
+        .label("gateway.networking.k8s.io/gateway-name", "waypoint")
+        .label("gateway.istio.io/managed", "istio.io-mesh-controller")
+        .label("istio.io/dataplane-mode", "none");
+    let second = s.w.pod(spec);
+    s.w.start_waypoint(&second, &[]);
+    s.w.apply("filter", "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: together, namespace: app}\nspec: {targetRefs: [{kind: Service, name: shop}], rateLimits: [{requests: 20, per: 1h, scope: Shared, keys: [{type: Header, name: x-tenant}]}]}\n");
+    // Each on a connection of its own: a connection has one waypoint.
+    let passes = |tenant: &str| s.ask("/", &[("x-tenant", tenant)]).status() == 200;
+    let tenants = ["a", "b", "c", "d", "e", "f"];
+    for tenant in tenants {
+        let mut passed = 0;
+        // What a replica has leased and does not use goes back after a second.
+        wait_for("twenty of a tenant's requests", PATIENCE, || {
+            passed += usize::from(passes(tenant));
+            (passed == 20).then_some(())
+        });
+    }
+    let more: usize = tenants.map(|tenant| (0..20).filter(|_| passes(tenant)).count()).iter().sum();
+    let decided = |p: &Pod, by: &str| -> u64 {
+        let (_, page) = s.w.waypoint_page(p, 15020, "/stats/prometheus").unwrap();
+        let name = format!("karst_shared_rate_limit_checks_total{{by=\"{by}\"}} ");
+        page.lines().find_map(|l| l.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let mut counted_alone = 0;
+    for p in [&s.waypoint, &second] {
+        let [own, lease, asked, alone] = ["own", "lease", "asked", "alone"].map(|by| decided(p, by));
+        println!("{}: own {own}, lease {lease}, asked {asked}, alone {alone}", p.spec.name);
+        assert!(own > 0 && asked > 0, "each keeps some of the counts, and asks for others");
+        counted_alone += alone;
+    }
+    // The first tunnel may take longer than a request waits.
+    assert!(more as u64 <= counted_alone && counted_alone < 20, "{more} more, {counted_alone} without the other");
+}
+
 /// Istio's localityLbSetting and retryBudget.
 #[test]
 fn places_and_budgets() {
@@ -589,6 +663,97 @@ fn whatever_is_spoken_is_carried() {
     let mut back = [0; 12];
     r.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"over and out");
+}
+
+/// A client of HTTP/2 opens a WebSocket on a connection that has other requests (RFC 8441); the application speaks HTTP/1.1.
+#[test]
+fn a_websocket_by_http2_reaches_an_application_of_http1() {
+    use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use std::io::Write;
+    let s = Shop::new();
+    for other in &s.pods[1..] {
+        s.w.write_pod(other, false);
+    }
+    s.w.settle();
+    let _ws = Web::start(&s.pods[0], 8080, |m| {
+        if m.header("upgrade") != "websocket" {
+            return (200, vec![], b"page".to_vec());
+        }
+        let all = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", m.header("sec-websocket-key"));
+        let accept = STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, all.as_bytes()));
+        let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-accept", accept.as_str())];
+        (101, upgrade.map(|(name, value)| (name.into(), value.into())).to_vec(), vec![])
+    });
+    let mut session = Session::new(&s.client, shop(), "shop").unwrap();
+    let (w, r) = session.raw();
+    w.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    w.write_all(&frame(4, 0, 0, &[])).unwrap();
+    let common = [(":scheme", "http"), (":authority", "shop")];
+    let page = [&[(":method", "GET"), (":path", "/")][..], &common].concat();
+    let chat = [&[(":method", "CONNECT"), (":protocol", "websocket"), (":path", "/chat")][..], &common].concat();
+    // END_HEADERS, and of the page END_STREAM.
+    w.write_all(&frame(1, 5, 1, &fields(&page))).unwrap();
+    w.write_all(&frame(1, 4, 3, &fields(&chat))).unwrap();
+    let (mut announced, mut opened, mut read) = (false, false, vec![]);
+    while read.len() < "page".len() || !opened {
+        let (kind, flags, stream, payload) = next_frame(r);
+        match (kind, stream) {
+            (4, 0) if flags == 0 => {
+                announced = payload.chunks(6).any(|setting| setting == [0, 8, 0, 0, 0, 1]);
+                w.write_all(&frame(4, 1, 0, &[])).unwrap();
+            }
+            (0, 1) => read.extend(payload),
+            // 200, by its number in HPACK's table.
+            (1, 3) => {
+                assert_eq!(payload[0], 0x88);
+                opened = true;
+            }
+            _ => assert!(!matches!(kind, 3 | 7), "reset, or GOAWAY: {payload:?}"),
+        }
+    }
+    assert!(announced && read == b"page");
+    w.write_all(&frame(0, 0, 3, b"over and out")).unwrap();
+    let mut back = vec![];
+    while back.len() < 12 {
+        let (kind, _, stream, payload) = next_frame(r);
+        assert_ne!(kind, 3, "reset");
+        if (kind, stream) == (0, 3) {
+            back.extend(payload);
+        }
+    }
+    assert_eq!(back, b"over and out");
+    // Our end, and then the application's.
+    w.write_all(&frame(0, 1, 3, &[])).unwrap();
+    loop {
+        let (kind, flags, stream, _) = next_frame(r);
+        assert_ne!((kind, stream), (3, 3), "reset");
+        if (kind, flags & 1, stream) == (0, 1, 3) {
+            break;
+        }
+    }
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Kind, flags, stream and payload of the next frame.
+fn next_frame(r: &mut impl std::io::Read) -> (u8, u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    r.read_exact(&mut head).unwrap();
+    let [a, b, c, kind, flags, stream @ ..] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    r.read_exact(&mut payload).unwrap();
+    (kind, flags, u32::from_be_bytes(stream), payload)
+}
+
+/// Fields as HPACK writes them without any table.
+fn fields(all: &[(&str, &str)]) -> Vec<u8> {
+    let text = |s: &str| [&[s.len() as u8][..], s.as_bytes()].concat();
+    all.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
 /// A policy that comes later ends what it forbids: WebSockets, and connections of bytes.
@@ -953,9 +1118,28 @@ fn route_changes_lose_no_request() {
     route_changes(60);
 }
 
-/// The figure of the acceptance: `cargo xtask soak`.
+/// A waypoint keeps connections to endpoints for later requests. Those on a tunnel to a ztunnel that is replaced get no further ones:
+/// it ends when it has served what was open, and not when its drain's time is over.
 #[test]
-#[ignore = "a minute; cargo xtask soak"]
+fn a_rollout_of_ztunnel_does_not_wait_for_what_a_waypoint_keeps() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    s.w.set_ztunnel_env(vec![("TERMINATION_GRACE_PERIOD_SECONDS".into(), "64".into())]);
+    // Of the first one, the time is another.
+    s.w.replace_ztunnel(0, 16000).wait().unwrap();
+    let all = s.answers(60, "/", &[]);
+    assert!(all[0] > 0 && all[2] > 0, "two are on the node: {all:?}");
+    let mut old = s.w.replace_ztunnel(0, 15000);
+    let began = std::time::Instant::now();
+    s.answers(60, "/", &[]);
+    old.wait().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(20), "it has waited for its drain: {:?}", began.elapsed());
+    s.answers(60, "/", &[]);
+}
+
+/// The figure of the acceptance: `cargo xtask soak --long-tests`.
+#[test]
+#[ignore = "a minute; cargo xtask soak --long-tests"]
 fn a_thousand_route_changes_lose_no_request() {
     route_changes(1000);
 }
@@ -1030,4 +1214,11 @@ fn tokens_are_verified() {
     told.sort();
     let told: Vec<(&str, &str)> = told.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     assert_eq!(told, [("", ""), ("her", ""), ("her", ""), ("you", ""), ("you", ""), ("you", "")]);
+    // Claims choose routes.
+    s.w.apply("route", &virtual_service("[{match: [{headers: {'@request.auth.claims.group': {exact: staff}}}], route: [{destination: {host: shop, subset: v2}}]}, {match: [{withoutHeaders: {'@request.auth.claims[sub]': {}}}], route: [{destination: {host: shop, subset: v3}}]}, {route: [{destination: {host: shop, subset: v1}}]}]"));
+    let by = |token: &str| (0..10).map(|_| ask("/public", token).text()).collect::<Vec<_>>();
+    assert_eq!([by(&staff), by(&guest), by("")], ["v2", "v1", "v3"].map(|v| vec![v.to_string(); 10]));
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/stats/prometheus").unwrap();
+    let cached = page.lines().find_map(|l| l.strip_prefix("karst_jwt_verifications_total{outcome=\"cached\"} "));
+    assert!(cached.unwrap().parse::<u64>().unwrap() > 10, "{page}");
 }

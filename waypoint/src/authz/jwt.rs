@@ -1,7 +1,12 @@
 //! Tokens of requests (Istio's RequestAuthentication; JWT, RFC 7519): who has issued them, and whether that is true. A request
 //! without a token goes on, without a principal; one with a token that is not good does not.
 
-use crate::authz::error::AccessError;
+use crate::authz::{
+    error::AccessError,
+    token_cache::{Key as CacheKey, Outcome, TokenCache},
+};
+use aws_lc_rs::digest;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation,
@@ -9,6 +14,7 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, Jwk, JwkSet},
 };
 use karst_api::route as ir;
+use prost::Message;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -18,6 +24,9 @@ const SKEW: u64 = 60;
 const LONGEST: usize = 16 << 10;
 /// What stands for a value that is no text: a token, and not a good one.
 const NO_TEXT: &str = "\u{fffd}";
+
+/// Tokens that a worker has verified lately: the number of the rule, of those that looked for it, and what the token says.
+pub type Cache = TokenCache<(usize, Arc<Token>)>;
 
 /// Whose tokens are taken, compiled.
 #[derive(Debug, Default)]
@@ -34,6 +43,8 @@ struct Rule {
     forward: bool,
     claims: Vec<(HeaderName, Vec<String>)>,
     spaced: Arc<[String]>,
+    /// The hash of all that the rule says, its keys too.
+    hash: CacheKey,
 }
 
 impl std::fmt::Debug for Rule {
@@ -106,9 +117,9 @@ enum KeysError {
 
 /// What came of a request's tokens.
 struct Good<'a> {
-    token: Token,
-    /// As it was sent, base64url.
-    payload: String,
+    token: Arc<Token>,
+    /// As it was sent, base64url; only where it goes on.
+    payload: Option<String>,
     /// By which it is good.
     rule: &'a Rule,
     /// Headers that held it.
@@ -136,11 +147,12 @@ impl Tokens {
     ///
     /// # Errors
     /// Why the request is not to go on, in Envoy's words.
-    pub fn verify(&self, parts: &mut Parts) -> Result<Option<Token>, TokenError> {
+    pub fn verify(&self, parts: &mut Parts, cache: &mut Cache) -> Result<Option<Arc<Token>>, TokenError> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let found = self.found(&parts.headers, &parts.uri)?;
+        let now = jsonwebtoken::get_current_timestamp();
+        let found = self.found(&parts.headers, &parts.uri, (cache, now))?;
         // A client's own would pass for what was verified.
         for rule in &self.0 {
             for name in rule.payload.iter().chain(rule.claims.iter().map(|(name, _)| name)) {
@@ -149,16 +161,12 @@ impl Tokens {
         }
         let Some(Good { token, payload, rule, places }) = found else { return Ok(None) };
         if let Some(name) = &rule.payload
-            && let Ok(v) = HeaderValue::from_str(&payload)
+            && let Some(Ok(v)) = payload.map(|payload| HeaderValue::from_str(&payload))
         {
             parts.headers.insert(name, v);
         }
         for (name, path) in &rule.claims {
-            let text = token.at(path).and_then(|v| match v {
-                Value::String(s) => Some(s.clone()),
-                Value::Bool(_) | Value::Number(_) => Some(v.to_string()),
-                _ => None,
-            });
+            let text = token.at(path).and_then(as_header).filter(|text| !text.is_empty());
             if let Some(v) = text.and_then(|t| HeaderValue::from_str(&t).ok()) {
                 parts.headers.insert(name, v);
             }
@@ -180,7 +188,12 @@ impl Tokens {
         Some(Token { principal, claims: claims.clone(), spaced: rule.spaced.clone() })
     }
 
-    fn found(&self, headers: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, TokenError> {
+    fn found(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        (cache, now): (&mut Cache, u64),
+    ) -> Result<Option<Good<'_>>, TokenError> {
         let mut good: Option<Good<'_>> = None;
         let mut seen: Vec<&str> = vec![];
         for r in &self.0 {
@@ -190,46 +203,107 @@ impl Tokens {
                     good.iter_mut().for_each(|g| g.places.extend(header.cloned()));
                     continue;
                 }
-                let (issuer, payload) = peek(text)?;
-                // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
-                let mut last = TokenError::Issuer;
-                let mut fine = None;
-                for candidate in self.0.iter().filter(|candidate| {
-                    candidate.issuer == issuer && candidate.tokens(headers, uri).any(|(t, _)| t == text)
-                }) {
-                    match candidate.verify(text) {
-                        Ok(t) => {
-                            fine = Some((t, candidate));
-                            break;
-                        }
-                        Err(e) => last = e,
+                let (token, rule) = match self.known_or_verified(text, (headers, uri), (&mut *cache, now)) {
+                    Ok(found) => found,
+                    Err(e) => {
+                        cache.counts.count(Outcome::Refused);
+                        return Err(e);
                     }
-                }
-                let Some((token, rule)) = fine else { return Err(last) };
+                };
                 seen.push(text);
                 // Every one that is there must be good; the first says who it is.
                 match &mut good {
-                    None => good = Some(Good { token, payload, rule, places: header.cloned().into_iter().collect() }),
+                    None => {
+                        let payload = rule.payload.as_ref().and_then(|_| text.split('.').nth(1)).map(String::from);
+                        good = Some(Good { token, payload, rule, places: header.cloned().into_iter().collect() });
+                    }
                     Some(g) => g.places.extend(header.cloned()),
                 }
             }
         }
         Ok(good)
     }
+
+    /// A token, and the rule by which it is good: of those that look for it here, and know its issuer, the first that takes it. All that
+    /// this follows from is in the key under which it is kept.
+    fn known_or_verified(
+        &self,
+        text: &str,
+        (headers, uri): (&HeaderMap, &Uri),
+        (cache, now): (&mut Cache, u64),
+    ) -> Result<(Arc<Token>, &Rule), TokenError> {
+        if text.len() > LONGEST {
+            return Err(TokenError::TooLong);
+        }
+        let here: Vec<&Rule> =
+            self.0.iter().filter(|rule| rule.tokens(headers, uri).any(|(other, _)| other == text)).collect();
+        let key = cache_key(&here, text);
+        if let Some((at, token)) = cache.get(&key, now)
+            && let Some(rule) = here.get(*at).copied()
+        {
+            let token = token.clone();
+            cache.counts.count(Outcome::Cached);
+            return Ok((token, rule));
+        }
+        let issuer = peek(text)?;
+        // Whose it says it is decides by whose keys it is looked at.
+        let mut last = TokenError::Issuer;
+        for (at, rule) in here.iter().copied().enumerate().filter(|(_, rule)| rule.issuer == issuer) {
+            match rule.verify(text) {
+                Ok(token) => {
+                    let token = Arc::new(token);
+                    if let Some(valid) = token.valid() {
+                        cache.put(key, (at, token.clone()), text.len(), valid);
+                    }
+                    cache.counts.count(Outcome::Verified);
+                    return Ok((token, rule));
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
 }
 
-/// Issuer and payload, as the token says; nothing is verified yet.
-fn peek(token: &str) -> Result<(String, String), TokenError> {
-    if token.len() > LONGEST {
-        return Err(TokenError::TooLong);
+/// A claim as a header has it (Envoy): what is no single value as JSON in base64.
+fn as_header(claim: &Value) -> Option<String> {
+    match claim {
+        Value::Null => None,
+        Value::String(s) => Some(s.clone()),
+        Value::Bool(b) => Some(b.to_string()),
+        Value::Number(n) => Some(match n.as_f64() {
+            // 1.0 is 1.
+            Some(f) if n.is_f64() && f.fract() == 0.0 && f.abs() < 1e15 => format!("{f:.0}"),
+            _ => n.to_string(),
+        }),
+        Value::Array(_) | Value::Object(_) => Some(STANDARD.encode(claim.to_string())),
     }
-    let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+}
+
+/// The hash of a token and of the rules that look for it.
+fn cache_key(rules: &[&Rule], text: &str) -> CacheKey {
+    let mut context = digest::Context::new(&digest::SHA256);
+    // The length first, so that no two of them are written alike.
+    context.update(&(text.len() as u64).to_be_bytes());
+    context.update(text.as_bytes());
+    rules.iter().for_each(|rule| context.update(&rule.hash));
+    bytes(&context.finish())
+}
+
+/// Those of SHA-256 are 32.
+fn bytes(hash: &digest::Digest) -> CacheKey {
+    let mut out = CacheKey::default();
+    out.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
+    out
+}
+
+/// The issuer, as the token says; nothing is verified yet.
+fn peek(token: &str) -> Result<String, TokenError> {
+    if token.split('.').count() != 3 {
         return Err(TokenError::Form);
-    };
+    }
     let json = jsonwebtoken::dangerous::insecure_decode::<Value>(token).map_err(|_| TokenError::Form)?;
-    let issuer = json.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
-    Ok((issuer.to_string(), payload.to_string()))
+    Ok(json.claims.get("iss").and_then(Value::as_str).unwrap_or_default().to_string())
 }
 
 impl Rule {
@@ -260,6 +334,7 @@ impl Rule {
             forward: jwt.forward,
             claims: jwt.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
             spaced: jwt.space_delimited.clone().into(),
+            hash: bytes(&digest::digest(&digest::SHA256, &jwt.encode_to_vec())),
         })
     }
 
@@ -389,14 +464,31 @@ impl Token {
 
     /// The values of a claim: text, or a list of texts. (Others are not compared, as in Istio.)
     pub fn claim(&self, path: &[String]) -> Vec<&str> {
+        let mut all = vec![];
+        self.has_claim(path, |text| {
+            all.push(text);
+            false
+        });
+        all
+    }
+
+    /// Does this hold for one of the values of a claim?
+    pub fn has_claim<'a>(&'a self, path: &[String], mut holds: impl FnMut(&'a str) -> bool) -> bool {
         match self.at(path) {
             Some(Value::String(s)) if path.len() == 1 && self.spaced.iter().any(|c| *c == path[0]) => {
-                s.split(' ').filter(|x| !x.is_empty()).collect()
+                s.split(' ').filter(|x| !x.is_empty()).any(holds)
             }
-            Some(Value::String(s)) => vec![s],
-            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
-            _ => vec![],
+            Some(Value::String(s)) => holds(s),
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).any(holds),
+            _ => false,
         }
+    }
+
+    /// From when until when it holds, in seconds since 1970, with what clocks may differ by. None: that is written in a way that
+    /// is not read here.
+    fn valid(&self) -> Option<(u64, u64)> {
+        let time = |name, none| self.claims.get(name).map_or(Some(none), Value::as_u64);
+        Some((time("nbf", 0)?.saturating_sub(SKEW), time("exp", u64::MAX)?.saturating_add(SKEW)))
     }
 }
 
@@ -404,7 +496,7 @@ impl Token {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use jsonwebtoken::{EncodingKey, Header, encode};
     use rcgen::KeyPair;
     use serde_json::json;
@@ -459,8 +551,12 @@ mod tests {
 
     /// The principal, or why not.
     fn ask(rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, Box<str>> {
-        let verified = Tokens::new(rules).unwrap().verify(p).map_err(|e| e.to_string())?;
-        Ok(verified.map(|t| t.principal))
+        ask_with(&mut Cache::default(), rules, p)
+    }
+
+    fn ask_with(cache: &mut Cache, rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, Box<str>> {
+        let verified = Tokens::new(rules).unwrap().verify(p, cache).map_err(|e| e.to_string())?;
+        Ok(verified.map(|t| t.principal.clone()))
     }
 
     #[test]
@@ -544,26 +640,119 @@ mod tests {
         assert!(ask(&[broken], &mut bearer(&hs(&fine))).is_err());
     }
 
+    /// What was verified is not verified again: by the same rules, in the same places, while it is valid.
+    #[test]
+    fn a_token_is_verified_once() {
+        let now = jsonwebtoken::get_current_timestamp();
+        let token = signed(&json!({ "iss": "me", "sub": "you", "exp": now + 600, "aud": "y" }), &KEY);
+        let bearer = || request(&[("authorization", &format!("Bearer {token}"))], "/");
+        let (mut cache, good) = (Cache::default(), Ok(Some("me/you".to_string())));
+        let mut outcomes = |rules: &[ir::Jwt], p: &mut Parts, wanted: &Result<Option<String>, Box<str>>| {
+            let before = [Outcome::Cached, Outcome::Verified, Outcome::Refused].map(|o| cache.counts.of(o));
+            assert_eq!(&ask_with(&mut cache, rules, p), wanted);
+            let after = [Outcome::Cached, Outcome::Verified, Outcome::Refused].map(|o| cache.counts.of(o));
+            [0, 1, 2].map(|i| after[i] - before[i])
+        };
+        assert_eq!(outcomes(&[rule()], &mut bearer(), &good), [0, 1, 0]);
+        assert_eq!(outcomes(&[rule()], &mut bearer(), &good), [1, 0, 0], "compiled anew, the same rule");
+        // Other keys, audiences, or rules before it: it is looked at again.
+        let other_keys = ir::Jwt { jwks: r#"{"keys": []}"#.into(), ..rule() };
+        let none = Err("Jwks doesn't have key to match kid or alg from Jwt".into());
+        assert_eq!(outcomes(&[other_keys], &mut bearer(), &none), [0, 0, 1]);
+        let of = |audience: &str| ir::Jwt { audiences: vec![audience.into()], ..rule() };
+        let not_ours = Err("Audiences in Jwt are not allowed".into());
+        assert_eq!(outcomes(&[of("z")], &mut bearer(), &not_ours), [0, 0, 1]);
+        assert_eq!(outcomes(&[of("z")], &mut bearer(), &not_ours), [0, 0, 1], "what is refused is not kept");
+        let two = [of("z"), of("y")];
+        assert_eq!(outcomes(&two, &mut bearer(), &good), [0, 1, 0]);
+        assert_eq!(outcomes(&two, &mut bearer(), &good), [1, 0, 0]);
+        // Where another of the rules looks for it, that one decides.
+        let in_header = |audience: &str, name: &str| ir::Jwt {
+            headers: vec![ir::JwtHeader { name: name.into(), prefix: String::new() }],
+            ..of(audience)
+        };
+        let apart = [in_header("z", "x-z"), in_header("y", "x-y")];
+        assert_eq!(outcomes(&apart, &mut request(&[("x-y", &token)], "/"), &good), [0, 1, 0]);
+        assert_eq!(outcomes(&apart, &mut request(&[("x-z", &token)], "/"), &not_ours), [0, 0, 1]);
+        assert_eq!(outcomes(&apart, &mut request(&[("x-y", &token)], "/"), &good), [1, 0, 0]);
+        // A byte more is another token.
+        let mut longer = request(&[("authorization", &format!("Bearer {token}A"))], "/");
+        assert!(ask_with(&mut cache, &[rule()], &mut longer).is_err());
+        // Its time: by the clock, not by the cache.
+        let (tokens, mut p) = (Tokens::new(&[rule()]).unwrap(), bearer());
+        let mut at = |now| tokens.found(&p.headers, &p.uri, (&mut cache, now)).unwrap().is_some();
+        assert!(at(now + 660));
+        let verified = |cache: &Cache| cache.counts.of(Outcome::Verified);
+        let before = verified(&cache);
+        assert!(tokens.found(&p.headers, &p.uri, (&mut cache, now + 661)).unwrap().is_some());
+        assert_eq!(verified(&cache), before + 1, "it was looked at again, by the real clock");
+        // One that says its end in another way is not kept.
+        let token = signed(&json!({ "iss": "me", "sub": "you", "exp": (now + 600) as f64 + 0.5 }), &KEY);
+        p = request(&[("authorization", &format!("Bearer {token}"))], "/");
+        for _ in 0..2 {
+            let before = cache.counts.of(Outcome::Cached);
+            let _ = tokens.found(&p.headers, &p.uri, (&mut cache, now));
+            assert_eq!(cache.counts.of(Outcome::Cached), before);
+        }
+    }
+
+    /// What the cache is for. Measured on two cores, ES256: see what it prints (`--nocapture`).
+    #[test]
+    fn a_known_token_costs_far_less() {
+        const ROUNDS: u32 = 200;
+        let tokens = Tokens::new(&[rule()]).unwrap();
+        let token = signed(&json!({ "iss": "me", "sub": "you", "groups": ["a", "b", "c"] }), &KEY);
+        let p = request(&[("authorization", &format!("Bearer {token}"))], "/");
+        let cost = |anew: bool| {
+            let mut cache = Cache::default();
+            let began = std::time::Instant::now();
+            for _ in 0..ROUNDS {
+                if anew {
+                    cache = Cache::default();
+                }
+                assert!(tokens.found(&p.headers, &p.uri, (&mut cache, 0)).unwrap().is_some());
+            }
+            began.elapsed() / ROUNDS
+        };
+        let (anew, known) = (cost(true), cost(false));
+        println!("a token: {anew:?} to verify, {known:?} where it is known");
+        assert!(known * 3 < anew, "{known:?} {anew:?}");
+    }
+
     #[test]
     fn headers_and_claims() {
-        let claims = json!({ "iss": "me", "sub": "you", "scope": "read write", "groups": ["a", "b"], "in": { "ner": "x" }, "n": 7 });
+        let claims = json!({ "iss": "me", "sub": "you", "scope": "read write", "groups": ["a", "b"], "in": { "ner": "x" }, "n": 7, "whole": 2.0, "empty": "" });
         let token = signed(&claims, &KEY);
         let own = |h: &str, c: &str| ir::ClaimHeader { header: h.into(), claim: c.into() };
         let r = ir::Jwt {
             headers: vec![ir::JwtHeader { name: "x-token".into(), prefix: String::new() }],
             cookies: vec!["t".into()],
             payload_header: "x-payload".into(),
-            claim_headers: vec![own("x-sub", "sub"), own("x-n", "n"), own("x-inner", "in.ner"), own("x-none", "none")],
+            claim_headers: vec![
+                own("x-sub", "sub"),
+                own("x-n", "n"),
+                own("x-inner", "in.ner"),
+                own("x-none", "none"),
+                own("x-groups", "groups"),
+                own("x-in", "in"),
+                own("x-whole", "whole"),
+                own("x-empty", "empty"),
+            ],
             ..rule()
         };
         let forged = [("x-payload", "forged"), ("x-none", "forged"), ("x-sub", "forged")];
         let mut p = request(&[&[("x-token", token.as_str())], &forged[..]].concat(), "/");
-        let t = Tokens::new(std::slice::from_ref(&r)).unwrap().verify(&mut p).unwrap().unwrap();
+        let t = Tokens::new(std::slice::from_ref(&r)).unwrap().verify(&mut p, &mut Cache::default()).unwrap().unwrap();
         let get = |p: &Parts, n: &str| p.headers.get(n).map(|v| v.to_str().unwrap().to_string());
         let payload = token.split('.').nth(1).map(String::from);
         assert_eq!(
             ["x-sub", "x-n", "x-inner", "x-none", "x-payload", "x-token"].map(|n| get(&p, n)),
             [Some("you".into()), Some("7".into()), Some("x".into()), None, payload, None]
+        );
+        // What is no single value is base64 of JSON (Envoy).
+        assert_eq!(
+            ["x-groups", "x-in", "x-whole", "x-empty"].map(|n| get(&p, n)),
+            [Some(STANDARD.encode(r#"["a","b"]"#)), Some(STANDARD.encode(r#"{"ner":"x"}"#)), Some("2".into()), None]
         );
         let claim = |path: &[&str]| t.claim(&path.iter().map(ToString::to_string).collect::<Vec<_>>()).join("|");
         assert_eq!(

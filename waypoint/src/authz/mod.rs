@@ -4,3 +4,4 @@ pub mod access;
 pub mod error;
 pub mod external;
 pub mod jwt;
+pub mod token_cache;

@@ -12,8 +12,24 @@ use xxhash_rust::xxh64::xxh64;
 const DRAWS: usize = 4;
 /// What a level takes for each of its endpoints that is healthy, per cent (Envoy's overprovisioning factor).
 const OVERPROVISIONED: u64 = 140;
-/// In slow start an endpoint gets at least this part of its share, per cent (Istio).
-const WARM_MINIMUM: u64 = 10;
+/// In slow start, of a controller that tells neither: Istio's least part, in millionths, and aggression, in thousandths.
+const WARMUP: (u32, u32) = (100_000, 1000);
+/// An overloaded endpoint gets this part of its share, per cent: never nothing, or nobody would see that it is better.
+const OVERLOADED: u64 = 10;
+
+/// What an endpoint's share follows from besides itself.
+#[derive(Clone, Copy)]
+struct Moment {
+    now: u64,
+    /// Overloaded endpoints get less.
+    spares: bool,
+}
+
+impl Moment {
+    fn is_spared(self, m: &LbEndpoint) -> bool {
+        self.spares && m.state.is_overloaded(self.now)
+    }
+}
 
 /// Which endpoints a request may go to, now. `tried`: by their places.
 struct Look<'a> {
@@ -46,8 +62,13 @@ impl<'a> Look<'a> {
 /// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
 /// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
 /// be used.
-pub fn choose(set: &EndpointSet, hash: Option<u64>, tried: &[usize], random: impl FnMut(u64) -> u64) -> Option<usize> {
-    choose_at(clock::now(), set, hash, tried, random)
+pub fn choose(
+    set: &EndpointSet,
+    hash: Option<u64>,
+    tried: &[usize],
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    choose_at(clock::now(), set, hash, tried, &mut random)
 }
 
 /// As [`choose`], at a time of [`clock`] that has been read already.
@@ -56,16 +77,23 @@ pub fn choose_at(
     set: &EndpointSet,
     hash: Option<u64>,
     tried: &[usize],
-    mut random: impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let look = Look::at(now, set, tried);
-    let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
-    choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
-        .or_else(|| choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
+    let moment = Moment { now, spares: set.overload_active(now) };
+    let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), random) } else { 0 };
+    choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_usable(m), random)
+        .or_else(|| choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_fresh(m), random))
         .or_else(|| match tried {
             [] => None,
-            _ => choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
+            _ => choose_from(set, first, hash, moment, &|m: &LbEndpoint| look.is_healthy(m), random),
         })
+}
+
+/// May a client that was at an endpoint go on there? Until it ends it may.
+pub fn is_usable(set: &EndpointSet, index: usize, now: u64) -> bool {
+    let look = Look::at(now, set, &[]);
+    set.members.get(index).is_some_and(|m| (m.group.is_some() || m.workload.draining) && look.is_usable(m))
 }
 
 /// Is there another endpoint that would come before this one, if it has failed?
@@ -75,7 +103,7 @@ pub fn has_other(set: &EndpointSet, index: usize, tried: &[usize]) -> bool {
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
-fn priority(set: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+fn priority(set: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut dyn FnMut(u64) -> u64) -> usize {
     let Some(last) = set.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
     let mut at = random(100);
     for priority in 0..=last {
@@ -98,12 +126,12 @@ fn choose_from(
     set: &EndpointSet,
     first: usize,
     hash: Option<u64>,
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     if let [_] = set.groups[..] {
-        return choose_in_group(set, 0, hash, now, usable, random);
+        return choose_in_group(set, 0, hash, moment, usable, random);
     }
     let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&set.members[*i as usize]));
     let of = |priority: usize| set.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
@@ -115,7 +143,7 @@ fn choose_from(
         at = at.saturating_sub(u64::from(g.weight));
         hit
     })?;
-    choose_in_group(set, group, hash, now, usable, random)
+    choose_in_group(set, group, hash, moment, usable, random)
 }
 
 /// One of a group.
@@ -123,9 +151,9 @@ fn choose_in_group(
     set: &EndpointSet,
     group: usize,
     hash: Option<u64>,
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let among = &set.groups.get(group)?.members[..];
     let balance = set.policy.balance.as_ref();
@@ -135,40 +163,59 @@ fn choose_in_group(
             on_ring(set, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
         }
         // Without anything to hash: any.
-        Method::Random | Method::RingHash | Method::Maglev => draw(set, among, now, usable, random),
+        Method::Random | Method::RingHash | Method::Maglev => draw(set, among, moment, usable, random),
         Method::RoundRobin => {
             let turn = |_| among[set.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
-            (0..among.len()).map(turn).find(|i| usable(&set.members[*i]))
+            let takes_turn = |i: &usize| {
+                let m = &set.members[*i];
+                let part = warmth(balance, moment.now.saturating_sub(m.state.since));
+                usable(m) && (part == 100 || random(100) < part) && (!moment.is_spared(m) || random(100) < OVERLOADED)
+            };
+            let turns = || (0..among.len()).map(turn);
+            turns().find(takes_turn).or_else(|| turns().find(|i| usable(&set.members[*i])))
         }
         Method::LeastRequest | Method::PeakEwma => {
-            let first = draw(set, among, now, usable, random)?;
+            let first = draw(set, among, moment, usable, random)?;
             // Another one, if there is one.
             let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &set.members[first]);
-            let second = if among.len() == 1 { first } else { draw(set, among, now, &other, random).unwrap_or(first) };
+            let second =
+                if among.len() == 1 { first } else { draw(set, among, moment, &other, random).unwrap_or(first) };
             let cost = |i: usize| {
                 let m = &set.members[i];
                 let active = u64::from(m.state.active.load(Relaxed)) + 1;
-                let latency = if method == Method::PeakEwma { m.state.latency(now).max(1) } else { 1 };
+                let latency = if method == Method::PeakEwma { m.state.latency(moment.now).max(1) } else { 1 };
                 active * latency / u64::from(m.workload.capacity.max(1))
             };
-            Some(if cost(second) < cost(first) { second } else { first })
+            // What an overloaded one still gets, it gets by being drawn first; as the second it must be far less busy.
+            let handicap = if moment.is_spared(&set.members[second]) { 100 / OVERLOADED } else { 1 };
+            Some(if cost(second).saturating_mul(handicap) < cost(first) { second } else { first })
         }
     }
 }
 
-/// One of those that can be used, by capacity and warmth.
+/// The part of its share that an endpoint of this age has in slow start, per cent: as Envoy reckons it.
+fn warmth(balance: Option<&ir::Balance>, age: u64) -> u64 {
+    let Some(balance) = balance.filter(|b| age < b.warmup_ms) else { return 100 };
+    let (least, aggression) = match balance.warmup_aggression {
+        0 => WARMUP,
+        aggression => (balance.warmup_minimum, aggression),
+    };
+    let grown = (age.max(1) as f64 / balance.warmup_ms as f64).powf(1000.0 / f64::from(aggression));
+    ((grown * 100.0) as u64).max(u64::from(least) / 10_000)
+}
+
+/// One of those that can be used, by capacity, warmth and overload.
 fn draw(
     set: &EndpointSet,
     among: &[u32],
-    now: u64,
+    moment: Moment,
     usable: &impl Fn(&LbEndpoint) -> bool,
-    random: &mut impl FnMut(u64) -> u64,
+    random: &mut dyn FnMut(u64) -> u64,
 ) -> Option<usize> {
     let weight = |member: &LbEndpoint| {
-        let warmup = set.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
-        let age = now.saturating_sub(member.state.since);
-        let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
-        u64::from(member.workload.capacity) * part
+        let part = warmth(set.policy.balance.as_ref(), moment.now.saturating_sub(member.state.since));
+        let share = if moment.is_spared(member) { OVERLOADED } else { 100 };
+        u64::from(member.workload.capacity) * part * share
     };
     if among.is_empty() {
         return None;
@@ -217,10 +264,11 @@ pub fn hash(value: &[u8]) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::cluster::endpoint_set::tests::set;
+    use crate::cluster::{endpoint::EndpointStats, endpoint_set::tests::set};
     use karst_core::limits;
     use karst_proxy::dial::Endpoint;
     use rand::Rng;
+    use std::sync::Arc;
 
     fn with(m: Method, n: usize) -> EndpointSet {
         let mut b = ir::Balance { ring_size: if m == Method::Maglev { 65_537 } else { 1024 }, ..Default::default() };
@@ -329,6 +377,82 @@ mod tests {
         e.avoid();
         let (now, time) = (clock::now(), limits::AVOID.as_millis() as u64);
         assert!(e.is_avoided(now) && e.is_avoided(now + time - 1_000) && !e.is_avoided(now + time));
+    }
+
+    #[test]
+    fn an_overloaded_one_gets_less_and_never_nothing() {
+        let overloaded = |m: Method, n: usize, which: &[usize]| {
+            let s = with(m, n);
+            let pause = std::time::Duration::from_secs(60);
+            which.iter().for_each(|i| s.record_overload(&s.members[*i], pause, clock::now()));
+            s
+        };
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            // An eleventh of two.
+            let c = counts(&overloaded(m, 2, &[0]), 4000, |_| None);
+            assert!((200..600).contains(&c[0]), "{m:?} {c:?}");
+            let c = counts(&overloaded(m, 4, &[1, 2]), 4000, |_| None);
+            assert!(c[1] > 0 && c[2] > 0 && c[0] > 1000 && c[3] > 1000, "{m:?} {c:?}");
+            // Of three, two: that is more than half, and all are one.
+            let c = counts(&overloaded(m, 3, &[0, 1]), 3000, |_| None);
+            assert!(c.iter().all(|n| (750..1250).contains(n)), "{m:?} {c:?}");
+            assert_eq!(counts(&overloaded(m, 1, &[0]), 10, |_| None), [10], "{m:?}");
+        }
+        // Whom a hash sends there stays.
+        let c = counts(&overloaded(Method::RingHash, 2, &[0]), 4000, |k| Some(hash(&k.to_le_bytes())));
+        assert!(c.iter().all(|n| (1200..2800).contains(n)), "{c:?}");
+        // Those that are left are used whoever is overloaded.
+        let s = overloaded(Method::LeastRequest, 2, &[1]);
+        assert_eq!(choose(&s, None, &[0], |_| 0), Some(1));
+    }
+
+    #[test]
+    fn in_slow_start_an_endpoint_gets_its_part() {
+        let balance = |warmup_minimum, warmup_aggression| ir::Balance {
+            warmup_ms: 1000,
+            warmup_minimum,
+            warmup_aggression,
+            ..Default::default()
+        };
+        for (least, aggression, wanted) in [
+            (100_000, 1000, [10, 10, 25, 90, 100]),
+            (300_000, 1000, [30, 30, 30, 90, 100]),
+            // By the square root: fast at first.
+            (0, 2000, [3, 22, 50, 94, 100]),
+            (0, 0, [10, 10, 25, 90, 100]),
+        ] {
+            let parts = [0, 50, 250, 900, 1000].map(|age| warmth(Some(&balance(least, aggression)), age));
+            assert_eq!(parts, wanted, "{least} {aggression}");
+        }
+        assert_eq!(warmth(None, 0), 100);
+        // An eleventh of two, by whatever method.
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            let mut slow = balance(100_000, 1000);
+            slow.set_method(m);
+            let mut s = set(2, ir::Policy { balance: Some(slow), ..Default::default() });
+            let now = 1 << 40;
+            let mut new = EndpointStats::new();
+            new.since = now;
+            s.members[1].state = Arc::new(new);
+            let mut r = rand::rng();
+            let mut chosen = [0; 2];
+            for _ in 0..4000 {
+                let drawn = choose_at(now, &s, None, &[], &mut |n| r.random_range(0..n.max(1)));
+                chosen[drawn.unwrap()] += 1;
+            }
+            assert!((200..600).contains(&chosen[1]), "{m:?} {chosen:?}");
+        }
+    }
+
+    #[test]
+    fn an_overload_ends_when_the_endpoint_has_said() {
+        let s = with(Method::LeastRequest, 2);
+        let now = clock::now();
+        assert!(!s.overload_active(now));
+        s.record_overload(&s.members[0], std::time::Duration::from_secs(5), now);
+        assert!(s.overload_active(now) && s.overload_active(now + 4999) && !s.overload_active(now + 5000));
+        s.record_overload(&s.members[0], std::time::Duration::from_secs(1), now);
+        assert!(!s.overload_active(now + 1000), "its last word counts");
     }
 
     #[test]

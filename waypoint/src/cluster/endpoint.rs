@@ -11,6 +11,7 @@ use std::{
     },
     time::Duration,
 };
+use xxhash_rust::xxh64::xxh64;
 
 /// After so many milliseconds a latency counts 1/e of what it was (Linkerd: 10 s).
 const DECAY: f64 = 10_000.0;
@@ -27,11 +28,15 @@ pub struct EndpointStats {
     pub since: u64,
     pub errors: AtomicU32,
     pub gateway_errors: AtomicU32,
+    /// Requests in a row without an answer, where they are told apart.
+    pub local_errors: AtomicU32,
     /// Until when it is ejected.
     pub ejected: AtomicU64,
     pub ejections: AtomicU32,
     /// Until when others are better, since it could not be reached.
     avoided: AtomicU64,
+    /// Until when it is to get less, since it says that it has too much to do.
+    pub overloaded: AtomicU64,
 }
 
 /// An endpoint of a destination at the moment.
@@ -39,8 +44,16 @@ pub struct LbEndpoint {
     pub workload: Arc<Workload>,
     pub address: SocketAddr,
     pub state: Arc<EndpointStats>,
-    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used.
+    /// Its place in [`super::endpoint_set::EndpointSet::groups`]; those in none are not used, but, while they end, by
+    /// clients that are bound to them.
     pub group: Option<usize>,
+}
+
+impl LbEndpoint {
+    /// Stands for it in sessions, in every process that knows it: a pod of the same name is the same endpoint.
+    pub fn session_id(&self) -> u64 {
+        xxh64(self.workload.uid.as_bytes(), 0)
+    }
 }
 
 impl EndpointStats {
@@ -53,15 +66,22 @@ impl EndpointStats {
             since: clock::now(),
             errors: AtomicU32::new(0),
             gateway_errors: AtomicU32::new(0),
+            local_errors: AtomicU32::new(0),
             ejected: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             avoided: AtomicU64::new(0),
+            overloaded: AtomicU64::new(0),
         }
     }
 
     /// Could it not be reached a moment ago?
     pub fn is_avoided(&self, now: u64) -> bool {
         self.avoided.load(Relaxed) > now
+    }
+
+    /// Has it said that it has too much to do at this time?
+    pub fn is_overloaded(&self, now: u64) -> bool {
+        self.overloaded.load(Relaxed) > now
     }
 
     /// Is it out at this time?

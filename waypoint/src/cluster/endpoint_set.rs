@@ -9,22 +9,24 @@ use crate::{
         locality::{self, LocalityGroup},
         ring, tls,
     },
+    session::rules::SessionRules,
     snapshot::Snapshot,
     telemetry::stream_info::Chosen,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates_of, waypoints},
+    endpoints::{self, candidates_of, udp_candidates, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
-    collections::HashMap,
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -34,6 +36,9 @@ use tokio::sync::Semaphore;
 const MAX_EJECTION: u64 = 300_000;
 /// So many destinations are kept before those that are gone are looked for.
 const SWEEP: usize = 256;
+
+/// Of services without rules, which most are: each worker has a set for each of those that are called.
+static NO_RULES: LazyLock<Arc<ir::Policy>> = LazyLock::new(Arc::default);
 
 /// All destinations of the process.
 #[derive(Default)]
@@ -49,6 +54,8 @@ pub struct Cluster {
     pub pending: AtomicU32,
     pub retries: AtomicU32,
     pub round_robin: AtomicUsize,
+    /// Until when one of the endpoints may be overloaded: before, nobody looks.
+    overloaded: AtomicU64,
     /// Requests on HTTP/1.1 connections at a time, if there is a limit.
     connections: Mutex<(u32, Arc<Semaphore>)>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
@@ -71,6 +78,8 @@ pub struct EndpointSet {
     pub chosen: Rc<Chosen>,
     pub cluster: Arc<Cluster>,
     pub members: Vec<LbEndpoint>,
+    /// How many of them, from the first on, are for everybody: see [`EndpointSet::live`].
+    live: usize,
     pub policy: Arc<ir::Policy>,
     /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
     pub dynamic_endpoint: Option<DynamicEndpoint>,
@@ -88,6 +97,10 @@ pub struct EndpointSet {
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
+    /// How clients come back to the same endpoint, if they do and no rule says otherwise.
+    pub session: Option<Arc<SessionRules>>,
+    /// Members by what they are called in sessions, made when it is first wanted.
+    session_ids: OnceCell<HashMap<u64, usize>>,
 }
 
 impl Clusters {
@@ -109,6 +122,7 @@ impl Clusters {
                     pending: AtomicU32::new(0),
                     retries: AtomicU32::new(0),
                     round_robin: AtomicUsize::new(0),
+                    overloaded: AtomicU64::new(0),
                     connections: Mutex::new((0, Arc::new(Semaphore::new(0)))),
                     endpoints: Mutex::default(),
                 })
@@ -125,14 +139,14 @@ impl Clusters {
         preferred_family: IpAddr,
     ) -> Option<EndpointSet> {
         let service = snapshot.mesh.services.get(&key.service)?.clone();
-        // A port that a service does not have leads nowhere, whatever listens at that number.
-        if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+        if !has_port(&service, key) {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
-        let asks_waypoint = self.gateway && service.ingress_waypoint && !service.waypoints.is_empty();
+        // Waypoints take no datagrams.
+        let asks_waypoint = self.gateway && !key.udp && service.ingress_waypoint && !service.waypoints.is_empty();
         let via_waypoint = asks_waypoint.then(|| asked_as(&service, key.port, preferred_family));
-        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
+        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none() && !key.udp;
         let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
             "" => None,
@@ -145,16 +159,16 @@ impl Clusters {
             Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
             None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
-        let policy = Arc::new(policy.cloned().unwrap_or_default());
+        let policy = policy.map_or_else(|| NO_RULES.clone(), |policy| Arc::new(policy.clone()));
         let cluster = self.get(snapshot, key);
-        let found = match asks_waypoint {
-            true => {
-                let all = service.waypoints.iter();
-                all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
-            }
-            false => endpoints(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset),
+        let to = SocketAddr::new(preferred_family, key.port);
+        let found = match (asks_waypoint, key.udp) {
+            (true, _) => pods_of_waypoints(snapshot, own, &service, preferred_family),
+            (false, true) => udp_endpoints(snapshot, own, &service, to),
+            (false, false) => endpoints(snapshot, own, &service, to, subset),
         };
         let mut members = cluster.members(found);
+        let live = members.len();
         let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
@@ -163,9 +177,16 @@ impl Clusters {
                 members[*member as usize].group = Some(number);
             }
         }
+        if !asks_waypoint && snapshot.has_sessions() {
+            // Nobody else is sent there: they are in no group.
+            let known: HashSet<_> = members.iter().map(|m| m.workload.uid.clone()).collect();
+            let mut ending = ending(snapshot, own, &service, to, subset);
+            ending.retain(|(workload, _)| !known.contains(&workload.uid));
+            members.extend(cluster.members(ending));
+        }
         let dynamic_endpoint = match (by_name, service.mode) {
             (true, _) => Some(DynamicEndpoint::Name),
-            (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
+            (false, Mode::Passthrough) if !key.udp => Some(DynamicEndpoint::Address),
             (false, _) => None,
         };
         let host = service.hostname.clone();
@@ -173,14 +194,16 @@ impl Clusters {
         let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(snapshot, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
-        let baggage = own.baggage.clone();
+        let baggage = own.baggage().cloned();
         let chosen = Rc::new(Chosen::new(&key, &service, dynamic_endpoint));
+        let session = SessionRules::of_backend(backend.map(|b| &**b));
         Some(EndpointSet {
             key,
             service,
             chosen,
             cluster,
             members,
+            live,
             policy,
             dynamic_endpoint,
             via_waypoint,
@@ -190,7 +213,17 @@ impl Clusters {
             pool_partition,
             baggage,
             tls,
+            session,
+            session_ids: OnceCell::new(),
         })
+    }
+}
+
+/// A port that a service does not have leads nowhere, whatever listens at that number.
+fn has_port(service: &Service, key: &ClusterKey) -> bool {
+    match key.udp {
+        true => service.udp_ports.contains(&key.port),
+        false => service.is_workload_service() || service.ports.iter().any(|(p, _)| *p == key.port),
     }
 }
 
@@ -209,9 +242,49 @@ fn endpoints(
     to: SocketAddr,
     subset: Option<&ir::Subset>,
 ) -> Vec<(Arc<Workload>, SocketAddr)> {
-    let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-    let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
+    let all = candidates_of(&snapshot.mesh, own, service, to, &[], |w| fits(w, subset));
     all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// The pods of a service's waypoints.
+fn pods_of_waypoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    preferred_family: IpAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = service.waypoints.iter();
+    all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
+}
+
+/// The same as [`endpoints`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// (`lent` in `upstream/open.rs`).
+fn udp_endpoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = udp_candidates(&snapshot.mesh, own, service, to).into_iter();
+    let own = |w: &Workload| !w.hbone || w.namespace == service.namespace;
+    all.filter(|(workload, ..)| own(workload)).map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Those that are about to end.
+fn ending(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+    subset: Option<&ir::Subset>,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let all = endpoints::ending(&snapshot.mesh, own, service, to, |w| fits(w, subset));
+    all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
+/// Is it of a subset? None: that of all.
+fn fits(workload: &Workload, subset: Option<&ir::Subset>) -> bool {
+    subset.is_none_or(|x| x.labels.iter().all(|(k, v)| workload.labels.get(k) == Some(v)))
 }
 
 impl Cluster {
@@ -271,6 +344,7 @@ impl EndpointSet {
             cluster: self.cluster.clone(),
             ring: ring::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
+            live: members.len(),
             members,
             policy: self.policy.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
@@ -279,7 +353,21 @@ impl EndpointSet {
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
+            session: None,
+            session_ids: OnceCell::new(),
         }
+    }
+
+    /// The members that are not about to end. Of the others, which serve those who are bound to them, none is part of what is left
+    /// when some are ejected or overloaded.
+    pub fn live(&self) -> &[LbEndpoint] {
+        self.members.get(..self.live).unwrap_or(&self.members)
+    }
+
+    /// The member that is called so in sessions.
+    pub fn place_of(&self, session_id: u64) -> Option<usize> {
+        let all = || self.members.iter().enumerate().map(|(index, m)| (m.session_id(), index)).collect();
+        self.session_ids.get_or_init(all).get(&session_id).copied()
     }
 
     /// Notes how long an answer of a member took that came at this time, where that decides about the next one.
@@ -289,10 +377,39 @@ impl EndpointSet {
         }
     }
 
+    /// Notes that a member has too much to do for so long from now on. Its last word counts.
+    pub fn record_overload(&self, member: &LbEndpoint, pause: Duration, now: u64) {
+        let until = now + pause.as_millis() as u64;
+        member.state.overloaded.store(until, Relaxed);
+        self.cluster.overloaded.fetch_max(until, Relaxed);
+    }
+
+    /// Do overloaded members get less? Not where more than half of them are: the others would get what is too much for all.
+    pub fn overload_active(&self, now: u64) -> bool {
+        if self.cluster.overloaded.load(Relaxed) <= now {
+            return false;
+        }
+        let live = self.live();
+        let overloaded = live.iter().filter(|m| m.state.is_overloaded(now)).count();
+        overloaded > 0 && 2 * overloaded <= live.len()
+    }
+
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
     pub fn record_outcome(&self, member: &LbEndpoint, status: Option<u16>) {
         let Some(outlier) = &self.policy.outlier else { return };
         let stats = &member.state;
+        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
+        match status {
+            Some(_) => stats.local_errors.store(0, Relaxed),
+            // Somebody's on the way, and not the application's.
+            None if outlier.consecutive_local > 0 => {
+                if over(stats.local_errors.fetch_add(1, Relaxed) + 1, outlier.consecutive_local) {
+                    self.eject(stats, outlier);
+                }
+                return;
+            }
+            None => {}
+        }
         let gateway = status.is_none_or(|s| (502..=504).contains(&s));
         if status.is_some_and(|s| s < 500) {
             stats.errors.store(0, Relaxed);
@@ -301,7 +418,6 @@ impl EndpointSet {
         }
         let errors = stats.errors.fetch_add(1, Relaxed) + 1;
         let gateways = if gateway { stats.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
-        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
         if over(errors, outlier.consecutive_5xx) || over(gateways, outlier.consecutive_gateway) {
             self.eject(stats, outlier);
         }
@@ -309,9 +425,10 @@ impl EndpointSet {
 
     fn eject(&self, stats: &EndpointStats, outlier: &ir::Outlier) {
         let now = clock::now();
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
-        let allowed = (self.members.len() * outlier.max_ejection_percent as usize / 100).max(1);
+        let allowed = (live.len() * outlier.max_ejection_percent as usize / 100).max(1);
         if stats.is_ejected(now) || out >= allowed {
             return;
         }
@@ -321,15 +438,17 @@ impl EndpointSet {
         }
         let times = u64::from(stats.ejections.fetch_add(1, Relaxed)) + 1;
         stats.ejected.store(now + (outlier.ejection_ms * times).min(MAX_EJECTION.max(outlier.ejection_ms)), Relaxed);
-        stats.errors.store(0, Relaxed);
-        stats.gateway_errors.store(0, Relaxed);
+        for count in [&stats.errors, &stats.gateway_errors, &stats.local_errors] {
+            count.store(0, Relaxed);
+        }
     }
 
     /// Are ejections in force? Not where too few would be left.
     pub fn ejection_active(&self, now: u64) -> bool {
         let Some(outlier) = &self.policy.outlier else { return false };
-        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
-        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * outlier.min_health_percent as usize
+        let live = self.live();
+        let out = live.iter().filter(|m| m.state.is_ejected(now)).count();
+        out > 0 && (live.len() - out) * 100 >= live.len() * outlier.min_health_percent as usize
     }
 }
 
@@ -344,6 +463,7 @@ impl Chosen {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::{downstream::gateway::Gateway, session::keys::tests::keys};
     use karst_proxy::testing::{pod, service, snapshot};
 
     pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
@@ -362,7 +482,7 @@ pub(crate) mod tests {
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
-        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }
 
@@ -387,6 +507,66 @@ pub(crate) mod tests {
         assert!(s.ejection_active(clock::now()));
     }
 
+    /// Those that are about to end, and are there for who is bound to them, are no part of what may be ejected, nor of what is left.
+    #[test]
+    fn endpoints_that_are_about_to_end_save_no_others() {
+        let one = |i: usize| {
+            let mut w = pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])]);
+            let is_ending = i >= 2;
+            w.status = i32::from(is_ending);
+            w.extensions.extend(is_ending.then(karst_api::draining));
+            w
+        };
+        let mut s = Snapshot::new("");
+        let pods = (0..6).map(one).chain([pod("own", "10.0.1.1", &[])]).collect();
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        s.gateway = Some(Arc::new(Gateway { session_keys: keys(&[1]), ..Default::default() }));
+        let outlier =
+            ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
+        let policy = Some(ir::Policy { outlier: Some(outlier), ..Default::default() });
+        s.backends.insert(KEY.into(), Arc::new(ir::Backend { policy, ..Default::default() }));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default(), udp: false };
+        let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
+        assert_eq!((set.members.len(), set.live().len()), (6, 2));
+        set.live().iter().for_each(|m| set.record_outcome(m, Some(500)));
+        let now = clock::now();
+        assert_eq!(set.live().iter().filter(|m| m.state.is_ejected(now)).count(), 1, "half of those that serve");
+        set.live().iter().for_each(|m| set.record_overload(m, Duration::from_secs(60), now));
+        assert!(!set.overload_active(now), "both of them");
+    }
+
+    #[test]
+    fn services_without_rules_have_the_same_ones() {
+        let mut s = Snapshot::new("");
+        let services = ["s", "t"].map(|name| service(name, "10.96.0.1", &[(80, 8080)]));
+        s.mesh = snapshot(vec![pod("own", "10.0.1.1", &[])], services.into());
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let [one, other] = ["s", "t"].map(|name| {
+            let service = format!("ns/{name}.ns.svc.cluster.local").into();
+            let key = ClusterKey { service, port: 80, subset: "".into(), client: Arc::default(), udp: false };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
+        });
+        assert!(Arc::ptr_eq(&one.policy, &other.policy) && *one.policy == ir::Policy::default());
+    }
+
+    #[test]
+    fn what_gets_no_answer_counts_apart_where_that_is_asked_for() {
+        let out = |consecutive_local: u32, outcomes: &[Option<u16>]| {
+            let ejection_ms = 60_000;
+            let outlier = ir::Outlier { consecutive_5xx: 3, consecutive_local, ejection_ms, ..Default::default() };
+            let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
+            outcomes.iter().for_each(|o| s.record_outcome(&s.members[0], *o));
+            s.members[0].state.is_ejected(clock::now())
+        };
+        let mixed = [Some(500), None, Some(500)];
+        assert!(out(0, &mixed) && !out(2, &mixed));
+        assert!(out(2, &[None, None]) && !out(0, &[None, None]));
+        // An answer is one, whatever it says.
+        assert!(!out(2, &[None, Some(500), None]));
+        assert!(out(2, &[Some(500), None, Some(500), Some(500)]), "what got none says nothing of the application");
+    }
+
     #[test]
     fn a_port_that_the_service_lacks_is_no_destination() {
         let mut s = Snapshot::new("");
@@ -394,7 +574,7 @@ pub(crate) mod tests {
         s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let at = |port: u16| {
-            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
@@ -411,7 +591,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |client: &str| {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into(), udp: false };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
@@ -442,7 +623,8 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |subset: &str| -> Vec<String> {
-            let key = ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
+            let key =
+                ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default(), udp: false };
             let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
             set.members.iter().map(|m| m.workload.name.to_string()).collect()
         };

@@ -15,6 +15,8 @@ pub struct ClusterKey {
     pub subset: Arc<str>,
     /// The client's namespace, if the service is called in a way of its own from there.
     pub client: Arc<str>,
+    /// Datagrams are sent, not connections made: a number may be a port of both.
+    pub udp: bool,
 }
 
 /// A [`ClusterKey`] that owns nothing.
@@ -25,20 +27,29 @@ pub struct ClusterKeyRef<'a> {
     pub subset: &'a Arc<str>,
     /// See [`ClusterKey::client`].
     pub client: &'a str,
+    /// See [`ClusterKey::udp`].
+    pub udp: bool,
 }
 
 impl ClusterKeyRef<'_> {
     /// The same, to be kept.
     pub fn to_key(self) -> ClusterKey {
         let client = if self.client.is_empty() { Arc::default() } else { self.client.into() };
-        ClusterKey { service: self.service.clone(), port: self.port, subset: self.subset.clone(), client }
+        ClusterKey {
+            service: self.service.clone(),
+            port: self.port,
+            subset: self.subset.clone(),
+            client,
+            udp: self.udp,
+        }
     }
 }
 
 impl ClusterKey {
     /// The same, not owned.
     pub fn as_ref(&self) -> ClusterKeyRef<'_> {
-        ClusterKeyRef { service: &self.service, port: self.port, subset: &self.subset, client: &self.client }
+        let Self { service, port, subset, client, udp } = self;
+        ClusterKeyRef { service, port: *port, subset, client, udp: *udp }
     }
 }
 
@@ -76,12 +87,16 @@ mod tests {
             port,
             subset: "v1".into(),
             client: client.into(),
+            udp: false,
         };
+        let datagrams = ClusterKey { udp: true, ..key("a", 80, "") };
         let all: HashMap<ClusterKey, u8, RandomState> =
-            [(key("a", 80, ""), 1), (key("a", 81, ""), 2), (key("a", 80, "ns"), 3)].into_iter().collect();
+            [(key("a", 80, ""), 1), (key("a", 81, ""), 2), (key("a", 80, "ns"), 3), (datagrams.clone(), 4)]
+                .into_iter()
+                .collect();
         let find = |key: &ClusterKey| all.get(&key.as_ref()).copied();
-        let wanted = [key("a", 80, ""), key("a", 81, ""), key("a", 80, "ns"), key("b", 80, "")];
-        assert_eq!(wanted.each_ref().map(find), [Some(1), Some(2), Some(3), None]);
-        assert_eq!(wanted.each_ref().map(|k| all.get(k).copied()), [Some(1), Some(2), Some(3), None]);
+        let wanted = [key("a", 80, ""), key("a", 81, ""), key("a", 80, "ns"), key("b", 80, ""), datagrams];
+        assert_eq!(wanted.each_ref().map(find), [Some(1), Some(2), Some(3), None, Some(4)]);
+        assert_eq!(wanted.each_ref().map(|k| all.get(k).copied()), [Some(1), Some(2), Some(3), None, Some(4)]);
     }
 }

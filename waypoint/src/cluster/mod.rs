@@ -5,5 +5,6 @@ pub mod endpoint;
 pub mod endpoint_set;
 pub mod key;
 pub mod locality;
+pub mod overload;
 pub mod ring;
 pub mod tls;

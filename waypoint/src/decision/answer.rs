@@ -90,6 +90,10 @@ pub enum SettingKind {
     Fault,
     /// Copies go elsewhere.
     Mirror,
+    /// How large a request may be.
+    RequestSize,
+    /// Answers are compressed.
+    Compression,
     /// How long a request may take.
     Timeout,
     /// How often it is tried again.

@@ -8,7 +8,7 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gateway::Listener,
     },
-    http::virtual_host::{WrongListener, at_gateway},
+    http::virtual_host::{Arrival, WrongListener, at_gateway},
     route::table::Routes,
 };
 use http::StatusCode;
@@ -75,7 +75,8 @@ impl Waypoint {
             }
             DownstreamTarget::Gateway(tls) => tls.as_deref(),
         };
-        match at_gateway(&self.snapshot, downstream.port, tls, is_https, host) {
+        let arrival = Arrival { port: downstream.port, tls, has_proof: !downstream.entered.unproven, is_https };
+        match at_gateway(&self.snapshot, arrival, host) {
             Ok(Some(routes)) => Ok((self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes))),
             Ok(None) => Err(answered(StatusCode::NOT_FOUND, NO_HOST)),
             Err(WrongListener::Scheme) => {
@@ -84,6 +85,10 @@ impl Waypoint {
             Err(WrongListener::Name) => Err(answered(
                 StatusCode::MISDIRECTED_REQUEST,
                 "the name in the TLS hello has chosen another listener than the host of the request",
+            )),
+            Err(WrongListener::Certificate) => Err(answered(
+                StatusCode::MISDIRECTED_REQUEST,
+                "the listener asks for a certificate, and the connection has been made without one",
             )),
         }
     }

@@ -4,10 +4,7 @@
 use super::answer::{Setting, SettingKind};
 use crate::{
     authz::access::Asks,
-    route::{
-        limit::Limit,
-        table::{Routes, Rule},
-    },
+    route::{bucket::Key, limit::Limit, rule::Rule, table::Routes},
 };
 use karst_api::route as ir;
 
@@ -26,14 +23,16 @@ fn milliseconds(number: u64) -> String {
 
 fn limited(limit: &Limit) -> Setting {
     let rule = limit.rule();
-    let whose = if rule.by_caller { "for each caller" } else { "in all" };
+    let keys: Vec<String> = limit.keys().iter().map(Key::describe).collect();
+    let whose = if keys.is_empty() { "in all".to_string() } else { format!("for each {}", keys.join(" and ")) };
     Setting {
         kind: SettingKind::RateLimit,
         text: format!(
-            "no more than {} requests in {} {whose}, {} at once; what is above is answered 429",
+            "no more than {} requests in {} {whose}, {} at once{}; what is above is answered 429",
             rule.requests,
             milliseconds(rule.per_ms),
-            rule.burst
+            rule.burst,
+            if rule.shared.is_empty() { "" } else { ", counted by all replicas together" }
         ),
         origin: format!("HTTPFilter {}", rule.name),
     }
@@ -91,18 +90,27 @@ pub(super) fn of_rule(rule: &Rule) -> Vec<Setting> {
             format!("a request that takes longer than {} is answered 504", milliseconds(rule.timeout_ms)),
         );
     }
-    if let Some(retry) = rule.retry.as_ref().filter(|retry| **retry != ir::Retry::istio() && retry.attempts > 0) {
+    if let Some(retry) = rule.retry.as_deref().filter(|retry| **retry != ir::Retry::istio() && retry.attempts > 0) {
         let each = match retry.per_try_ms {
             0 => String::new(),
             each => format!(", each for at most {}", milliseconds(each)),
         };
         add(SettingKind::Retry, format!("up to {} retries{each}", retry.attempts));
     }
-    for (to, per_million) in &rule.mirrors {
-        let text = format!("copies of {} of the requests go to {}", percent(*per_million), to.service);
+    for mirror in &rule.mirrors {
+        let text = format!("copies of {} of the requests go to {}", percent(mirror.per_million), mirror.to.service);
         add(SettingKind::Mirror, text);
     }
-    out.extend(rule.fault.as_ref().and_then(|own| fault(own, &rule.origin)));
+    if rule.max_body_bytes > 0 {
+        let text = format!("a request whose body is larger than {} bytes is answered 413", rule.max_body_bytes);
+        add(SettingKind::RequestSize, text);
+    }
+    if let Some(compression) = &rule.compression {
+        let text =
+            format!("answers of {} bytes or more are compressed for clients that take gzip", compression.min_bytes);
+        add(SettingKind::Compression, text);
+    }
+    out.extend(rule.fault.as_ref().and_then(|own| fault(&own.ir, &rule.origin)));
     out
 }
 

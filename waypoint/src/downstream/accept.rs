@@ -1,9 +1,9 @@
 //! Tunnels of the mesh: a worker's loop that takes them, and serves their streams or gives them to a worker that has less to do.
 
 use crate::{
-    downstream::{edge, tunnel::stream},
+    downstream::{edge, tunnel::stream, udp},
     snapshot::Snapshot,
-    upstream::connector::Connector,
+    upstream::{connector::Connector, follow, reopen},
     worker::{Job, Shared, Worker},
 };
 use http::{Response, StatusCode};
@@ -44,8 +44,12 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let worker = Worker::new(shared, number, drain.clone(), Connector::Network(NetnsConnector::host()));
+        let (following, orders) = follow::orders();
+        let network = Connector::Network(NetnsConnector::host());
+        let worker = Worker::new(shared, number, drain.clone(), network, following);
+        tokio::task::spawn_local(reopen::run(Rc::downgrade(&worker), orders));
         tokio::task::spawn_local(edge::accept(worker.clone(), worker.shared.ports.clone()));
+        tokio::task::spawn_local(udp::serve::serve(worker.clone(), worker.shared.udp_ports.clone()));
         tokio::task::spawn_local(recheck(worker.clone(), worker.shared.state.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
@@ -186,10 +190,10 @@ fn serve(worker: &Rc<Worker>, job: Job) {
         let Job { connect, peer, from, in_use, running } = job;
         let mut forced = worker.drain.clone();
         tokio::select! {
-            () = stream(worker.clone(), connect, peer, from) => {}
+            () = stream(worker.clone(), connect, peer, from, in_use) => {}
             () = forced.reached(drain::Phase::Forced) => {}
         }
-        drop((in_use, running));
+        drop(running);
     };
     tokio::task::spawn_local(turns::of(Some(share), Box::pin(task)));
 }

@@ -31,15 +31,18 @@ use tokio::sync::Notify;
 const AT_ONCE: usize = 16;
 
 /// Whose policies decide.
-enum Policies {
+pub enum Policies {
+    /// Nobody's: everything is allowed.
     None,
+    /// The service's.
     Service(Arc<Access>),
+    /// This gateway's, or this waypoint's own.
     Gateway(Arc<Gateway>),
 }
 
 impl Policies {
     /// As [`Snapshot::access_to`] has it.
-    fn of(snapshot: &Snapshot, target: &DownstreamTarget) -> Self {
+    pub fn of(snapshot: &Snapshot, target: &DownstreamTarget) -> Self {
         match target {
             DownstreamTarget::Service(service) if !service.is_workload_service() => {
                 snapshot.access.get(&service.key).map_or(Policies::None, |a| Policies::Service(a.clone()))
@@ -51,7 +54,7 @@ impl Policies {
     }
 
     /// The same as before? They are held, so that others cannot be where they were.
-    fn same(&self, other: &Self) -> bool {
+    pub fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Policies::None, Policies::None) => true,
             (Policies::Service(a), Policies::Service(b)) => Arc::ptr_eq(a, b),
@@ -60,7 +63,8 @@ impl Policies {
         }
     }
 
-    fn access(&self) -> Option<&Access> {
+    /// They themselves.
+    pub fn access(&self) -> Option<&Access> {
         match self {
             Policies::None => None,
             Policies::Service(a) => Some(a),
@@ -110,7 +114,7 @@ impl Open {
             path,
             headers: &request.headers.all,
             known: request.headers.known.as_deref(),
-            token: request.token.as_ref(),
+            token: request.token.as_deref(),
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);

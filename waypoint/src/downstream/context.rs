@@ -4,7 +4,7 @@ use crate::{
     authz::access::{self, Access, Denial},
     cluster::key::ClusterKeyRef,
     downstream::client_cert,
-    route::table::TcpRouteInput,
+    route::input::TcpRouteInput,
     snapshot::Snapshot,
     telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
 };
@@ -15,7 +15,7 @@ use karst_proxy::{
     state::{Service, Workload},
     trace::{self, SpanContext},
 };
-use karst_rt::admission::Permit;
+use karst_rt::{admission::Permit, clock};
 use std::{
     borrow::Cow,
     cell::OnceCell,
@@ -23,8 +23,9 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
+use tokio::sync::Notify;
 
 /// Who calls, and what.
 pub struct Downstream {
@@ -53,6 +54,10 @@ pub struct Entered {
     pub direct: Option<IpAddr>,
     /// Its certificate, as `x-forwarded-client-cert` tells of it. None: it has shown none.
     pub certificate: Option<HeaderValue>,
+    /// Of TLS that ends here: there is none, or anybody may have signed it.
+    pub unproven: bool,
+    /// Told when its listener asks for more than was shown: the connection is to end.
+    pub outdated: Notify,
 }
 
 /// What logs and headers say of a caller: written for the first of a connection's requests, and used by all.
@@ -115,9 +120,9 @@ impl Downstream {
         SocketAddr::new(self.to, self.port)
     }
 
-    /// Has the caller shown a certificate?
+    /// Has the caller shown a certificate that counts?
     pub fn has_certificate(&self) -> bool {
-        self.peer.is_some() || self.entered.certificate.is_some()
+        self.peer.is_some() || (self.entered.certificate.is_some() && !self.entered.unproven)
     }
 
     /// What `x-forwarded-client-cert` says of the caller, by a proxy of this identity. None: it has shown no certificate.
@@ -167,7 +172,7 @@ impl Downstream {
         // The caller's namespace; else that of this proxy, which Istio takes for the client.
         let backend = snapshot.backend_by_client(service);
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
-        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default() }
+        ClusterKeyRef { service, port, subset, client: client.unwrap_or_default(), udp: false }
     }
 
     /// The name in the hello that was read; empty if it has none. None: no hello was read.
@@ -234,7 +239,7 @@ impl Downstream {
         };
         let info = StreamInfo {
             started: Instant::now(),
-            time: SystemTime::now(),
+            time: clock::wall(),
             method: Method::GET,
             path: None,
             authority: None,

@@ -12,13 +12,12 @@ use crate::{
         stream::{Io, Reset},
         tcp,
     },
-    route::table::TcpRule,
+    route::tcp::TcpRule,
     snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::Speaks,
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
-use http::HeaderValue;
 use karst_api::route::ListenerProtocol;
 use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
@@ -131,7 +130,13 @@ fn ended(worker: &Worker, from: SocketAddr, port: u16, e: Ended) {
 }
 
 /// Takes a connection from `peer`, which may be a proxy that names its client. None: it has ended.
-async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16, permit: Permit) -> Option<Arrived> {
+async fn arrive(
+    worker: &Worker,
+    socket: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+    mut permit: Permit,
+) -> Option<Arrived> {
     let _ = socket.set_nodelay(true);
     let own = socket.local_addr().map_or(peer.ip(), |a| canonical(a).ip());
     let snapshot = worker.snapshot();
@@ -151,6 +156,10 @@ async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16,
         match permit.within(HELLO, proxy_header::origin(&mut io)).await {
             Ok(Ok(Origin::Client { from: client, to: called })) => {
                 (from, to, direct) = (client, called.ip(), Some(peer.ip()));
+                if let Err(e) = worker.shared.gate.named(&mut permit, client.ip()) {
+                    ended(worker, from, port, e);
+                    return None;
+                }
             }
             Ok(Ok(Origin::Sender)) => {}
             Ok(Err(e)) => {
@@ -166,35 +175,36 @@ async fn arrive(worker: &Worker, socket: TcpStream, peer: SocketAddr, port: u16,
     Some(Arrived { snapshot, io, permit, from, to, direct })
 }
 
-/// Serves a connection.
+/// Serves a connection. What was in force when it came is not kept for it.
 async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
     let Arrived { snapshot, mut io, permit, from, to, direct } = arrived;
     let Some(listeners) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
     let gate = &worker.shared.gate;
     let ended = |e| ended(worker, from, port, e);
     // From here on it is one of those that have greeted. Places are the client's: all of a proxy's connections have one address.
-    let call = |tls: Option<Rc<str>>, permit, certificate: Option<HeaderValue>| {
+    let call = |tls: Option<Rc<str>>, permit, entered: Entered| {
         let permit = gate
             .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
         let target = DownstreamTarget::Gateway(tls);
-        let (permit, entered) = (Some(permit.ok()?), Entered { direct, certificate });
+        let (permit, entered) = (Some(permit.ok()?), Entered { direct, ..entered });
         let (source, hello, written) = (None, None, Default::default());
         Some(Downstream { peer: None, from, source, target, port, to, hello, permit, entered, written })
     };
     match listeners.protocol() {
         ListenerProtocol::Http => match permit.within(HELLO, preface(&mut io)).await {
             Ok(Some(http2)) => {
-                let Some(downstream) = call(None, permit, None) else { return };
+                let Some(downstream) = call(None, permit, Entered::default()) else { return };
+                drop(snapshot);
                 requests::requests(worker, Rc::new(downstream), io, http2).await;
             }
             Ok(None) => {}
             Err(e) => ended(e),
         },
         ListenerProtocol::Tcp => {
-            let Some(listener) = listeners.find(None).next() else { return };
-            let Some(downstream) = call(None, permit, None) else { return };
-            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), io).await;
+            let Some(listener) = listeners.find(None).next().cloned() else { return };
+            let Some(downstream) = call(None, permit, Entered::default()) else { return };
+            bytes(worker, snapshot, &downstream, &listener, ("*", Speaks::Anything), io).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
             let sni = match permit.within(HELLO, hello(&mut io)).await {
@@ -207,8 +217,8 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &listener.tls else {
-                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
-                return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
+                let Some(downstream) = call(sni.map(Into::into), permit, Entered::default()) else { return };
+                return bytes(worker, snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
             turns::spend(limits::TURN_HANDSHAKE);
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
@@ -225,13 +235,15 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
             if listener.protocol == ListenerProtocol::Tls {
-                let Some(downstream) = call(sni.map(Into::into), permit, None) else { return };
-                return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
+                let Some(downstream) = call(sni.map(Into::into), permit, Entered::default()) else { return };
+                return bytes(worker, snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
             }
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let certificate = tls.forwarded(sni.as_deref(), io.get_ref().1.peer_certificates());
-            let Some(downstream) = call(Some(name.into()), permit, certificate) else { return };
+            let shown = io.get_ref().1.peer_certificates();
+            let certificate = tls.forwarded(sni.as_deref(), shown);
+            let entered = Entered { certificate, unproven: !tls.has_proof(shown), ..Entered::default() };
+            let Some(downstream) = call(Some(name.into()), permit, entered) else { return };
             drop(snapshot);
             requests::requests(worker, Rc::new(downstream), io, http2).await;
         }
@@ -241,7 +253,7 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
 /// Carries bytes to where the listener's routes say.
 pub async fn bytes<I>(
     worker: &Rc<Worker>,
-    snapshot: &Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     downstream: &Downstream,
     listener: &Listener,
     (name, speaks): (&str, Speaks),
@@ -251,14 +263,14 @@ pub async fn bytes<I>(
 {
     let busy = Busy::on(downstream);
     // It is told when it is dropped, whatever becomes of it.
-    let mut record = downstream.connection(&worker.sink, snapshot);
+    let mut record = downstream.connection(&worker.sink, &snapshot);
     record.route.clone_from(&listener.origin);
     let dry_runs = &worker.shared.metrics.dry_runs;
     let denied = snapshot
         .gateway
         .as_ref()
         .and_then(|g| downstream.authorize(dry_runs, g.access.as_ref()?, downstream.from.ip(), None));
-    worker.note(snapshot, downstream, None, denied.as_ref());
+    worker.note(&snapshot, downstream, None, denied.as_ref());
     if let Some(by) = denied {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
@@ -268,13 +280,15 @@ pub async fn bytes<I>(
         return drop(record.failed(ResponseFlag::NoRoute, "no route"));
     };
     record.route.clone_from(&rule.origin);
-    let Some(key) = destination(worker, snapshot, downstream, rule) else {
+    let Some(key) = destination(worker, &snapshot, downstream, rule) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no destination"));
     };
-    let Some(set) = worker.destination(snapshot, downstream, key.as_ref(), downstream.tcp().sni) else {
+    let Some(set) = worker.destination(&snapshot, downstream, key.as_ref(), downstream.tcp().sni) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
-    if let Ok(to) = tcp::open(worker, snapshot, downstream, set, speaks, record).await {
+    let opened = tcp::open(worker, &snapshot, downstream, set, speaks, record).await;
+    drop(snapshot);
+    if let Ok(to) = opened {
         Busy::keep_busy(busy, tcp::relay(io, to)).await;
         worker.shared.gate.note_evicted(downstream.permit.as_deref());
     }
@@ -286,10 +300,86 @@ fn destination(
     downstream: &Downstream,
     rule: &TcpRule,
 ) -> Option<ClusterKey> {
-    let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()))?;
+    let destination = rule.choose()?;
     (destination.refuse_status == 0).then(|| {
         let own = &worker.shared.config.pod_namespace;
         let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());
         downstream.key(own, snapshot, &service, destination.port as u16, &subset).to_key()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::{
+        downstream::gateway::Gateway,
+        route::table::Routes,
+        testing::{OWN, worker_by},
+        upstream::{
+            connector::{Connector, memory::Memory},
+            pool,
+        },
+    };
+    use karst_api::{route as ir, workload as pb};
+    use karst_proxy::testing::{pod, service, snapshot};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::{LocalSet, spawn_local},
+    };
+
+    const KEY: &str = "ns/s.ns.svc.cluster.local";
+
+    /// What a gateway with one listener knows that sends bytes to a service.
+    fn state(protocol: ListenerProtocol) -> Snapshot {
+        let listener = ir::Listener {
+            routes: "l".into(),
+            port: 80,
+            protocol: protocol as i32,
+            hosts: vec!["*".into()],
+            ..Default::default()
+        };
+        let gateway = ir::Gateway { listeners: vec![listener], ..Default::default() };
+        let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
+        let table =
+            ir::Table { tcp: vec![ir::TcpRule { destinations: vec![to], ..Default::default() }], ..Default::default() };
+        let routes = ir::Routes { producer: Some(table), ..Default::default() };
+        let app = pb::Workload { tunnel_protocol: 0, ..pod("app", "10.0.0.2", &[(KEY, &[(80, 8080)])]) };
+        let mut state = Snapshot::new("");
+        state.mesh = snapshot(vec![pod(OWN, "10.0.0.1", &[]), app], vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        state.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+        state.hosts.insert("l/*".into(), Arc::new(Routes::new(&routes, None).unwrap()));
+        state
+    }
+
+    /// Connections may last for days, while thousands of routes change.
+    #[tokio::test(start_paused = true)]
+    async fn an_open_connection_keeps_no_old_snapshot() {
+        let run = async {
+            for protocol in [ListenerProtocol::Http, ListenerProtocol::Tcp] {
+                let memory = Rc::<Memory>::default();
+                memory.listen(([10, 0, 0, 2], 8080).into(), |mut io| {
+                    spawn_local(async move {
+                        io.write_all(b"hello").await.unwrap();
+                        std::future::pending::<()>().await;
+                    });
+                });
+                let worker = worker_by(state(protocol), "router", Connector::Memory(memory));
+                let old = Arc::new(state(protocol));
+                let kept = Arc::downgrade(&old);
+                let from = SocketAddr::from(([192, 0, 2, 1], 5));
+                let (permit, (mut client, io)) =
+                    (worker.shared.gate.greeting(from.ip()).unwrap(), tokio::io::duplex(4096));
+                let (io, to) = (Io::memory(io), IpAddr::from([192, 0, 2, 9]));
+                let arrived = Arrived { snapshot: old, io, permit, from, to, direct: None };
+                let open = spawn_local(async move { connection(&worker, arrived, 80).await });
+                client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                // It is answered: by us, or by the endpoint.
+                client.read_u8().await.unwrap();
+                tokio::time::sleep(pool::SWEEP * 3).await;
+                assert!(!open.is_finished() && kept.upgrade().is_none(), "{protocol:?}");
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
 }

@@ -29,8 +29,14 @@ pub struct Gate {
     tunnels: Admission,
     /// What comes to a gateway's ports, until it has greeted (TLS is done, or a request has begun).
     greetings: Admission,
+    /// The same, of clients that a proxy before us has named (the PROXY protocol): by client, as all come from one address.
+    named: Admission,
     /// What has come in by a gateway's ports. One without a request gives way.
     connections: Admission,
+    /// UDP sessions whose clients have not sent anything after an answer.
+    new_sessions: Admission,
+    /// UDP sessions whose clients have.
+    sessions: Admission,
     pub counts: AllCounts,
     /// How often a task has had to wait for other callers' turns.
     pub turns: Arc<AtomicU64>,
@@ -47,6 +53,8 @@ pub struct AllCounts {
     pub tunnels: Counts,
     pub greetings: Counts,
     pub connections: Counts,
+    pub new_sessions: Counts,
+    pub sessions: Counts,
 }
 
 impl Gate {
@@ -54,6 +62,7 @@ impl Gate {
     pub fn new(descriptors: u64) -> Self {
         let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
         let tunnels = part(8, TUNNELS);
+        let (sessions, new_sessions) = limits::udp_sessions(descriptors);
         // As many as a ztunnel would take of one peer.
         let streams = limits::connections_of_peer(descriptors);
         Self {
@@ -61,7 +70,10 @@ impl Gate {
             tunnels: Admission::new(Limits { per_source: tunnels / 8, in_use: streams, ..Limits::even(tunnels) }),
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
             greetings: Admission::new(Limits::even(part(16, GREETINGS))),
+            named: Admission::new(Limits::even(part(16, GREETINGS))),
             connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
+            new_sessions: Admission::new(Limits::even(new_sessions)),
+            sessions: Admission::new(Limits::even(sessions)),
             counts: AllCounts::default(),
             turns: Arc::default(),
             refused_streams: AtomicU64::new(0),
@@ -71,7 +83,8 @@ impl Gate {
 
     /// What is open, in whatever state.
     pub fn open(&self) -> usize {
-        [&self.handshakes, &self.tunnels, &self.greetings, &self.connections].into_iter().map(Admission::len).sum()
+        let connections = [&self.handshakes, &self.tunnels, &self.greetings, &self.named, &self.connections];
+        connections.into_iter().chain([&self.new_sessions, &self.sessions]).map(Admission::len).sum()
     }
 
     /// A tunnel that begins. `known`: the address is a workload's.
@@ -100,6 +113,14 @@ impl Gate {
         Permit::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
     }
 
+    /// A connection that begins, of which a proxy has told whose it is.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn named(&self, p: &mut Permit, client: IpAddr) -> Result<(), Ended> {
+        p.move_to(&[&self.named], &Source::address(client, false))
+    }
+
     /// A connection to a gateway's port that has greeted.
     ///
     /// # Errors
@@ -107,6 +128,25 @@ impl Gate {
     pub fn connection(&self, mut p: Permit, from: IpAddr) -> Result<Rc<Permit>, Ended> {
         let moved = p.move_to(&[&self.connections], &Source::address(from, false));
         moved.inspect_err(|e| self.counts.connections.note(*e)).map(|()| Rc::new(p))
+    }
+
+    /// A UDP session that begins. Its client's address may be forged: it has a place among those of which that is not known, where
+    /// the oldest of the source that has the most gives way.
+    ///
+    /// # Errors
+    /// See [`Permit::admit`].
+    pub fn session(&self, from: IpAddr) -> Result<Permit, Ended> {
+        let admitted = Permit::admit(&[&self.new_sessions], &Source::address(from, false));
+        admitted.inspect_err(|e| self.counts.new_sessions.note(*e))
+    }
+
+    /// A UDP session whose client has sent something after an answer.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn prove_session(&self, permit: &mut Permit, from: IpAddr) -> Result<(), Ended> {
+        let moved = permit.move_to(&[&self.sessions], &Source::address(from, false));
+        moved.inspect_err(|e| self.counts.sessions.note(*e))
     }
 
     /// Counts a connection from outside that has ended, if it had to give way.
@@ -126,6 +166,8 @@ impl Gate {
                 ("hbone", "open", &counts.tunnels),
                 ("gateway", "handshake", &counts.greetings),
                 ("gateway", "open", &counts.connections),
+                ("udp", "handshake", &counts.new_sessions),
+                ("udp", "open", &counts.sessions),
             ],
         );
         let (waited, refused) = (self.turns.load(Relaxed), self.refused_streams.load(Relaxed));
@@ -168,6 +210,48 @@ mod tests {
         let mut page = String::new();
         g.render(&mut page);
         assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
+    }
+
+    /// A flood from forged addresses takes no place of who gets answers, and is itself bounded.
+    #[test]
+    fn forged_clients_take_no_proven_sessions() {
+        let g = Gate::new(1024);
+        let (_, new) = limits::udp_sessions(1024);
+        let client = IpAddr::from([198, 51, 100, 1]);
+        let mut proven = g.session(client).unwrap();
+        g.prove_session(&mut proven, client).unwrap();
+        let unproven = g.session(client).unwrap();
+        let flood: Vec<_> =
+            (0..4 * new).map(|n| g.session(IpAddr::from([10, 0, (n >> 8) as u8, n as u8])).unwrap()).collect();
+        assert!(!proven.is_evicted() && unproven.is_evicted());
+        assert_eq!(flood.iter().filter(|p| !p.is_evicted()).count(), new);
+        assert_eq!(g.open(), new + 1);
+        // Of many addresses each with one session the oldest goes; of one address with many, one of its own.
+        let one = g.session(client).unwrap();
+        let loud = IpAddr::from([203, 0, 113, 9]);
+        let all: Vec<_> = (0..new).map(|_| g.session(loud).unwrap()).collect();
+        assert!(all.iter().any(|p| !p.is_evicted()));
+        let late = g.session(client).unwrap();
+        let more: Vec<_> = (0..new).map(|_| g.session(loud).unwrap()).collect();
+        assert!(!late.is_evicted() && !more.is_empty());
+        drop(one);
+        let mut evicted = all.into_iter().find(Permit::is_evicted).unwrap();
+        assert_eq!(g.prove_session(&mut evicted, loud), Err(Ended::Evicted));
+    }
+
+    #[test]
+    fn behind_a_proxy_who_does_not_greet_keeps_nobody_else_from_it() {
+        let g = Gate::new(2048);
+        let (proxy, client) = (IpAddr::from([10, 0, 0, 1]), |n: u8| IpAddr::from([198, 51, 100, n]));
+        let begin = |n: u8| {
+            let mut p = g.greeting(proxy).unwrap();
+            g.named(&mut p, client(n)).unwrap();
+            p
+        };
+        let greets = begin(200);
+        let silent: Vec<_> = (0..2 * 2048 / 16).map(|_| begin(1)).collect();
+        assert!(!greets.is_evicted() && silent.iter().any(Permit::is_evicted));
+        assert_eq!(g.open(), 2048 / 16, "the places of before are given back");
     }
 
     #[test]

@@ -2,9 +2,12 @@
 
 pub mod accept;
 pub mod busy;
+pub mod by_host;
 pub mod client_cert;
+pub mod client_verifier;
 pub mod conns;
 pub mod context;
+pub mod continued;
 pub mod edge;
 pub mod gate;
 pub mod gateway;
@@ -17,4 +20,5 @@ pub mod stream;
 pub mod tcp;
 pub mod topology;
 pub mod tunnel;
+pub mod udp;
 pub mod upgrade;

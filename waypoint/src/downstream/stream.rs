@@ -3,10 +3,12 @@
 //! A stream that has sent its end is not dropped before the peer has sent its own: HTTP/2 would reset it, and the peer might
 //! never see the last bytes. It lingers instead, in a task of the worker's.
 
+use crate::downstream::continued::{Next, Resume, Tunnel};
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use karst_rt::turns;
 use std::{
+    future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -17,9 +19,6 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
 };
-
-/// Most bytes that one write takes.
-const WRITE: usize = 64 << 10;
 
 /// A byte stream.
 pub struct Io {
@@ -39,12 +38,6 @@ enum Leg {
     Memory(tokio::io::DuplexStream),
 }
 
-/// The two directions of a CONNECT.
-pub struct Tunnel {
-    send: SendStream<Bytes>,
-    recv: RecvStream,
-}
-
 /// Where streams go that have sent their end.
 pub type Lingering = mpsc::UnboundedSender<Tunnel>;
 /// A peer that does not end its side is waited for this long.
@@ -55,8 +48,8 @@ pub async fn linger(mut streams: mpsc::UnboundedReceiver<Tunnel>) {
     while let Some(mut t) = streams.recv().await {
         tokio::task::spawn_local(async move {
             let rest = async {
-                while let Some(Ok(b)) = t.recv.data().await {
-                    let _ = t.recv.flow_control().release_capacity(b.len());
+                while let Ok(Some(b)) = poll_fn(|cx| t.poll_data(cx)).await {
+                    let _ = t.release(b.len());
                 }
             };
             let _ = tokio::time::timeout(LINGER, rest).await;
@@ -64,31 +57,36 @@ pub async fn linger(mut streams: mpsc::UnboundedReceiver<Tunnel>) {
     }
 }
 
-fn broken(e: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, e.to_string())
-}
-
 impl Io {
+    fn new(leg: Leg) -> Self {
+        Self { leg, ahead: Bytes::new(), closed: false, ended: false }
+    }
+
     /// A stream of a tunnel.
     pub fn tunnel(send: SendStream<Bytes>, recv: RecvStream, lingering: Lingering) -> Self {
-        let leg = Leg::Tunnel(Some(Tunnel { send, recv }), lingering);
-        Self { leg, ahead: Bytes::new(), closed: false, ended: false }
+        Self::new(Leg::Tunnel(Some(Tunnel::new(send, recv)), lingering))
+    }
+
+    /// A stream of a tunnel that goes on in another one when the process at its other side is replaced. `client`: this side has opened
+    /// it.
+    pub fn continuing(first: Next, client: bool, resume: Box<dyn Resume>, lingering: Lingering) -> Self {
+        Self::new(Leg::Tunnel(Some(Tunnel::continuing(first, client, resume)), lingering))
     }
 
     /// A socket.
     pub fn socket(s: TcpStream) -> Self {
-        Self { leg: Leg::Socket(s), ahead: Bytes::new(), closed: false, ended: false }
+        Self::new(Leg::Socket(s))
     }
 
     /// One of these with TLS of ours on it.
     pub fn tls(s: tokio_rustls::client::TlsStream<Io>) -> Self {
-        Self { leg: Leg::Tls(Box::new(s)), ahead: Bytes::new(), closed: false, ended: false }
+        Self::new(Leg::Tls(Box::new(s)))
     }
 
     /// A stream in memory.
     #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn memory(s: tokio::io::DuplexStream) -> Self {
-        Self { leg: Leg::Memory(s), ahead: Bytes::new(), closed: false, ended: false }
+        Self::new(Leg::Memory(s))
     }
 
     /// Puts bytes in front of what is read next.
@@ -114,7 +112,7 @@ impl Reset for Io {
         match &mut self.leg {
             Leg::Tunnel(t, _) => {
                 if let Some(mut t) = t.take() {
-                    t.send.send_reset(h2::Reason::CANCEL);
+                    t.reset();
                 }
             }
             Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
@@ -152,15 +150,14 @@ impl AsyncRead for Io {
                 #[cfg(any(test, feature = "fuzz"))]
                 Leg::Memory(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
-                Leg::Tunnel(Some(tunnel), _) => match ready!(tunnel.recv.poll_data(cx)) {
+                Leg::Tunnel(Some(tunnel), _) => match ready!(tunnel.poll_data(cx))? {
                     None => {
                         this.ended = true;
                         return Poll::Ready(Ok(()));
                     }
-                    Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-                    Some(Ok(b)) => {
+                    Some(b) => {
                         // They are ours now: the peer may send as many more. At most one frame is held here.
-                        tunnel.recv.flow_control().release_capacity(b.len()).map_err(broken)?;
+                        tunnel.release(b.len())?;
                         this.ahead = b;
                     }
                 },
@@ -189,37 +186,17 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let tunnel = match &mut self.leg {
-            Leg::Socket(s) => {
-                return Pin::new(s).poll_write_vectored(cx, bufs).map_ok(|n| {
-                    turns::spend(n);
-                    n
-                });
-            }
-            Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
+        match &mut self.leg {
+            Leg::Socket(s) => Pin::new(s).poll_write_vectored(cx, bufs).map_ok(|n| {
+                turns::spend(n);
+                n
+            }),
+            Leg::Tls(t) => Pin::new(&mut **t).poll_write_vectored(cx, bufs),
             #[cfg(any(test, feature = "fuzz"))]
-            Leg::Memory(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
-            Leg::Tunnel(Some(tunnel), _) => tunnel,
-            Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        };
-        let all: usize = bufs.iter().map(|b| b.len()).sum();
-        if all == 0 {
-            return Poll::Ready(Ok(0));
+            Leg::Memory(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Leg::Tunnel(Some(tunnel), _) => tunnel.poll_write(cx, bufs),
+            Leg::Tunnel(None, _) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
-        tunnel.send.reserve_capacity(all.min(WRITE));
-        let room = match ready!(tunnel.send.poll_capacity(cx)) {
-            Some(Ok(0)) => return Poll::Pending,
-            Some(Ok(n)) => n.min(all).min(WRITE),
-            Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        };
-        let mut out = Vec::with_capacity(room);
-        for b in bufs {
-            out.extend_from_slice(&b[..b.len().min(room - out.len())]);
-        }
-        tunnel.send.send_data(out.into(), false).map_err(broken)?;
-        turns::spend(room);
-        Poll::Ready(Ok(room))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -248,8 +225,7 @@ impl AsyncWrite for Io {
                 if let Some(tunnel) = tunnel
                     && !std::mem::replace(&mut this.closed, true)
                 {
-                    // A peer that has gone needs no end.
-                    let _ = tunnel.send.send_data(Bytes::new(), true);
+                    tunnel.end();
                 }
                 Poll::Ready(Ok(()))
             }

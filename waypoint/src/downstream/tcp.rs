@@ -8,20 +8,27 @@ use crate::{
         context::Downstream,
         stream::{Io, Reset},
     },
+    route::tcp::TcpRule,
     snapshot::Snapshot,
-    telemetry::{carried::Metered, flag::ResponseFlag, request_log::RequestLog},
+    telemetry::{
+        carried::{Carried, Metered},
+        flag::ResponseFlag,
+        request_log::RequestLog,
+    },
     upstream::{
         open::{self, Attempt},
         tls::Speaks,
     },
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
 use karst_hbone::pool::Lease;
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{cell::Cell, future::pending, rc::Rc, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 /// Endpoints tried for one connection.
 const TRIES: usize = 3;
+/// So often within its idle timeout a connection is looked at: it ends by a quarter too late, and no byte sets a timer.
+const LOOKS: u32 = 4;
 
 /// Carries bytes to an endpoint.
 pub async fn tcp(worker: &Rc<Worker>, downstream: &Downstream, mut io: Io) {
@@ -37,6 +44,8 @@ pub struct TcpRelay {
     pub io: Io,
     lease: Option<Lease>,
     guard: conns::Guard,
+    /// It ends when nothing has passed for so long; zero: it does not.
+    idle: Duration,
     pub record: Box<RequestLog>,
 }
 
@@ -61,13 +70,13 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     if let Some(rule) = rule {
         record.route.clone_from(&rule.origin);
     }
-    let rule = rule.and_then(|rule| rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight())));
     let own = &*worker.shared.config.pod_namespace;
-    let key = match rule {
-        Some(destination) if destination.refuse_status != 0 => {
-            return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
-        }
-        Some(destination) => {
+    let key = match rule.map(TcpRule::choose) {
+        // One whose destinations get nothing does not leave it to whoever would be called without the rule.
+        Some(chosen) => {
+            let Some(destination) = chosen.filter(|destination| destination.refuse_status == 0) else {
+                return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
+            };
             let (service, subset) = (destination.service.as_str().into(), destination.subset.as_str().into());
             downstream.key(own, &snapshot, &service, destination.port as u16, &subset).to_key()
         }
@@ -104,8 +113,11 @@ pub async fn open(
         let attempt = Attempt { set: &set, member, from, to, has_other: &has_other, held: &held, trace: &|| None };
         let error = match open::open(worker, &attempt, speaks).await {
             Ok((io, lease)) => {
+                // It counts as an answer: what failed before it was not in a row.
+                set.record_outcome(member, Some(200));
                 let guard = worker.register(judged, downstream, None);
-                return Ok(TcpRelay { io, lease, guard, record: record.failed(ResponseFlag::None, "") });
+                let idle = Duration::from_millis(set.policy.limits.as_ref().map_or(0, |l| l.tcp_idle_ms));
+                return Ok(TcpRelay { io, lease, guard, idle, record: record.failed(ResponseFlag::None, "") });
             }
             Err(error) => error,
         };
@@ -131,18 +143,24 @@ pub async fn open(
     Err(record)
 }
 
-/// Carries bytes both ways until both have ended, or a policy forbids it; then it is told, also where this is given up.
+/// Carries bytes both ways until both have ended, nothing passes for too long, or a policy forbids it; then it is told, also where this
+/// is given up.
 pub async fn relay<I>(client: I, to: TcpRelay)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let TcpRelay { io: mut upstream, lease, guard, mut record } = to;
-    let mut downstream = Metered::new(client, record.established());
+    let TcpRelay { io: mut upstream, lease, guard, idle, mut record } = to;
+    let carried = record.established();
+    let mut downstream = Metered::new(client, carried.clone());
     let ended = tokio::select! {
         r = tokio::io::copy_bidirectional(&mut downstream, &mut upstream) => {
             r.map(drop).map_err(|e| record.error = e.to_string())
         }
         by = guard.forbidden() => Err((record.error, record.details) = (by.error, by.details.into())),
+        () = silence(&carried, idle) => {
+            record.error = format!("idle for {} ms", idle.as_millis());
+            Err(())
+        }
     };
     match ended {
         Ok(()) => drop((downstream.shutdown().await, upstream.shutdown().await)),
@@ -153,4 +171,19 @@ where
         }
     }
     drop((lease, record));
+}
+
+/// Ends when nothing has passed for so long; zero: never.
+async fn silence(carried: &Carried, idle: Duration) {
+    if idle.is_zero() {
+        return pending().await;
+    }
+    let passed = || (carried.received.get(), carried.sent.get());
+    let (mut before, mut silent) = (passed(), 0);
+    while silent < LOOKS {
+        tokio::time::sleep(idle / LOOKS).await;
+        let now = passed();
+        silent = if now == before { silent + 1 } else { 0 };
+        before = now;
+    }
 }

@@ -13,7 +13,7 @@ pub struct Upgrade {
     pub authority: String,
     pub path: String,
     pub headers: Kept,
-    pub token: Option<Token>,
+    pub token: Option<Arc<Token>>,
     /// The client, as trusted proxies have told.
     pub client: IpAddr,
 }

@@ -48,12 +48,22 @@ fn all(view: &View<'_>) -> Vec<Value> {
             listener(&format!("{}_{port}", address.ip()), Some(address), chains)
         })
         .collect();
+    let datagrams = view.snapshot.gateway.iter().flat_map(|gateway| gateway.udp.keys());
+    out.extend(datagrams.map(|port| udp(view, *port)));
     if !view.config.is_gateway() {
         let tunnels = json!({ "name": "connect_terminate", "filters": [http("connect_terminate", None)] });
         out.push(listener("connect_terminate", Some(view.config.hbone), vec![tunnels]));
         // What comes out of the tunnels: it has no address of its own.
         out.push(listener("main_internal", None, service_chains(view)));
     }
+    out
+}
+
+fn udp(view: &View<'_>, port: u16) -> Value {
+    let address = SocketAddr::new(view.config.hbone.ip(), port);
+    let mut out = listener(&format!("{}_{port}_udp", address.ip()), Some(address), vec![]);
+    out["address"]["socket_address"]["protocol"] = json!("UDP");
+    out["listener_filters"] = json!([{ "name": "envoy.filters.udp_listener.udp_proxy" }]);
     out
 }
 

@@ -5,11 +5,16 @@ use crate::{
     downstream::gateway::Listener,
     route::{
         matcher::StringMatcher,
-        table::{Rule, Table},
+        rule::{ClaimMatch, Rule},
+        table::Table,
     },
 };
 use karst_api::route::ListenerProtocol;
 use serde_json::{Value, json};
+
+/// Where Istio's routes find the claims of a verified token.
+const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
+const JWT_PAYLOAD: &str = "payload";
 
 /// The section of the dump.
 pub fn section(view: &View<'_>) -> Value {
@@ -104,7 +109,8 @@ fn route(view: &View<'_>, rule: &Rule, called: u16) -> Value {
     } else if let Some(response) = &rule.response {
         out["direct_response"] = json!({ "status": response.status });
     } else {
-        let name = |to: &crate::route::table::Destination| view.destination(&to.service, to.port, called, &to.subset);
+        let name =
+            |to: &crate::route::destination::Destination| view.destination(&to.service, to.port, called, &to.subset);
         out["route"] = match &rule.destinations[..] {
             [one] => json!({ "cluster": name(one) }),
             several => {
@@ -136,23 +142,49 @@ fn matching(rule: &Rule) -> Value {
     if !headers.is_empty() {
         out["headers"] = headers.into();
     }
+    if !rule.claims().is_empty() {
+        out["dynamic_metadata"] = rule.claims().iter().map(claim).collect::<Vec<_>>().into();
+    }
     out
 }
 
 fn header(name: &str, value: &StringMatcher, invert: bool) -> Value {
     let mut out = json!({ "name": name });
-    match value {
-        StringMatcher::Exact(text) => out["string_match"] = json!({ "exact": text }),
-        StringMatcher::Prefix(text) | StringMatcher::PathSegments(text) => {
-            out["string_match"] = json!({ "prefix": text });
-        }
-        StringMatcher::Regex(pattern) => out["string_match"] = json!({ "safe_regex": { "regex": pattern.as_str() } }),
-        StringMatcher::Present => out["present_match"] = true.into(),
+    match text(value) {
+        Some(text) => out["string_match"] = text,
+        None => out["present_match"] = true.into(),
     }
     if invert {
         out["invert_match"] = true.into();
     }
     out
+}
+
+/// As Istio has conditions on claims: of the payload that the JWT filter has verified, a text, or one of a list.
+fn claim(claim: &ClaimMatch) -> Value {
+    let keys = [JWT_PAYLOAD].into_iter().chain(claim.path.iter().map(String::as_str));
+    let path: Vec<Value> = keys.map(|key| json!({ "key": key })).collect();
+    let one = match text(&claim.value) {
+        Some(text) => json!({ "string_match": text }),
+        None => json!({ "present_match": true }),
+    };
+    let either = json!([one.clone(), { "list_match": { "one_of": one } }]);
+    let value = json!({ "or_match": { "value_matchers": either } });
+    let mut out = json!({ "filter": JWT_FILTER, "path": path, "value": value });
+    if claim.invert {
+        out["invert"] = true.into();
+    }
+    out
+}
+
+/// None: any text.
+fn text(value: &StringMatcher) -> Option<Value> {
+    match value {
+        StringMatcher::Exact(text) => Some(json!({ "exact": text })),
+        StringMatcher::Prefix(text) | StringMatcher::PathSegments(text) => Some(json!({ "prefix": text })),
+        StringMatcher::Regex(pattern) => Some(json!({ "safe_regex": { "regex": pattern.as_str() } })),
+        StringMatcher::Present => None,
+    }
 }
 
 /// The path of the object that a rule comes from (`Kind namespace/name rest`), as istioctl reads it for its columns VIRTUAL SERVICE

@@ -1,29 +1,36 @@
-//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the
-//! rate limits of the service that is called. (Between the listener and the rest, [`crate::http`]'s `external` asks others.)
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the
+//! listener and the rest, [`crate::http`]'s `external` asks others; the rate limits of the service that is called come after.)
+//! What must hold: a request that has waited for others is judged by the policies that are in force then.
 
 use crate::{
     authz::{
-        access::{self, Access, Denial},
+        access::{Access, Denial},
+        external::answer::Changes,
         jwt::{Token, TokenError},
     },
     downstream::{
+        conns::Policies,
         context::DownstreamTarget,
         upgrade::{Kept, Upgrade},
     },
     http::{
         answer::{local_reply, log_reply},
+        body::RequestBody,
         call::Call,
+        external::{self, AskedProviders, Stopped},
         forwarded::{introduce, is_https},
-        rate_limit::{limited, over},
+        rate_limit::limited,
         redirect::to_https,
         reply::{self, ResponseBody},
-        virtual_host::{WrongListener, at_gateway},
+        virtual_host::{Arrival, WrongListener, at_gateway},
     },
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
+    worker::Latest,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
+use std::sync::Arc;
 
 /// Why a request does not come in.
 pub(super) enum Refused {
@@ -35,6 +42,8 @@ pub(super) enum Refused {
     Token(TokenError),
     /// By a policy.
     Denied(Denial),
+    /// By who was asked.
+    Stopped(Stopped),
     /// There are too many of them.
     Limited(Over),
 }
@@ -45,7 +54,11 @@ impl Refused {
         match self {
             Refused::NoRoute => local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
             Refused::Listener(WrongListener::Scheme) => to_https(parts, call.authority(), record),
-            Refused::Listener(WrongListener::Name) => {
+            Refused::Listener(why @ (WrongListener::Name | WrongListener::Certificate)) => {
+                if why == WrongListener::Certificate {
+                    // The next one will be asked.
+                    call.downstream.entered.outdated.notify_one();
+                }
                 local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute)
             }
             Refused::Token(why) => unauthorized(why, call, parts, record),
@@ -53,10 +66,14 @@ impl Refused {
                 (record.error, record.details) = (by.error, by.details.into());
                 local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None)
             }
+            Refused::Stopped(stopped) => stopped.answer(record),
             Refused::Limited(over) => limited(&over, record),
         }
     }
 }
+
+/// The token of a request, if it has one.
+type Verified = Option<Arc<Token>>;
 
 /// The policies and the routes that decide about a request.
 #[derive(Clone, Copy)]
@@ -77,9 +94,13 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
             routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
         },
         DownstreamTarget::Gateway(tls) => {
-            let is_https = is_https(call.topology, headers);
-            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), is_https, authority.host());
-            let routes = routes.map_err(Refused::Listener)?;
+            let arrival = Arrival {
+                port: downstream.port,
+                tls: tls.as_deref(),
+                has_proof: !downstream.entered.unproven,
+                is_https: is_https(call.topology, headers),
+            };
+            let routes = at_gateway(snapshot, arrival, authority.host()).map_err(Refused::Listener)?;
             Entrance {
                 access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
                 routes: Some(routes.ok_or(Refused::NoRoute)?),
@@ -88,7 +109,7 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
     })
 }
 
-/// Lets a request in, or not.
+/// Lets a request in, or not. The token, if it has one.
 ///
 /// # Errors
 /// Why it does not come in.
@@ -97,9 +118,9 @@ pub(super) fn admit(
     entrance: Entrance<'_>,
     parts: &mut Parts,
     record: &mut RequestLog,
-) -> Result<(), Refused> {
+) -> Result<Verified, Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
-    let Entrance { access, routes } = entrance;
+    let access = entrance.access;
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -111,25 +132,74 @@ pub(super) fn admit(
     if call.entry.websocket {
         let (method, path, authority) = (parts.method.clone(), parts.uri.path().into(), authority.as_str().into());
         let (headers, client) = (Kept::of(&parts.headers, access), call.client.ip());
+        let token = token.clone();
         record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
-    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream, call.client.ip())) {
-        return Err(Refused::Limited(over));
+    Ok(token)
+}
+
+/// Judges a request that was let in and has waited since, if its policies are others by now: one that forbids it holds, and whoever is
+/// to be asked and was not is asked. Returns the state that it goes on in, and what is changed of the answer to it. Where nothing has
+/// changed it costs a comparison.
+///
+/// # Errors
+/// Why it does not go on.
+pub(super) async fn admit_again(
+    call: &Call<'_>,
+    token: Option<&Token>,
+    asked: &mut AskedProviders,
+    parts: &mut Parts,
+    body: &mut RequestBody,
+    record: &mut RequestLog,
+) -> Result<(Latest, Vec<Changes>), Refused> {
+    let (mut latest, mut changes) = (call.worker.latest(), vec![]);
+    if Arc::ptr_eq(&latest, call.snapshot) {
+        return Ok((latest, changes));
     }
-    if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(downstream, call.topology, call.client, &mut parts.headers);
+    let target = &call.downstream.target;
+    let mut judged = Policies::of(call.snapshot, target);
+    loop {
+        let policies = Policies::of(&latest, target);
+        if policies.same(&judged) {
+            return Ok((latest, changes));
+        }
+        if let Some(access) = policies.access() {
+            let call = Call { snapshot: &latest, ..*call };
+            let more = external::check(&call, access, asked, parts, body, record).await;
+            changes.extend(more.map_err(Refused::Stopped)?);
+            if let Some(by) = forbidden(&call, access, parts, token) {
+                return Err(Refused::Denied(by));
+            }
+        }
+        judged = policies;
+        // Somebody may have been waited for again.
+        latest = call.worker.latest();
     }
-    Ok(())
+}
+
+/// Why a request is not allowed that was, if it is not. (What only tells has told.)
+fn forbidden(call: &Call<'_>, access: &Access, parts: &Parts, token: Option<&Token>) -> Option<Denial> {
+    let path = Path::new(parts.uri.path());
+    let request = call.asks(parts, &path, token);
+    let by = access.evaluate(&call.downstream.asked(call.client.ip(), Some(request))).denial()?;
+    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&by));
+    Some(by)
+}
+
+/// What a gateway tells on of a client whose request it has let in.
+pub(super) fn introduced(call: &Call<'_>, parts: &mut Parts, record: &mut RequestLog) {
+    if call.downstream.is_at_gateway() {
+        record.forwarded_for = introduce(call.downstream, call.topology, call.client, &mut parts.headers);
+    }
 }
 
 /// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is
 /// not allowed, if it is not. (What only tells is told.)
-fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<Token>, Option<Denial>), Refused> {
+fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Verified, Option<Denial>), Refused> {
     access.headers().drop_alike(&mut parts.headers);
-    let token = access.tokens.verify(parts).map_err(Refused::Token)?;
-    let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
-    let (headers, verified) = (&parts.headers, token.as_ref());
-    let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
+    let token = access.tokens.verify(parts, &mut call.worker.tokens.borrow_mut()).map_err(Refused::Token)?;
+    let path = Path::new(parts.uri.path());
+    let request = call.asks(parts, &path, token.as_deref());
     let dry_runs = &call.worker.shared.metrics.dry_runs;
     let denied = call.downstream.authorize(dry_runs, access, call.client.ip(), Some(request));
     Ok((token, denied))

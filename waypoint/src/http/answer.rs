@@ -2,6 +2,7 @@
 
 use crate::{
     http::{
+        body::BodyFault,
         names,
         reply::{self, ResponseBody},
     },
@@ -9,6 +10,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use karst_core::refusal;
 
 /// Our own answer.
 pub(super) fn local_reply(
@@ -25,6 +27,18 @@ pub(super) fn local_reply(
 pub(super) fn local_reply_of(record: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
     let (status, text) = flag.answer();
     local_reply(record, status, text, flag)
+}
+
+/// The answer to a request whose body is not sent on.
+pub(super) fn refused_body(fault: BodyFault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
+    let (status, text, details, error) = match fault {
+        BodyFault::TooLarge => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", "request_payload_too_large", refusal::LARGE_BODY)
+        }
+        BodyFault::NotBase64 => (StatusCode::BAD_REQUEST, "", "grpc_base_64_decode_failed", refusal::NOT_BASE64),
+    };
+    (record.details, record.error) = (details.into(), error.into());
+    local_reply(record, status, text, ResponseFlag::None)
 }
 
 pub(super) fn log_reply(

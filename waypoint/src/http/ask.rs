@@ -1,5 +1,7 @@
 //! A question to a provider of external authorization, sent as any other request of this proxy's own: by the provider's endpoints,
-//! with the limits, the balancing and the TLS that its rules ask for. Whatever is not an answer in time is an error.
+//! with the limits, the balancing and the TLS that its rules ask for. Whatever is not an answer in time is an error. What must hold: a
+//! provider that may have read something of a question is not asked it again, nor is another endpoint of it. What it does by a question
+//! (a token that is used up, a count of its own) it does once.
 
 use crate::{
     authz::external::{
@@ -73,7 +75,7 @@ struct Limit {
     time: Duration,
 }
 
-/// Asks a provider; another endpoint of it, if the first is not there.
+/// Asks a provider; another endpoint of it, if the first has seen nothing of the question.
 ///
 /// # Errors
 /// It has not answered.
@@ -97,9 +99,14 @@ pub(super) async fn ask(
         let index = worker.choose(&own.set, None, &tried, clock::now()).ok_or(CheckError::NoEndpoint)?;
         let held = (InFlightEndpoint::new(own.set.clone(), index, permit), counter);
         let request = request(provider, prepared, &own.set.service, is_http2, time).ok_or(CheckError::Host)?;
-        let call = Attempted { worker, set: &own.set, from: own.from, index, tried: &tried, is_http2 };
+        let sent = Cell::new(false);
+        let call = Attempted { worker, set: &own.set, from: own.from, index, tried: &tried, is_http2, sent: &sent };
         match call.once(provider, request, limit, held).await {
-            Err(CheckError::Send(_)) if tried.len() + 1 < TRIES.min(own.set.members.len()) => tried.push(index),
+            Err(CheckError::Send(error))
+                if error.is_unseen(sent.get()) && tried.len() + 1 < TRIES.min(own.set.live().len()) =>
+            {
+                tried.push(index);
+            }
             ended => return ended,
         }
     }
@@ -160,6 +167,8 @@ struct Attempted<'a> {
     index: usize,
     tried: &'a [usize],
     is_http2: bool,
+    /// Set once something of it may have been read.
+    sent: &'a Cell<bool>,
 }
 
 impl Attempted<'_> {
@@ -170,16 +179,16 @@ impl Attempted<'_> {
         limit: Limit,
         held: Held,
     ) -> Result<Answer, CheckError> {
-        let Self { worker, set, from, index, tried, is_http2 } = *self;
+        let Self { worker, set, from, index, tried, is_http2, sent } = *self;
         let member = &set.members[index];
-        let (held_back, sent) = (Cell::new(false), Cell::new(false));
+        let held_back = Cell::new(false);
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(set, index, tried);
         // It has no span.
         let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held_back, trace: &|| None };
         let sending = async {
             match is_http2 {
-                true => http2(worker, &attempt, request, &sent).await,
-                false => http1(worker, &attempt, request, &sent).await,
+                true => http2(worker, &attempt, request, sent).await,
+                false => http1(worker, &attempt, request, sent).await,
             }
         };
         let answered = timeout_at(limit.until, sending).await;

@@ -1,22 +1,41 @@
 //! Bodies. A request's body that may be needed again (a retry, a mirror) is kept, up to a bound, while it is sent; whoever
 //! reads it later reads the same bytes. So does whoever reads it after its beginning was looked at ([`RequestBody::read_ahead`]).
 
+use crate::http::base64_text::Decoder;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use karst_hbone::copy::keep;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// Bytes of a request that are kept for a retry (Envoy keeps at most a connection's buffer).
 pub const REPLAY: usize = 64 << 10;
 /// Bytes that a mirror may be behind; then it is given up.
 pub const BEHIND: usize = 1 << 20;
+
+/// A client whose body is waited for before anything else is done sends at least something in this time (Envoy's default for streams
+/// on which nothing happens).
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Why the beginning of a body is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum AheadError {
+    /// It broke off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing has come for [`PATIENCE`].
+    #[error("nothing has come of the request's body")]
+    Silent,
+}
 
 /// An error of a body.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -25,7 +44,29 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub struct RequestBody {
     ahead: Option<Box<Ahead>>,
     rest: Incoming,
+    checks: Option<Box<Checks>>,
 }
+
+/// What is looked at while a body is sent on.
+struct Checks {
+    /// So many bytes may still come.
+    left: u64,
+    /// It is text, of which this makes bytes.
+    text: Option<Decoder>,
+    fault: Faults,
+}
+
+/// Why a body is not sent on to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyFault {
+    /// It is larger than it may be.
+    TooLarge,
+    /// It was to be base64.
+    NotBase64,
+}
+
+/// Where a fault is told, once. (What reads the body sees an error like any other.)
+pub type Faults = Rc<Cell<Option<BodyFault>>>;
 
 /// What was read ahead, and not yet by who sends it on.
 #[derive(Default)]
@@ -39,28 +80,71 @@ struct Ahead {
 
 impl From<Incoming> for RequestBody {
     fn from(rest: Incoming) -> Self {
-        Self { ahead: None, rest }
+        Self { ahead: None, rest, checks: None }
     }
 }
 
 impl RequestBody {
+    /// Has it more bytes than this, as far as it says itself?
+    pub fn is_larger_than(&self, most: u64) -> bool {
+        self.size_hint().lower() > most
+    }
+
+    /// No more than so many bytes of it are sent on.
+    pub fn limit(&mut self, most: u64) {
+        let checks = self.checks();
+        checks.left = checks.left.min(most);
+    }
+
+    /// It is base64 (gRPC-Web's text form), and what it stands for is sent on.
+    pub fn decode(&mut self) {
+        self.checks().text = Some(Decoder::default());
+    }
+
+    /// Where its faults are told. None: it cannot have any.
+    pub fn faults(&self) -> Option<Faults> {
+        self.checks.as_ref().map(|checks| checks.fault.clone())
+    }
+
+    fn checks(&mut self) -> &mut Checks {
+        let none = || Box::new(Checks { left: u64::MAX, text: None, fault: Faults::default() });
+        self.checks.get_or_insert_with(none)
+    }
+
+    /// The next part as it has come.
+    fn poll_raw(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if let Some(chunk) = ahead.chunks.pop_front() {
+                ahead.bytes -= chunk.len();
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if let Some(trailers) = ahead.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if ahead.end {
+                return Poll::Ready(None);
+            }
+        }
+        Pin::new(&mut self.rest).poll_frame(cx)
+    }
+
     /// The first bytes, at most `limit`, and whether they are all. `is_part_enough`: nobody waits for what is beyond them.
     ///
     /// # Errors
     /// The client has not sent them.
-    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), hyper::Error> {
+    pub async fn read_ahead(&mut self, limit: usize, is_part_enough: bool) -> Result<(Bytes, bool), AheadError> {
         let ahead = self.ahead.get_or_insert_default();
         ahead.end |= self.rest.is_end_stream();
         let wanted = if is_part_enough { limit } else { limit.saturating_add(1) };
         while ahead.bytes < wanted && !ahead.end {
-            match std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await {
+            let next = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx));
+            match timeout(PATIENCE, next).await.map_err(|_| AheadError::Silent)? {
                 None => ahead.end = true,
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => return Err(error.into()),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
                     Ok(data) => {
                         ahead.bytes += data.len();
-                        ahead.chunks.push_back(data);
+                        keep(&mut ahead.chunks, data);
                     }
                     Err(frame) => (ahead.trailers, ahead.end) = (frame.into_trailers().ok(), true),
                 },
@@ -82,25 +166,25 @@ impl RequestBody {
 
 impl HttpBody for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(ahead) = &mut self.ahead {
-            if let Some(chunk) = ahead.chunks.pop_front() {
-                ahead.bytes -= chunk.len();
-                return Poll::Ready(Some(Ok(Frame::data(chunk))));
-            }
-            if let Some(trailers) = ahead.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
-            if ahead.end {
-                return Poll::Ready(None);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        loop {
+            let next = ready!(this.poll_raw(cx)).transpose()?;
+            let Some(checks) = &mut this.checks else { return Poll::Ready(next.map(Ok)) };
+            match checks.check(next) {
+                Ok(Some(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                Ok(frame) => return Poll::Ready(frame.map(Ok)),
+                Err(fault) => return Poll::Ready(Some(Err(fault))),
             }
         }
-        Pin::new(&mut self.rest).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.checks.as_ref().and_then(|checks| checks.text.as_ref()).is_some_and(|text| !text.is_whole()) {
+            return false;
+        }
         match &self.ahead {
             None => self.rest.is_end_stream(),
             Some(ahead) => {
@@ -110,6 +194,9 @@ impl HttpBody for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.checks.as_ref().is_some_and(|checks| checks.text.is_some()) {
+            return SizeHint::default();
+        }
         let mut hint = self.rest.size_hint();
         if let Some(ahead) = &self.ahead {
             let bytes = ahead.bytes as u64;
@@ -122,6 +209,38 @@ impl HttpBody for RequestBody {
             hint.set_lower(hint.lower() + bytes);
         }
         hint
+    }
+}
+
+impl Checks {
+    /// A part, or the end, as it is sent on.
+    fn check(&mut self, next: Option<Frame<Bytes>>) -> Result<Option<Frame<Bytes>>, Error> {
+        let Some(frame) = next else {
+            let is_whole = self.text.as_ref().is_none_or(Decoder::is_whole);
+            return if is_whole { Ok(None) } else { Err(self.has(BodyFault::NotBase64)) };
+        };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => return Ok(Some(other)),
+        };
+        let Some(left) = self.left.checked_sub(data.len() as u64) else { return Err(self.has(BodyFault::TooLarge)) };
+        self.left = left;
+        let data = match &mut self.text {
+            None => data,
+            Some(text) => match text.decode(&data) {
+                Some(bytes) => bytes,
+                None => return Err(self.has(BodyFault::NotBase64)),
+            },
+        };
+        Ok(Some(Frame::data(data)))
+    }
+
+    fn has(&self, fault: BodyFault) -> Error {
+        self.fault.set(Some(fault));
+        match fault {
+            BodyFault::TooLarge => "the request's body is larger than it may be".into(),
+            BodyFault::NotBase64 => "the request's body is not base64".into(),
+        }
     }
 }
 
@@ -144,7 +263,7 @@ impl HttpBody for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
             Body::Empty => Poll::Ready(None),
-            Body::Incoming(i) => Pin::new(i).poll_frame(cx).map_err(Into::into),
+            Body::Incoming(i) => Pin::new(i).poll_frame(cx),
             Body::Shared(r) => r.poll(cx),
             Body::Bytes(all) if all.is_empty() => Poll::Ready(None),
             Body::Bytes(all) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(all))))),
@@ -358,12 +477,12 @@ pub fn is_idle(data: &Bytes, last: bool) -> bool {
 /// What is sent to an endpoint; counts its bytes.
 pub struct Counted {
     body: Body,
-    bytes: Rc<std::cell::Cell<u64>>,
+    bytes: Rc<Cell<u64>>,
 }
 
 impl Counted {
     /// Adds what is sent to `bytes`.
-    pub fn new(body: Body, bytes: Rc<std::cell::Cell<u64>>) -> Self {
+    pub fn new(body: Body, bytes: Rc<Cell<u64>>) -> Self {
         Self { body, bytes }
     }
 }
@@ -398,6 +517,7 @@ impl HttpBody for Counted {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::testing::{run, run_paused, spawn};
     use http::Request;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
@@ -405,20 +525,25 @@ mod tests {
 
     /// The body of a request of `n` bytes, as a server gets it.
     async fn incoming(n: usize) -> RequestBody {
+        let head = format!("content-length: {n}\r\n\r\n");
+        incoming_of([head.as_bytes(), &vec![7; n]].concat()).await
+    }
+
+    /// That of a request that ends like this.
+    async fn incoming_of(end: Vec<u8>) -> RequestBody {
         let (mut client, server) = tokio::io::duplex(16 << 10);
         let (tx, rx) = tokio::sync::oneshot::channel();
         let tx = RefCell::new(Some(tx));
-        tokio::task::spawn_local(async move {
+        spawn(async move {
             let take = service_fn(move |r: Request<Incoming>| {
                 let _ = tx.borrow_mut().take().unwrap().send(r.into_body());
                 std::future::pending::<Result<http::Response<String>, std::convert::Infallible>>()
             });
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), take).await;
         });
-        tokio::task::spawn_local(async move {
-            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {n}\r\n\r\n");
-            client.write_all(head.as_bytes()).await.unwrap();
-            client.write_all(&vec![7; n]).await.unwrap();
+        spawn(async move {
+            client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+            client.write_all(&end).await.unwrap();
             std::future::pending::<()>().await;
         });
         rx.await.unwrap().into()
@@ -454,63 +579,85 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_was_read_ahead_is_sent_all_the_same() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                const SIZE: usize = 100 << 10;
-                for (limit, is_part_enough, bytes, is_all) in [
-                    (SIZE, false, SIZE, true),
-                    (SIZE + 1, true, SIZE, true),
-                    (SIZE - 1, false, SIZE - 1, false),
-                    (10, true, 10, false),
-                ] {
-                    let mut body = incoming(SIZE).await;
-                    let (ahead, all) = body.read_ahead(limit, is_part_enough).await.unwrap();
-                    assert_eq!((ahead.len(), all), (bytes, is_all), "{limit}");
-                    assert_eq!(body.size_hint().exact(), Some(SIZE as u64), "{limit}");
-                    // Another one who asks for less, or for more.
-                    assert_eq!(body.read_ahead(7, true).await.unwrap().0.len(), 7);
-                    assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
-                    assert!(!body.is_end_stream());
-                    assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
-                }
-                let mut none = incoming(0).await;
-                assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
-                assert!(none.is_end_stream());
-            })
-            .await;
+    #[test]
+    fn what_was_read_ahead_is_sent_all_the_same() {
+        run(async {
+            const SIZE: usize = 100 << 10;
+            for (limit, is_part_enough, bytes, is_all) in [
+                (SIZE, false, SIZE, true),
+                (SIZE + 1, true, SIZE, true),
+                (SIZE - 1, false, SIZE - 1, false),
+                (10, true, 10, false),
+            ] {
+                let mut body = incoming(SIZE).await;
+                let (ahead, all) = body.read_ahead(limit, is_part_enough).await.unwrap();
+                assert_eq!((ahead.len(), all), (bytes, is_all), "{limit}");
+                assert_eq!(body.size_hint().exact(), Some(SIZE as u64), "{limit}");
+                // Another one who asks for less, or for more.
+                assert_eq!(body.read_ahead(7, true).await.unwrap().0.len(), 7);
+                assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+                assert!(!body.is_end_stream());
+                assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
+            }
+            let mut none = incoming(0).await;
+            assert_eq!(none.read_ahead(10, false).await.unwrap(), (Bytes::new(), true));
+            assert!(none.is_end_stream());
+        });
     }
 
-    #[tokio::test]
-    async fn mirrors_neither_hurry_nor_hold_up_an_attempt() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                // A mirror that is first gets nothing before the attempt does; then the same bytes.
-                let s = Source::new(incoming(300 << 10).await, 1 << 20);
-                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                for _ in 0..20 {
-                    assert_eq!(read(&mut mirror).await, (0, None));
-                    tokio::task::yield_now().await;
-                }
-                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
-                assert_eq!(read_all(&mut mirror).await, (300 << 10, true));
-                // One that is too slow is given up, and the attempt goes on; there is no second one then.
-                let s = Source::new(incoming(300 << 10).await, 64 << 10);
-                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
-                assert!(!read_all(&mut mirror).await.1);
-                assert!(s.attempt().is_none());
-                // What fits is read again; a mirror of what was given up does not wait for ever.
-                let s = Source::new(incoming(10 << 10).await, 64 << 10);
-                let mut first = s.attempt().unwrap();
-                assert_eq!(read_all(&mut first).await, (10 << 10, true));
-                assert_eq!(read_all(&mut s.attempt().unwrap()).await, (10 << 10, true));
-                let s = Source::new(incoming(10 << 10).await, 64 << 10);
-                let (mut mirror, attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
-                drop((attempt, s));
-                assert_eq!(read_all(&mut mirror).await, (0, false));
-            })
-            .await;
+    /// Who sends a head, and no body, is not waited for without end.
+    #[test]
+    fn a_body_that_does_not_come_is_given_up() {
+        run_paused(async {
+            let mut body = incoming_of(b"content-length: 10\r\n\r\nabc".to_vec()).await;
+            assert_eq!(body.read_ahead(3, true).await.unwrap(), (Bytes::from_static(b"abc"), false));
+            let began = tokio::time::Instant::now();
+            assert!(matches!(body.read_ahead(10, false).await, Err(AheadError::Silent)));
+            assert!(began.elapsed() >= PATIENCE && began.elapsed() < 2 * PATIENCE);
+        });
+    }
+
+    /// A body in chunks of one byte costs what it carries.
+    #[test]
+    fn what_was_read_ahead_is_kept_in_few_pieces() {
+        run(async {
+            const SIZE: usize = 40_000;
+            let sent = ["transfer-encoding: chunked\r\n\r\n", &"1\r\n\u{7}\r\n".repeat(SIZE), "0\r\n\r\n"].concat();
+            let mut body = incoming_of(sent.into_bytes()).await;
+            assert_eq!(body.read_ahead(SIZE, false).await.unwrap(), (Bytes::from(vec![7; SIZE]), true));
+            let pieces = body.ahead.as_ref().map_or(0, |ahead| ahead.chunks.len());
+            assert!(pieces < 10, "{pieces}");
+            assert_eq!(read_all(&mut Body::Incoming(body)).await, (SIZE, true));
+        });
+    }
+
+    #[test]
+    fn mirrors_neither_hurry_nor_hold_up_an_attempt() {
+        run(async {
+            // A mirror that is first gets nothing before the attempt does; then the same bytes.
+            let s = Source::new(incoming(300 << 10).await, 1 << 20);
+            let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            for _ in 0..20 {
+                assert_eq!(read(&mut mirror).await, (0, None));
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+            assert_eq!(read_all(&mut mirror).await, (300 << 10, true));
+            // One that is too slow is given up, and the attempt goes on; there is no second one then.
+            let s = Source::new(incoming(300 << 10).await, 64 << 10);
+            let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+            assert!(!read_all(&mut mirror).await.1);
+            assert!(s.attempt().is_none());
+            // What fits is read again; a mirror of what was given up does not wait for ever.
+            let s = Source::new(incoming(10 << 10).await, 64 << 10);
+            let mut first = s.attempt().unwrap();
+            assert_eq!(read_all(&mut first).await, (10 << 10, true));
+            assert_eq!(read_all(&mut s.attempt().unwrap()).await, (10 << 10, true));
+            let s = Source::new(incoming(10 << 10).await, 64 << 10);
+            let (mut mirror, attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+            drop((attempt, s));
+            assert_eq!(read_all(&mut mirror).await, (0, false));
+        });
     }
 }

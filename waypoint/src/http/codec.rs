@@ -5,9 +5,12 @@ use hyper_util::rt::TokioTimer;
 use karst_rt::turns;
 use std::time::Duration;
 
-/// Largest head of a request or a response, and largest trailers, bytes (Envoy: 60 KiB). Peers of HTTP/2 are told
-/// (SETTINGS_MAX_HEADER_LIST_SIZE). A larger request is answered with 431, a larger response becomes a 502 (UPE).
+/// Largest head of a response, and largest trailers, bytes (Envoy: 60 KiB); of a request, where no option says otherwise. Peers of HTTP/2
+/// are told (SETTINGS_MAX_HEADER_LIST_SIZE). A larger request is answered with 431, a larger response becomes a 502 (UPE).
 pub const MAX_HEADERS: u32 = 60 << 10;
+/// Most fields of the head of a request, by whichever version of HTTP, where no option says otherwise (Envoy's default, and that of our
+/// parser of HTTP/1.1). Cookies count as one: browsers split them.
+pub const MAX_FIELDS: usize = 100;
 /// Streams of one HTTP/2 connection of a client.
 const MAX_STREAMS: u32 = 1000;
 /// Receive windows of HTTP/2, bytes: of a stream, and of a connection.
@@ -41,23 +44,44 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalInTurn {
     }
 }
 
+/// How large the head of a request may be.
+#[derive(Clone, Copy)]
+pub struct HeadLimits {
+    /// Bytes.
+    pub bytes: u32,
+    /// Fields.
+    pub fields: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_HEADERS, fields: MAX_FIELDS }
+    }
+}
+
 /// HTTP/1.1 of a client. `patience`: its heads must be there after this time.
-pub fn server1(patience: Option<Duration>) -> server::conn::http1::Builder {
+pub fn server1(patience: Option<Duration>, limits: HeadLimits) -> server::conn::http1::Builder {
     let mut b = server::conn::http1::Builder::new();
     b.timer(TokioTimer::new()).header_read_timeout(patience);
-    b.max_header_size(MAX_HEADERS as usize).max_buf_size(MAX_HEADERS as usize + READ_AHEAD);
+    b.max_header_size(limits.bytes as usize).max_buf_size(limits.bytes as usize + READ_AHEAD);
+    // By itself the parser has room for as many on its stack.
+    if limits.fields != MAX_FIELDS {
+        b.max_headers(limits.fields);
+    }
     b
 }
 
 /// HTTP/2 of a client.
-pub fn server2() -> server::conn::http2::Builder<LocalInTurn> {
+pub fn server2(limits: HeadLimits) -> server::conn::http2::Builder<LocalInTurn> {
     let mut builder = server::conn::http2::Builder::new(LocalInTurn);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
+        .max_header_list_size(limits.bytes)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // WebSocket (RFC 8441); other tunnels are refused at the entry.
+        .enable_connect_protocol();
     builder
 }
 

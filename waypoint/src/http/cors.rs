@@ -1,6 +1,6 @@
 //! Cross-origin rules: preflights that are answered here, and what answers say of their origin.
 
-use crate::{http::reply::ResponseBody, route::table::Cors};
+use crate::{http::reply::ResponseBody, route::cors::Cors};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
 
@@ -16,10 +16,10 @@ pub(super) fn preflight(cors: &Cors, parts: &Parts) -> Option<Response<ResponseB
     }
     let headers = response.headers_mut();
     allow_origin(cors, origin, headers);
-    let list = |all: &[String], asked: HeaderName| match all {
+    let list = |all: &[String], asked: HeaderName| match all.iter().any(|name| name == "*") {
         // A wildcard does not count for requests with credentials: what is asked for is named.
-        [one] if one == "*" => parts.headers.get(asked).cloned(),
-        all => (!all.is_empty()).then(|| HeaderValue::from_str(&all.join(", ")).ok()).flatten(),
+        true => parts.headers.get(asked).cloned(),
+        false => (!all.is_empty()).then(|| HeaderValue::from_str(&all.join(", ")).ok()).flatten(),
     };
     if let Some(v) = list(&cors.ir.methods, header::ACCESS_CONTROL_REQUEST_METHOD) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, v);
@@ -42,9 +42,23 @@ pub(super) fn allow_origin(cors: &Cors, origin: &HeaderValue, headers: &mut Head
     if cors.ir.credentials == Some(true) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
-    if !cors.ir.expose.is_empty()
-        && let Ok(v) = HeaderValue::from_str(&cors.ir.expose.join(", "))
-    {
+    if let Some(v) = exposed(cors, headers) {
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, v);
     }
+}
+
+/// The headers of an answer that pages may read. With credentials a wildcard is none for browsers: those that are there are named.
+fn exposed(cors: &Cors, headers: &HeaderMap) -> Option<HeaderValue> {
+    let all = &cors.ir.expose;
+    if all.is_empty() {
+        return None;
+    }
+    if cors.ir.credentials != Some(true) || !all.iter().any(|name| name == "*") {
+        return HeaderValue::from_str(&all.join(", ")).ok();
+    }
+    let asked = all.iter().map(String::as_str).filter(|name| *name != "*");
+    let there = headers.keys().map(HeaderName::as_str);
+    let there = there.filter(|name| !name.starts_with("access-control-") && *name != "set-cookie");
+    let names: Vec<&str> = asked.chain(there).collect();
+    (!names.is_empty()).then(|| HeaderValue::from_str(&names.join(", ")).ok()).flatten()
 }

@@ -1,6 +1,6 @@
 //! When a request must be over.
 
-use crate::{http::names, route::table::Rule};
+use crate::{http::names, route::rule::Rule};
 use http::request::Parts;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -5,7 +5,7 @@ use crate::{
     cluster::{balance, endpoint_set::EndpointSet},
     downstream::context::Downstream,
     http::{call::Call, entry::Authority, headers::rewrites},
-    route::table::{Destination, Rule},
+    route::{destination::Destination, rule::Rule},
 };
 use http::{HeaderValue, Version, header, request::Parts};
 use karst_api::{route as ir, workload::AppProtocol};
@@ -79,7 +79,8 @@ pub(super) fn hash(
             }
             let value = format!("{:016x}", rand::random::<u64>());
             let path = if c.path.is_empty() { String::new() } else { format!("; Path={}", c.path) };
-            let age = if c.ttl_ms == 0 { String::new() } else { format!("; Max-Age={}", c.ttl_ms / 1000) };
+            // Less than a second is one: 0 would delete it.
+            let age = if c.ttl_ms == 0 { String::new() } else { format!("; Max-Age={}", c.ttl_ms.div_ceil(1000)) };
             let set = format!("{}=\"{value}\"{age}{path}; HttpOnly", c.name);
             (text(&value), HeaderValue::from_str(&set).ok())
         }

@@ -4,14 +4,15 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::codec::MAX_HEADERS;
+use crate::http::codec::{HeadLimits, MAX_FIELDS};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
     request::Parts,
 };
+use hyper::ext::Protocol;
 use karst_core::authority;
-use std::{borrow::Cow, collections::HashSet};
+use std::borrow::Cow;
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 static HOP: [HeaderName; 6] = [
@@ -37,14 +38,10 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 /// The same, of all names that begin so.
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
-/// Most fields of a head, by whichever version of HTTP (Envoy's default, and that of our parser of HTTP/1.1). Cookies count as one:
-/// browsers split them.
-const MAX_FIELDS: usize = 100;
-
 /// Does a head that was changed on the way have no more fields than one that comes in may have, and no more bytes?
-pub fn fits(headers: &HeaderMap) -> bool {
+pub fn fits(headers: &HeaderMap, limits: HeadLimits) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    headers.len() <= MAX_FIELDS && bytes <= MAX_HEADERS as usize
+    headers.len() <= limits.fields && bytes <= limits.bytes as usize
 }
 
 /// The one protocol that a connection may change to (RFC 6455).
@@ -55,6 +52,8 @@ pub struct Entry {
     pub authority: Authority,
     /// It asks for WebSocket.
     pub websocket: bool,
+    /// By an extended CONNECT of HTTP/2 (RFC 8441).
+    pub is_extended: bool,
 }
 
 /// Why a head cannot be taken.
@@ -62,13 +61,15 @@ pub struct Entry {
 pub enum Unfit {
     /// It asks for a tunnel.
     Connect,
+    /// It asks for one in which something else than WebSocket would be spoken.
+    Protocol,
     /// It does not say which host it calls.
     NoHost,
     /// That is no authority, or there are two.
     Authority,
     /// Its path has no plain form.
     Path,
-    /// It has more than [`MAX_FIELDS`].
+    /// It has more fields than it may have.
     Fields,
 }
 
@@ -77,6 +78,8 @@ impl Unfit {
     pub fn status(self) -> StatusCode {
         match self {
             Unfit::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9220 §3.
+            Unfit::Protocol => StatusCode::NOT_IMPLEMENTED,
             Unfit::NoHost | Unfit::Authority | Unfit::Path => StatusCode::BAD_REQUEST,
             Unfit::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
@@ -86,6 +89,7 @@ impl Unfit {
     pub fn details(self) -> &'static str {
         match self {
             Unfit::Connect => "http.connect_not_supported",
+            Unfit::Protocol => "upgrade_failed",
             Unfit::NoHost => "missing_host_header",
             Unfit::Authority => "http.invalid_authority",
             Unfit::Path => "path_normalization_failed",
@@ -131,15 +135,24 @@ impl Fields {
 /// # Errors
 /// It cannot be taken.
 pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
-    if parts.method == Method::CONNECT {
-        return Err(Unfit::Connect);
+    canonical_within(parts, MAX_FIELDS)
+}
+
+/// The same, of a head that may have so many fields.
+///
+/// # Errors
+/// It cannot be taken.
+pub fn canonical_within(parts: &mut Parts, most: usize) -> Result<Entry, Unfit> {
+    let is_extended = parts.method == Method::CONNECT;
+    if is_extended {
+        as_upgrade(parts)?;
     }
     let found = Fields::of(&parts.headers);
     // Before anything is done for each of them.
-    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > MAX_FIELDS {
+    if parts.headers.len() - found.cookies + usize::from(found.cookies > 0) > most {
         return Err(Unfit::Fields);
     }
-    let websocket = found.of_connection && asks_for_websocket(parts);
+    let websocket = is_extended || found.of_connection && asks_for_websocket(parts);
     if found.of_connection {
         strip_found(&mut parts.headers);
     }
@@ -169,7 +182,17 @@ pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
         let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
         parts.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
     }
-    Ok(Entry { authority, websocket })
+    Ok(Entry { authority, websocket, is_extended })
+}
+
+/// A CONNECT is what HTTP/1.1 would have asked by an upgrade, if it asks for WebSocket: policies and routes see a GET (as Envoy's do).
+fn as_upgrade(parts: &mut Parts) -> Result<(), Unfit> {
+    let protocol = parts.extensions.remove::<Protocol>().ok_or(Unfit::Connect)?;
+    if !protocol.as_ref().eq_ignore_ascii_case(WEBSOCKET) {
+        return Err(Unfit::Protocol);
+    }
+    parts.method = Method::GET;
+    Ok(())
 }
 
 /// What a request calls the host, in its canonical form.
@@ -347,27 +370,49 @@ fn drop_where(headers: &mut HeaderMap, double: impl Fn(&HeaderName) -> bool) {
 /// Names of headers that we judge or write, compiled: whether one is taken for them costs no look at each.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    own: HashSet<HeaderName>,
-    dashed: HashSet<String>,
+    /// In order.
+    own: Box<[HeaderName]>,
+    /// As an application has them that reads `_` as `-`, in order. Empty: so they are written.
+    dashed: Box<[Box<str>]>,
 }
 
 impl<'a> FromIterator<&'a HeaderName> for Names {
     fn from_iter<I: IntoIterator<Item = &'a HeaderName>>(all: I) -> Self {
-        let own: HashSet<HeaderName> = all.into_iter().cloned().collect();
-        Self { dashed: own.iter().map(dashed).collect(), own }
+        let mut own: Vec<HeaderName> = all.into_iter().cloned().collect();
+        own.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        own.dedup();
+        let mut read: Vec<Box<str>> = vec![];
+        if own.iter().any(has_underscore) {
+            read.extend(own.iter().map(|n| dashed(n).into_boxed_str()));
+            read.sort_unstable();
+        }
+        Self { own: own.into(), dashed: read.into() }
     }
 }
 
 impl Names {
     /// Is it one of them?
     pub fn contains(&self, n: &HeaderName) -> bool {
-        self.own.contains(n)
+        self.has(n.as_str())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.own.binary_search_by(|own| own.as_str().cmp(name)).is_ok()
+    }
+
+    /// May an application take it for one of them?
+    fn is_read_as_one(&self, n: &HeaderName) -> bool {
+        let n = dashed(n);
+        match self.dashed.is_empty() {
+            true => self.has(&n),
+            false => self.dashed.binary_search_by(|read| (**read).cmp(&*n)).is_ok(),
+        }
     }
 
     /// Takes out names with `_` that an application may take for one of these. (What is meant itself is not taken for another.)
     pub fn drop_alike(&self, h: &mut HeaderMap) {
         if h.keys().any(has_underscore) {
-            drop_where(h, |n| !self.own.contains(n) && self.dashed.contains(&dashed(n)));
+            drop_where(h, |n| !self.contains(n) && self.is_read_as_one(n));
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     authz::{
-        access::{self, Access, Asks, Denial},
+        access::{Access, Asks, Denial},
         external::{
             answer::{Answer, Changes, Refusal},
             counts::Outcome,
@@ -91,13 +91,18 @@ fn refused(refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
     response
 }
 
-/// Asks whoever is to be asked about a request, which goes on as they have changed it. Returns what they change of the answer to it.
+/// Who was asked about a request, and whether nothing followed from that (dry run).
+pub(super) type AskedProviders = Vec<(Arc<Provider>, bool)>;
+
+/// Asks whoever is to be asked about a request, and was not yet; it goes on as they have changed it. Returns what they change of the
+/// answer to it.
 ///
 /// # Errors
 /// It does not go on.
 pub(super) async fn check(
     call: &Call<'_>,
     access: &Access,
+    asked: &mut AskedProviders,
     parts: &mut Parts,
     body: &mut RequestBody,
     record: &mut RequestLog,
@@ -106,6 +111,10 @@ pub(super) async fn check(
     let mut changes = vec![];
     for provider in access.providers() {
         let Some(asks) = asks(call, access, provider, parts) else { continue };
+        if asked.iter().any(|(known, dry_run)| (asks.dry_run || !dry_run) && known.is_same(provider)) {
+            continue;
+        }
+        asked.push((provider.clone(), asks.dry_run));
         identify(parts, record);
         if asks.dry_run {
             try_out(call, &asks, parts, body, record);
@@ -164,7 +173,7 @@ async fn enforce(
             let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
-        Ok(Answer::Allowed(changes)) => match changes.apply(parts) {
+        Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
             Ok(()) => {
                 count(call, provider, Outcome::Allowed);
                 return Ok(Some(changes));
@@ -185,9 +194,8 @@ async fn enforce(
 
 /// Is a provider to be asked about a request as it is now?
 fn asks<'a>(call: &Call<'_>, access: &'a Access, provider: &'a Arc<Provider>, parts: &Parts) -> Option<Asks<'a>> {
-    let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
-    let headers = &parts.headers;
-    let request = access::Request { method, authority, path: &path, headers, known: None, token: None };
+    let path = Path::new(parts.uri.path());
+    let request = call.asks(parts, &path, None);
     access.asks(provider, &call.downstream.asked(call.client.ip(), Some(request)))
 }
 

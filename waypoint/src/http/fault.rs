@@ -6,21 +6,22 @@ use crate::{
         names,
         reply::{self, ResponseBody},
     },
+    route::{destination::status, rule::Fault},
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
-    worker::{SampleKind, Worker},
 };
 use http::{HeaderValue, Response, StatusCode};
 use karst_api::route as ir;
 use std::time::Duration;
 
 /// Waits if it is to; gives the fault back if the request is to be aborted.
-pub(super) async fn inject(worker: &Worker, fault: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let fault = fault?;
-    if worker.chance(SampleKind::Delay, fault.delay_per_million) {
+pub(super) async fn inject<'a>(fault: Option<&'a Fault>, record: &mut RequestLog) -> Option<&'a ir::Fault> {
+    let Fault { ir: fault, turns } = fault?;
+    let is_delayed = turns.delays(fault.delay_per_million);
+    if is_delayed {
         tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         record.flag = ResponseFlag::FaultDelay;
     }
-    worker.chance(SampleKind::Abort, fault.abort_per_million).then_some(*fault)
+    turns.aborts(is_delayed, fault.abort_per_million).then_some(fault)
 }
 
 pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
@@ -31,6 +32,6 @@ pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<
         record.is_grpc = true;
         return log_reply(record, response, ResponseFlag::FaultAbort);
     }
-    let status = crate::route::table::status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     local_reply(record, status, text, ResponseFlag::FaultAbort)
 }

@@ -7,9 +7,12 @@ use crate::{
         entry::{self, Authority},
         names,
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        session,
+        side::Side,
         values::OfRequest,
+        websocket::{Handshake, NOT_ASKED},
     },
-    route::table::{Destination, Rule},
+    route::{destination::Destination, rule::Rule},
     telemetry::{
         carried::{Carried, Metered},
         flag::{ResponseFlag, VIA_UPSTREAM},
@@ -17,9 +20,10 @@ use crate::{
         wire,
     },
     upstream::pool::ConnectionDisposition,
+    worker::Open,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use std::rc::Rc;
 use tokio::time::Instant;
@@ -29,14 +33,18 @@ pub(super) struct Ending<'a> {
     pub(super) rule: Option<&'a Rule>,
     pub(super) to: &'a Destination,
     pub(super) deadline: Option<Instant>,
-    pub(super) client_upgrade: Option<OnUpgrade>,
+    /// Of what asks for WebSocket.
+    pub(super) websocket: Option<Handshake>,
     /// What was asked.
     pub(super) asked: (&'a Downstream, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     pub(super) busy: Option<Busy>,
-    pub(super) guard: Option<Guard>,
+    /// Of what changes to another protocol: whom policies close, and its place among those that a drain waits for.
+    pub(super) guard: Option<(Guard, Open)>,
     /// To be set at the client, so that it comes back to the same endpoint.
     pub(super) cookie: Option<HeaderValue>,
+    /// What it is told of its session.
+    pub(super) session: Option<(HeaderName, HeaderValue)>,
 }
 
 pub(super) fn finish(
@@ -51,16 +59,25 @@ pub(super) fn finish(
     record.answered = head.status.as_u16();
     record.details = VIA_UPSTREAM.into();
     record.grpc = head.headers.get(names::GRPC_STATUS).and_then(reply::grpc_status);
-    head.version = Version::HTTP_11;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Only to what was asked for: nothing of what follows is judged.
-        if ending.client_upgrade.is_none() || !entry::names_websocket(&head.headers) {
-            record.error = "the endpoint has changed to a protocol that was not asked for".into();
-            record.details = ResponseFlag::ProtocolError.details().into();
-            return local_reply_of(record, ResponseFlag::ProtocolError);
-        }
-        return switched(head, incoming, (ending.client_upgrade, ending.busy, ending.guard), after, record);
+        let client = match ending.websocket {
+            Some(websocket) => websocket.answered(&mut head),
+            None => Err(NOT_ASKED),
+        };
+        return match client {
+            Ok(client) => {
+                session::tell(ending.session, &mut head.headers);
+                switched(head, incoming, (client, ending.busy, ending.guard), after, record)
+            }
+            Err(why) => {
+                record.error = why.into();
+                record.details = ResponseFlag::ProtocolError.details().into();
+                local_reply_of(record, ResponseFlag::ProtocolError)
+            }
+        };
     }
+    head.version = Version::HTTP_11;
     entry::strip(&mut head.headers);
     for c in [ending.to.answer.as_ref(), ending.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
         let (downstream, parts, authority) = ending.asked;
@@ -69,6 +86,7 @@ pub(super) fn finish(
     if let Some(c) = ending.cookie {
         head.headers.append(header::SET_COOKIE, c);
     }
+    session::tell(ending.session, &mut head.headers);
     let body = ResponseBody::endpoint(incoming, after, held, counter).until(ending.deadline).recorded(record);
     head.extensions.clear();
     Response::from_parts(head, body)
@@ -78,20 +96,19 @@ pub(super) fn finish(
 fn switched(
     mut head: http::response::Parts,
     _: Incoming,
-    (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
+    (client, busy, guard): (OnUpgrade, Option<Busy>, Option<(Guard, Open)>),
     after: ConnectionDisposition,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let endpoint = head.extensions.remove::<OnUpgrade>();
-    entry::strip(&mut head.headers);
-    entry::upgrade(&mut head.headers);
+    head.version = Version::HTTP_11;
     record.response_head = wire::response_head(head.status, &head.headers);
-    if let (Some(client), Some(endpoint), Some(guard)) = (client, endpoint, guard) {
+    if let (Some(endpoint), Some((guard, open))) = (endpoint, guard) {
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
             if let (Ok(client), Ok(endpoint)) = (client.await, endpoint.await) {
-                let mut client = Metered::new(hyper_util::rt::TokioIo::new(client), bytes.clone());
-                let mut endpoint = hyper_util::rt::TokioIo::new(endpoint);
+                let mut client = Metered::new(Side::new(client), bytes.clone());
+                let mut endpoint = Side::new(endpoint);
                 let carried = async {
                     tokio::select! {
                         r = tokio::io::copy_bidirectional(&mut client, &mut endpoint) => drop(r),
@@ -103,6 +120,7 @@ fn switched(
             drop(after);
             // Told when it is over, with what has been carried.
             record.finish(bytes.sent.get());
+            drop(open);
         });
         return Response::from_parts(head, ResponseBody::local(Bytes::new()));
     }

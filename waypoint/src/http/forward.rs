@@ -3,15 +3,16 @@
 
 use crate::{
     clock,
-    cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet},
+    cluster::{balance, endpoint::LbEndpoint, endpoint_set::EndpointSet, overload},
     downstream::busy::Busy,
     http::{
-        answer::{local_reply, local_reply_of},
-        body::{Counted, RequestBody, discard},
+        answer::{local_reply, local_reply_of, refused_body},
+        body::{Counted, Faults, RequestBody, discard},
         call::Call,
         deadline::deadline,
         destination::{By, endpoints, hash, uses_http2},
         finish::{Ending, finish},
+        grpc_web,
         headers::{Template, identify},
         mirror::mirror,
         names,
@@ -19,7 +20,9 @@ use crate::{
         permits::{RetryPermit, acquire_connection},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
+        session::Session,
         values::OfRequest,
+        websocket::Handshake,
     },
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
     upstream::{
@@ -30,7 +33,7 @@ use crate::{
     },
 };
 use http::{HeaderValue, Request, Response, StatusCode, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::body::Incoming;
 use karst_api::route as ir;
 use std::{cell::Cell, rc::Rc, sync::LazyLock, time::Duration};
 use tokio::time::Instant;
@@ -51,8 +54,14 @@ struct Forwarding<'a> {
     hash: Option<u64>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
-    /// The client's connection, if it may become one of WebSocket.
-    client_upgrade: Option<OnUpgrade>,
+    /// The client's session at the endpoints.
+    session: Option<Box<Session<'a>>>,
+    /// Of what asks for WebSocket.
+    websocket: Option<Handshake>,
+    /// It is asked for by HTTP/2, where the endpoint takes that.
+    by_extended: bool,
+    /// What is wrong with the body, if that can be.
+    faults: Option<Faults>,
 }
 
 /// What an attempt has come to; None: it took too long.
@@ -63,7 +72,7 @@ pub(super) async fn forward(
     call: &Call<'_>,
     by: By<'_>,
     mut parts: Parts,
-    incoming: RequestBody,
+    mut incoming: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     if let Some(status) = by.to.refuse {
@@ -72,23 +81,33 @@ pub(super) async fn forward(
     let Some(set) = endpoints(call, by) else { return local_reply_of(record, ResponseFlag::NoCluster) };
     record.destination = Some(set.chosen.clone());
     let retry = match by.rule {
-        Some(rule) => rule.retry.as_ref(),
+        Some(rule) => rule.retry.as_deref(),
         None => Some(&*RETRY),
     };
     let upgrade = call.entry.websocket;
-    let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let http2 = !upgrade && uses_http2(&set, call.downstream, &parts);
+    let websocket = Handshake::begin(call.entry, &mut parts);
+    let web = grpc_web::translate(call, &set, &mut parts, &mut incoming);
+    record.is_grpc |= web.is_some();
+    let faults = incoming.faults();
+    let speaks_http2 = web.is_some() || uses_http2(&set, call.downstream, &parts);
+    let (http2, by_extended) = (speaks_http2 && !upgrade, speaks_http2 && upgrade);
     let mirrors = by.rule.is_some_and(|rule| !rule.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|retry| retry.attempts > 0) && !upgrade;
     let body = Outgoing::new(incoming, again, mirrors);
     identify(&mut parts, &mut record);
     if let (true, Some(rule)) = (mirrors, by.rule) {
-        mirror(call, rule, &parts, &body, &values(call, &parts, &record));
+        mirror(call, rule, &parts, &body, &values(call, &parts, &record), web.is_some());
     }
     let (hash, cookie) = hash(&set, &parts, call.authority(), call.client.ip());
+    let session = Session::begin(call, by.rule, &set, &parts.headers);
     let deadline = deadline(by.rule, &parts);
-    let forwarding = Forwarding { call, by, set, retry, http2, deadline, hash, cookie, client_upgrade };
-    forwarding.attempt_until_answered(&parts, body, record).await
+    let forwarding =
+        Forwarding { call, by, set, retry, http2, deadline, hash, cookie, session, websocket, by_extended, faults };
+    let response = forwarding.attempt_until_answered(&parts, body, record).await;
+    match web {
+        Some(web) => web.answer(response),
+        None => response,
+    }
 }
 
 fn values<'a>(call: &Call<'a>, parts: &'a Parts, record: &'a RequestLog) -> OfRequest<'a> {
@@ -109,17 +128,24 @@ impl Forwarding<'_> {
         let mut attempts = Attempts::new(self.retry, self.deadline);
         let mut tried = vec![];
         let mut retrying: Option<RetryPermit> = None;
+        // Looked for once: what has failed there goes elsewhere.
+        let mut session = self.session.as_deref();
         loop {
             let permit = match acquire_connection(set, self.http2, self.deadline).await {
                 Ok(permit) => permit,
                 Err(flag) => return local_reply_of(record, flag),
             };
             let began = Instant::now();
-            let Some(index) = worker.choose(set, self.hash, &tried, clock::at(began)) else {
+            let bound = session.take().and_then(|session| session.endpoint(set, clock::at(began)));
+            let Some(index) = bound.or_else(|| worker.choose(set, self.hash, &tried, clock::at(began))) else {
                 return local_reply_of(record, ResponseFlag::NoHealthy);
             };
             let member = &set.members[index];
-            record.workload = Some((member.workload.clone(), member.address));
+            let before = record.workload.replace((member.workload.clone(), member.address));
+            match &mut record.spans {
+                Some(spans) => spans.leave(before),
+                None => drop(before),
+            }
             let values = values(self.call, parts, &record);
             let request = body.attempt().and_then(|b| template.request(b, &record.received, false, &values));
             let Some(mut request) = request else {
@@ -127,8 +153,7 @@ impl Forwarding<'_> {
                 return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
             };
             if let Some(spans) = &mut record.spans {
-                let to = (member.workload.clone(), member.address);
-                spans.attempt(to, self.http2, worker.random(u64::MAX - 1) + 1, request.headers_mut());
+                spans.attempt(self.http2, began, worker.random(u64::MAX - 1) + 1, request.headers_mut());
             }
             let held = InFlightEndpoint::new(set.clone(), index, permit);
             let (head_sent, held_back) = (Cell::new(false), Cell::new(false));
@@ -141,6 +166,13 @@ impl Forwarding<'_> {
             let (from, to) = (downstream.from, downstream.called());
             let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
+            if let (Some(fault), None | Some(Err(_))) = (self.faults.as_ref().and_then(|faults| faults.get()), &sent) {
+                // The endpoint has lost the request by its client's fault.
+                if let Some(spans) = &mut record.spans {
+                    spans.failed(ResponseFlag::BadRequest, Instant::now());
+                }
+                return refused_body(fault, record);
+            }
             let ended = Instant::now();
             self.learn(member, &sent, (began, ended), held_back.get());
             let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
@@ -148,9 +180,9 @@ impl Forwarding<'_> {
             if let Some(spans) = &mut record.spans {
                 let again = matches!(next, Next::Retry { .. });
                 match outcome(&sent) {
-                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again),
-                    Outcome::Failed(error) => spans.failed(error.flag()),
-                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout),
+                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again.then_some(ended)),
+                    Outcome::Failed(error) => spans.failed(error.flag(), ended),
+                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout, ended),
                 }
             }
             let Next::Retry { within } = next else {
@@ -173,7 +205,12 @@ impl Forwarding<'_> {
                 });
             }
             drop(held);
-            tokio::time::sleep(Duration::from_millis(worker.random(within.as_millis() as u64))).await;
+            let again = Instant::now() + Duration::from_millis(worker.random(within.as_millis() as u64));
+            if let Some(deadline) = self.deadline.filter(|deadline| *deadline <= again) {
+                tokio::time::sleep_until(deadline).await;
+                return local_reply_of(record, ResponseFlag::Timeout);
+            }
+            tokio::time::sleep_until(again).await;
         }
     }
 
@@ -191,6 +228,7 @@ impl Forwarding<'_> {
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let sent = async {
             match (self.call.entry.websocket, self.http2) {
+                (true, _) if self.by_extended => send::extended(worker, attempt, request, head_sent).await,
                 (true, _) => send::upgrade(worker, attempt, request, head_sent).await,
                 (false, true) => send::http2(worker, attempt, request, head_sent).await,
                 (false, false) => send::http1(worker, attempt, request, head_sent).await,
@@ -206,7 +244,12 @@ impl Forwarding<'_> {
     fn learn(&self, member: &LbEndpoint, sent: &Sent, (began, ended): (Instant, Instant), held_back: bool) {
         let status = match sent {
             Some(Ok((response, _))) => {
-                self.set.record_latency(member, ended - began, clock::at(ended));
+                let now = clock::at(ended);
+                match overload::of_head(response.status(), response.headers()) {
+                    // A refusal is quick, and no measure.
+                    Some(pause) => self.set.record_overload(member, pause, now),
+                    None => self.set.record_latency(member, ended - began, now),
+                }
                 Some(response.status().as_u16())
             }
             Some(Err(e)) if !e.is_of_endpoint() => return,
@@ -248,13 +291,14 @@ impl Forwarding<'_> {
         }
         record.upstream_ms = Some((ended - began).as_millis() as u64);
         let (Call { worker, downstream, snapshot, .. }, By { rule, to }) = (*self.call, self.by);
-        let busy = self.client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
+        let busy = self.websocket.as_ref().and_then(|_| Busy::on(downstream));
         let upgrade = record.upgrade.take().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let guard = upgrade.map(|upgrade| worker.register(snapshot, downstream, Some(upgrade)));
+        let guard = upgrade.map(|upgrade| (worker.register(snapshot, downstream, Some(upgrade)), worker.connection()));
         let asked = (&**downstream, parts, self.call.authority());
-        let (deadline, client_upgrade, cookie) = (self.deadline, self.client_upgrade, self.cookie);
+        let (deadline, websocket, cookie) = (self.deadline, self.websocket, self.cookie);
+        let session = self.session.and_then(|session| session.answer(&self.set, held.member));
         finish(
-            Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked },
+            Ending { rule, to, deadline, websocket, cookie, session, busy, guard, asked },
             response,
             after,
             held,
@@ -285,7 +329,7 @@ pub(crate) fn sent_on(
 ) -> Result<Request<Counted>, StatusCode> {
     use crate::http::{body::Body, entry};
     let entry = entry::canonical(parts).map_err(entry::Unfit::status)?;
-    let to = crate::route::table::Destination::same(&"ns/any".into());
+    let to = crate::route::destination::Destination::same(&"ns/any".into());
     let template = Template { parts, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
     /// No rule changes it.
     struct Nothing;

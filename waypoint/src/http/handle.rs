@@ -1,30 +1,40 @@
 //! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), external
-//! authorization ([`crate::http`]'s `external`), policies and the service's rate limits ([`crate::http::admit`]), route,
+//! authorization ([`crate::http`]'s `external`), policies ([`crate::http::admit`]), the service's rate limits, route,
 //! its rate limits, cross-origin rules, redirect or direct answer, injected fault, destination by weight; then mirrors,
 //! limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{access::Access, external::provider::Provider},
+    authz::{
+        external::{answer::Changes, provider::Provider},
+        jwt::Token,
+    },
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, enter},
-        answer::{local_reply, log_reply},
-        body::RequestBody,
+        admit::{Entrance, Refused, admit, admit_again, enter, introduced},
+        answer::{local_reply, log_reply, refused_body},
+        body::{BodyFault, RequestBody},
         call::Call,
+        compression::{Asked, compress, vary},
         cors::{allow_origin, preflight},
         destination::{By, is_grpc},
         entry::{self, Unfit},
-        external,
+        external::{self, AskedProviders},
         fault::{abort, inject},
         forward::forward,
         forwarded,
         headers::request_id,
         names,
-        rate_limit::{limited, over},
+        rate_limit::{Limited, limited},
         redirect::redirect,
         reply::ResponseBody,
+        websocket,
     },
-    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
+    route::{
+        destination::{Destination, status},
+        input::RouteInput,
+        rule::{Fault, Rule},
+        table::{RouteMatch, Routes},
+    },
     snapshot::Snapshot,
     spans::{self, request::Origin},
     telemetry::{
@@ -32,12 +42,13 @@ use crate::{
         request_log::RequestLog,
         wire,
     },
-    worker::{SampleKind, Worker},
+    worker::Worker,
 };
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::body::Incoming;
-use karst_api::route as ir;
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc};
+use karst_core::refusal;
+use karst_rt::outlined::outlined;
+use std::{collections::BTreeMap, net::IpAddr, pin::pin, rc::Rc, sync::Arc};
 
 /// Answers a request.
 pub async fn handle(
@@ -45,6 +56,13 @@ pub async fn handle(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let is_connect = request.method() == Method::CONNECT;
+    // The same code for every kind of connection.
+    let response = outlined(pin!(answer(worker, downstream, request))).await;
+    if is_connect { websocket::unless_opened(response) } else { response }
+}
+
+async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request<Incoming>) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
     let request_head = wire::request_head(&parts);
     let snapshot = worker.latest();
@@ -52,7 +70,7 @@ pub async fn handle(
     // Of the head as it has come: `Connection` may name what the entry takes out.
     let client = forwarded::client(&downstream, topology, &parts.headers);
     let certificates = forwarded::certificates(&downstream, topology, &parts.headers);
-    let entered = entry::canonical(&mut parts);
+    let entered = entry::canonical_within(&mut parts, worker.shared.config.max_request_fields as usize);
     let mut record = begin(&worker, &snapshot, &downstream, &parts);
     record.request_head = request_head;
     record.from = client;
@@ -72,85 +90,150 @@ pub async fn handle(
     let body = RequestBody::from(incoming);
     match entrance.access.filter(|access| !access.providers().is_empty()) {
         // Large: not in every request's task.
-        Some(access) => Box::pin(asked_about(&call, access, entrance, parts, body, record)).await,
-        None => allowed(&call, entrance, parts, body, record).await,
+        Some(_) => Box::pin(asked_about(&call, parts, body, record)).await,
+        None => allowed(&call, entrance, vec![], parts, body, record).await,
     }
 }
 
-/// Providers of external authorization are asked before anything else is decided. What they say to clients is added to whatever
-/// these are answered.
+/// Providers of external authorization are asked before anything else is decided, which is decided by what is known once they have
+/// answered: they may take long, and a policy that has come meanwhile holds. What they say to clients is added to whatever these are
+/// answered.
 async fn asked_about(
     call: &Call<'_>,
-    access: &Access,
-    entrance: Entrance<'_>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let changes = match external::check(call, access, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => return stopped.answer(record),
-    };
-    let mut response = allowed(call, entrance, parts, body, record).await;
+    let (mut asked, mut changes) = (AskedProviders::new(), vec![]);
+    loop {
+        let snapshot = call.worker.latest();
+        let call = Call { snapshot: &snapshot, ..*call };
+        let entrance = match enter(&call, &parts.headers) {
+            Ok(entrance) => entrance,
+            Err(refused) => return told(&changes, refused.answer(&call, &parts, record)),
+        };
+        if let Some(access) = entrance.access {
+            match external::check(&call, access, &mut asked, &mut parts, &mut body, &mut record).await {
+                Ok(more) => changes.extend(more),
+                Err(stopped) => return stopped.answer(record),
+            }
+        }
+        if Arc::ptr_eq(&snapshot, &call.worker.latest()) {
+            return told(&changes, allowed(&call, entrance, asked, parts, body, record).await);
+        }
+    }
+}
+
+/// An answer, with what providers say to the client.
+fn told(changes: &[Changes], mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     changes.iter().for_each(|changes| changes.apply_to_response(response.headers_mut()));
     response
+}
+
+/// The smallest of some limits, of which 0 is none.
+fn smallest(limits: [u64; 3]) -> Option<u64> {
+    limits.into_iter().filter(|limit| *limit > 0).min()
 }
 
 /// Nobody who was asked has refused it.
 async fn allowed(
     call: &Call<'_>,
     entrance: Entrance<'_>,
+    asked: AskedProviders,
     mut parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Err(refused) = admit(call, entrance, &mut parts, &mut record) {
-        return refused.answer(call, &parts, record);
-    }
+    let token = match admit(call, entrance, &mut parts, &mut record) {
+        Ok(token) => token,
+        Err(refused) => return refused.answer(call, &parts, record),
+    };
     let routes = entrance.routes;
-    let rule = match find(call, routes, &parts) {
+    let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
+    let limit = Limited { call, parts: &parts, token: token.as_deref() };
+    if let Some(over) = limit.over(limits).await {
+        return Refused::Limited(over).answer(call, &parts, record);
+    }
+    introduced(call, &mut parts, &mut record);
+    let rule = match find(call, routes, &parts, token.as_deref()) {
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),
     };
-    let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
-    match rule {
+    let origin = rule.as_ref().and_then(|rule| rule.cors.as_ref());
+    let origin = origin.and_then(|_| parts.headers.get(header::ORIGIN).cloned());
+    let most = smallest([
+        call.worker.shared.config.max_request_body,
+        routes.map_or(0, |routes| routes.max_body_bytes),
+        rule.as_ref().map_or(0, |rule| rule.max_body_bytes),
+    ]);
+    let is_too_large = most.is_some_and(|most| body.is_larger_than(most));
+    if let Some(most) = most {
+        body.limit(most);
+    }
+    let fault = rule.as_ref().and_then(|rule| rule.fault.as_deref());
+    let fault = fault.or_else(|| routes.and_then(|routes| routes.fault.as_deref()));
+    let own = rule.as_ref().and_then(|rule| rule.compression.as_deref());
+    let compression = own.or_else(|| routes.and_then(|routes| routes.compression.as_deref()));
+    let compression = compression.map(|compression| (compression, Asked::of(&parts)));
+    let mut response = match &rule {
+        _ if is_too_large => refused_body(BodyFault::TooLarge, record),
         Some(rule) => match &rule.authorization {
             // Large: not in every request's task.
-            Some(provider) => Box::pin(by_guarded_rule(call, &rule, provider, fault, parts, body, record)).await,
-            None => by_rule(call, &rule, fault, parts, body, record).await,
+            Some(provider) => {
+                Box::pin(by_guarded_rule(call, rule, (&**provider, token, asked), fault, parts, body, record)).await
+            }
+            None => by_rule(call, rule, token, fault, parts, body, record).await,
         },
         None => by_default(call, fault, parts, body, record).await,
+    };
+    // Whoever has answered: a page may read why it is refused, too.
+    if let Some(cors) = rule.as_ref().and_then(|rule| rule.cors.as_ref()) {
+        if let Some(origin) = origin {
+            allow_origin(cors, &origin, response.headers_mut());
+        }
+        // A cache gives a page of another origin no answer that names this one, or that names none (Fetch).
+        vary(response.headers_mut(), &header::ORIGIN);
+    }
+    match compression {
+        Some((compression, asked)) => compress(compression, asked, response, &call.worker.encoders),
+        None => response,
     }
 }
 
-/// As a rule says, if the provider that it names lets the request go on. (A browser that asks whether it may call has no credentials
-/// yet, and is answered by the rule itself.)
+/// As a rule says, if the provider that it names lets the request go on, and no policy has come meanwhile that does not. (A browser
+/// that asks whether it may call has no credentials yet, and is answered by the rule itself.)
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,
-    provider: &Provider,
-    fault: Option<ir::Fault>,
+    (provider, token, mut asked): (&Provider, Option<Arc<Token>>, AskedProviders),
+    fault: Option<&Fault>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let is_preflight = rule.cors.as_ref().is_some_and(|cors| preflight(cors, &parts).is_some());
     if is_preflight {
-        return by_rule(call, rule, fault, parts, body, record).await;
+        return by_rule(call, rule, token, fault, parts, body, record).await;
     }
     let by = (provider, rule.origin.as_str());
-    let changes = match external::check_rule(call, by, &mut parts, &mut body, &mut record).await {
-        Ok(changes) => changes,
-        Err(stopped) => {
+    let goes_on = async {
+        let mut changes = vec![];
+        let own = external::check_rule(call, by, &mut parts, &mut body, &mut record).await;
+        changes.extend(own.map_err(Refused::Stopped)?);
+        let again = admit_again(call, token.as_deref(), &mut asked, &mut parts, &mut body, &mut record).await;
+        let (latest, more) = again?;
+        changes.extend(more);
+        Ok::<_, Refused>((latest, changes))
+    };
+    let (latest, changes) = match goes_on.await {
+        Ok(goes_on) => goes_on,
+        Err(refused) => {
             record.route.clone_from(&rule.origin);
-            return stopped.answer(record);
+            return refused.answer(call, &parts, record);
         }
     };
-    let mut response = by_rule(call, rule, fault, parts, body, record).await;
-    if let Some(changes) = changes {
-        changes.apply_to_response(response.headers_mut());
-    }
-    response
+    let call = Call { snapshot: &latest, ..*call };
+    told(&changes, by_rule(&call, rule, token, fault, parts, body, record).await)
 }
 
 /// What is known of a request at its beginning.
@@ -170,7 +253,7 @@ fn begin(worker: &Worker, snapshot: &Snapshot, downstream: &Downstream, parts: &
 /// Is it traced, where a Telemetry says that some are? Decides by the request's id, which it gets here if it has none.
 fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &mut RequestLog) {
     let Some(tracing) = record.telemetry.as_ref().and_then(|t| t.tracing.as_ref()) else { return };
-    if !parts.headers.contains_key(names::REQUEST_ID) {
+    if record.request_id.is_none() {
         parts.headers.insert(names::REQUEST_ID, request_id());
     }
     let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(record.from.ip());
@@ -197,11 +280,19 @@ fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<Res
     let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
     record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
     record.details = why.details().into();
+    if why == Unfit::Fields {
+        record.error = refusal::LARGE_HEAD.into();
+    }
     local_reply(record, why.status(), "", ResponseFlag::None)
 }
 
 /// The rule for a request; None: it goes to what was called.
-fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Option<Arc<Rule>>, Refused> {
+fn find(
+    call: &Call<'_>,
+    routes: Option<&Routes>,
+    parts: &Parts,
+    token: Option<&Token>,
+) -> Result<Option<Arc<Rule>>, Refused> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     let Some(routes) = routes else { return Ok(None) };
     let (downstream, uri) = (call.downstream, &parts.uri);
@@ -214,7 +305,8 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
         &parts.headers,
         downstream.namespace(),
         downstream.source.as_ref().map_or(&NONE, |source| &source.labels),
-    );
+    )
+    .with_token(token);
     match routes.table(downstream.namespace()).find(downstream.port, &input) {
         RouteMatch::Rule(rule) => Ok(Some(rule.clone())),
         RouteMatch::Nothing => Err(Refused::NoRoute),
@@ -225,13 +317,13 @@ fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Optio
 /// To the service that was called.
 async fn by_default(
     call: &Call<'_>,
-    fault: Option<ir::Fault>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    if let Some(fault) = inject(call.worker, fault.as_ref(), &mut record).await {
-        return abort(&fault, record);
+    if let Some(fault) = inject(fault, &mut record).await {
+        return abort(fault, record);
     }
     // At a gateway nothing is called by default.
     let Some(service) = call.downstream.service() else {
@@ -246,16 +338,18 @@ async fn by_default(
 async fn by_rule(
     call: &Call<'_>,
     rule: &Rule,
-    fault: Option<ir::Fault>,
+    token: Option<Arc<Token>>,
+    fault: Option<&Fault>,
     parts: Parts,
     body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let Call { worker, downstream, snapshot, .. } = *call;
+    let Call { downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, downstream, call.client.ip()) {
+    if let Some(over) = (Limited { call, parts: &parts, token: token.as_deref() }).over(&rule.limits).await {
         return limited(&over, record);
     }
+    drop(token);
     if let Some(cors) = &rule.cors
         && let Some(response) = preflight(cors, &parts)
     {
@@ -268,19 +362,14 @@ async fn by_rule(
         return redirect(to, rule, &parts, call.authority(), (downstream.scheme(), called), record);
     }
     if let Some(direct) = &rule.response {
-        let status = crate::route::table::status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
-    if let Some(fault) = inject(worker, fault.as_ref(), &mut record).await {
-        return abort(&fault, record);
+    if let Some(fault) = inject(fault, &mut record).await {
+        return abort(fault, record);
     }
-    let origin = parts.headers.get(header::ORIGIN).cloned();
-    let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
+    let Some(to) = rule.choose() else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
-    let mut response = forward(call, By { rule: Some(rule), to }, parts, body, record).await;
-    if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
-        allow_origin(cors, &origin, response.headers_mut());
-    }
-    response
+    forward(call, By { rule: Some(rule), to }, parts, body, record).await
 }

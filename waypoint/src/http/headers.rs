@@ -6,10 +6,7 @@ use crate::{
         entry::{self, Authority},
         names,
     },
-    route::{
-        operators::Values,
-        table::{Destination, Rewrite, Rule},
-    },
+    route::{change::Rewrite, destination::Destination, operators::Values, rule::Rule},
     telemetry::request_log::RequestLog,
 };
 use http::{
@@ -17,6 +14,7 @@ use http::{
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
+use karst_proxy::trace;
 use std::{cell::Cell, rc::Rc};
 
 /// A request as it is sent on, once or several times.
@@ -90,7 +88,7 @@ impl Template<'_> {
 
 /// What is written anew, the destination's own first.
 pub(super) fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
-    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
+    [to.rewrite.as_deref(), rule.and_then(|r| r.rewrite.as_deref())].into_iter().flatten()
 }
 
 /// The host of a mirrored request (Envoy's way).
@@ -113,9 +111,13 @@ pub(super) fn identify(parts: &mut Parts, record: &mut RequestLog) {
 /// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
 pub(super) fn request_id() -> HeaderValue {
     let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let h = format!("{n:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+    let (mut digits, mut id) = ([0; 32], [b'-'; 36]);
+    trace::digits(n, &mut digits);
+    // Groups of digits, by where each begins in the id.
+    for (at, group) in [(0, 0..8), (9, 8..12), (14, 12..16), (19, 16..20), (24, 20..32)] {
+        id[at..at + group.len()].copy_from_slice(&digits[group]);
+    }
+    trace::header(id)
 }
 
 #[cfg(test)]
@@ -132,5 +134,10 @@ mod tests {
         let id = request_id();
         let id = id.to_str().unwrap_or_default();
         assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
+        let is_hyphen = |at: usize| [8, 13, 18, 23].contains(&at);
+        assert!(
+            id.bytes().enumerate().all(|(at, b)| if is_hyphen(at) { b == b'-' } else { b.is_ascii_hexdigit() }),
+            "{id}"
+        );
     }
 }

@@ -10,22 +10,21 @@ use crate::{
         outgoing::Outgoing,
         reply::{InFlightEndpoint, RequestPermit},
     },
-    route::{operators::Values, table::Rule},
+    route::{destination::Mirror, operators::Values, rule::Rule},
     upstream::{open::Attempt, send},
-    worker::SampleKind,
 };
 use http::request::Parts;
 use std::{cell::Cell, rc::Rc};
 
-/// Sends copies to the rule's mirrors. Nobody waits for them.
-pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoing, values: &dyn Values) {
-    for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !call.worker.chance(SampleKind::Mirror, *part) {
+/// Sends copies to the rule's mirrors. Nobody waits for them. `is_grpc`: gRPC has been made of it, whatever its client speaks.
+pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoing, values: &dyn Values, is_grpc: bool) {
+    for Mirror { to, per_million, turns } in &rule.mirrors {
+        if to.refuse.is_some() || !turns.chance(*per_million) {
             continue;
         }
         let Some(set) = endpoints(call, By { rule: Some(rule), to }) else { continue };
         let Some(body) = body.mirror() else { continue };
-        let http2 = uses_http2(&set, call.downstream, parts);
+        let http2 = is_grpc || uses_http2(&set, call.downstream, parts);
         let template = Template { parts, authority: call.authority(), rule: Some(rule), to, http2, upgrade: false };
         let Some(request) = template.request(body, &Rc::default(), true, values) else { continue };
         let (worker, downstream) = (call.worker.clone(), call.downstream.clone());

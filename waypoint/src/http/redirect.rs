@@ -6,7 +6,7 @@ use crate::{
         entry::Authority,
         reply::ResponseBody,
     },
-    route::table::Rule,
+    route::{change::replace_prefix, destination::status, rule::Rule},
     telemetry::{flag::ResponseFlag, request_log::RequestLog},
 };
 use bytes::Bytes;
@@ -35,8 +35,7 @@ pub(super) fn redirect(
     record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let location = location(to, rule, parts, authority, called);
-    let status =
-        crate::route::table::status(if to.code == 0 { 301 } else { to.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let status = status(if to.code == 0 { 301 } else { to.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let mut response = Response::new(ResponseBody::local(Bytes::new()));
     *response.status_mut() = status;
     match HeaderValue::from_str(&location) {
@@ -68,7 +67,7 @@ fn location(
     let path = match &redirect.path {
         None => parts.uri.path().to_string(),
         Some(Path::Full(f)) => f.clone(),
-        Some(Path::Prefix(x)) => crate::route::table::replace_prefix(parts.uri.path(), rule.path.as_ref(), x),
+        Some(Path::Prefix(x)) => replace_prefix(parts.uri.path(), rule.path.as_ref(), x),
     };
     let query = parts.uri.query().filter(|_| !path.contains('?')).map(|q| format!("?{q}")).unwrap_or_default();
     // A name that brings its own port keeps it.

@@ -87,7 +87,11 @@ impl<'a> Attempts<'a> {
 fn is_retryable(retry: &ir::Retry, outcome: Outcome<'_>, sent: bool) -> bool {
     match outcome {
         Outcome::TimedOut => {
-            retry.server_error || retry.gateway_error || retry.reset || (retry.reset_before_request && !sent)
+            retry.attempt_timeout
+                || retry.server_error
+                || retry.gateway_error
+                || retry.reset
+                || (retry.reset_before_request && !sent)
         }
         Outcome::Failed(e) => e.is_retryable(retry, sent),
         Outcome::Answered(status, grpc) => {
@@ -142,6 +146,7 @@ mod tests {
         let broken = Error::Reset(String::new());
         let errors = rules(1, |r| r.server_error = true);
         let codes = rules(1, |r| (r.codes, r.grpc, r.retriable_4xx) = (vec![429], vec![14], true));
+        let late = rules(1, |r| r.attempt_timeout = true);
         let again = || Next::Retry { within: Duration::from_millis(10) };
         let answer = || Next::Answer { exhausted: false };
         let table = [
@@ -152,6 +157,10 @@ mod tests {
             (Some(&errors), Outcome::Answered(499, None), SENT, answer()),
             (Some(&errors), Outcome::Failed(&broken), UNSENT, again()),
             (Some(&errors), Outcome::Answered(500, None), State { can_repeat: false, ..SENT }, answer()),
+            (Some(&late), Outcome::TimedOut, SENT, again()),
+            (Some(&late), Outcome::Answered(504, None), SENT, answer()),
+            (Some(&late), Outcome::Failed(&broken), UNSENT, Next::GiveUp(ResponseFlag::Reset)),
+            (Some(&codes), Outcome::TimedOut, SENT, Next::GiveUp(ResponseFlag::Timeout)),
             (Some(&codes), Outcome::Answered(429, None), SENT, again()),
             (Some(&codes), Outcome::Answered(409, None), SENT, again()),
             (Some(&codes), Outcome::Answered(200, Some(14)), SENT, again()),

@@ -8,42 +8,64 @@ use std::sync::Arc;
 pub(crate) enum WrongListener {
     /// It must come by TLS.
     Scheme,
-    /// The name in the TLS hello has chosen another listener than the request's (RFC 9110 §15.5.20).
+    /// The name in the TLS hello has chosen another listener than the request's (RFC 9110 §15.5.20), or another one for the same name
+    /// has spoken TLS with the client, which asks for other certificates.
     Name,
+    /// The listener asks for a certificate by now, and the connection is older: its client has shown none that counts.
+    Certificate,
 }
 
-/// The routes of the virtual host that a request to a gateway is for. `tls`: the name in the hello, if TLS ends here; `is_https`: a
-/// trusted proxy has ended it.
+/// How a request has come to a gateway.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) port: u16,
+    /// The name in the hello, empty if there was none, if TLS ends here.
+    pub(crate) tls: Option<&'a str>,
+    /// In TLS that ends here the client has shown a certificate that counts.
+    pub(crate) has_proof: bool,
+    /// A trusted proxy has ended TLS.
+    pub(crate) is_https: bool,
+}
+
+/// The routes of the virtual host that a request to a gateway is for.
 ///
 /// # Errors
 /// It has come to another listener than its own.
 pub(crate) fn at_gateway<'a>(
     snapshot: &'a Snapshot,
-    port: u16,
-    tls: Option<&str>,
-    is_https: bool,
+    arrival: Arrival<'_>,
     host: &str,
 ) -> Result<Option<&'a Routes>, WrongListener> {
-    let Some(port) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
-    let is_chosen = |listener: &Arc<Listener>| {
-        tls.is_none_or(|sni| port.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, listener)))
+    let Some(port) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&arrival.port)) else { return Ok(None) };
+    let wrong = |listener: &Arc<Listener>| {
+        let sni = arrival.tls?;
+        let mut chosen = port.find(Some(sni).filter(|name| !name.is_empty())).peekable();
+        // The first of them has spoken TLS with the client.
+        let asks_like = chosen.peek().is_some_and(|first| first.asks_like(listener));
+        if !asks_like || !chosen.any(|one| Arc::ptr_eq(one, listener)) {
+            return Some(WrongListener::Name);
+        }
+        (listener.requires_certificate() && !arrival.has_proof).then_some(WrongListener::Certificate)
     };
-    let (mut routes, mut misdirected) = (None, false);
+    let (mut routes, mut misdirected) = (None, None);
     for listener in port.find(Some(host)) {
         // Of several servers for a name one is enough.
-        if tls.is_none() && !is_https && listener.redirect {
+        if arrival.tls.is_none() && !arrival.is_https && listener.redirect {
             return Err(WrongListener::Scheme);
         }
         if routes.is_some() {
             continue;
         }
-        if !is_chosen(listener) {
-            misdirected = true;
+        if let Some(why) = wrong(listener) {
+            misdirected = Some(why);
             continue;
         }
         routes = listener.routes(&snapshot.hosts, host);
     }
-    if routes.is_none() && misdirected { Err(WrongListener::Name) } else { Ok(routes) }
+    match (routes, misdirected) {
+        (None, Some(why)) => Err(why),
+        (routes, _) => Ok(routes),
+    }
 }
 
 #[cfg(test)]
@@ -73,11 +95,12 @@ mod tests {
             s.gateway = g.ok().map(Arc::new);
             s
         };
-        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, false, name) {
+        let arrival = Arrival { port: 8080, ..Arrival::default() };
+        let which = |s: &Snapshot, name: &str| match at_gateway(s, arrival, name) {
             Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
             Ok(None) => None,
             Err(WrongListener::Scheme) => Some("https".into()),
-            Err(WrongListener::Name) => Some("misdirected".into()),
+            Err(WrongListener::Name | WrongListener::Certificate) => Some("misdirected".into()),
         };
         let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
         for (name, want) in [("a.com", "~shared/a.com"), ("b.com", "~shared/*"), ("c.com", "~shared/*")] {
@@ -92,5 +115,51 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &Gateway| g.ports.get(&8080).and_then(Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
+    }
+
+    /// Two servers for one name, of which the older one speaks TLS with clients: what is served only to who has a certificate is not
+    /// served by the other's handshake.
+    #[test]
+    fn no_listener_is_reached_by_the_handshake_of_one_that_asks_for_less() {
+        use ir::ClientCertificate as Wanted;
+        let listener = |routes: &str, client: Wanted, roots: &str| ir::Listener {
+            routes: routes.into(),
+            port: 443,
+            protocol: ir::ListenerProtocol::Https as i32,
+            hosts: vec!["a.com".into()],
+            tls: Some(ir::Tls { client: client as i32, client_roots: roots.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let snapshot = |listeners: [ir::Listener; 2], has_routes: &str| {
+            let mut s = Snapshot::new("");
+            s.hosts.insert(format!("{has_routes}/a.com").into(), Arc::default());
+            let g = Gateway::outline(&ir::Gateway { listeners: listeners.into(), ..Default::default() });
+            s.gateway = g.ok().map(Arc::new);
+            s
+        };
+        let by_tls = |has_proof: bool| Arrival { port: 443, tls: Some("a.com"), has_proof, is_https: false };
+        let found = |s: &Snapshot, has_proof: bool| at_gateway(s, by_tls(has_proof), "a.com").map(|r| r.is_some());
+        let open = || listener("~open", Wanted::None, "");
+        let other_roots = || listener("~other", Wanted::Required, "other");
+        let (kept, optional) =
+            (|| listener("~kept", Wanted::Required, "ca"), || listener("~kept", Wanted::Optional, "ca"));
+        for first in [open(), optional(), other_roots()] {
+            let s = snapshot([first, listener("~second", Wanted::Required, "ca")], "~second");
+            for has_proof in [false, true] {
+                assert_eq!(found(&s, has_proof), Err(WrongListener::Name));
+            }
+        }
+        // That of the first is, and that of one that asks the same.
+        assert_eq!(found(&snapshot([open(), kept()], "~open"), false), Ok(true));
+        let roots_of_nobody = listener("~second", Wanted::None, "ca");
+        assert_eq!(found(&snapshot([open(), roots_of_nobody], "~second"), false), Ok(true));
+        let s = snapshot([other_roots(), other_roots()], "~other");
+        assert_eq!(found(&s, true), Ok(true));
+        // A connection that is older than the wish for certificates.
+        assert_eq!(found(&s, false), Err(WrongListener::Certificate));
+        assert_eq!(found(&snapshot([optional(), optional()], "~kept"), false), Ok(true));
+        // The listener of the handshake is gone.
+        let gone = Arrival { tls: Some("b.com"), ..by_tls(true) };
+        assert_eq!(at_gateway(&s, gone, "a.com").err(), Some(WrongListener::Name));
     }
 }

@@ -1,11 +1,15 @@
 //! Why a route cannot be executed: the control plane is told (NACK).
 
-use crate::authz::external::provider::ProviderError;
+use crate::{authz::external::provider::ProviderError, session::rules::SessionError};
 use karst_core::operators::OperatorError;
+use prost::DecodeError;
 
 /// What cannot be executed.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
+    /// It is no message of its type.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
     /// Of which rule it is.
     #[error("{origin}: {error}")]
     Rule { origin: String, error: Box<CompileError> },
@@ -42,6 +46,9 @@ pub enum CompileError {
     /// A provider of external authorization that cannot be asked.
     #[error("external authorization: {0}")]
     Provider(#[from] ProviderError),
+    /// A session that nothing can carry.
+    #[error("session: {0}")]
+    Session(#[from] SessionError),
     /// A host that requests cannot have.
     #[error("{0:?} is not a valid authority")]
     Authority(String),

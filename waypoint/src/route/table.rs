@@ -1,113 +1,106 @@
-//! The compiled routes of a service. A look-up finds candidates by hash (the whole path, its prefixes by length, its leading
-//! segments) and takes the first in order whose other conditions hold: it costs the same with ten and with thousands of
-//! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
+//! The compiled routes of a service. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
 
-mod why;
-
-use crate::{
-    authz::external::provider::Provider,
-    http::entry,
-    route::{
-        error::CompileError,
-        limit::{Limit, Limits},
-        matcher::StringMatcher,
-        operators::{Value, Values},
-    },
+use crate::route::{
+    compression::Compression,
+    error::CompileError,
+    index::Index,
+    input::{RouteInput, TcpRouteInput},
+    limit::{Limit, Limits},
+    rule::{Fault, Rule, compression},
+    tcp::TcpRule,
+    wire::{WireRoutes, WireTable},
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
 use karst_api::route as ir;
-use karst_core::authority::Authority;
-use std::{
-    cell::OnceCell,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use prost::Message;
+use std::{collections::BTreeMap, sync::Arc};
 
-/// What of a request decides about its route.
-pub struct RouteInput<'a> {
-    /// Without query.
-    pub path: &'a str,
-    pub query: Option<&'a str>,
-    pub method: &'a str,
-    pub scheme: &'a str,
-    pub authority: &'a str,
-    pub headers: &'a HeaderMap,
-    /// The caller's namespace, as proven.
-    pub namespace: &'a str,
-    /// Labels of the caller's pod, as far as known.
-    pub labels: &'a BTreeMap<String, String>,
-    parameters: OnceCell<Vec<(String, String)>>,
+/// What a rule answers that cannot be executed.
+const FAILURE: u32 = 500;
+
+fn failure() -> ir::DirectResponse {
+    ir::DirectResponse { status: FAILURE, ..Default::default() }
 }
 
-impl<'a> RouteInput<'a> {
-    /// Of these parts.
-    #[allow(clippy::too_many_arguments, reason = "what of a request routes ask about, each once and by its name")]
-    pub fn new(
-        path: &'a str,
-        query: Option<&'a str>,
-        method: &'a str,
-        scheme: &'a str,
-        authority: &'a str,
-        headers: &'a HeaderMap,
-        namespace: &'a str,
-        labels: &'a BTreeMap<String, String>,
-    ) -> Self {
-        Self { path, query, method, scheme, authority, headers, namespace, labels, parameters: OnceCell::new() }
-    }
-
-    fn parameters(&self) -> &[(String, String)] {
-        self.parameters.get_or_init(|| {
-            let q = self.query.unwrap_or("");
-            form_urlencoded::parse(q.as_bytes()).map(|(k, v)| (k.into_owned(), v.into_owned())).collect()
-        })
-    }
+/// A rule for the same requests, which go nowhere.
+fn closed(rule: &ir::HttpRule) -> ir::HttpRule {
+    let (origin, ports) = (rule.origin.clone(), rule.ports.clone());
+    ir::HttpRule { origin, ports, r#match: rule.r#match.clone(), response: Some(failure()), ..Default::default() }
 }
 
-/// What of a connection decides about its route.
-pub struct TcpRouteInput<'a> {
-    pub port: u16,
-    /// The caller's namespace, as proven.
-    pub namespace: &'a str,
-    /// Labels of the caller's pod, as far as known.
-    pub labels: &'a BTreeMap<String, String>,
-    /// The name in its TLS hello.
-    pub sni: Option<&'a str>,
-}
-
-/// Does a name, maybe with a wildcard in front, stand for this one?
-fn covers(wide: &str, name: &str) -> bool {
-    wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
-}
-
-/// The routes of one service.
+/// The routes of one service, or of one virtual host, of which a gateway may have thousands.
 #[derive(Debug, Default)]
 pub struct Routes {
-    consumers: HashMap<String, Table>,
+    /// By namespace, in order.
+    consumers: Box<[(String, Table)]>,
     producer: Table,
     /// For every request.
-    pub limits: Vec<Arc<Limit>>,
+    pub limits: Box<[Arc<Limit>]>,
     /// For requests whose rule has none of its own.
-    pub fault: Option<ir::Fault>,
-    buckets: Limits,
+    pub fault: Option<Box<Fault>>,
+    /// Largest body of a request; 0: they say nothing of it.
+    pub max_body_bytes: u64,
+    /// Of answers to requests whose rule has none of its own.
+    pub compression: Option<Box<Compression>>,
+    /// None: there are no limits.
+    buckets: Option<Box<Limits>>,
 }
 
 impl Routes {
-    /// Compiles. What `old` has counted goes on where the limit is the same.
+    /// Compiles a `karst.route.v1.Routes`, one rule after the other: none but the one that is compiled is decoded. What `old` has
+    /// counted goes on where the limit is the same.
     ///
     /// # Errors
-    /// What cannot be executed, and of which rule it is.
-    pub fn new(routes: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
-        let old = old.map(|o| &o.buckets);
+    /// It is no such message, or says what cannot be executed; and of which rule that is.
+    pub fn decode(bytes: &[u8], old: Option<&Self>) -> Result<Self, CompileError> {
+        let routes = WireRoutes::decode(Bytes::copy_from_slice(bytes))?;
+        let old = old.and_then(|o| o.buckets.as_deref());
         let mut buckets = Limits::default();
         let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
-        let mut table = |t: &Option<ir::Table>| {
-            t.as_ref().map(|t| Table::new(t, &mut limit)).transpose().map(Option::unwrap_or_default)
-        };
-        let producer = table(&routes.producer)?;
-        let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
-        let consumers = consumers.collect::<Result<_, CompileError>>()?;
+        let mut table =
+            |t: Option<WireTable>| t.map(|t| Table::compile(&t, &mut limit)).transpose().map(Option::unwrap_or_default);
+        let producer = table(routes.producer)?;
+        let consumers = routes.consumers.into_iter().map(|c| Ok((c.namespace, table(c.table)?)));
+        let consumers = consumers.collect::<Result<BTreeMap<_, _>, CompileError>>()?;
         let limits = routes.limits.iter().map(&mut limit).collect();
-        Ok(Self { consumers, producer, limits, fault: routes.fault, buckets })
+        Ok(Self {
+            consumers: consumers.into_iter().collect(),
+            producer,
+            limits,
+            fault: Fault::new(routes.fault),
+            max_body_bytes: routes.max_body_bytes,
+            compression: compression(routes.compression.as_ref()),
+            buckets: (!buckets.is_empty()).then(|| Box::new(buckets)),
+        })
+    }
+
+    /// The same of what is not encoded.
+    #[cfg(test)]
+    pub fn new(routes: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
+        Self::decode(&routes.encode_to_vec(), old)
+    }
+
+    /// The same routes, of which each rule that does what cannot be executed answers 500 to the requests that it is for. (One whose
+    /// conditions cannot be read stays as it is: whom it is for is not known.)
+    pub fn executable(routes: &ir::Routes) -> ir::Routes {
+        let mut out = routes.clone();
+        let consumers = out.consumers.iter_mut().filter_map(|c| c.table.as_mut());
+        for rule in out.producer.iter_mut().chain(consumers).flat_map(|table| &mut table.http) {
+            if Rule::new(rule, &mut |l: &ir::RateLimit| Limits::default().take_over(None, l)).is_err() {
+                *rule = closed(rule);
+            }
+        }
+        out
+    }
+
+    /// Every request is answered 500, and no connection goes on.
+    pub fn closed() -> Self {
+        let origin = "routes that are not understood".to_string();
+        let rule = Rule { origin: origin.clone(), response: Some(Box::new(failure())), ..Rule::default() };
+        let destination = ir::Destination { weight: 1, refuse_status: FAILURE, ..Default::default() };
+        let tcp = TcpRule::new(&ir::TcpRule { origin, destinations: vec![destination], ..Default::default() });
+        let rest = Index::new(std::iter::once(Arc::new(rule)));
+        Self { producer: Table { rest, tcp: Box::new([tcp]), ..Table::default() }, ..Self::default() }
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -125,25 +118,27 @@ impl Routes {
 
     /// All tables: that of callers whose namespace has none of its own (no name), and those of namespaces, by name.
     pub fn tables(&self) -> impl Iterator<Item = (Option<&str>, &Table)> {
-        let mut consumers: Vec<_> = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table)).collect();
-        consumers.sort_by_key(|(name, _)| *name);
+        let consumers = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table));
         [(None, &self.producer)].into_iter().chain(consumers)
     }
 
     /// The table for callers of a namespace.
     pub fn table(&self, namespace: &str) -> &Table {
-        self.consumers.get(namespace).unwrap_or(&self.producer)
+        match self.consumers.binary_search_by(|(name, _)| name.as_str().cmp(namespace)) {
+            Ok(at) => &self.consumers[at].1,
+            Err(_) => &self.producer,
+        }
     }
 }
 
 /// The rules for one group of callers.
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Ports that rules name.
-    ports: HashMap<u16, Index>,
+    /// Ports that rules name, in order.
+    ports: Box<[(u16, Index)]>,
     /// For every other port.
     rest: Index,
-    tcp: Vec<TcpRule>,
+    tcp: Box<[TcpRule]>,
 }
 
 /// What the look-up says.
@@ -159,7 +154,14 @@ pub enum RouteMatch<'a> {
 impl Table {
     /// The rules for requests to a port, in the order in which they are tried.
     pub fn rules(&self, port: u16) -> &[Arc<Rule>] {
-        &self.ports.get(&port).unwrap_or(&self.rest).rules
+        &self.index(port).rules
+    }
+
+    fn index(&self, port: u16) -> &Index {
+        match self.ports.binary_search_by_key(&port, |(own, _)| *own) {
+            Ok(at) => &self.ports[at].1,
+            Err(_) => &self.rest,
+        }
     }
 
     /// The rules for connections, in the order in which they are tried.
@@ -167,16 +169,22 @@ impl Table {
         &self.tcp
     }
 
+    #[cfg(test)]
     fn new(table: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+        Self::compile(&WireTable::decode(Bytes::from(table.encode_to_vec()))?, limit)
+    }
+
+    fn compile(table: &WireTable, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let mut rules = Vec::with_capacity(table.http.len());
         for rule in &table.http {
-            let compiled = Rule::new(rule, limit)
+            let rule = ir::HttpRule::decode(rule.clone())?;
+            let compiled = Rule::new(&rule, limit)
                 .map_err(|e| CompileError::Rule { origin: rule.origin.clone(), error: e.into() })?;
-            rules.push((&rule.ports, Arc::new(compiled)));
+            rules.push((rule.ports, Arc::new(compiled)));
         }
         let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
         let of = |port: Option<u32>| {
-            let fits = |p: &&Vec<u32>| p.is_empty() || port.is_some_and(|x| p.contains(&x));
+            let fits = |p: &[u32]| p.is_empty() || port.is_some_and(|x| p.contains(&x));
             Index::new(rules.iter().filter(|(p, _)| fits(p)).map(|(_, r)| r.clone()))
         };
         let tcp = table.tcp.iter().map(TcpRule::new).collect();
@@ -189,7 +197,7 @@ impl Table {
 
     /// The rule for a request to a port of the service.
     pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
-        let index = self.ports.get(&port).unwrap_or(&self.rest);
+        let index = self.index(port);
         if index.rules.is_empty() {
             return RouteMatch::Default;
         }
@@ -198,497 +206,21 @@ impl Table {
 
     /// The rule for a connection; None: to the service that was called.
     pub fn find_tcp(&self, input: &TcpRouteInput<'_>) -> Option<&TcpRule> {
-        self.tcp.iter().find(|rule| {
-            (rule.ports.is_empty() || rule.ports.contains(&u32::from(input.port)))
-                && (rule.namespace.is_empty() || rule.namespace == input.namespace)
-                && rule.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
-                && (rule.sni.is_empty() || input.sni.is_some_and(|n| rule.sni.iter().any(|h| covers(h, n))))
-        })
-    }
-}
-
-/// The rules for one port, found by path.
-#[derive(Debug, Default)]
-struct Index {
-    rules: Vec<Arc<Rule>>,
-    exact: HashMap<String, Vec<u32>>,
-    prefix: HashMap<String, Vec<u32>>,
-    /// Lengths of the prefixes.
-    lengths: Vec<usize>,
-    segments: HashMap<String, Vec<u32>>,
-    /// Those without a path, with a pattern, or that ignore its case.
-    other: Vec<u32>,
-}
-
-impl Index {
-    fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
-        let mut index = Self { rules: rules.collect(), ..Self::default() };
-        for (number, rule) in index.rules.iter().enumerate() {
-            let number = number as u32;
-            match &rule.path {
-                Some(StringMatcher::Exact(p)) if !rule.ignore_case => {
-                    index.exact.entry(p.clone()).or_default().push(number)
-                }
-                Some(StringMatcher::Prefix(p)) if !rule.ignore_case => {
-                    index.prefix.entry(p.clone()).or_default().push(number)
-                }
-                Some(StringMatcher::PathSegments(p)) if !rule.ignore_case => {
-                    index.segments.entry(p.clone()).or_default().push(number)
-                }
-                _ => index.other.push(number),
-            }
-        }
-        index.lengths = index.prefix.keys().map(String::len).collect();
-        index.lengths.sort_unstable();
-        index.lengths.dedup();
-        index
+        self.tcp.iter().find(|rule| rule.matches(input))
     }
 
-    fn origins(&self) -> Vec<String> {
-        self.rules.iter().map(|r| r.origin.clone()).collect()
+    /// The rules for a port that come before the one that matches (all, if none does), and of each the first condition that
+    /// does not hold.
+    pub fn passed_over(&self, port: u16, input: &RouteInput<'_>) -> Vec<(String, String)> {
+        let before = self.rules(port).iter().take_while(|rule| !rule.matches(input, true));
+        before.map(|rule| (rule.origin.clone(), rule.failing(input))).collect()
     }
 
-    fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
-        let mut best: Option<u32> = None;
-        // Each list is in order: the first that holds is its best.
-        let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
-            for number in list.into_iter().flatten() {
-                if best.is_some_and(|b| b <= *number) {
-                    return;
-                }
-                if self.rules[*number as usize].matches(input, path_too) {
-                    best = Some(*number);
-                    return;
-                }
-            }
-        };
-        look(self.exact.get(input.path), false);
-        for n in &self.lengths {
-            match input.path.get(..*n) {
-                Some(p) => look(self.prefix.get(p), false),
-                None if *n > input.path.len() => break,
-                // Within a character: no prefix of that length is one of this path.
-                None => {}
-            }
-        }
-        if !self.segments.is_empty() {
-            look(self.segments.get(input.path), false);
-            for (at, _) in input.path.match_indices('/') {
-                look(self.segments.get(&input.path[..at]), false);
-            }
-        }
-        look(Some(&self.other), true);
-        best.map(|i| &self.rules[i as usize])
-    }
-}
-
-/// One rule, ready to be executed.
-#[derive(Debug)]
-pub struct Rule {
-    pub origin: String,
-    pub path: Option<StringMatcher>,
-    pub ignore_case: bool,
-    pub method: Option<StringMatcher>,
-    scheme: Option<StringMatcher>,
-    authority: Option<StringMatcher>,
-    /// Name, value, and whether it must not match.
-    pub headers: Vec<(HeaderName, StringMatcher, bool)>,
-    query: Vec<(String, StringMatcher, bool)>,
-    labels: BTreeMap<String, String>,
-    namespace: String,
-
-    pub redirect: Option<ir::Redirect>,
-    pub response: Option<ir::DirectResponse>,
-    pub destinations: Vec<Destination>,
-    pub total_weight: u64,
-    pub rewrite: Option<Rewrite>,
-    pub request: Option<HeaderChange>,
-    pub answer: Option<HeaderChange>,
-    pub mirrors: Vec<(Destination, u32)>,
-    pub fault: Option<ir::Fault>,
-    pub cors: Option<Cors>,
-    pub timeout_ms: u64,
-    pub retry: Option<ir::Retry>,
-    pub limits: Vec<Arc<Limit>>,
-    /// Who is asked whether a request may go on.
-    pub authorization: Option<Arc<Provider>>,
-}
-
-impl Rule {
-    fn new(rule: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
-        let empty = ir::Match::default();
-        let conditions = rule.r#match.as_ref().unwrap_or(&empty);
-        let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
-        let mut headers = vec![];
-        for header in &conditions.headers {
-            let name = name(&header.name)?;
-            let value = match &header.value {
-                Some(t) if name == http::header::HOST => authority(t)?,
-                v => value(v)?,
-            };
-            headers.push((name, value, header.invert));
-        }
-        let mut query = vec![];
-        for parameter in &conditions.query {
-            query.push((parameter.name.clone(), value(&parameter.value)?, parameter.invert));
-        }
-        let destinations = rule.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
-        let mut mirrors = vec![];
-        for mirror in &rule.mirrors {
-            let to = mirror.to.as_ref().ok_or(CompileError::Mirror)?;
-            mirrors.push((Destination::new(to)?, mirror.per_million));
-        }
-        Ok(Self {
-            origin: rule.origin.clone(),
-            path: text(&conditions.path, conditions.ignore_path_case)?,
-            ignore_case: conditions.ignore_path_case,
-            method: text(&conditions.method, false)?,
-            scheme: text(&conditions.scheme, false)?,
-            authority: conditions.authority.as_ref().map(authority).transpose()?,
-            headers,
-            query,
-            labels: conditions.source_labels.clone(),
-            namespace: conditions.source_namespace.clone(),
-            redirect: rule.redirect.clone(),
-            response: rule.response.clone(),
-            total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
-            destinations,
-            rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?,
-            request: HeaderChange::new(rule.request.as_ref())?,
-            answer: HeaderChange::new(rule.answer.as_ref())?,
-            mirrors,
-            fault: rule.fault,
-            cors: rule.cors.as_ref().map(Cors::new).transpose()?,
-            timeout_ms: rule.timeout_ms,
-            retry: rule.retry.clone(),
-            limits: rule.limits.iter().map(limit).collect(),
-            authorization: rule.authorization.as_ref().map(|p| Provider::new(p).map(Arc::new)).transpose()?,
-        })
-    }
-
-    /// Does it hold? The path is left out where it has been looked up.
-    pub fn matches(&self, input: &RouteInput<'_>, path_too: bool) -> bool {
-        let is = |t: &Option<StringMatcher>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
-        let path = || match &self.path {
-            Some(t) if self.ignore_case => t.matches(&input.path.to_lowercase()),
-            t => is(t, input.path),
-        };
-        is(&self.method, input.method)
-            && is(&self.scheme, input.scheme)
-            && is(&self.authority, input.authority)
-            && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(input, n, t, *invert) != *invert)
-            && self
-                .query
-                .iter()
-                .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
-            && (self.namespace.is_empty() || self.namespace == input.namespace)
-            && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
-    }
-
-    /// The destination for a number below [`Rule::total_weight`].
-    pub fn choose_weighted(&self, mut at: u64) -> Option<&Destination> {
-        self.destinations.iter().find(|d| {
-            let weight = u64::from(d.weight);
-            let hit = at < weight;
-            at = at.saturating_sub(weight);
-            hit
-        })
-    }
-}
-
-/// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
-/// come. For a condition that is inverted, one that is not there is empty, unless it is asked whether it is there (Istio:
-/// TreatMissingHeaderAsEmpty).
-fn header(input: &RouteInput<'_>, name: &HeaderName, matcher: &StringMatcher, invert: bool) -> bool {
-    if *name == http::header::HOST {
-        return matcher.matches(input.authority);
-    }
-    match entry::joined(input.headers, name) {
-        Some(v) => matcher.matches_bytes(&v),
-        None => invert && !matches!(matcher, StringMatcher::Present) && matcher.matches(""),
-    }
-}
-
-fn value(v: &Option<ir::Text>) -> Result<StringMatcher, CompileError> {
-    match v {
-        Some(t) => StringMatcher::new(t, false),
-        None => Err(CompileError::MatchValue),
-    }
-}
-
-/// A condition on the authority, read as those of requests are: names in lower case and without a last dot.
-fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
-    Ok(match StringMatcher::new(t, true)? {
-        StringMatcher::Exact(s) => {
-            let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string());
-            StringMatcher::Exact(canonical.unwrap_or(s))
-        }
-        other => other,
-    })
-}
-
-fn name(s: &str) -> Result<HeaderName, CompileError> {
-    HeaderName::from_bytes(s.as_bytes()).map_err(|_| CompileError::HeaderName(s.into()))
-}
-
-/// Where requests go.
-#[derive(Debug)]
-pub struct Destination {
-    /// Key of the service.
-    pub service: Arc<str>,
-    /// 0: the port that was called.
-    pub port: u16,
-    pub subset: Arc<str>,
-    pub weight: u32,
-    pub request: Option<HeaderChange>,
-    pub answer: Option<HeaderChange>,
-    pub rewrite: Option<Rewrite>,
-    /// Answer this instead.
-    pub refuse: Option<http::StatusCode>,
-    pub timeout_ms: u64,
-}
-
-impl Destination {
-    fn new(destination: &ir::Destination) -> Result<Self, CompileError> {
-        Ok(Self {
-            service: destination.service.as_str().into(),
-            port: u16::try_from(destination.port).map_err(|_| CompileError::Port(destination.port))?,
-            subset: destination.subset.as_str().into(),
-            weight: destination.weight,
-            request: HeaderChange::new(destination.request.as_ref())?,
-            answer: HeaderChange::new(destination.answer.as_ref())?,
-            rewrite: destination.rewrite.as_ref().map(Rewrite::new).transpose()?,
-            refuse: match destination.refuse_status {
-                0 => None,
-                n => Some(status(n)?),
-            },
-            timeout_ms: destination.timeout_ms,
-        })
-    }
-
-    /// The service that was called.
-    pub fn same(service: &Arc<str>) -> Self {
-        Self {
-            service: service.clone(),
-            port: 0,
-            subset: "".into(),
-            weight: 1,
-            request: None,
-            answer: None,
-            rewrite: None,
-            refuse: None,
-            timeout_ms: 0,
-        }
-    }
-}
-
-/// A status code.
-///
-/// # Errors
-/// If it is none.
-pub fn status(n: u32) -> Result<http::StatusCode, CompileError> {
-    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or(CompileError::Status(n))
-}
-
-/// Where connections go.
-#[derive(Debug)]
-pub struct TcpRule {
-    pub origin: String,
-    ports: Vec<u32>,
-    labels: BTreeMap<String, String>,
-    namespace: String,
-    sni: Vec<String>,
-    pub destinations: Vec<ir::Destination>,
-}
-
-impl TcpRule {
-    fn new(rule: &ir::TcpRule) -> Self {
-        Self {
-            origin: rule.origin.clone(),
-            ports: rule.ports.clone(),
-            labels: rule.source_labels.clone(),
-            namespace: rule.source_namespace.clone(),
-            sni: rule.sni.clone(),
-            destinations: rule.destinations.clone(),
-        }
-    }
-
-    /// The sum of their weights.
-    pub fn total_weight(&self) -> u64 {
-        self.destinations.iter().map(|d| u64::from(d.weight)).sum()
-    }
-
-    /// The destination for a number below [`TcpRule::total_weight`].
-    pub fn choose_weighted(&self, mut at: u64) -> Option<&ir::Destination> {
-        self.destinations.iter().find(|d| {
-            let hit = at < u64::from(d.weight);
-            at = at.saturating_sub(u64::from(d.weight));
-            hit
-        })
-    }
-}
-
-/// Changes of headers.
-#[derive(Debug)]
-pub struct HeaderChange {
-    set: Vec<(HeaderName, Value)>,
-    add: Vec<(HeaderName, Value)>,
-    remove: Vec<HeaderName>,
-    names: entry::Names,
-}
-
-impl HeaderChange {
-    fn new(change: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
-        let Some(change) = change else { return Ok(None) };
-        let pair = |h: &ir::Header| Ok::<_, CompileError>((name(&h.name)?, Value::new(&h.value)?));
-        let mut out = Self {
-            set: change.set.iter().map(pair).collect::<Result<_, _>>()?,
-            add: change.add.iter().map(pair).collect::<Result<_, _>>()?,
-            remove: change.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
-            names: entry::Names::default(),
-        };
-        out.names = out.remove.iter().chain(out.set.iter().chain(&out.add).map(|(n, _)| n)).collect();
-        Ok(Some(out))
-    }
-
-    /// The headers that are changed.
-    pub fn names(&self) -> &entry::Names {
-        &self.names
-    }
-
-    /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).
-    pub fn apply(&self, headers: &mut HeaderMap, values: &dyn Values) {
-        for n in &self.remove {
-            headers.remove(n);
-        }
-        let all = self.set.iter().chain(&self.add).filter(|(_, v)| matches!(v, Value::Made(_)));
-        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, headers)).collect();
-        let mut made = made.into_iter();
-        let mut next = |v: &Value| match v {
-            Value::Fixed(v) => Some(v.clone()),
-            Value::Made(_) => made.next().flatten(),
-        };
-        for (n, v) in &self.set {
-            if let Some(v) = next(v) {
-                headers.insert(n, v);
-            }
-        }
-        for (n, v) in &self.add {
-            if let Some(v) = next(v) {
-                headers.append(n, v);
-            }
-        }
-    }
-}
-
-/// Changes of path and authority.
-#[derive(Debug)]
-pub struct Rewrite {
-    pub authority: Option<HeaderValue>,
-    path: Option<PathChange>,
-}
-
-#[derive(Debug)]
-enum PathChange {
-    Prefix(String),
-    Full(String),
-    Regex(regex::Regex, String),
-}
-
-impl Rewrite {
-    fn new(rewrite: &ir::Rewrite) -> Result<Self, CompileError> {
-        use ir::rewrite::Path;
-        let authority = match rewrite.authority.as_str() {
-            "" => None,
-            a => Some(HeaderValue::from_str(a).map_err(|_| CompileError::Authority(a.into()))?),
-        };
-        let path = match &rewrite.path {
-            None => None,
-            Some(Path::Prefix(p)) => Some(PathChange::Prefix(p.clone())),
-            Some(Path::Full(p)) => Some(PathChange::Full(p.clone())),
-            Some(Path::Regex(x)) => {
-                let pattern =
-                    regex::Regex::new(&x.r#match).map_err(|e| CompileError::RewriteRegex(x.r#match.clone(), e))?;
-                Some(PathChange::Regex(pattern, braces(&x.rewrite)))
-            }
-        };
-        Ok(Self { authority, path })
-    }
-
-    /// The new path of a request whose path was matched by this; None: as it is.
-    pub fn path(&self, path: &str, matched: Option<&StringMatcher>) -> Option<String> {
-        Some(match self.path.as_ref()? {
-            PathChange::Full(p) => p.clone(),
-            PathChange::Prefix(p) => replace_prefix(path, matched, p),
-            PathChange::Regex(r, to) => r.replace_all(path, to.as_str()).into_owned(),
-        })
-    }
-}
-
-/// `\1` as the regex crate writes it.
-fn braces(s: &str) -> String {
-    let mut out = String::with_capacity(s.len() + 4);
-    let mut chars = s.chars().peekable();
-    while let Some(character) = chars.next() {
-        match (character, chars.peek()) {
-            ('\\', Some(d)) if d.is_ascii_digit() => {
-                out.push_str(&format!("${{{d}}}"));
-                chars.next();
-            }
-            ('\\', Some('\\')) => {
-                out.push('\\');
-                chars.next();
-            }
-            ('$', _) => out.push_str("$$"),
-            _ => out.push(character),
-        }
-    }
-    out
-}
-
-/// Puts `to` in place of the part that was matched.
-pub fn replace_prefix(path: &str, matched: Option<&StringMatcher>, to: &str) -> String {
-    match matched {
-        // Whole segments: exactly one slash between what is new and what follows.
-        Some(StringMatcher::PathSegments(p)) => {
-            let rest = path.get(p.len()..).unwrap_or("").trim_start_matches('/');
-            let head = to.trim_end_matches('/');
-            if rest.is_empty() && !path.ends_with('/') {
-                return if to.is_empty() { "/".into() } else { to.into() };
-            }
-            format!("{head}/{rest}")
-        }
-        Some(StringMatcher::Prefix(p)) => absolute(format!("{to}{}", path.get(p.len()..).unwrap_or(""))),
-        // Nothing was asked of the path: its first slash is what it begins with.
-        None => absolute(format!("{to}{}", path.strip_prefix('/').unwrap_or(path))),
-        Some(StringMatcher::Exact(_) | StringMatcher::Regex(_) | StringMatcher::Present) => to.into(),
-    }
-}
-
-fn absolute(s: String) -> String {
-    if s.starts_with('/') { s } else { format!("/{s}") }
-}
-
-/// Cross-origin requests.
-#[derive(Debug)]
-pub struct Cors {
-    origins: Vec<StringMatcher>,
-    /// What matches `*` stands for every origin, whichever kind of match it is (Envoy).
-    is_for_all: bool,
-    pub ir: ir::Cors,
-}
-
-impl Cors {
-    fn new(c: &ir::Cors) -> Result<Self, CompileError> {
-        let origins = c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<Vec<_>, _>>()?;
-        let is_for_all = origins.iter().any(|t| t.matches("*"));
-        Ok(Self { origins, is_for_all, ir: c.clone() })
-    }
-
-    /// May this origin?
-    pub fn admits(&self, origin: &HeaderValue) -> bool {
-        self.is_for_all || self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
+    /// The same of rules for connections.
+    pub fn passed_over_tcp(&self, input: &TcpRouteInput<'_>) -> Vec<(String, String)> {
+        let chosen = self.find_tcp(input);
+        let before = self.tcp.iter().take_while(|rule| !chosen.is_some_and(|found| std::ptr::eq(found, *rule)));
+        before.map(|rule| (rule.origin.clone(), rule.failing(input))).collect()
     }
 }
 
@@ -696,6 +228,8 @@ impl Cors {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::route::{destination::Destination, index::FEW, matcher::StringMatcher};
+    use http::{HeaderMap, HeaderName, HeaderValue};
     use ir::text::Kind;
 
     fn fresh(l: &ir::RateLimit) -> Arc<Limit> {
@@ -741,24 +275,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_matches_a_star_stands_for_every_origin() {
-        for (kind, all) in [
-            (Kind::Exact("*".into()), true),
-            (Kind::Prefix("*".into()), true),
-            (Kind::Prefix(String::new()), true),
-            (Kind::Regex(".*".into()), true),
-            (Kind::Regex("https://.*".into()), false),
-            (Kind::Prefix("https://*".into()), false),
-            (Kind::Exact("https://a".into()), false),
-        ] {
-            let origins = vec![ir::Text { kind: Some(kind.clone()) }];
-            let c = Cors::new(&ir::Cors { origins, ..Default::default() }).unwrap();
-            let admits = |o| c.admits(&HeaderValue::from_static(o));
-            assert_eq!([admits("http://b"), admits("null")], [all; 2], "{kind:?}");
-        }
-    }
-
     /// Requests of HTTP/2 have no header of that name; and names have no case, and may have a last dot.
     #[test]
     fn a_match_on_host_is_one_on_the_authority() {
@@ -787,6 +303,98 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A gateway has thousands of rules: a field that few of them need belongs into a box, and no vector may have room to spare.
+    #[test]
+    fn a_rule_takes_little_memory() {
+        for (what, size, most) in [
+            ("Rule", size_of::<Rule>(), 272),
+            ("Destination", size_of::<Destination>(), 72),
+            ("StringMatcher", size_of::<Option<StringMatcher>>(), 24),
+            // Of each virtual host.
+            ("Routes", size_of::<Routes>(), 120),
+        ] {
+            assert!(size <= most, "{what}: {size} bytes, at most {most}");
+        }
+        let header = || ir::Header { name: "x-a".into(), value: "1".into() };
+        let to = || ir::Destination { service: "ns/s".into(), weight: 1, ..Default::default() };
+        let plain = rule("plain", Some(Kind::Segments("/a".into())), |r| r.destinations = vec![to()]);
+        let plain = Rule::new(&plain, &mut fresh).unwrap();
+        assert!(plain.rare.is_none() && plain.fault.is_none() && plain.compression.is_none());
+        let retries = |attempts| {
+            let own = ir::Retry { attempts, ..ir::Retry::istio() };
+            Rule::new(&rule("retries", None, |r| r.retry = Some(own)), &mut fresh).unwrap().retry.unwrap()
+        };
+        let [standard, again, other] = [2, 2, 3].map(retries);
+        assert!(Arc::ptr_eq(&standard, &again) && *standard == ir::Retry::istio() && other.attempts == 3);
+        let host = |rules: usize| {
+            let http = (0..rules).map(|n| rule("r", Some(Kind::Exact(format!("/{n}"))), |_| {})).collect();
+            Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap().rest
+        };
+        assert!(host(FEW).paths.is_none() && host(FEW + 1).paths.is_some());
+        assert!(Routes::new(&ir::Routes::default(), None).unwrap().buckets.is_none());
+        let full = rule("full", None, |r| {
+            r.request = Some(ir::HeaderChange { set: vec![header()], add: vec![header()], remove: vec!["x-b".into()] });
+            r.mirrors = vec![ir::Mirror { to: Some(to()), per_million: 1 }];
+            let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+            let named = ir::Named { name: "x-c".into(), value, invert: false };
+            let conditions = r.r#match.as_mut().unwrap();
+            (conditions.headers, conditions.query) = (vec![named.clone()], vec![named]);
+        });
+        let full = Rule::new(&full, &mut fresh).unwrap();
+        let change = full.request.unwrap();
+        let rooms = [change.set.capacity(), change.add.capacity(), change.remove.capacity()];
+        assert_eq!((rooms, full.rare.unwrap().query.capacity()), ([1; 3], 1));
+    }
+
+    /// Rules with the same path are told apart by their other conditions, in order, wherever they stand.
+    #[test]
+    fn rules_of_one_path_are_all_looked_at() {
+        let by_header = |origin: &str, name: &str, path: Kind| {
+            let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+            rule(origin, Some(path), |r| {
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: name.into(), value, invert: false });
+            })
+        };
+        let path = || Kind::Segments("/a".into());
+        let http = vec![
+            by_header("one", "x-1", path()),
+            by_header("other", "x-2", Kind::Segments("/b".into())),
+            by_header("two", "x-2", path()),
+            by_header("exact", "x-4", Kind::Exact("/a".into())),
+            by_header("three", "x-3", path()),
+            rule("last", Some(path()), |_| {}),
+        ];
+        let t = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+        for (names, want) in [
+            (&["x-1"][..], "one"),
+            (&["x-2"][..], "two"),
+            (&["x-3"][..], "three"),
+            (&["x-3", "x-2"][..], "two"),
+            (&["x-3", "x-4"][..], "exact"),
+            (&["x-5"][..], "last"),
+        ] {
+            let one = |n: &'static str| (HeaderName::from_static(n), HeaderValue::from_static("1"));
+            let headers: HeaderMap = names.iter().copied().map(one).collect();
+            assert_eq!(found(&t, 80, "/a", &headers), want, "{names:?}");
+        }
+    }
+
+    /// What cannot be read of one rule refuses all of them, as what cannot be executed does.
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let good = ir::HttpRule { origin: "good".into(), ..Default::default() }.encode_to_vec();
+        // A field of the wrong kind: `timeout_ms` as text.
+        for (rule, is_good) in [(good, true), (vec![0x6a, 1, b'x'], false), (vec![0x0a, 9], false)] {
+            let table = WireTable { http: vec![rule.into()], tcp: vec![] };
+            let routes = WireRoutes { producer: Some(table), ..Default::default() }.encode_to_vec();
+            match Routes::decode(&routes, None) {
+                Ok(routes) => assert!(is_good && routes.table("").rules(80).len() == 1),
+                Err(e) => assert!(!is_good && matches!(e, CompileError::Decode(_)), "{e}"),
+            }
+        }
+        assert!(matches!(Routes::decode(&[0xff], None), Err(CompileError::Decode(_))));
     }
 
     #[test]
@@ -903,66 +511,6 @@ mod tests {
                 assert_eq!(found(&table, 80, path, &headers), want, "{path}");
             }
         }
-    }
-
-    #[test]
-    fn headers_are_changed_and_made() {
-        use karst_core::operators::Operator;
-        /// Knows the header that is asked for.
-        struct Own;
-        impl Values for Own {
-            fn write(&self, o: &Operator, headers: &HeaderMap, out: &mut Vec<u8>) {
-                if let Operator::Request(h) = o {
-                    out.extend_from_slice(headers.get(&h.name).map_or(&b""[..], HeaderValue::as_bytes));
-                }
-            }
-        }
-        let header = |(name, value): (&str, &str)| ir::Header { name: name.into(), value: value.into() };
-        let change = |set: &[(&str, &str)], add: &[(&str, &str)], remove: &[&str]| ir::HeaderChange {
-            set: set.iter().copied().map(header).collect(),
-            add: add.iter().copied().map(header).collect(),
-            remove: remove.iter().map(ToString::to_string).collect(),
-        };
-        let set =
-            [("a", "<%REQ(user)%>"), ("user", "other"), ("kept", "%REQ(none)%"), ("per-cent", "5%%"), ("fixed", "x")];
-        let c = change(&set, &[("a", "%REQ(user):2%"), ("b", "%REQ(gone)%"), ("c", "%REQ(none)%")], &["gone"]);
-        let c = HeaderChange::new(Some(&c)).unwrap().unwrap();
-        let mut h = HeaderMap::new();
-        for (k, v) in [("user", "jason"), ("kept", "as it was"), ("gone", "1")] {
-            h.insert(k, HeaderValue::from_static(v));
-        }
-        c.apply(&mut h, &Own);
-        let mut all: Vec<String> = h.iter().map(|(k, v)| format!("{k}={}", v.to_str().unwrap())).collect();
-        all.sort_unstable();
-        assert_eq!(all, ["a=<jason>", "a=ja", "fixed=x", "kept=as it was", "per-cent=5%", "user=other"]);
-        for bad in ["%FOO%", "50%", "a\nb", "%REQ(a)%\n"] {
-            assert!(HeaderChange::new(Some(&change(&[("a", bad)], &[], &[]))).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn prefixes_are_replaced() {
-        let seg = |p: &str| StringMatcher::PathSegments(p.trim_end_matches('/').into());
-        for (path, matched, to, want) in [
-            ("/foo/bar", Some(seg("/foo")), "/xyz", "/xyz/bar"),
-            ("/foo/bar", Some(seg("/foo")), "/xyz/", "/xyz/bar"),
-            ("/foo", Some(seg("/foo")), "/xyz", "/xyz"),
-            ("/foo/", Some(seg("/foo")), "/xyz", "/xyz/"),
-            ("/foo/bar", Some(seg("/foo")), "/", "/bar"),
-            ("/foo", Some(seg("/foo")), "/", "/"),
-            ("/foo", Some(seg("/foo")), "", "/"),
-            ("/foo/bar", Some(seg("/foo")), "", "/bar"),
-            ("/bar", Some(seg("/")), "/v1", "/v1/bar"),
-            ("/ratings/1", Some(StringMatcher::Prefix("/ratings".into())), "/v1/r", "/v1/r/1"),
-            ("/x", None, "/y/", "/y/x"),
-            ("/x", Some(StringMatcher::Exact("/x".into())), "/y", "/y"),
-        ] {
-            assert_eq!(replace_prefix(path, matched.as_ref(), to), want, "{path} {to}");
-        }
-        let r = ir::Regex { r#match: "^/v(\\d+)/(.*)$".into(), rewrite: "/\\2/\\1$".into() };
-        let r =
-            Rewrite::new(&ir::Rewrite { authority: String::new(), path: Some(ir::rewrite::Path::Regex(r)) }).unwrap();
-        assert_eq!(r.path("/v2/x", None).unwrap(), "/x/2$");
     }
 
     #[test]

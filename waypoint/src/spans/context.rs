@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 pub use karst_proxy::trace::{SpanContext, TRACEPARENT};
-use karst_proxy::trace::{digits, number};
+use karst_proxy::trace::{digits, header, number};
 
 /// What vendors say of a W3C trace.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -131,11 +131,11 @@ pub fn write_b3(context: SpanContext, parent: Option<u64>, sampled: bool, header
         }
         headers.insert(B3, value(&one));
     }
-    headers.insert(B3_TRACE, value(&trace[from..]));
-    headers.insert(B3_SPAN, value(&span));
+    headers.insert(B3_TRACE, if from == 0 { header(trace) } else { value(&trace[from..]) });
+    headers.insert(B3_SPAN, header(span));
     headers.insert(B3_SAMPLED, HeaderValue::from_static(decided));
     match parent {
-        Some(_) => drop(headers.insert(B3_PARENT, value(&above))),
+        Some(_) => drop(headers.insert(B3_PARENT, header(above))),
         None => drop(headers.remove(B3_PARENT)),
     }
 }

@@ -1,6 +1,7 @@
-//! The exporter: one task of the control thread that takes spans from the queue and sends them to their collectors in batches, as
+//! The exporter: one task of the control thread that takes batches of spans from the queue and sends them to their collectors, as
 //! any other call to a service is sent: by its endpoints, through a tunnel if they take it, with the TLS that a DestinationRule
-//! asks for. It never holds up a request: what a collector does not take in time is dropped and counted.
+//! asks for. It never holds up a request: what a collector does not take in time is dropped and counted. A batch is sent as the
+//! worker has written it, and its buffer goes back there.
 
 use crate::{
     clock,
@@ -10,27 +11,27 @@ use crate::{
         names,
     },
     spans::{
-        attribute::Span,
-        encode::{self, Producer},
-        queue::{Counts, Finished},
+        queue::{Batch, CAPACITY, Counts},
         rules::Collector,
     },
     upstream::{
         connector::Connector,
         error::Error,
+        follow,
         open::Attempt,
         own::OwnCall,
         pool::ConnectionDisposition,
+        reopen,
         send::{http1, http2},
     },
     worker::{Shared, Worker},
 };
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, uri::Scheme};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use karst_api::{otlp::ExportTraceServiceResponse, route::CollectorProtocol};
-use karst_proxy::state::{Service, Workload};
+use karst_proxy::state::Service;
 use karst_rt::{drain, repeated::Repeated, socket::NetnsConnector};
 use prost::Message;
 use std::{
@@ -41,19 +42,10 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{mpsc, oneshot};
 
-/// Requests whose spans are taken from the queue at a time.
-const TAKEN: usize = 256;
-/// Spans of one export: under 4 MiB, the most that collectors take by default.
-const BATCH: usize = 512;
-/// Spans wait at most this long for others.
-const FLUSH: Duration = Duration::from_secs(1);
 /// While a collector cannot be reached it is tried once in this time: meanwhile the queue fills, and spans cost nothing.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(2);
 /// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
 const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
 /// A stopping process waits this long for its last exports.
@@ -125,11 +117,14 @@ pub struct Exporter {
 }
 
 /// Starts it, on this thread's `LocalSet`.
-pub fn start(shared: Arc<Shared>, queue: mpsc::Receiver<Finished>) -> Exporter {
+pub fn start(shared: Arc<Shared>, queue: mpsc::Receiver<Batch>) -> Exporter {
     let ((drain, watch), (stop, stopped)) = (drain::new(), oneshot::channel());
     let task = tokio::task::spawn_local(async move {
         // What connections and tunnels are kept in is a worker's; this one has no number, and serves nobody.
-        let worker = Worker::new(shared, usize::MAX, watch, Connector::Network(NetnsConnector::host()));
+        let (following, orders) = follow::orders();
+        let network = Connector::Network(NetnsConnector::host());
+        let worker = Worker::new(shared, usize::MAX, watch, network, following);
+        tokio::task::spawn_local(reopen::run(Rc::downgrade(&worker), orders));
         run(worker, queue, stopped).await;
     });
     Exporter { stop, task, _drain: drain }
@@ -144,34 +139,26 @@ impl Exporter {
 }
 
 /// Exports until it is told to stop; then what is in the queue is the last.
-pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Finished>, mut stop: oneshot::Receiver<()>) {
+pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Batch>, mut stop: oneshot::Receiver<()>) {
     let counts = worker.shared.metrics.spans.clone();
-    let (mut taken, mut trouble) = (Vec::new(), Repeated::default());
+    let mut trouble = Repeated::default();
     loop {
-        let count = tokio::select! {
-            count = queue.recv_many(&mut taken, TAKEN) => count,
+        let first = tokio::select! {
+            first = queue.recv() => first,
             _ = &mut stop, if !queue.is_closed() => {
                 queue.close();
                 continue;
             }
         };
-        if count == 0 {
-            return;
-        }
-        let until = Instant::now() + FLUSH;
-        while taken.len() < TAKEN {
-            let left = TAKEN - taken.len();
-            tokio::select! {
-                count = queue.recv_many(&mut taken, left) => if count == 0 { break },
-                () = tokio::time::sleep_until(until) => break,
-                _ = &mut stop, if !queue.is_closed() => queue.close(),
+        let Some(first) = first else { return };
+        let mut is_reached = export(&worker, first, &counts, &mut trouble).await;
+        // What waits already belongs to the same round, within limits: it is asked in between whether there is an end.
+        for _ in 1..CAPACITY {
+            if !is_reached {
+                break;
             }
-        }
-        let mut is_reached = true;
-        for (collector, spans) in by_collector(taken.drain(..)) {
-            for batch in spans.chunks(BATCH) {
-                is_reached &= export(&worker, &collector, batch, &counts, &mut trouble).await;
-            }
+            let Ok(next) = queue.try_recv() else { break };
+            is_reached = export(&worker, next, &counts, &mut trouble).await;
         }
         // Tunnels to collectors that have gone are not kept.
         worker.dialer.retire(&worker.snapshot().mesh);
@@ -187,27 +174,11 @@ pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Finished>, mut st
     }
 }
 
-fn by_collector(all: impl Iterator<Item = Finished>) -> Vec<(Arc<Collector>, Vec<Span>)> {
-    let mut out: Vec<(Arc<Collector>, Vec<Span>)> = vec![];
-    for finished in all {
-        match out.iter_mut().find(|(collector, _)| Arc::ptr_eq(collector, &finished.collector)) {
-            Some((_, spans)) => spans.extend(finished.spans),
-            None => out.push((finished.collector, finished.spans)),
-        }
-    }
-    out
-}
-
 /// Sends a batch; what is not taken is counted, and told in the log. False: the collector is not there.
-async fn export(
-    worker: &Rc<Worker>,
-    collector: &Collector,
-    batch: &[Span],
-    counts: &Counts,
-    trouble: &mut Repeated,
-) -> bool {
-    let sent = tokio::time::timeout(collector.timeout, send(worker, collector, batch)).await;
-    let all = batch.len() as u64;
+async fn export(worker: &Rc<Worker>, batch: Batch, counts: &Counts, trouble: &mut Repeated) -> bool {
+    let Batch { collector, count, message, buffers } = batch;
+    let sent = tokio::time::timeout(collector.timeout, send(worker, &collector, &message)).await;
+    let all = count as u64;
     let (rejected, is_reached) = match sent.unwrap_or(Err(ExportError::Late(collector.timeout))) {
         Ok(rejected) => (rejected.min(all), true),
         Err(error) => {
@@ -220,54 +191,33 @@ async fn export(
     };
     counts.dropped_failed.fetch_add(rejected, Relaxed);
     counts.exported.fetch_add(all - rejected, Relaxed);
+    give_back(message, &buffers);
     is_reached
 }
 
+/// The worker writes its next batch into the same memory, unless somebody still has it, or there is enough.
+fn give_back(message: Bytes, buffers: &mpsc::Sender<Vec<u8>>) {
+    if let Ok(mut buffer) = message.try_into_mut() {
+        // Nothing is moved then.
+        buffer.clear();
+        let _ = buffers.try_send(buffer.into());
+    }
+}
+
 /// Sends a batch, to another endpoint if the first is not there. Returns how many spans the collector has rejected.
-async fn send(worker: &Rc<Worker>, collector: &Collector, batch: &[Span]) -> Result<u64, ExportError> {
+async fn send(worker: &Rc<Worker>, collector: &Collector, message: &Bytes) -> Result<u64, ExportError> {
     let snapshot = worker.snapshot();
-    let own = worker.own(&snapshot).ok_or(ExportError::NoService)?;
     let OwnCall { set, from } =
         OwnCall::to(worker, &snapshot, &collector.service, collector.port).ok_or(ExportError::NoService)?;
-    let producer = producer(worker, own, collector);
-    let body: Bytes = match collector.protocol {
-        CollectorProtocol::OtlpGrpc => framed(&encode::otlp(&producer, batch.iter())),
-        CollectorProtocol::OtlpHttp => encode::otlp(&producer, batch.iter()).into(),
-        CollectorProtocol::Zipkin => encode::zipkin(&producer, batch.iter()).into(),
-    };
     let mut tried = vec![];
     loop {
         let index = worker.choose(&set, None, &tried, clock::now()).ok_or(ExportError::NoEndpoint)?;
         tried.push(index);
-        match once(worker, collector, (&*set, index, from), body.clone()).await {
-            Err(e) if e.may_retry() && tried.len() < TRIES.min(set.members.len()) => {}
+        match once(worker, collector, (&*set, index, from), message.clone()).await {
+            Err(e) if e.may_retry() && tried.len() < TRIES.min(set.live().len()) => {}
             ended => return ended,
         }
     }
-}
-
-/// Who creates the spans, as Istio names it: a waypoint by its account, a gateway by what it calls itself.
-fn producer(worker: &Worker, own: &Workload, collector: &Collector) -> Producer {
-    let config = &worker.shared.config;
-    let name = if config.is_gateway() { &*own.canonical_name } else { &*config.account };
-    let service = format!("{name}.{}", config.pod_namespace);
-    let about = [
-        ("service.namespace", &config.pod_namespace),
-        ("service.instance.id", &config.pod_name),
-        ("k8s.namespace.name", &config.pod_namespace),
-        ("k8s.pod.name", &config.pod_name),
-    ];
-    let about = about.map(|(key, value)| (key.to_string(), value.clone()));
-    Producer { service, attributes: about.into_iter().chain(collector.resource.iter().cloned()).collect() }
-}
-
-/// A message of gRPC: not compressed, its length, itself.
-fn framed(message: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(message.len() + 5);
-    out.put_u8(0);
-    out.put_u32(message.len() as u32);
-    out.extend_from_slice(message);
-    out.into()
 }
 
 /// Sends a body to one endpoint.

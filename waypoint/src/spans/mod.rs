@@ -1,12 +1,23 @@
 //! Traces (Istio's Telemetry `tracing`): which requests are traced, the spans of a request, and the way of these to a collector.
-//! A request that is not traced checks one pointer; one that is hands its spans over when it ends, and waits for nobody.
+//! A request that is not traced checks one pointer; one that is writes its spans when it ends, and waits for nobody.
+//!
+//! - [`request`]: a request that is traced, by [`sampling`] and with the headers of [`context`]; [`rules`]: what is said of traces.
+//! - [`tags`]: what its spans say; [`common`]: of this, what many have in common; [`names`]: of all that.
+//! - [`writer`], [`encode`]: the forms that collectors take.
+//! - [`recorder`]: a worker's batches; [`queue`], [`export`]: their way from there.
 
-pub mod attribute;
+pub mod common;
 pub mod context;
 pub mod encode;
 pub mod export;
+pub mod names;
 pub mod queue;
+pub mod recorder;
 pub mod request;
 pub mod rules;
 pub mod sampling;
 pub mod tags;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
-//! Spans on their way from the workers to the exporter: a bounded queue that nobody waits at. What finds no place is dropped and
-//! counted.
+//! Spans on their way from the workers to the exporter: a bounded queue of batches that nobody waits at. What finds no place is
+//! dropped and counted.
 
-use crate::spans::{attribute::Span, rules::Collector};
+use crate::spans::rules::Collector;
+use bytes::Bytes;
 use std::{
     fmt::Write,
     sync::{
@@ -11,14 +12,18 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-/// Requests whose spans wait, at most; beyond, new ones are dropped. Some KiB each: under 16 MiB.
-pub const CAPACITY: usize = 1024;
+/// Batches that wait, at most: of about 1 MiB each. Beyond, workers keep the one that they fill, and drop what it has no room for.
+pub const CAPACITY: usize = 16;
 
-/// The spans of one request, and who takes them.
+/// Spans of requests that have ended, as their collector takes them.
 #[derive(Debug)]
-pub struct Finished {
+pub struct Batch {
     pub collector: Arc<Collector>,
-    pub spans: Vec<Span>,
+    /// How many they are.
+    pub count: usize,
+    pub message: Bytes,
+    /// Takes the buffer back, for the worker's next batches.
+    pub buffers: mpsc::Sender<Vec<u8>>,
 }
 
 /// What has become of spans.
@@ -34,25 +39,26 @@ pub struct Counts {
 /// A way to the exporter.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    sender: mpsc::Sender<Finished>,
+    sender: mpsc::Sender<Batch>,
     counts: Arc<Counts>,
 }
 
 impl Queue {
     /// A queue that is counted here, and its other end.
-    pub fn new(counts: Arc<Counts>) -> (Self, mpsc::Receiver<Finished>) {
+    pub fn new(counts: Arc<Counts>) -> (Self, mpsc::Receiver<Batch>) {
         let (sender, receiver) = mpsc::channel(CAPACITY);
         (Self { sender, counts }, receiver)
     }
 
-    /// Hands over the spans of a request, so many, or drops them: then they are not even made.
-    pub fn push(&self, count: usize, make: impl FnOnce() -> Finished) {
-        match self.sender.try_reserve() {
-            Ok(place) => place.send(make()),
-            Err(_) => {
-                self.counts.dropped_full.fetch_add(count as u64, Relaxed);
-            }
-        }
+    /// Hands over a batch. False: there is no place for it, and it is not made.
+    pub fn push(&self, make: impl FnOnce() -> Batch) -> bool {
+        let place = self.sender.try_reserve();
+        place.map(|place| place.send(make())).is_ok()
+    }
+
+    /// So many spans have found no place.
+    pub fn count_dropped(&self, count: usize) {
+        self.counts.dropped_full.fetch_add(count as u64, Relaxed);
     }
 }
 
@@ -78,33 +84,27 @@ impl Counts {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::spans::{attribute::Kind, context::SpanContext, rules::Tracing};
+    use crate::spans::rules::Tracing;
     use karst_api::route as ir;
-    use std::{cell::Cell, time::SystemTime};
+    use std::cell::Cell;
 
     #[test]
     fn what_finds_no_place_is_dropped_and_counted() {
         let collector = ir::Collector { service: "ns/c".into(), port: 4317, ..Default::default() };
         let collector =
             Tracing::new(&ir::Tracing { collector: Some(collector), ..Default::default() }).unwrap().collector;
-        let span = || Span {
-            context: SpanContext { trace: 1, span: 1 },
-            parent: None,
-            trace_state: String::new(),
-            name: "GET".into(),
-            kind: Kind::Server,
-            start: SystemTime::UNIX_EPOCH,
-            end: SystemTime::UNIX_EPOCH,
-            attributes: vec![],
-            is_error: false,
-        };
         let (queue, receiver) = Queue::new(Arc::default());
+        let (buffers, _kept) = mpsc::channel(1);
         let made = Cell::new(0);
         let push = || {
-            queue.push(2, || {
+            let is_taken = queue.push(|| {
                 made.set(made.get() + 1);
-                Finished { collector: collector.clone(), spans: vec![span(), span()] }
+                let (collector, buffers) = (collector.clone(), buffers.clone());
+                Batch { collector, count: 2, message: Bytes::new(), buffers }
             });
+            if !is_taken {
+                queue.count_dropped(2);
+            }
         };
         (0..CAPACITY).for_each(|_| push());
         assert_eq!(queue.counts.dropped_full.load(Relaxed), 0);

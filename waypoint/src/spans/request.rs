@@ -10,9 +10,9 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route::CollectorProtocol;
-use karst_proxy::state::Workload;
-use karst_rt::clock::wall;
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use karst_proxy::{state::Workload, trace::header};
+use karst_rt::clock::Instant;
+use std::{net::SocketAddr, sync::Arc};
 
 /// Asks for a trace; only within the mesh.
 const FORCE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
@@ -25,9 +25,9 @@ const MAX_ATTEMPTS: usize = 16;
 /// Longest `tracestate` of a span, in bytes: what everybody must be able to pass on (W3C).
 const MAX_TRACE_STATE: usize = 512;
 
-/// A request that is traced.
+/// A request that is traced. What telemetry says of it, its record has.
 pub struct RequestSpans {
-    pub tracing: Arc<Tracing>,
+    propagation: Propagation,
     /// Of the request here: the parent of its attempts.
     pub context: SpanContext,
     /// The caller's span.
@@ -38,22 +38,57 @@ pub struct RequestSpans {
     pub client: Option<HeaderValue>,
     /// The caller's `tracestate`, in one line.
     pub trace_state: String,
-    pub attempts: Vec<AttemptSpan>,
+    pub attempts: Attempts,
+}
+
+/// The attempts of a request. Mostly there is one, which needs no place of its own.
+#[derive(Default)]
+pub struct Attempts {
+    first: Option<AttemptSpan>,
+    more: Vec<AttemptSpan>,
 }
 
 /// One attempt at an endpoint.
 pub struct AttemptSpan {
     pub span: u64,
-    pub began: SystemTime,
+    pub began: Instant,
     /// None: it ends with the request.
-    pub ended: Option<SystemTime>,
-    pub workload: Arc<Workload>,
-    pub address: SocketAddr,
+    pub ended: Option<Instant>,
+    /// None: the endpoint that the request has come to at last.
+    pub to: Option<(Arc<Workload>, SocketAddr)>,
     pub http2: bool,
     /// None: there was no answer.
     pub status: Option<u16>,
     pub grpc: Option<u16>,
     pub flag: ResponseFlag,
+}
+
+impl Attempts {
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = &AttemptSpan> {
+        self.first.iter().chain(&self.more)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    /// The last one.
+    pub fn last(&self) -> Option<&AttemptSpan> {
+        self.more.last().or(self.first.as_ref())
+    }
+
+    fn last_mut(&mut self) -> Option<&mut AttemptSpan> {
+        self.more.last_mut().or(self.first.as_mut())
+    }
+
+    fn push(&mut self, attempt: AttemptSpan) {
+        match self.first {
+            None => self.first = Some(attempt),
+            Some(_) => self.more.push(attempt),
+        }
+    }
 }
 
 /// Where a request has come from.
@@ -65,9 +100,38 @@ pub struct Origin {
     pub is_external: bool,
 }
 
+/// In which forms upstreams are told of a span.
+#[derive(Clone, Copy)]
+struct Propagation {
+    b3: bool,
+    w3c: bool,
+}
+
+impl Propagation {
+    fn of(tracing: &Tracing) -> Self {
+        let (is_told, collector) = (tracing.propagates, &tracing.collector);
+        let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
+        Self { b3: is_told && is_zipkin, w3c: is_told && (!is_zipkin || collector.w3c) }
+    }
+
+    fn is_any(self) -> bool {
+        self.b3 || self.w3c
+    }
+
+    /// Tells upstreams of a span that is theirs to go on from.
+    fn tell(self, context: SpanContext, parent: Option<u64>, headers: &mut HeaderMap) {
+        if self.b3 {
+            context::write_b3(context, parent, true, headers);
+        }
+        if self.w3c {
+            headers.insert(TRACEPARENT, context.to_traceparent(true));
+        }
+    }
+}
+
 /// Takes a request in: decides whether it is traced, and tells upstreams so. None: it is not. `random`: a number below another.
 pub fn begin(
-    tracing: &Arc<Tracing>,
+    tracing: &Tracing,
     from: Origin,
     headers: &mut HeaderMap,
     random: impl Fn(u64) -> u64,
@@ -98,18 +162,17 @@ pub fn begin(
     }
     let trace = caller.map_or_else(|| new_trace(collector, id), |caller| caller.trace);
     let context = SpanContext { trace, span: id(u64::MAX) };
+    let propagation = Propagation::of(tracing);
+    propagation.tell(context, caller.map(|caller| caller.span), headers);
     let spans = RequestSpans {
-        tracing: tracing.clone(),
+        propagation,
         context,
         parent: caller.map(|caller| caller.span),
         scheme: from.scheme,
         client: headers.get(CLIENT).cloned(),
         trace_state: if is_otlp && caller.is_some() { trace_state(headers) } else { String::new() },
-        attempts: vec![],
+        attempts: Attempts::default(),
     };
-    if tracing.propagates {
-        tell(collector, context, spans.parent, headers);
-    }
     Some(Box::new(spans))
 }
 
@@ -151,9 +214,8 @@ fn decide(tracing: &Tracing, from: Origin, headers: &mut HeaderMap, random: impl
         Decision::No => false,
         Decision::Marked => true,
         Decision::Yes(reason) => {
-            let marked = id.and_then(|id| sampling::marked(id.as_bytes(), reason));
-            if let Some(marked) = marked.and_then(|id| HeaderValue::from_bytes(&id).ok()) {
-                headers.insert(REQUEST_ID, marked);
+            if let Some(marked) = id.and_then(|id| sampling::marked(id.as_bytes(), reason)) {
+                headers.insert(REQUEST_ID, header(marked));
             }
             true
         }
@@ -181,60 +243,43 @@ fn tell_unsampled(
     }
 }
 
-/// Tells upstreams of a span that is theirs to go on from.
-fn tell(collector: &Collector, context: SpanContext, parent: Option<u64>, headers: &mut HeaderMap) {
-    let is_zipkin = collector.protocol == CollectorProtocol::Zipkin;
-    if is_zipkin {
-        context::write_b3(context, parent, true, headers);
-    }
-    if !is_zipkin || collector.w3c {
-        headers.insert(TRACEPARENT, context.to_traceparent(true));
-    }
-}
-
 impl RequestSpans {
+    /// Another attempt follows: `before` is where the last one has gone.
+    pub fn leave(&mut self, before: Option<(Arc<Workload>, SocketAddr)>) {
+        if let Some(last) = self.attempts.last_mut()
+            && last.to.is_none()
+        {
+            last.to = before;
+        }
+    }
+
     /// An attempt begins; its request's headers tell of it. `span`: its id, not 0.
-    pub fn attempt(&mut self, to: (Arc<Workload>, SocketAddr), http2: bool, span: u64, headers: &mut HeaderMap) {
+    pub fn attempt(&mut self, http2: bool, began: Instant, span: u64, headers: &mut HeaderMap) {
         if self.attempts.len() >= MAX_ATTEMPTS {
             return;
         }
-        let (workload, address) = to;
-        if self.tracing.propagates {
-            let context = SpanContext { span, ..self.context };
-            tell(&self.tracing.collector, context, Some(self.context.span), headers);
-        }
-        self.attempts.push(AttemptSpan {
-            span,
-            began: wall(),
-            ended: None,
-            workload,
-            address,
-            http2,
-            status: None,
-            grpc: None,
-            flag: ResponseFlag::None,
-        });
+        self.propagation.tell(SpanContext { span, ..self.context }, Some(self.context.span), headers);
+        let (status, grpc, flag) = (None, None, ResponseFlag::None);
+        self.attempts.push(AttemptSpan { span, began, ended: None, to: None, http2, status, grpc, flag });
     }
 
     /// The attempt that goes on, for the CONNECT that it may open. None: it has no span, or upstreams are not told.
     pub fn current(&self) -> Option<SpanContext> {
-        let last = self.attempts.last().filter(|last| last.ended.is_none() && self.tracing.propagates)?;
+        let last = self.attempts.last().filter(|last| last.ended.is_none() && self.propagation.is_any())?;
         Some(SpanContext { span: last.span, ..self.context })
     }
 
-    /// The last attempt that has begun was answered. `again`: there is another, and the answer is nobody's.
-    pub fn answered(&mut self, status: u16, grpc: Option<u16>, again: bool) {
+    /// The last attempt that has begun was answered. `ended`: there is another, and the answer is nobody's.
+    pub fn answered(&mut self, status: u16, grpc: Option<u16>, ended: Option<Instant>) {
         if let Some(last) = self.last() {
-            (last.status, last.grpc) = (Some(status), grpc);
-            last.ended = again.then(wall);
+            (last.status, last.grpc, last.ended) = (Some(status), grpc, ended);
         }
     }
 
     /// The last attempt that has begun has no answer.
-    pub fn failed(&mut self, flag: ResponseFlag) {
+    pub fn failed(&mut self, flag: ResponseFlag, ended: Instant) {
         if let Some(last) = self.last() {
-            last.flag = flag;
-            last.ended = Some(wall());
+            (last.flag, last.ended) = (flag, Some(ended));
         }
     }
 
@@ -380,30 +425,54 @@ mod tests {
 
     #[test]
     fn a_connect_is_told_of_the_attempt_that_opens_it() {
-        let mesh = snapshot(vec![pod("p", "10.0.0.1", &[])], vec![]);
-        let to = || (mesh.workload([10, 0, 0, 1].into()).unwrap().clone(), SocketAddr::from(([10, 0, 0, 1], 80)));
+        let now = Instant::now();
         let mut h = headers(&[("traceparent", PARENT)]);
         let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
         assert_eq!(spans.current(), None, "nothing is sent yet");
-        spans.attempt(to(), false, 7, &mut h);
+        spans.attempt(false, now, 7, &mut h);
         assert_eq!(spans.current(), Some(SpanContext { span: 7, ..spans.context }));
         assert_eq!(h["traceparent"], spans.current().unwrap().to_traceparent(true), "as the request itself");
-        spans.failed(ResponseFlag::ConnectFailure);
+        spans.failed(ResponseFlag::ConnectFailure, now);
         assert_eq!(spans.current(), None);
         for span in 0..MAX_ATTEMPTS as u64 {
-            spans.attempt(to(), false, 8 + span, &mut h);
-            spans.answered(503, None, true);
+            spans.attempt(false, now, 8 + span, &mut h);
+            spans.answered(503, None, Some(now));
         }
         assert_eq!(spans.attempts.len(), MAX_ATTEMPTS);
-        spans.attempt(to(), false, 99, &mut h);
+        spans.attempt(false, now, 99, &mut h);
         assert_eq!(spans.current(), None, "it has no span");
         let said = ir::Collector { service: "c".into(), port: 1, ..Default::default() };
         let quiet =
             ir::Tracing { collector: Some(said), per_ten_thousand: WHOLE, no_propagation: true, ..Default::default() };
         let mut h = HeaderMap::new();
-        let mut spans = begin(&Arc::new(Tracing::new(&quiet).unwrap()), INSIDE, &mut h, lowest).unwrap();
-        spans.attempt(to(), false, 7, &mut h);
-        assert!(spans.attempts.len() == 1 && spans.current().is_none(), "nobody is told");
+        let mut spans = begin(&Tracing::new(&quiet).unwrap(), INSIDE, &mut h, lowest).unwrap();
+        spans.attempt(false, now, 7, &mut h);
+        assert!(spans.attempts.len() == 1 && spans.current().is_none() && h.is_empty(), "nobody is told");
+    }
+
+    #[test]
+    fn each_attempt_keeps_where_it_has_gone() {
+        let mesh = snapshot(vec![pod("p", "10.0.0.1", &[]), pod("q", "10.0.0.2", &[])], vec![]);
+        let to = |n: u8| {
+            let ip = [10, 0, 0, n];
+            Some((mesh.workload(ip.into()).unwrap().clone(), SocketAddr::from((ip, 80))))
+        };
+        let mut h = headers(&[("traceparent", PARENT)]);
+        let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        // As the first attempt begins, nothing was tried.
+        spans.leave(None);
+        for span in 1..=MAX_ATTEMPTS as u64 {
+            spans.attempt(span == 2, Instant::now(), span, &mut h);
+            spans.answered(503, None, Some(Instant::now()));
+            spans.leave(to(if span == 1 { 1 } else { 2 }));
+        }
+        // One that has no span.
+        spans.attempt(false, Instant::now(), 99, &mut h);
+        spans.leave(to(1));
+        let names = spans.attempts.iter().map(|a| (a.span, a.http2, &*a.to.as_ref().unwrap().0.name));
+        let wanted = (1..=MAX_ATTEMPTS as u64).map(|n| (n, n == 2, if n == 1 { "p" } else { "q" }));
+        assert!(names.eq(wanted));
+        assert_eq!(spans.attempts.last().map(|last| last.span), Some(MAX_ATTEMPTS as u64));
     }
 
     #[test]

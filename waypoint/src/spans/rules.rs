@@ -2,6 +2,7 @@
 
 use crate::{
     config,
+    spans::names::is_standard,
     telemetry::{
         expression::{self, ExpressionError, evaluate},
         stream_info::StreamInfo,
@@ -11,7 +12,7 @@ use cel::Program;
 use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
 use karst_api::route::{self as ir, CollectorProtocol, custom_tag};
 use karst_core::operators::{self, Fragment, Header, Operator, OperatorError, Part, Piece as AddressPiece, time};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
 
 /// Longest path in a tag where nothing is said (Envoy's `max_path_tag_length`), in bytes.
 const MAX_PATH: usize = 256;
@@ -33,7 +34,24 @@ pub struct Tracing {
     pub istio_tags: bool,
     /// A tag reads headers: they are kept for the end of the request.
     pub wants_headers: bool,
-    tags: Vec<(Arc<str>, Source)>,
+    tags: Vec<Rule>,
+}
+
+/// What is said of a tag.
+struct Rule {
+    name: String,
+    source: Source,
+    /// Spans have one of this name by themselves.
+    replaces: bool,
+}
+
+/// A tag of a request, as a user has asked for it.
+#[derive(Debug)]
+pub struct Custom<'a> {
+    pub name: &'a str,
+    pub value: Cow<'a, str>,
+    /// Spans have one of this name by themselves, which gives way.
+    pub replaces: bool,
 }
 
 /// What takes spans.
@@ -106,8 +124,11 @@ impl Tracing {
     /// What cannot be traced by.
     pub fn new(said: &ir::Tracing) -> Result<Self, TracingError> {
         let collector = said.collector.as_ref().ok_or(TracingError::NoCollector)?;
-        let tags =
-            said.tags.iter().filter_map(|tag| source(tag).map(|s| s.map(|s| (Arc::from(&*tag.name), s))).transpose());
+        let rule = |tag: &ir::CustomTag, source: Source| {
+            let name = tag.name.clone();
+            Rule { replaces: is_standard(&name), name, source }
+        };
+        let tags = said.tags.iter().filter_map(|tag| source(tag).map(|s| s.map(|s| rule(tag, s))).transpose());
         let tags = tags.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             collector: Arc::new(Collector::new(collector)?),
@@ -115,22 +136,39 @@ impl Tracing {
             reads_mark: !said.ignore_request_id,
             propagates: !said.no_propagation,
             istio_tags: !said.no_istio_tags,
-            wants_headers: tags.iter().any(|(_, source)| source.wants_headers()),
+            wants_headers: tags.iter().any(|rule| rule.source.wants_headers()),
             tags,
         })
     }
 
-    /// The tags of a request that has ended. `scheme`: how it has come; `hostname`: this proxy's pod.
-    pub fn tags(&self, info: &StreamInfo, scheme: &str, hostname: &str, sent: u64) -> Vec<(Arc<str>, Arc<str>)> {
-        let value = |source: &Source| match source {
-            Source::Fixed(text) => Some(text.clone()),
+    /// The tags of a request that has ended; of one name the last counts. `scheme`: how it has come; `hostname`: this proxy's pod.
+    pub fn tags<'a>(&'a self, info: &'a StreamInfo, scheme: &str, hostname: &str, sent: u64) -> Vec<Custom<'a>> {
+        let mut out: Vec<Custom<'a>> = vec![];
+        for Rule { name, source, replaces } in &self.tags {
+            let Some(value) = source.value(info, scheme, hostname, sent) else { continue };
+            out.retain(|before| before.name != name);
+            out.push(Custom { name, value, replaces: *replaces });
+        }
+        out
+    }
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_VALUE)]
+}
+
+impl Source {
+    /// None: the tag is not there.
+    fn value<'a>(&'a self, info: &'a StreamInfo, scheme: &str, hostname: &str, sent: u64) -> Option<Cow<'a, str>> {
+        match self {
+            Source::Fixed(text) => Some(Cow::Borrowed(&**text)),
             Source::Header(name, or) => {
-                let found = info
-                    .headers
-                    .as_ref()
-                    .and_then(|h| h.get(name))
-                    .map(|v| cut(&String::from_utf8_lossy(v.as_bytes())));
-                found.or_else(|| or.clone())
+                let found = info.headers.as_ref().and_then(|h| h.get(name));
+                let found = found.map(|v| match String::from_utf8_lossy(v.as_bytes()) {
+                    Cow::Borrowed(text) => Cow::Borrowed(cut(text)),
+                    Cow::Owned(text) => Cow::Owned(cut(&text).to_string()),
+                });
+                found.or_else(|| or.as_deref().map(Cow::Borrowed))
             }
             Source::Made(pieces) => {
                 let mut out = String::new();
@@ -146,18 +184,12 @@ impl Tracing {
                         }
                     }
                 }
-                (!out.is_empty()).then(|| cut(&out))
+                out.truncate(cut(&out).len());
+                (!out.is_empty()).then_some(Cow::Owned(out))
             }
-        };
-        self.tags.iter().filter_map(|(name, source)| Some((name.clone(), value(source)?))).collect()
+        }
     }
-}
 
-fn cut(text: &str) -> Arc<str> {
-    text[..text.floor_char_boundary(MAX_VALUE)].into()
-}
-
-impl Source {
     fn wants_headers(&self) -> bool {
         match self {
             Source::Fixed(_) => false,
@@ -178,7 +210,7 @@ fn source(tag: &ir::CustomTag) -> Result<Option<Source>, TracingError> {
     Ok(match value {
         custom_tag::Value::Literal(text) => Some(Source::Fixed(text.as_str().into())),
         custom_tag::Value::Environment(from) => {
-            let found = config::environment(&from.name).map(|v| cut(&v));
+            let found = config::environment(&from.name).map(|v| Arc::from(cut(&v)));
             found.or_else(|| or(&from.or)).map(Source::Fixed)
         }
         custom_tag::Value::Header(from) => {

@@ -3,18 +3,26 @@
 
 use crate::{
     spans::{
-        attribute::{Attribute, Key, Kind, Span, Value},
+        common::{Common, Destination, Endpoint, Manner, Own},
         context::SpanContext,
+        encode::{Head, Kind, Message},
         request::{AttemptSpan, RequestSpans},
+        rules::{Custom, Tracing},
+        writer::Tags,
     },
     telemetry::{flag::ResponseFlag, stream_info::StreamInfo},
 };
 use http::HeaderValue;
 use karst_proxy::state::Workload;
 use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+    net::IpAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// gRPC statuses that are failures of the server (OpenTelemetry).
 const GRPC_SERVER_ERRORS: [u16; 6] = [2, 4, 12, 13, 14, 15];
@@ -23,76 +31,75 @@ const GRPC_ERRORS: [u16; 7] = [2, 4, 8, 12, 13, 14, 15];
 /// Longest text of a client's in a tag, in bytes (paths have a limit of their own): spans are small, whatever it sends.
 const MAX_TEXT: usize = 512;
 
-/// This proxy.
-#[derive(Debug)]
-pub struct Own {
-    /// As it introduces itself to the control plane: `waypoint~IP~POD.NS~NS.svc.DOMAIN`.
-    pub node_id: Arc<str>,
-    /// Istio's default: the trust domain.
-    pub mesh_id: Arc<str>,
-    pub cluster_id: Arc<str>,
-    pub namespace: Arc<str>,
-    pub hostname: Arc<str>,
+/// A request that has ended.
+#[derive(Clone, Copy)]
+pub struct Ended<'a> {
+    pub info: &'a StreamInfo,
+    pub tracing: &'a Tracing,
+    pub spans: &'a RequestSpans,
+    /// Bytes that the client was sent.
+    pub sent: u64,
+    pub took: Duration,
 }
 
 /// What the spans of one request have in common.
-struct Ended<'a> {
-    info: &'a StreamInfo,
-    spans: &'a RequestSpans,
-    own: &'a Own,
-    workload: Option<&'a Workload>,
-    custom: Vec<(Arc<str>, Arc<str>)>,
-    cluster: Arc<str>,
-    sent: u64,
-    end: SystemTime,
+struct Request<'a> {
+    ended: Ended<'a>,
+    custom: &'a [Custom<'a>],
+    without: &'a [&'a str],
+    caller: Rc<Vec<u8>>,
+    destination: Rc<Destination>,
+    /// What the client has called the host, and the path that is shown.
+    host: Cow<'a, str>,
+    path: &'a str,
 }
 
-/// The spans of a request that has ended after this time, its own first, then its attempts in their order. `workload`: this proxy,
-/// if it is known. `sent`: bytes that the client was sent.
-pub fn spans(
-    info: &StreamInfo,
-    spans: &RequestSpans,
-    own: &Own,
-    workload: Option<&Workload>,
-    sent: u64,
-    took: Duration,
-) -> Vec<Span> {
-    let (custom, cluster) = (spans.tracing.tags(info, spans.scheme, &own.hostname, sent), info.cluster().into());
-    let ended = Ended { info, spans, own, workload, custom, cluster, sent, end: info.time + took };
-    let attempts = spans.attempts.iter().enumerate();
-    [ended.server()].into_iter().chain(attempts.map(|(n, attempt)| ended.client(n, attempt))).collect()
-}
-
-/// Adds to attributes; what is empty is not there.
-struct Tags(Vec<Attribute>);
-
-impl Tags {
-    fn put(&mut self, key: &'static str, value: impl Into<Value>) {
-        let value = value.into();
-        let is_empty = match &value {
-            Value::Static(text) => text.is_empty(),
-            Value::Shared(text) => text.is_empty(),
-            Value::Text(text) => text.is_empty(),
-            Value::Number(_) => false,
-        };
-        if !is_empty {
-            self.0.push((Key::Known(key), value));
-        }
+/// Writes the spans of a request, its own first, then its attempts in their order. `workload`: this proxy, if it is known.
+pub fn write(
+    message: &mut Message,
+    common: &mut Common,
+    (own, workload): (&Own, Option<&Arc<Workload>>),
+    ended: Ended<'_>,
+) {
+    let Ended { info, tracing, spans, sent, .. } = ended;
+    let custom = tracing.tags(info, spans.scheme, &own.hostname, sent);
+    let without: Vec<&str> = custom.iter().filter(|tag| tag.replaces).map(|tag| tag.name).collect();
+    let manner = Manner { form: message.form(), istio_tags: tracing.istio_tags, without: &without, own, workload };
+    common.fit(manner);
+    // At a gateway the caller is the gateway, as for its metrics, unless a member of the mesh calls it.
+    let from = info.source.as_ref().or(workload.filter(|_| info.at_gateway));
+    let request = Request {
+        ended,
+        custom: &custom,
+        without: &without,
+        caller: common.caller(manner, from),
+        destination: common.destination(manner, info),
+        host: text(info.authority.as_ref()),
+        path: cut(info.path(), tracing.collector.max_path),
+    };
+    let mut endpoint = |attempt: &AttemptSpan| {
+        let to = attempt.to.as_ref().or(info.workload.as_ref())?;
+        Some(common.endpoint(manner, to, attempt.http2))
+    };
+    let last = spans.attempts.last().and_then(&mut endpoint);
+    let before = spans.attempts.len().saturating_sub(1);
+    let others: Vec<Option<Rc<Endpoint>>> = spans.attempts.iter().take(before).map(&mut endpoint).collect();
+    request.server(message, &common.begin(manner), last.as_deref());
+    for (n, (attempt, endpoint)) in spans.attempts.iter().zip(others.iter().chain([&last])).enumerate() {
+        request.client(message, n, attempt, endpoint.as_deref());
     }
 }
 
-fn text(value: Option<&HeaderValue>) -> String {
-    let cut = |v: &HeaderValue| String::from_utf8_lossy(&v.as_bytes()[..v.len().min(MAX_TEXT)]).into_owned();
-    value.map(cut).unwrap_or_default()
+/// A text of a client's.
+fn text(value: Option<&HeaderValue>) -> Cow<'_, str> {
+    let Some(value) = value else { return Cow::Borrowed("") };
+    let bytes = &value.as_bytes()[..value.len().min(MAX_TEXT)];
+    // Mostly it is a text as it is: this check reads words, the other one bytes.
+    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
-fn method(info: &StreamInfo) -> String {
-    let method = info.method.as_str();
-    method[..method.floor_char_boundary(MAX_TEXT)].to_string()
-}
-
-fn or_dash(text: String) -> Value {
-    if text.is_empty() { Value::Static("-") } else { Value::Text(text) }
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// Is it marked by the tag `error` (Envoy)? 0: there was no answer.
@@ -108,192 +115,201 @@ fn is_error(kind: Kind, status: u16, grpc: Option<u16>) -> bool {
     }
 }
 
-impl Ended<'_> {
-    fn server(&self) -> Span {
-        let (info, spans) = (self.info, self.spans);
-        let mut tags = Tags(Vec::with_capacity(56));
-        tags.put("component", "proxy");
-        tags.put("node_id", self.own.node_id.clone());
-        tags.put("zone", self.workload.map_or(Arc::default(), |w| w.zone.clone()));
-        tags.put("guid:x-request-id", text(info.request_id.as_ref()));
-        tags.put("guid:x-client-trace-id", text(spans.client.as_ref()));
-        let host = text(info.authority.as_ref());
-        let path = info.path();
-        let shown = &path[..path.floor_char_boundary(spans.tracing.collector.max_path)];
-        tags.put("http.url", format!("{}://{host}{shown}", spans.scheme));
-        tags.put("http.method", method(info));
-        tags.put("http.protocol", info.protocol);
-        tags.put("downstream_cluster", "-");
-        tags.put("user_agent", or_dash(text(info.user_agent.as_ref())));
-        tags.put("request_size", info.received.get().to_string());
-        tags.put("response_size", self.sent.to_string());
-        tags.put("peer.address", info.from.ip().to_string());
-        if info.is_grpc {
-            tags.put("grpc.path", shown.to_string());
-            tags.put("grpc.authority", host);
-        }
-        self.outcome(&mut tags, Kind::Server, info.answered, info.grpc, info.flag);
-        let attempt = spans.attempts.last();
-        if let Some(last) = attempt {
-            tags.put("upstream_address", last.address.to_string());
-        }
-        self.mesh(&mut tags, attempt.map(|last| &*last.workload));
-        self.server_semantics(&mut tags);
-        let name = match info.service() {
-            Some(service) => {
-                format!("{}:{}/*", service.hostname, info.destination.as_ref().map_or(info.to.port(), |d| d.port))
-            }
-            None => method(info),
-        };
-        self.span(
-            spans.context,
-            spans.parent,
-            name,
-            Kind::Server,
-            (info.time, self.end),
-            tags,
-            (info.answered, info.grpc),
-        )
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+/// How something has ended: status (0: there was no answer), gRPC's, flag.
+#[derive(Clone, Copy)]
+struct Outcome {
+    kind: Kind,
+    status: u16,
+    grpc: Option<u16>,
+    flag: ResponseFlag,
+}
+
+impl Outcome {
+    fn is_error(self) -> bool {
+        is_error(self.kind, self.status, self.grpc)
     }
 
-    fn client(&self, n: usize, attempt: &AttemptSpan) -> Span {
-        let info = self.info;
-        let status = attempt.status.unwrap_or_default();
-        // What was said with the end of the body counts for the answer that the client has got.
-        let grpc = if attempt.ended.is_none() { info.grpc.or(attempt.grpc) } else { attempt.grpc };
-        let mut tags = Tags(Vec::with_capacity(48));
-        tags.put("component", "proxy");
-        tags.put("http.protocol", if attempt.http2 { "HTTP/2" } else { "HTTP/1.1" });
-        tags.put("peer.address", attempt.address.to_string());
-        tags.put("upstream_address", attempt.address.to_string());
-        if n > 0 {
-            tags.put("retry.count", n.to_string());
-        }
-        let flag = if attempt.ended.is_none() { info.flag } else { attempt.flag };
-        self.outcome(&mut tags, Kind::Client, status, grpc, flag);
-        self.mesh(&mut tags, Some(&attempt.workload));
-        tags.put("http.request.method", method(info));
-        if let Some(chosen) = &info.destination {
-            tags.put("server.address", chosen.service.hostname.clone());
-            tags.put("server.port", i64::from(chosen.port));
-        }
-        let path = info.path();
-        let shown = &path[..path.floor_char_boundary(self.spans.tracing.collector.max_path)];
-        tags.put("url.full", format!("{}://{}{shown}", self.spans.scheme, text(info.authority.as_ref())));
-        tags.put("network.peer.address", attempt.address.ip().to_string());
-        tags.put("network.peer.port", i64::from(attempt.address.port()));
-        tags.put("network.protocol.version", if attempt.http2 { "2" } else { "1.1" });
-        if n > 0 {
-            tags.put("http.request.resend_count", n as i64);
-        }
-        let context = SpanContext { span: attempt.span, ..self.spans.context };
-        let name = format!("router {}; egress", self.cluster);
-        let times = (attempt.began, attempt.ended.unwrap_or(self.end));
-        self.span(context, Some(self.spans.context.span), name, Kind::Client, times, tags, (status, grpc))
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one span")]
-    fn span(
-        &self,
-        context: SpanContext,
-        parent: Option<u64>,
-        name: String,
-        kind: Kind,
-        (start, end): (SystemTime, SystemTime),
-        mut tags: Tags,
-        (status, grpc): (u16, Option<u16>),
-    ) -> Span {
-        for (name, value) in &self.custom {
-            // A name stands once, with the value that a user has given it.
-            tags.0.retain(|(key, _)| key.as_str() != &**name);
-            tags.0.push((Key::Own(name.clone()), Value::Shared(value.clone())));
-        }
-        let trace_state = self.spans.trace_state.clone();
-        let is_error = is_error(kind, status, grpc);
-        Span { context, parent, trace_state, name, kind, start, end, attributes: tags.0, is_error }
-    }
-
-    /// How it has ended.
-    fn outcome(&self, tags: &mut Tags, kind: Kind, status: u16, grpc: Option<u16>, flag: ResponseFlag) {
-        tags.put("upstream_cluster", self.cluster.clone());
-        tags.put("upstream_cluster.name", self.cluster.clone());
-        tags.put("http.status_code", status.to_string());
-        tags.put("response_flags", flag.text());
+    fn write(self, tags: &mut Tags<'_>) {
+        let Outcome { status, grpc, flag, .. } = self;
+        tags.decimal("http.status_code", status.into());
+        tags.text("response_flags", flag.text());
         if status != 0 {
-            tags.put("http.response.status_code", i64::from(status));
+            tags.number("http.response.status_code", status.into());
         }
         if let Some(grpc) = grpc {
-            tags.put("grpc.status_code", grpc.to_string());
+            tags.decimal("grpc.status_code", grpc.into());
         }
         if is_tagged(status, grpc) {
-            tags.put("error", "true");
+            tags.text("error", "true");
         }
-        if is_error(kind, status, grpc) {
-            let why = match (status, grpc) {
-                (0, _) => flag.text().to_string(),
-                (200, Some(grpc)) => grpc.to_string(),
-                (status, _) => status.to_string(),
-            };
-            tags.put("error.type", why);
+        if self.is_error() {
+            match (status, grpc) {
+                (0, _) => tags.text("error.type", flag.text()),
+                (200, Some(grpc)) => tags.decimal("error.type", grpc.into()),
+                (status, _) => tags.decimal("error.type", status.into()),
+            }
         }
     }
+}
 
-    /// Who this is, and who calls whom. `to`: the endpoint, if one was chosen.
-    fn mesh(&self, tags: &mut Tags, to: Option<&Workload>) {
-        if self.spans.tracing.istio_tags {
-            if let Some(own) = self.workload {
-                tags.put("istio.canonical_revision", own.canonical_revision.clone());
-                tags.put("istio.canonical_service", own.canonical_name.clone());
+impl Request<'_> {
+    fn server(&self, message: &mut Message, begin: &[u8], last: Option<&Endpoint>) {
+        let Ended { info, spans, sent, took, .. } = self.ended;
+        let outcome = Outcome { kind: Kind::Server, status: info.answered, grpc: info.grpc, flag: info.flag };
+        let method = cut(info.method.as_str(), MAX_TEXT);
+        let head = Head {
+            context: spans.context,
+            parent: spans.parent,
+            trace_state: &spans.trace_state,
+            name: self.destination.request.as_deref().unwrap_or(method),
+            kind: Kind::Server,
+            start: self.moment(Duration::ZERO),
+            end: self.moment(took),
+            is_error: outcome.is_error(),
+        };
+        let peer = Address::new(info.from.ip());
+        message.span(&head, self.without, |tags| {
+            tags.written(begin);
+            tags.text("guid:x-request-id", &text(info.request_id.as_ref()));
+            tags.text("guid:x-client-trace-id", &text(spans.client.as_ref()));
+            tags.texts("http.url", &[spans.scheme, "://", &*self.host, self.path]);
+            tags.text("http.method", method);
+            tags.text("http.protocol", info.protocol);
+            tags.text("downstream_cluster", "-");
+            let user_agent = text(info.user_agent.as_ref());
+            tags.text("user_agent", if user_agent.is_empty() { "-" } else { &user_agent });
+            tags.decimal("request_size", info.received.get());
+            tags.decimal("response_size", sent);
+            tags.text("peer.address", peer.as_str());
+            if info.is_grpc {
+                tags.text("grpc.path", self.path);
+                tags.text("grpc.authority", &self.host);
             }
-            tags.put("istio.mesh_id", self.own.mesh_id.clone());
-            tags.put("istio.namespace", self.own.namespace.clone());
-            tags.put("istio.cluster_id", self.own.cluster_id.clone());
-        }
-        // At a gateway the caller is the gateway, as for its metrics, unless a member of the mesh calls it.
-        let from = self.info.source.as_deref().or(self.workload.filter(|_| self.info.at_gateway));
-        if let Some(from) = from {
-            tags.put("istio.source_workload", from.workload_name.clone());
-            tags.put("istio.source_namespace", from.namespace.clone());
-            tags.put("istio.source_cluster_id", from.cluster.clone());
-            tags.put("istio.source_canonical_service", from.canonical_name.clone());
-            tags.put("istio.source_canonical_revision", from.canonical_revision.clone());
-            tags.put("istio.source_workload_type", from.workload_type);
-            tags.put("istio.source_instance_name", from.name.clone());
-        }
-        if let Some(to) = to {
-            tags.put("istio.destination_workload", to.workload_name.clone());
-            tags.put("istio.destination_namespace", to.namespace.clone());
-            tags.put("istio.destination_cluster_id", to.cluster.clone());
-            tags.put("istio.destination_canonical_service", to.canonical_name.clone());
-            tags.put("istio.destination_canonical_revision", to.canonical_revision.clone());
-            tags.put("istio.destination_workload_type", to.workload_type);
-            tags.put("istio.destination_instance_name", to.name.clone());
-        }
+            tags.written(&self.destination.cluster);
+            outcome.write(tags);
+            if let Some(last) = last {
+                tags.written(&last.address);
+            }
+            tags.written(&self.caller);
+            if let Some(last) = last {
+                tags.written(&last.mesh);
+            }
+            self.server_semantics(tags, method, peer.as_str(), &user_agent);
+            self.custom(tags);
+        });
     }
 
     /// OpenTelemetry's attributes of the request.
-    fn server_semantics(&self, tags: &mut Tags) {
-        let info = self.info;
-        tags.put("http.request.method", method(info));
-        tags.put("url.scheme", self.spans.scheme);
+    fn server_semantics(&self, tags: &mut Tags<'_>, method: &str, peer: &str, user_agent: &str) {
+        let Ended { info, tracing, spans, .. } = self.ended;
+        tags.text("http.request.method", method);
+        tags.text("url.scheme", spans.scheme);
         let (path, query) = info.path().split_once('?').unwrap_or((info.path(), ""));
-        let most = self.spans.tracing.collector.max_path;
-        tags.put("url.path", path[..path.floor_char_boundary(most)].to_string());
-        tags.put("url.query", query[..query.floor_char_boundary(most)].to_string());
-        let host = text(info.authority.as_ref());
-        let name = match host.rsplit_once(':') {
+        let most = tracing.collector.max_path;
+        tags.text("url.path", cut(path, most));
+        tags.text("url.query", cut(query, most));
+        let name = match self.host.rsplit_once(':') {
             Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
-            _ => &host,
+            _ => &*self.host,
         };
-        tags.put("server.address", name.to_string());
-        tags.put("server.port", i64::from(info.to.port()));
-        let first = info.forwarded_for.as_ref().map(|v| text(Some(v)));
-        let first = first.and_then(|all| Some(all.split(',').next()?.trim().to_string()));
-        tags.put("client.address", first.unwrap_or_else(|| info.from.ip().to_string()));
-        tags.put("network.peer.address", info.from.ip().to_string());
-        tags.put("network.peer.port", i64::from(info.from.port()));
-        tags.put("network.protocol.version", if info.protocol == "HTTP/2" { "2" } else { "1.1" });
-        tags.put("user_agent.original", text(info.user_agent.as_ref()));
+        tags.text("server.address", name);
+        tags.number("server.port", info.to.port().into());
+        let forwarded = info.forwarded_for.as_ref().map(|all| text(Some(all)));
+        let client = forwarded.as_deref().map_or(peer, |all| all.split(',').next().unwrap_or_default().trim());
+        tags.text("client.address", client);
+        tags.text("network.peer.address", peer);
+        tags.number("network.peer.port", info.from.port().into());
+        tags.text("network.protocol.version", if info.protocol == "HTTP/2" { "2" } else { "1.1" });
+        tags.text("user_agent.original", user_agent);
+    }
+
+    fn client(&self, message: &mut Message, n: usize, attempt: &AttemptSpan, endpoint: Option<&Endpoint>) {
+        let Ended { info, spans, took, .. } = self.ended;
+        let is_last = attempt.ended.is_none();
+        let outcome = Outcome {
+            kind: Kind::Client,
+            status: attempt.status.unwrap_or_default(),
+            // What was said with the end of the body counts for the answer that the client has got.
+            grpc: if is_last { info.grpc.or(attempt.grpc) } else { attempt.grpc },
+            flag: if is_last { info.flag } else { attempt.flag },
+        };
+        let after = |moment: Instant| moment.into_std().saturating_duration_since(info.started).min(took);
+        let head = Head {
+            context: SpanContext { span: attempt.span, ..spans.context },
+            parent: Some(spans.context.span),
+            trace_state: &spans.trace_state,
+            name: &self.destination.attempt,
+            kind: Kind::Client,
+            start: self.moment(after(attempt.began)),
+            end: self.moment(attempt.ended.map_or(took, after)),
+            is_error: outcome.is_error(),
+        };
+        message.span(&head, self.without, |tags| {
+            if let Some(endpoint) = endpoint {
+                tags.written(&endpoint.begin);
+            }
+            if n > 0 {
+                tags.decimal("retry.count", n as u64);
+            }
+            tags.written(&self.destination.cluster);
+            outcome.write(tags);
+            tags.written(&self.caller);
+            if let Some(endpoint) = endpoint {
+                tags.written(&endpoint.mesh);
+            }
+            tags.text("http.request.method", cut(info.method.as_str(), MAX_TEXT));
+            tags.written(&self.destination.server);
+            tags.texts("url.full", &[spans.scheme, "://", &*self.host, self.path]);
+            if let Some(endpoint) = endpoint {
+                tags.written(&endpoint.end);
+            }
+            if n > 0 {
+                tags.number("http.request.resend_count", n as u64);
+            }
+            self.custom(tags);
+        });
+    }
+
+    /// A name stands once, with the value that a user has given it.
+    fn custom(&self, tags: &mut Tags<'_>) {
+        self.custom.iter().for_each(|tag| tags.custom(tag.name, &tag.value));
+    }
+
+    /// So long after it began, in nanoseconds since 1970.
+    fn moment(&self, after: Duration) -> u64 {
+        nanoseconds(self.ended.info.time + after)
+    }
+}
+
+/// An IP address as text, without an allocation.
+struct Address {
+    text: [u8; 48],
+    length: usize,
+}
+
+impl Address {
+    fn new(ip: IpAddr) -> Self {
+        let mut out = Self { text: [0; 48], length: 0 };
+        // The longest has 39.
+        let _ = write!(out, "{ip}");
+        out
+    }
+
+    fn as_str(&self) -> &str {
+        str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
+impl Write for Address {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let to = self.text.get_mut(self.length..self.length + part.len()).ok_or(fmt::Error)?;
+        to.copy_from_slice(part.as_bytes());
+        self.length += part.len();
+        Ok(())
     }
 }
 
@@ -306,6 +322,13 @@ mod tests {
         let long = HeaderValue::from_bytes(&[b'a'; 10 * MAX_TEXT]);
         assert_eq!(text(long.ok().as_ref()).len(), MAX_TEXT);
         assert_eq!((&*text(Some(&HeaderValue::from_static("curl"))), &*text(None)), ("curl", ""));
+    }
+
+    #[test]
+    fn addresses_of_any_length() {
+        for ip in ["10.0.0.1", "::", "2001:db8:1111:2222:3333:4444:5555:6666", "::ffff:255.255.255.255"] {
+            assert_eq!(ip.parse().map(Address::new).map_or(String::new(), |a| a.as_str().to_string()), ip);
+        }
     }
 
     #[test]

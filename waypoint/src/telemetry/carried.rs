@@ -23,17 +23,19 @@ pub struct Carried {
 }
 
 impl Carried {
-    fn receive(&self, n: usize) {
-        self.received.set(self.received.get() + n as u64);
+    /// So many have come from the client.
+    pub fn receive(&self, n: u64) {
+        self.received.set(self.received.get() + n);
         if let Some(s) = self.series.get() {
-            s.received.fetch_add(n as u64, Relaxed);
+            s.received.fetch_add(n, Relaxed);
         }
     }
 
-    fn send(&self, n: usize) {
-        self.sent.set(self.sent.get() + n as u64);
+    /// So many have gone to the client.
+    pub fn send(&self, n: u64) {
+        self.sent.set(self.sent.get() + n);
         if let Some(s) = self.series.get() {
-            s.sent.fetch_add(n as u64, Relaxed);
+            s.sent.fetch_add(n, Relaxed);
         }
     }
 }
@@ -56,7 +58,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.carried.receive(buf.filled().len() - before);
+        self.carried.receive((buf.filled().len() - before) as u64);
         Poll::Ready(Ok(()))
     }
 }
@@ -64,7 +66,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
 impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.carried.send(n);
+        self.carried.send(n as u64);
         Poll::Ready(Ok(n))
     }
 
@@ -74,7 +76,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
-        self.carried.send(n);
+        self.carried.send(n as u64);
         Poll::Ready(Ok(n))
     }
 

@@ -1,12 +1,14 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
-    authz::external::counts::Counts as ExternalCounts,
-    downstream::gate::Gate,
+    authz::{external::counts::Counts as ExternalCounts, token_cache::Counts as TokenCounts},
+    downstream::{gate::Gate, udp},
+    quota::counts::Counts as SharedLimitCounts,
     spans::queue::Counts as SpanCounts,
     telemetry::{key::Key, rules::AllLabels},
 };
 use karst_api::route::Metric;
+use karst_flows::DURATION_BOUNDS;
 use karst_proxy::{discovery, dry_run::DryRuns, series::Index, traffic::Table as TrafficTable};
 use karst_rt::{admission::Ended, clock::Instant, process_metrics};
 use std::{
@@ -25,29 +27,7 @@ const MAX_SERIES: usize = 20_000;
 const SERIES_IDLE: Duration = Duration::from_secs(3600);
 /// Between two searches for series to drop when there is no place: new keys must not cost a walk through all of them.
 const SWEEP_PAUSE: Duration = Duration::from_secs(10);
-/// Istio's buckets: milliseconds, and bytes.
-const MILLISECONDS: [u64; 19] = [
-    1,
-    5,
-    10,
-    25,
-    50,
-    100,
-    250,
-    500,
-    1000,
-    2500,
-    5000,
-    10_000,
-    30_000,
-    60_000,
-    300_000,
-    600_000,
-    1_800_000,
-    3_600_000,
-    u64::MAX,
-];
-const HALF: f64 = 0.5;
+/// Istio's buckets of bytes.
 const BYTES: [u64; 11] =
     [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000, u64::MAX];
 
@@ -58,7 +38,7 @@ pub struct Series {
     requests: AtomicU64,
     /// Nanoseconds.
     duration: AtomicU64,
-    durations: [AtomicU64; 20],
+    durations: [AtomicU64; DURATION_BOUNDS.len() + 1],
     received: AtomicU64,
     receiveds: [AtomicU64; 11],
     sent: AtomicU64,
@@ -110,8 +90,7 @@ impl Series {
         self.requests.fetch_add(1, Relaxed);
         self.duration.fetch_add(took.as_nanos() as u64, Relaxed);
         let ms = took.as_secs_f64() * 1000.0;
-        let bucket = if ms <= HALF { 0 } else { 1 + MILLISECONDS.partition_point(|b| (*b as f64) < ms).min(18) };
-        self.durations[bucket].fetch_add(1, Relaxed);
+        self.durations[DURATION_BOUNDS.partition_point(|b| *b < ms)].fetch_add(1, Relaxed);
         for (n, sum, all) in [(received, &self.received, &self.receiveds), (sent, &self.sent, &self.sents)] {
             sum.fetch_add(n, Relaxed);
             all[BYTES.partition_point(|b| *b < n).min(10)].fetch_add(1, Relaxed);
@@ -177,10 +156,18 @@ pub struct Metrics {
     pub discovery: Arc<discovery::Counts>,
     /// Byte streams that a policy has ended.
     pub closed_by_policy: AtomicU64,
+    /// Connections that went on in another stream, because the process at one of their ends was replaced.
+    pub followed: AtomicU64,
     /// Of traces.
     pub spans: Arc<SpanCounts>,
     /// Of external authorization.
     pub external: ExternalCounts,
+    /// Of datagrams.
+    pub udp: udp::counts::Counts,
+    /// Of tokens.
+    pub tokens: Arc<TokenCounts>,
+    /// Of rate limits that replicas count together.
+    pub shared_limits: SharedLimitCounts,
 }
 
 impl Metrics {
@@ -212,8 +199,8 @@ impl Metrics {
             let _ = writeln!(out, "istio_requests_total{{{labels}}} {n}");
         }
         let ms = |s: &Series| s.duration.load(Relaxed) as f64 / 1e6;
-        let mut le = vec!["0.5".to_string()];
-        le.extend(MILLISECONDS.iter().map(bound));
+        let mut le: Vec<String> = DURATION_BOUNDS.iter().map(f64::to_string).collect();
+        le.push("+Inf".into());
         let (metric, name) = (Metric::RequestDuration, "istio_request_duration_milliseconds");
         histogram(&mut out, &all, metric, name, "Durations of requests.", &le, |s| (&s.durations, ms(s)));
         let le: Vec<String> = BYTES.iter().map(bound).collect();
@@ -232,11 +219,19 @@ impl Metrics {
             "# HELP karst_connections_closed_by_policy_total Open connections closed by a policy change.\n# TYPE karst_connections_closed_by_policy_total counter\nkarst_connections_closed_by_policy_total {}",
             self.closed_by_policy.load(Relaxed)
         );
+        let _ = writeln!(
+            out,
+            "# HELP karst_connections_handed_over_total Open connections whose other end, a ztunnel, was replaced, and which went on in another stream (followed).\n# TYPE karst_connections_handed_over_total counter\nkarst_connections_handed_over_total{{role=\"followed\"}} {}",
+            self.followed.load(Relaxed)
+        );
         gate.render(&mut out);
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
         self.spans.render(&mut out);
         self.external.render(&mut out);
+        self.udp.render(&mut out);
+        self.tokens.render(&mut out);
+        self.shared_limits.render(&mut out);
         process_metrics::render(&mut out, "proxy");
         out
     }

@@ -4,10 +4,15 @@
 use crate::{
     downstream::upgrade::Upgrade,
     snapshot::Snapshot,
-    spans::request::RequestSpans,
+    spans::{request::RequestSpans, tags::Ended},
     telemetry::{
-        access_log, carried::Carried, flag::ResponseFlag, key::KeyRef, rules::Telemetry, sink::Sink,
-        stream_info::StreamInfo,
+        access_log,
+        carried::Carried,
+        flag::ResponseFlag,
+        key::KeyRef,
+        rules::Telemetry,
+        sink::Sink,
+        stream_info::{DATAGRAMS, StreamInfo},
     },
 };
 use std::{
@@ -81,10 +86,12 @@ impl RequestLog {
         let took = self.started.elapsed();
         let telemetry = self.telemetry.take();
         let rules = telemetry.as_deref();
-        if let Some(spans) = self.spans.take() {
-            self.sink.trace(self, &spans, sent, took);
+        if let (Some(spans), Some(tracing)) = (self.spans.take(), rules.and_then(|t| t.tracing.as_deref())) {
+            self.sink.trace(Ended { info: self, tracing, spans: &spans, sent, took });
         }
         match &self.carried {
+            // Istio's metrics are of TCP.
+            Some(_) if self.protocol == DATAGRAMS => {}
             Some(carried) => self.count_connection(carried),
             None => {
                 let values = rules.map(|t| t.values(self, sent)).unwrap_or_default();

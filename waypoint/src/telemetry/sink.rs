@@ -3,11 +3,7 @@
 use crate::{
     config::Config,
     snapshot::Snapshot,
-    spans::{
-        queue::{Finished, Queue},
-        request::RequestSpans,
-        tags::{self, Own},
-    },
+    spans::{common::Own, queue::Queue, recorder::Recorder, tags::Ended},
     telemetry::{
         flag::ResponseFlag,
         key::{Key, KeyRef},
@@ -20,7 +16,7 @@ use crate::{
 };
 use hashbrown::HashMap;
 use karst_proxy::{state::Workload, tap::Taps, traffic::Traffic};
-use std::{cell::RefCell, hash::RandomState, sync::Arc, time::Duration};
+use std::{cell::RefCell, hash::RandomState, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// A worker's way to the process's metrics.
@@ -30,8 +26,28 @@ pub struct Sink {
     metrics: Arc<Metrics>,
     taps: Arc<Taps>,
     series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
-    spans: Queue,
-    identity: Own,
+    pub spans: Rc<Recorder>,
+    myself: RefCell<Myself>,
+}
+
+/// This proxy, as the state has it that was looked at last.
+struct Myself {
+    state: watch::Receiver<Arc<Snapshot>>,
+    workload: Option<Arc<Workload>>,
+}
+
+impl Myself {
+    /// Looks at the newest state. True: it is another one.
+    fn look(&mut self, config: &Config) -> bool {
+        let changed = self.state.has_changed();
+        // Where there is nobody any more who would tell of a change, it is asked for each time.
+        if changed.as_ref().is_ok_and(|changed| !changed) {
+            return false;
+        }
+        let workload = config.own_pod(&self.state.borrow_and_update().mesh).cloned();
+        self.workload = workload;
+        changed.is_ok()
+    }
 }
 
 impl Sink {
@@ -42,23 +58,26 @@ impl Sink {
         metrics: Arc<Metrics>,
         (spans, taps): (Queue, Arc<Taps>),
     ) -> Self {
-        let identity = Own {
+        let own = Own {
             node_id: config.node().id.into(),
             mesh_id: config.certificates.trust_domain.as_str().into(),
             cluster_id: config.place.cluster_id.as_str().into(),
             namespace: config.pod_namespace.as_str().into(),
             hostname: config.pod_name.as_str().into(),
+            account: config.account.as_str().into(),
+            is_gateway: config.is_gateway(),
         };
-        Self { config, state, metrics, taps, series: RefCell::default(), spans, identity }
+        let mut myself = Myself { state: state.clone(), workload: None };
+        myself.state.mark_changed();
+        let (spans, myself) = (Rc::new(Recorder::new(spans, own)), RefCell::new(myself));
+        Self { config, state, metrics, taps, series: RefCell::default(), spans, myself }
     }
 
-    /// Hands over the spans of a request that has ended after this time. `sent`: bytes that the client was sent.
-    pub fn trace(&self, info: &StreamInfo, spans: &RequestSpans, sent: u64, took: Duration) {
-        self.spans.push(1 + spans.attempts.len(), || {
-            let workload = self.config.own_pod(&self.state.borrow().mesh).cloned();
-            let all = tags::spans(info, spans, &self.identity, workload.as_deref(), sent, took);
-            Finished { collector: spans.tracing.collector.clone(), spans: all }
-        });
+    /// Records the spans of a request that has ended.
+    pub fn trace(&self, ended: Ended<'_>) {
+        let mut myself = self.myself.borrow_mut();
+        let is_new = myself.look(&self.config);
+        self.spans.add(myself.workload.as_ref(), is_new, ended);
     }
 
     /// Tells whoever looks on what has ended.

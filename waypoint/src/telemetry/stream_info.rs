@@ -15,6 +15,9 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+/// The protocol of a session of datagrams, as the log has it.
+pub const DATAGRAMS: &str = "UDP";
+
 /// The destination that was chosen. (Not its endpoints: a connection that lasts would keep them, of however old a state.)
 pub struct Chosen {
     pub service: Arc<Service>,

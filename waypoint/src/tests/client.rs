@@ -162,7 +162,7 @@ impl Listening {
         let at = listener.local_addr().unwrap();
         let p = Proxy::new(e, AppProtocol::Unknown, change(at.port()));
         let (sender, ports) = watch::channel(Ports::new([(at.port(), Arc::new(listener))].into()));
-        tokio::task::spawn_local(edge::accept(p.worker.clone(), ports));
+        spawn(edge::accept(p.worker.clone(), ports));
         Self { at, worker: p.worker.clone(), _ports: sender }
     }
 }
@@ -328,5 +328,116 @@ fn an_endpoint_is_told_who_the_client_is_and_its_connection_is_used_for_no_other
         let starts: Vec<&str> = heads.iter().map(|head| head.split(" / HTTP").next().unwrap()).collect();
         let header = |port: u16| format!("PROXY TCP4 10.0.0.9 10.96.0.1 {port} 80\r\nGET");
         assert_eq!(starts, [header(1234).as_str(), "GET", header(4321).as_str()]);
+    });
+}
+
+#[test]
+fn where_any_certificate_is_taken_only_one_that_counts_vouches_for_a_header() {
+    use ir::ForwardClientCert as Mode;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let authority = || {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    };
+    let (trusted, other) = (authority(), authority());
+    let pair = |ca: &CertifiedIssuer<'_, KeyPair>, name: &str| {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, ca).unwrap(), key)
+    };
+    let (server, right, wrong) = (pair(&trusted, "gateway"), pair(&trusted, "right"), pair(&other, "wrong"));
+    let config = |shown: Option<&(rcgen::Certificate, KeyPair)>| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(trusted.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        match shown {
+            Some((cert, key)) => {
+                let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+                config.with_client_auth_cert(vec![cert.der().clone()], key).unwrap()
+            }
+            None => config.with_no_client_auth(),
+        }
+    };
+    let hash =
+        |(cert, _): &(rcgen::Certificate, KeyPair)| format!("Hash={}", karst_hbone::names::fingerprint(cert.der()));
+    let sent = "URI=spiffe://td/ns/a/sa/admin";
+    let request = format!("GET / HTTP/1.1\r\nhost: s\r\nx-forwarded-client-cert: {sent}\r\nconnection: close\r\n\r\n")
+        .into_bytes();
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        for mode in [Mode::Standard, Mode::ForwardOnly, Mode::AppendForward] {
+            let gateway = Listening::of(&e, |port| {
+                let tls = ir::Tls {
+                    certificates: vec![ir::KeyPair {
+                        chain: server.0.pem().into(),
+                        key: server.1.serialize_pem().into(),
+                    }],
+                    client: ir::ClientCertificate::Unverified as i32,
+                    client_roots: trusted.pem().into(),
+                    ..Default::default()
+                };
+                let protocol = ir::ListenerProtocol::Https as i32;
+                let listener = ir::Listener { tls: Some(tls), protocol, ..listener(port) };
+                listening(listener, ir::Topology { forward_client_cert: mode as i32, ..Default::default() }, None)
+            });
+            for shown in [Some(&right), Some(&wrong), None] {
+                let a = dialogue_in_tls(gateway.at, config(shown), &request).await;
+                assert!(a.starts_with("HTTP/1.1 200 "), "{mode:?}: {a}");
+                let head = e.heads.borrow_mut().pop().unwrap();
+                let told = values(&head, "x-forwarded-client-cert");
+                let counts = shown.is_some_and(|pair| std::ptr::eq(pair, &right));
+                // Whatever was shown, it is told: the application decides.
+                let known = shown.filter(|_| mode != Mode::ForwardOnly).map(hash);
+                let told = told.first().copied().unwrap_or_default();
+                assert_eq!(told.contains(sent), counts && mode != Mode::Standard, "{mode:?}: {head}");
+                assert!(known.as_ref().is_none_or(|known| told.contains(known)), "{mode:?}: {head}");
+                assert_eq!(told.contains("Hash="), known.is_some(), "{mode:?}: {head}");
+            }
+        }
+    });
+}
+
+/// It has been made before its listener asked for certificates: the client is to come again, and is asked then.
+#[test]
+fn a_connection_that_has_shown_too_little_ends() {
+    use ir::ClientCertificate as Wanted;
+    run(async {
+        for (wanted, unproven, status) in [
+            (Wanted::None, true, 200),
+            (Wanted::Optional, true, 200),
+            (Wanted::Unverified, true, 200),
+            (Wanted::Required, false, 200),
+            (Wanted::Required, true, 421),
+        ] {
+            let e = Endpoint::of_http1(|_| OK.into()).await;
+            let tls = ir::Tls { client: wanted as i32, ..Default::default() };
+            let protocol = ir::ListenerProtocol::Https as i32;
+            let gateway = ir::Gateway {
+                listeners: vec![ir::Listener { tls: Some(tls), protocol, ..listener(80) }],
+                ..Default::default()
+            };
+            // TLS has ended before: nobody needs the keys.
+            let p = Proxy::new(&e, AppProtocol::Unknown, |s| {
+                s.gateway = Some(Arc::new(Gateway::outline(&gateway).unwrap()));
+                s.hosts.insert("g/*".into(), rule(|_| {}));
+            });
+            p.by_tls.set(true);
+            p.entered.set(Entered { unproven, ..Entered::default() });
+            let mut client = p.connect(false);
+            let a = asked(&mut client, &get("/", "")).await;
+            assert!(a.starts_with(&format!("HTTP/1.1 {status} ")), "{wanted:?} {unproven}: {a}");
+            if status == 421 {
+                let mut rest = vec![];
+                client.read_to_end(&mut rest).await.unwrap();
+                assert!(rest.is_empty() && e.heads.borrow().is_empty());
+            } else {
+                let a = asked(&mut client, &get("/", "")).await;
+                assert!(a.starts_with("HTTP/1.1 200 "), "{wanted:?} {unproven}: {a}");
+            }
+        }
     });
 }

@@ -14,7 +14,7 @@ pub enum ConnectError {
     /// It took longer than the destination's rules allow.
     #[error("connection timeout")]
     Timeout,
-    /// Its name leads to nobody who may be called.
+    /// Its name or address leads to nobody who may be called.
     #[error("{0} has no usable address")]
     NoAddress(Arc<str>),
     /// It is not called with our identity.
@@ -117,6 +117,15 @@ impl Error {
         }
     }
 
+    /// Has the endpoint seen nothing of the request, and may another be tried? `sent`: it may have read something of it.
+    pub fn is_unseen(&self, sent: bool) -> bool {
+        match self {
+            Error::Connect(e) => e.may_retry(),
+            Error::StreamRefused(_) => true,
+            Error::Reset(_) | Error::Protocol(_) => !sent,
+        }
+    }
+
     /// Is it one after which the route wants the request to be tried again? `sent`: the endpoint may have read something of it.
     pub fn is_retryable(&self, retry: &ir::Retry, sent: bool) -> bool {
         let unsent = retry.reset_before_request && !sent;
@@ -162,4 +171,24 @@ fn error_chain(e: &hyper::Error) -> String {
         cause = c.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_may_have_read_is_not_unseen() {
+        let text = String::new;
+        for (error, sent, unseen) in [
+            (Error::from(ConnectError::Timeout), false, true),
+            (Error::StreamRefused(text()), true, true),
+            (Error::Reset(text()), true, false),
+            (Error::Reset(text()), false, true),
+            (Error::Protocol(text()), true, false),
+            (Error::Protocol(text()), false, true),
+        ] {
+            assert_eq!(error.is_unseen(sent), unseen, "{error:?} {sent}");
+        }
+    }
 }

@@ -2,11 +2,12 @@
 
 use crate::{
     cluster::{endpoint::LbEndpoint, endpoint_set::EndpointSet},
-    downstream::stream::Io,
+    downstream::{continued::Next, stream::Io},
     upstream::{
-        address::is_usable,
+        address::{is_usable, is_usable_as_written},
         connector::Connector,
         error::{ConnectError, Lent},
+        follow::{Follows, Way},
         tls::{self, Speaks},
     },
     worker::Worker,
@@ -16,7 +17,10 @@ use karst_core::{
     Identity, limits,
     proxy_protocol::{self, Version},
 };
-use karst_hbone::pool::Lease;
+use karst_hbone::{
+    continuation,
+    pool::{Lease, Opened},
+};
 use karst_proxy::{
     dial::{self, Candidate, Target},
     state::Workload,
@@ -104,7 +108,7 @@ pub async fn open(
     let (address, workload) = match attempt.member.address.ip().is_unspecified() {
         // Rare, and large: not in every request's task.
         true => tokio::time::timeout(limit, Box::pin(found(worker, attempt))).await.map_err(|_| late())??,
-        false => (attempt.member.address, attempt.member.workload.clone()),
+        false => (attempt.member.address, by_address(worker, attempt)?),
     };
     let limit = limit.saturating_sub(began.elapsed());
     let workload = told(worker, attempt, address.ip(), workload).await?;
@@ -153,6 +157,19 @@ async fn found(worker: &Worker, attempt: &Attempt<'_>) -> Result<(SocketAddr, Ar
     // A name may lead to a member of the mesh: then it is spoken to as one.
     let workload = snapshot.mesh.workload(ip).unwrap_or(&member.workload).clone();
     Ok((SocketAddr::new(ip, member.address.port()), workload))
+}
+
+/// Who an endpoint is that is told by its address. What takes tunnels shows itself who it is, and a pod's address is the kubelet's word;
+/// any other was written by somebody.
+fn by_address(worker: &Worker, attempt: &Attempt<'_>) -> Result<Arc<Workload>, ConnectError> {
+    let LbEndpoint { workload, address, .. } = attempt.member;
+    if !workload.is_pod() && is_plain(attempt.set, workload) {
+        let snapshot = worker.snapshot();
+        if !is_usable_as_written(&snapshot.mesh, worker.own(&snapshot).map(|own| &**own), address.ip()) {
+            return Err(ConnectError::NoAddress(address.ip().to_string().into()));
+        }
+    }
+    Ok(workload.clone())
 }
 
 /// Is it spoken to without a tunnel? (A waypoint takes tunnels whatever it is itself.)
@@ -206,16 +223,36 @@ async fn connect(
     // Who answers must be that workload, or who the service says it is.
     let others = set.service.sans.iter().filter(|_| set.via_waypoint.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
-    let target = Target {
-        connector: network,
-        pod: "",
-        own: &worker.shared.identity,
-        peer: &workload,
-        address: SocketAddr::new(address.ip(), port),
-        expected: &expected,
-        authority: &set.via_waypoint.clone().unwrap_or_else(|| address.to_string()),
-        headers: dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname), (attempt.trace)()),
+    let (address, authority) =
+        (SocketAddr::new(address.ip(), port), set.via_waypoint.clone().unwrap_or_else(|| address.to_string()));
+    let headers = |trace| dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname), trace);
+    let mut first = headers((attempt.trace)());
+    // A waypoint does not leave in the middle of a connection.
+    let may_continue = set.via_waypoint.is_none();
+    if may_continue {
+        continuation::announce(&mut first);
+    }
+    let opened = {
+        let target = Target {
+            connector: network,
+            pod: "",
+            own: &worker.shared.identity,
+            peer: &workload,
+            address,
+            expected: &expected,
+            authority: &authority,
+            headers: first,
+        };
+        worker.dialer.tunnel(&target, attempt.candidate()).await?
     };
-    let opened = worker.dialer.tunnel(&target, attempt.candidate()).await?;
-    Ok((Io::tunnel(opened.send, opened.recv, worker.lingering.clone()), Some(opened.lease)))
+    let Opened { lease, send, recv, continues } = opened;
+    let lingering = worker.lingering.clone();
+    if !(continues && may_continue) {
+        return Ok((Io::tunnel(send, recv, lingering), Some(lease)));
+    }
+    let way = Arc::new(Way { peer: workload, address, expected, authority, headers: headers(None) });
+    let follows = Box::new(Follows { way, orders: worker.following.clone() });
+    // Its place is the caller's.
+    let first = Next { send, recv, held: Box::new(()) };
+    Ok((Io::continuing(first, true, follows, lingering), Some(lease)))
 }

@@ -30,7 +30,7 @@ impl OwnCall {
         let backend = snapshot.backend_by_client(&service.key);
         let client = backend.filter(|b| b.has_client(&own.namespace)).map_or("", |_| &*own.namespace);
         let subset: Arc<str> = "".into();
-        let key = ClusterKeyRef { service: &service.key, port, subset: &subset, client };
+        let key = ClusterKeyRef { service: &service.key, port, subset: &subset, client, udp: false };
         Some(Self { set: worker.set(snapshot, key, ip)?, from: SocketAddr::new(ip, 0) })
     }
 }

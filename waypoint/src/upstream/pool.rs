@@ -1,9 +1,10 @@
-//! Connections to endpoints that are kept: of HTTP/1.1 for the next request, of HTTP/2 for several at a time.
+//! Connections to endpoints that are kept: of HTTP/1.1 for the next request, of HTTP/2 for several at a time. None gets a further
+//! request on a tunnel whose peer is going away: that would wait for it, and then cut it.
 
-use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted};
+use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted, upstream::settings::Announced};
 use hyper::client::conn::{http1, http2};
 use karst_api::route as ir;
-use karst_hbone::pool::Lease;
+use karst_hbone::pool::{Lease, TunnelState};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -45,6 +46,8 @@ pub struct Idle {
     pub send: Sender1,
     /// Requests that it has had.
     pub requests: u32,
+    /// What it is on, if that is a tunnel.
+    pub tunnel: Option<TunnelState>,
     /// Kept so long.
     until: Instant,
 }
@@ -54,24 +57,41 @@ pub struct Idle {
 pub struct Shared {
     pub send: Sender2,
     pub active: Rc<Cell<usize>>,
+    /// What the endpoint says that it takes.
+    pub announced: Rc<Announced>,
+    /// What it is on, if that is a tunnel.
+    pub tunnel: Option<TunnelState>,
     /// Without requests it is kept so long.
     pub until: Rc<Cell<Instant>>,
 }
 
+/// Is a connection on a tunnel that is going away?
+pub fn is_leaving(tunnel: Option<&TunnelState>) -> bool {
+    tunnel.is_some_and(TunnelState::is_leaving)
+}
+
 impl Pool {
+    /// A connection of HTTP/1.1 that was kept for the next request: the one that was used last.
+    pub fn take(&self, key: &PoolKey) -> Option<Idle> {
+        let mut all = self.h1.borrow_mut();
+        let kept = all.get_mut(key)?;
+        std::iter::from_fn(|| kept.pop()).find(|idle| !is_leaving(idle.tunnel.as_ref()))
+    }
+
     /// Closes what has been idle for too long, and forgets endpoints without connections.
     pub fn sweep(&self) {
         let now = Instant::now();
         let mut left = ALL_IDLE;
         self.h1.borrow_mut().retain(|_, all| {
-            all.retain(|i| i.until > now && !i.send.is_closed());
+            all.retain(|i| i.until > now && !i.send.is_closed() && !is_leaving(i.tunnel.as_ref()));
             // Those that were used last are at the end.
             all.drain(..all.len().saturating_sub(left));
             left -= all.len();
             !all.is_empty()
         });
         self.h2.borrow_mut().retain(|_, all| {
-            all.retain(|c| !c.send.is_closed() && (c.active.get() > 0 || c.until.get() > now));
+            let is_kept = |c: &Shared| c.until.get() > now && !is_leaving(c.tunnel.as_ref());
+            all.retain(|c| !c.send.is_closed() && (c.active.get() > 0 || is_kept(c)));
             !all.is_empty()
         });
     }
@@ -89,7 +109,14 @@ pub fn idle_timeout(s: &EndpointSet) -> Duration {
 /// What becomes of a connection after the answer.
 pub enum ConnectionDisposition {
     /// To be kept for the next request, once the answer has been read.
-    Reuse { pool: Rc<Pool>, pool_key: PoolKey, send: Sender1, requests: u32, idle: Duration },
+    Reuse {
+        pool: Rc<Pool>,
+        pool_key: PoolKey,
+        send: Sender1,
+        requests: u32,
+        tunnel: Option<TunnelState>,
+        idle: Duration,
+    },
     /// One of several on the connection.
     Multiplexed(#[allow(dead_code, reason = "held for its drop, which gives the place back")] InFlight),
     /// Ends with the answer, or lives on as something else.
@@ -100,13 +127,13 @@ impl ConnectionDisposition {
     /// The answer has been read to its end.
     pub fn release(self) {
         match self {
-            ConnectionDisposition::Reuse { pool, pool_key, send, requests, idle: timeout } => {
+            ConnectionDisposition::Reuse { pool, pool_key, send, requests, tunnel, idle: timeout } => {
                 if !send.is_closed() {
                     let mut all = pool.h1.borrow_mut();
                     let idle = all.entry(pool_key).or_default();
                     idle.retain(|i| !i.send.is_closed());
                     if idle.len() < IDLE {
-                        idle.push(Idle { send, requests, until: Instant::now() + timeout });
+                        idle.push(Idle { send, requests, tunnel, until: Instant::now() + timeout });
                     }
                 }
             }

@@ -2,27 +2,32 @@
 
 use crate::{
     downstream::stream::Io,
-    http::{body::Counted, codec},
+    http::{body::Counted, codec, entry},
     upstream::{
         error::{ConnectError, Error, failure},
         open::{Attempt, lent, open},
-        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
-        tls::Speaks,
+        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout, is_leaving},
+        settings::{Announced, FirstFrame},
+        tls::{Speaks, TlsError},
     },
     worker::Worker,
 };
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header, uri::Scheme};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
+    ext::Protocol,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
-use karst_hbone::{frames::Limited, pool::Lease};
-use std::{cell::Cell, rc::Rc};
+use karst_core::limits;
+use karst_hbone::{frames::Limited, observed::Observed, pool::Lease};
+use karst_rt::outlined::outlined;
+use std::{cell::Cell, pin::pin, rc::Rc};
 use tokio::time::Instant;
 
-/// Requests at a time on one HTTP/2 connection; then another is opened.
-const H2_STREAMS: usize = 100;
+/// Requests at a time on one HTTP/2 connection at most; then another is opened.
+const H2_STREAMS: u32 = 100;
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
 async fn dial_http1(
@@ -56,17 +61,18 @@ pub async fn http1(
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     let most = set.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
-        let kept = worker.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
+        let kept = worker.upstream.take(&pool_key);
         let fresh = kept.is_none();
-        let (mut send, requests) = match kept {
-            Some(i) => (i.send, i.requests),
+        let (mut send, requests, tunnel) = match kept {
+            Some(i) => (i.send, i.requests, i.tunnel),
             None => {
-                let (send, conn, lease) = dial_http1(worker, attempt).await?;
+                let (send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
+                let tunnel = lease.as_ref().map(Lease::tunnel);
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
                 });
-                (send, 0)
+                (send, 0, tunnel)
             }
         };
         if send.ready().await.is_err() {
@@ -86,6 +92,7 @@ pub async fn http1(
                         pool_key,
                         send,
                         requests,
+                        tunnel,
                         idle: idle_timeout(set),
                     },
                 };
@@ -126,13 +133,48 @@ pub async fn upgrade(
     request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (mut send, conn, lease) = dial_http1(worker, attempt).await?;
+    let (mut send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
     sent.set(true);
     let answer = send.send_request(request).await.map_err(|e| failure(&e))?;
     Ok((answer, ConnectionDisposition::Close(lease)))
+}
+
+/// A shared connection of HTTP/2 with room for another request: one that is there, or a new one (then true).
+async fn shared(
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    pool_key: &PoolKey,
+) -> Result<(Shared, bool), ConnectError> {
+    let most = match attempt.set.policy.limits.as_ref().map_or(0, |l| l.concurrent_streams) {
+        0 => H2_STREAMS,
+        streams => streams.min(H2_STREAMS),
+    };
+    let kept = {
+        let mut all = worker.upstream.h2.borrow_mut();
+        let conns = all.entry(pool_key.clone()).or_default();
+        conns.retain(|c| !c.send.is_closed());
+        let takes_more = |c: &&Shared| c.active.get() < most as usize && !is_leaving(c.tunnel.as_ref());
+        conns.iter().find(takes_more).cloned()
+    };
+    if let Some(connection) = kept {
+        return Ok((connection, false));
+    }
+    let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
+    let announced = Rc::<Announced>::default();
+    let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
+    let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
+    let tunnel = lease.as_ref().map(Lease::tunnel);
+    tokio::task::spawn_local(async move {
+        let _ = conn.await;
+        drop(lease);
+    });
+    let until = Rc::new(Cell::new(Instant::now()));
+    let connection = Shared { send, active: Rc::default(), announced, tunnel, until };
+    worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
+    Ok((connection, true))
 }
 
 /// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
@@ -147,31 +189,7 @@ pub async fn http2(
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     loop {
-        let kept = {
-            let mut all = worker.upstream.h2.borrow_mut();
-            let conns = all.entry(pool_key.clone()).or_default();
-            conns.retain(|c| !c.send.is_closed());
-            conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
-        };
-        let fresh = kept.is_none();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => {
-                let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
-                let (send, conn) = codec::client2()
-                    .handshake::<_, Counted>(TokioIo::new(Limited::new(io, 0)))
-                    .await
-                    .map_err(ConnectError::from)?;
-                tokio::task::spawn_local(async move {
-                    let _ = conn.await;
-                    drop(lease);
-                });
-                let until = Rc::new(Cell::new(Instant::now()));
-                let connection = Shared { send, active: Rc::default(), until };
-                worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
-                connection
-            }
-        };
+        let (mut connection, fresh) = outlined(pin!(shared(worker, attempt, &pool_key))).await?;
         let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
         if connection.send.ready().await.is_err() && !fresh {
             continue;
@@ -182,4 +200,63 @@ pub async fn http2(
             Err(error) => request = unseen(error, fresh, sent)?,
         }
     }
+}
+
+/// As [`upgrade`], on a shared HTTP/2 connection, if the endpoint takes that: most servers of HTTP/2 take a WebSocket only by HTTP/1.1.
+/// `request`: as HTTP/1.1 asks; `sent`: something of it may have been.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn extended(
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    request: Request<Counted>,
+    sent: &Cell<bool>,
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
+    let (set, pool_key) = (attempt.set, pool_key(attempt)?);
+    let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
+    let (mut connection, _) = match found {
+        Ok(found) => found,
+        // By TLS it says itself that it speaks HTTP/1.1 only.
+        Err(ConnectError::Tls(TlsError::NoHttp2)) => return upgrade(worker, attempt, request, sent).await,
+        Err(error) => return Err(error.into()),
+    };
+    let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
+    let patience = tokio::time::timeout(limits::CONNECT_TIMEOUT, connection.announced.takes_extended());
+    if !matches!(patience.await, Ok(true)) {
+        drop(after);
+        return upgrade(worker, attempt, request, sent).await;
+    }
+    let request = as_extended(request).ok_or_else(|| Error::Protocol("a host that HTTP/2 cannot ask for".into()))?;
+    sent.set(true);
+    match connection.send.try_send_request(request).await {
+        Ok(answer) => Ok((as_upgraded(answer), after)),
+        Err(mut error) => {
+            sent.set(error.take_message().is_none());
+            Err(failure(error.error()))
+        }
+    }
+}
+
+/// A request for WebSocket as HTTP/2 asks (RFC 8441 §4): without a key.
+fn as_extended(request: Request<Counted>) -> Option<Request<Counted>> {
+    let (mut parts, body) = request.into_parts();
+    let host = parts.headers.remove(header::HOST)?;
+    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY] {
+        parts.headers.remove(name);
+    }
+    let path = parts.uri.path_and_query().cloned()?;
+    parts.uri = Uri::builder().scheme(Scheme::HTTP).authority(host.to_str().ok()?).path_and_query(path).build().ok()?;
+    (parts.method, parts.version) = (Method::CONNECT, Version::HTTP_2);
+    parts.extensions.insert(Protocol::from_static("websocket"));
+    Some(Request::from_parts(parts, body))
+}
+
+/// The answer as HTTP/1.1 would have given it: 101 where bytes follow.
+fn as_upgraded(mut answer: Response<Incoming>) -> Response<Incoming> {
+    if answer.extensions().get::<OnUpgrade>().is_some() {
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        entry::upgrade(answer.headers_mut());
+    }
+    answer
 }

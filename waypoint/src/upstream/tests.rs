@@ -18,37 +18,46 @@ use crate::{
         context::{Downstream, DownstreamTarget},
         gateway::Gateway,
         requests,
+        stream::Io,
     },
     snapshot::Snapshot,
     telemetry::{flag::ResponseFlag, rules::Telemetry},
-    testing::{OWN, Plane, member, member_told},
+    testing::{OWN, Plane, member, member_told, run, spawn},
     worker::Worker,
 };
+use bytes::Bytes;
 use karst_api::route as ir;
 use karst_api::{
     route::PodRanges,
     workload::{self as pb, Service},
 };
 use karst_core::limits;
-use karst_hbone::client::ClientError;
+use karst_hbone::{
+    Settings,
+    client::ClientError,
+    continuation::{self, Said, Token},
+    pool::Lease,
+    server,
+};
 use karst_proxy::{dial::DialError, state::Workload, trace::TRACEPARENT};
 use karst_proxy::{
     state,
     testing::{Ca, pod, service, snapshot},
 };
+use karst_rt::drain;
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
     io,
     net::IpAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
-    task::{LocalSet, spawn_local},
+    task::spawn_local,
     time::{sleep, timeout},
 };
 
@@ -80,7 +89,7 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
         written: Default::default(),
     };
     let (mut client, io) = tokio::io::duplex(1 << 16);
-    let served = async { requests::requests(w, Rc::new(downstream), io, false).await };
+    let served = async { requests::requests(w, Rc::new(downstream), Io::memory(io), false).await };
     let asked = async {
         client.write_all(b"GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
@@ -90,9 +99,9 @@ async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
     timeout(PATIENCE, async { tokio::join!(served, asked).1 }).await.unwrap()
 }
 
-#[tokio::test]
-async fn a_lost_endpoint_is_not_waited_for() {
-    let run = async {
+#[test]
+fn a_lost_endpoint_is_not_waited_for() {
+    run(async {
         let ca = Ca::mint();
         let ends = [("lost", "127.77.1.1"), ("well", "127.77.1.2")];
         let s = mesh(ends.map(|(name, ip)| pod(name, ip, &[(KEY, PORTS)])));
@@ -122,13 +131,12 @@ async fn a_lost_endpoint_is_not_waited_for() {
         plane.tell(only.clone());
         let answer = timeout(limits::FIRST_TRY * 2, ask(&plane.worker, &only)).await;
         assert!(answer.is_err(), "it gets the time that there is: {answer:?}");
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
-    let run = async {
+#[test]
+fn a_connect_tells_of_the_sampled_request_that_opens_it() {
+    run(async {
         let ca = Ca::mint();
         let s = mesh([pod("t", "127.77.3.1", &[(KEY, PORTS)])]);
         let told = Rc::new(RefCell::new(vec![]));
@@ -152,25 +160,119 @@ async fn a_connect_tells_of_the_sampled_request_that_opens_it() {
             assert_eq!(one.is_some(), is_sampled, "{one:?}");
             assert!(one.as_ref().is_none_or(|v| v.len() == 55 && v.as_bytes().ends_with(b"-01")), "{one:?}");
         }
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 /// What becomes of a connection to the one endpoint, which takes no tunnels.
 async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
-    let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
+    opened(&w).await.map(drop)
+}
+
+/// A connection to the one endpoint.
+async fn opened(w: &Rc<Worker>) -> Result<(Io, Option<Lease>), ConnectError> {
+    let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default(), udp: false };
     let set = w.set(&w.snapshot(), key.as_ref(), "10.96.0.1".parse().unwrap()).unwrap();
     let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
     let held = Cell::default();
     let attempt = Attempt { set: &set, member, from, to: from, has_other: &|| false, held: &held, trace: &|| None };
-    open(&w, &attempt, Speaks::Anything).await.map(drop)
+    open(w, &attempt, Speaks::Anything).await
 }
 
-#[tokio::test]
-async fn what_may_be_a_members_address_is_held() {
-    let run = async {
+/// One stream of a member whose proxy is replaced after each message: it sends the message back, leaves with a token, and keeps what
+/// comes after that for the next stream.
+async fn say_and_leave((mut send, mut recv): (h2::SendStream<Bytes>, h2::RecvStream), rest: Rc<RefCell<Vec<u8>>>) {
+    let mut heard = rest.take();
+    while heard.len() < 4 {
+        let Some(data) = recv.data().await else {
+            send.send_data(Bytes::new(), true).unwrap();
+            return;
+        };
+        heard.extend_from_slice(&data.unwrap());
+    }
+    send.send_data(Bytes::from(heard), false).unwrap();
+    let (token, mut trailers) = (Token::new().unwrap(), http::HeaderMap::new());
+    continuation::name(&mut trailers, &token);
+    send.send_trailers(trailers).unwrap();
+    while let Some(data) = recv.data().await {
+        rest.borrow_mut().extend_from_slice(&data.unwrap());
+    }
+    // Both halves go on, unless that one has ended in this moment.
+    let theirs = recv.trailers().await.unwrap();
+    assert!(theirs.is_none_or(|theirs| continuation::said(&theirs) == Said::Token(token)));
+}
+
+/// A member as above; what each CONNECT has said of continuation.
+async fn leaving_member(ca: &Ca, w: &Workload) -> Rc<RefCell<Vec<Said>>> {
+    let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
+    let (creds, all) = (Rc::new(ca.credentials(&w.identity)), Rc::<RefCell<Vec<Said>>>::default());
+    let (told, rest) = (all.clone(), Rc::<RefCell<Vec<u8>>>::default());
+    spawn_local(async move {
+        while let Ok((s, _)) = l.accept().await {
+            let (creds, told, rest) = (creds.clone(), told.clone(), Rc::clone(&rest));
+            spawn_local(async move {
+                let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
+                let ((_drain, watch), settings) = (drain::new(), Settings::default());
+                let on_stream = |mut c: server::Connect| {
+                    told.borrow_mut().push(continuation::said(c.request.headers()));
+                    let mut answer = http::Response::new(());
+                    continuation::announce(answer.headers_mut());
+                    let send = c.respond.send_response(answer, false).unwrap();
+                    spawn_local(say_and_leave((send, c.request.into_body()), rest.clone()));
+                };
+                let _ = server::serve(tunnel, &settings, watch, on_stream).await;
+            });
+        }
+    });
+    all
+}
+
+#[test]
+fn a_connection_outlives_the_proxy_of_its_endpoint() {
+    run(async {
+        let ca = Ca::mint();
+        let s = mesh([pod("t", "127.77.4.1", &[(KEY, PORTS)])]);
+        let told = leaving_member(&ca, &at(&s, "127.77.4.1")).await;
+        let plane = Plane::start(&ca, s);
+        let (mut io, _lease) = opened(&plane.worker).await.unwrap();
+        for n in 1..=5 {
+            io.write_all(b"ping").await.unwrap();
+            let mut back = [0; 4];
+            timeout(PATIENCE, io.read_exact(&mut back)).await.unwrap().unwrap();
+            assert_eq!((&back, n), (b"ping", n));
+        }
+        io.shutdown().await.unwrap();
+        assert_eq!(timeout(PATIENCE, io.read(&mut [0])).await.unwrap().unwrap(), 0, "its end is an end");
+        let told = told.borrow();
+        assert_eq!(told.len(), 6, "one stream for each message, and one for the end");
+        assert!(told[0] == Said::Knows && told[1..].iter().all(|said| matches!(said, Said::Token(_))));
+        assert_eq!(plane.worker.shared.metrics.followed.load(Relaxed), 5);
+    });
+}
+
+/// Another workload has the address.
+#[test]
+fn a_connection_does_not_go_on_with_somebody_else() {
+    run(async {
+        let ca = Ca::mint();
+        let s = mesh([pod("t", "127.77.4.2", &[(KEY, PORTS)])]);
+        let told = leaving_member(&ca, &at(&s, "127.77.4.2")).await;
+        let plane = Plane::start(&ca, s);
+        let (mut io, _lease) = opened(&plane.worker).await.unwrap();
+        plane.tell(mesh([pod("other", "127.77.4.2", &[(KEY, PORTS)])]));
+        io.write_all(b"ping").await.unwrap();
+        let mut back = vec![];
+        let ended = timeout(PATIENCE, io.read_to_end(&mut back)).await.unwrap();
+        assert_eq!((back, ended.unwrap_err().kind()), (b"ping".to_vec(), io::ErrorKind::ConnectionReset));
+        assert_eq!(told.borrow().len(), 1, "nobody is asked");
+    });
+}
+
+#[test]
+fn what_may_be_a_members_address_is_held() {
+    run(async {
+        // On a node's network: its address says nothing of who else is there. (One that is written may not be of loopback.)
         let entry = pb::Workload {
-            uid: "Kubernetes/networking.istio.io/WorkloadEntry/ns/e".into(),
+            network_mode: pb::NetworkMode::HostNetwork as i32,
             tunnel_protocol: 0,
             ..pod("e", "127.77.2.1", &[(KEY, PORTS)])
         };
@@ -192,7 +294,7 @@ async fn what_may_be_a_members_address_is_held() {
         let l = TcpListener::bind("127.77.2.1:8080").await.unwrap();
         let taken = Rc::new(Cell::new(0));
         let count = taken.clone();
-        spawn_local(async move {
+        spawn(async move {
             while let Ok(_one) = l.accept().await {
                 count.set(count.get() + 1);
             }
@@ -232,8 +334,29 @@ async fn what_may_be_a_members_address_is_held() {
         timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(taken.get(), 3);
-    };
-    LocalSet::new().run_until(run).await;
+    });
+}
+
+/// A gateway is not led to itself by what somebody writes, nor past the mesh. (Loopback is no endpoint at all: `endpoints` of karst-proxy.)
+#[test]
+fn what_is_written_leads_neither_to_ourselves_nor_to_a_service() {
+    run(async {
+        let mesh = |ip: &str| {
+            let outside = |name, ip| pb::Workload { tunnel_protocol: 0, ..pod(name, ip, &[(KEY, PORTS)]) };
+            let uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/e/{ip}");
+            let pods = vec![
+                pb::Workload { uid, ..outside("e", ip) },
+                pb::Workload { services: Default::default(), ..outside(OWN, "10.0.1.1") },
+            ];
+            let called = Service { canonical: true, ..service("k", "10.96.0.2", PORTS) };
+            snapshot(pods, vec![service("s", "10.96.0.1", PORTS), called])
+        };
+        for (what, ip) in [("ourselves", "10.0.1.1"), ("a Service", "10.96.0.2")] {
+            let plane = Plane::start(&Ca::mint(), mesh(ip));
+            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
+            assert!(matches!(&e, ConnectError::NoAddress(said) if **said == *ip), "{what}: {e}");
+        }
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::{
     snapshot::Snapshot,
 };
 use karst_api::route as ir;
+use karst_rt::clock;
 use rustls::{
     HandshakeKind,
     client::{ClientConnection, danger::ServerCertVerifier},
@@ -72,8 +73,9 @@ fn still_valid(verifier: &Verifier, sni: &ServerName<'_>, connection: &ClientCon
     if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
         return Ok(());
     }
+    let now = UnixTime::since_unix_epoch(clock::since_epoch());
     match connection.peer_certificates() {
-        Some([leaf, chain @ ..]) => verifier.verify_server_cert(leaf, chain, sni, &[], UnixTime::now()).map(drop),
+        Some([leaf, chain @ ..]) => verifier.verify_server_cert(leaf, chain, sni, &[], now).map(drop),
         Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
     }
 }

@@ -13,7 +13,8 @@ const PROGRAMS: [(&str, &str); 5] = [
 ];
 
 /// Where the constants are that are defaults.
-const CONSTANTS: [&str; 3] = ["crates/core/src/limits.rs", "cni/src/events.rs", "crates/api/src/lib.rs"];
+const CONSTANTS: [&str; 4] =
+    ["crates/core/src/limits.rs", "cni/src/events.rs", "crates/api/src/lib.rs", "waypoint/src/http/codec.rs"];
 
 const HEAD: &str = "# Options and environment variables
 
@@ -124,7 +125,8 @@ fn shown(default: &Preset) -> Result<String> {
         Preset::Text(text) => return Ok(format!("`{}`", text.replace('|', "\\|"))),
         Preset::Constant(path) => path,
     };
-    let name = path.rsplit("::").next().unwrap_or_default();
+    // Of a time: its seconds.
+    let name = path.rsplit("::").next().unwrap_or_default().trim_end_matches(".as_secs(");
     for file in CONSTANTS {
         let text = fs::read_to_string(file).context(file)?;
         let value = between(&text, &format!("pub const {name}: "), ";");
@@ -137,8 +139,11 @@ fn shown(default: &Preset) -> Result<String> {
     )
 }
 
-/// The value of a constant: a text, a number, or a number shifted.
+/// The value of a constant: a text, a number, a number shifted, or a time in seconds.
 fn evaluated(value: &str) -> String {
+    if let Some(seconds) = between(value, "Duration::from_secs(", ")") {
+        return seconds.into();
+    }
     let shifted = value.split_once(" << ").and_then(|(number, by)| {
         let by: u32 = by.parse().ok()?;
         number.parse::<u64>().ok()?.checked_shl(by)

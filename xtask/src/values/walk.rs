@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -32,6 +32,16 @@ pub(super) fn run(table: &Table) -> Result<()> {
     println!("{} keys, {runs} runs of helm", table.0.iter().map(|row| row.charts.len()).sum::<usize>());
     ensure!(faults.is_empty(), "charts/values.tsv and the charts differ:\n{}", faults.join("\n"));
     Ok(())
+}
+
+/// What helm says against values.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 struct Chart {
@@ -73,7 +83,7 @@ impl Chart {
         }
         if of(Verdict::Refused).next().is_some() {
             let Err(refusal) = self.render(&refused)? else { bail!("chart {chart}: refused keys are accepted") };
-            let left_out = of(Verdict::Refused).filter(|row| !refusal.contains(&line(row)));
+            let left_out = of(Verdict::Refused).filter(|row| !refusal.0.contains(&line(row)));
             faults.extend(left_out.map(|row| format!("{chart}: {} is not refused: {refusal}", row.key)));
         }
         match self.render(&quiet)? {
@@ -111,7 +121,7 @@ impl Chart {
     }
 
     /// What helm renders, or what it says against it.
-    fn render(&mut self, values: &Value) -> Result<Result<String, String>> {
+    fn render(&mut self, values: &Value) -> Result<Result<String, Refusal>> {
         self.runs += 1;
         let file = self.path.with_extension("values.json");
         fs::write(&file, values.to_string())?;
@@ -122,7 +132,7 @@ impl Chart {
             .output()
             .context("cannot start helm: `cargo xtask cluster up` builds it")?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) })
+        Ok(if out.status.success() { Ok(text(&out.stdout)) } else { Err(Refusal(text(&out.stderr))) })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     metrics::Reporter,
     state::{Snapshot, Workload},
 };
-use karst_api::handover::End;
+use karst_api::handover::{End, Offer};
 use karst_core::Identity;
 use karst_hbone::copy::Counts;
 use karst_policy::Connection;
@@ -48,6 +48,16 @@ pub fn describe(conn: &Conn, pod: &str) -> End {
         source_workload: uid(&conn.source),
         destination_workload: uid(&conn.destination),
         service: conn.service.as_ref().map_or_else(String::new, |service| service.key.to_string()),
+    }
+}
+
+/// A connection of a pod of this node, which has opened it or serves it, as its successor is asked to take it over. `tunnel`: the other
+/// side is a stream.
+pub fn offer(conn: &Conn, pod: &str, tunnel: bool) -> Offer {
+    let end = Some(describe(conn, pod));
+    match conn.reporter {
+        Reporter::Source => Offer { source: end, destination: None, tunnel },
+        Reporter::Destination => Offer { source: None, destination: end, tunnel },
     }
 }
 
@@ -130,8 +140,12 @@ mod tests {
     }
 
     fn said(mesh: &Snapshot, reporter: Reporter) -> End {
+        describe(&conn(mesh, reporter), "1")
+    }
+
+    fn conn(mesh: &Snapshot, reporter: Reporter) -> Conn {
         let workload = |last: u8| mesh.workload([10, 0, 0, last].into()).cloned();
-        let conn = Conn {
+        Conn {
             reporter,
             source_addr: ([10, 0, 0, 1], 4000).into(),
             destination_addr: ([10, 0, 0, 2], 8080).into(),
@@ -146,8 +160,18 @@ mod tests {
             counts: Counts::default(),
             started: Instant::now().into_std(),
             trace: Default::default(),
-        };
-        describe(&conn, "1")
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_connection_that_is_offered_is_that_of_its_record() {
+        let mesh = mesh();
+        for tunnel in [true, false] {
+            let (opened, served) = (conn(&mesh, Reporter::Source), conn(&mesh, Reporter::Destination));
+            let said = Some(describe(&opened, "1"));
+            assert_eq!(offer(&opened, "1", tunnel), Offer { source: said.clone(), destination: None, tunnel });
+            assert_eq!(offer(&served, "1", tunnel), Offer { source: None, destination: said, tunnel });
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub async fn give(path: &Path, instance: u64, desk: &Desk, drain: &Drain) {
 
 /// Waits until a successor is there.
 async fn meet(path: &Path, instance: u64) -> io::Result<Packets> {
-    let agent = Packets::connect(path)?;
+    let agent = Packets::connect(path).await?;
     let (own, other) = Packets::pair()?;
     let hello = Hello { version: HANDOVER_VERSION, instance, role: Role::Give as i32 };
     agent.send(&hello.encode_to_vec(), &[other.as_fd()]).await?;
@@ -121,11 +121,24 @@ async fn talk(successor: &Packets, mut orders: mpsc::Receiver<Order>) -> io::Res
 async fn go(successor: &Packets, id: u64, moved: &Moved) -> io::Result<()> {
     for given in moved.pieces(id) {
         match given.what {
-            Some(What::Go(_)) => send(successor, &given, &moved.sockets()).await?,
+            Some(What::Go(_)) => last(successor, &given, &moved.sockets()).await?,
             _ => send(successor, &given, &[]).await?,
         }
     }
     Ok(())
+}
+
+/// Until the successor has taken the sockets, their close is a reset: if it ends before it has read the packet, applications must not
+/// take what they have for complete.
+async fn last(successor: &Packets, given: &Given, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let linger = |time: Option<Duration>| {
+        for socket in sockets {
+            let _ = socket2::SockRef::from(socket).set_linger(time);
+        }
+    };
+    linger(Some(Duration::ZERO));
+    // What stays here ends as ever.
+    send(successor, given, sockets).await.inspect_err(|_| linger(None))
 }
 
 /// A packet is sent whole, or not at all.
@@ -138,7 +151,7 @@ mod tests {
     use super::*;
     use karst_api::handover::Offer;
     use karst_hbone::copy::{Left, Parts};
-    use std::os::fd::OwnedFd;
+    use std::{io::Read, os::fd::OwnedFd};
     use tokio::task::LocalSet;
 
     fn moved(rest: usize) -> Box<Moved> {
@@ -190,6 +203,40 @@ mod tests {
             assert!(matches!(next(&successor).await, (Given { id: 7, what: Some(What::Withdrawn(_)) }, 0)));
             drop(orders);
             talk.await.unwrap().unwrap();
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// The two sockets of a connection, and their other ends.
+    fn sockets() -> ([socket2::Socket; 2], [socket2::Socket; 2]) {
+        let pair = || {
+            let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let near = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
+            (socket2::Socket::from(near), socket2::Socket::from(l.accept().unwrap().0))
+        };
+        let ((a, b), (c, d)) = (pair(), pair());
+        ([a, c], [b, d])
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_dies_before_it_has_looked_resets() {
+        let run = async {
+            for dies in [true, false] {
+                let ([client, server], others) = sockets();
+                let own = client.try_clone().unwrap();
+                let parts =
+                    Parts { client: client.into(), server: server.into(), up: Left::default(), down: Left::default() };
+                let moved = Moved::Pair(parts);
+                let (successor, other) = Packets::pair().unwrap();
+                let other = (!dies).then(|| Packets::from_fd(other).unwrap());
+                let sent = go(&successor, 1, &moved).await;
+                assert_eq!(sent.is_ok(), !dies);
+                assert_eq!(own.linger().unwrap().is_some(), !dies, "what has stayed ends as ever");
+                drop((moved, own, successor, other));
+                let how = |mut socket: &socket2::Socket| socket.read(&mut [0; 1]).map_err(|e| e.kind());
+                let want = if dies { Ok(0) } else { Err(io::ErrorKind::ConnectionReset) };
+                assert!(others.iter().all(|socket| how(socket) == want), "{dies}");
+            }
         };
         LocalSet::new().run_until(run).await;
     }

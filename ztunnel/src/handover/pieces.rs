@@ -7,7 +7,7 @@ use karst_api::{
 };
 use karst_hbone::{
     continuation::Token,
-    copy::{Interrupted, Left, Parts},
+    copy::{Interrupted, Left, Pair, Parts},
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -53,6 +53,25 @@ impl Moved {
     pub fn give_up(self) {
         match self {
             Self::Pair(_) => {}
+            Self::Stream(cut, _) => cut.reset(),
+        }
+    }
+
+    /// It, if it is of the kind that was offered, by which it was judged: a socket with a stream (`tunnel`), or two sockets. If not,
+    /// it is reset.
+    pub fn if_offered(self, tunnel: bool) -> Option<Self> {
+        if matches!(self, Self::Stream(..)) == tunnel {
+            return Some(self);
+        }
+        self.reset();
+        None
+    }
+
+    /// Nobody serves it any more: an application must not take it for complete.
+    pub fn reset(self) {
+        match self {
+            // Both its sockets are, when a pair is dropped that has not ended.
+            Self::Pair(parts) => drop(Pair::resume(parts)),
             Self::Stream(cut, _) => cut.reset(),
         }
     }
@@ -117,6 +136,21 @@ mod tests {
             assert!(by == token && cut.down == down);
             assert_eq!((cut.client, cut.ended), (client, ended));
         }
+    }
+
+    /// By the kind it is judged: two sockets that were offered as a tunnel's end had an identity that nobody has vouched for.
+    #[test]
+    fn what_was_not_offered_is_not_taken() {
+        let stream = || {
+            let cut = Interrupted { socket: socket(), client: false, ended: false, down: Left::default() };
+            Moved::Stream(cut, Token::new().unwrap())
+        };
+        assert!(stream().if_offered(true).is_some() && stream().if_offered(false).is_none());
+        let pair = || {
+            let (up, down) = (Left::default(), Left::default());
+            Moved::Pair(Parts { client: socket(), server: socket(), up, down })
+        };
+        assert!(pair().if_offered(false).is_some() && pair().if_offered(true).is_none());
     }
 
     #[test]

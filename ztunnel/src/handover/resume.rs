@@ -4,7 +4,7 @@
 //! *now*; what was decided before counts for nothing.
 
 use super::{
-    end::{EndError, describe, of_destination, of_source},
+    end::{self, EndError, describe, of_destination, of_source},
     incoming::{Incoming, Offered},
     pieces::Moved,
 };
@@ -15,7 +15,7 @@ use crate::{
     inpod::LocalPod,
     outbound,
     outcome::Outcome,
-    parking::{Bound, Parked},
+    parking::{self, Bound, Parked},
     relay,
     worker::{Direction, Place, Worker},
 };
@@ -181,10 +181,13 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
         return;
     }
     // Until the process before lets go of it, or says that it has ended, or is gone.
-    let parts = match arrives.await {
-        Ok(Moved::Pair(parts)) => parts,
-        Ok(Moved::Stream(cut, token)) => {
+    let parts = match arrives.await.map(|moved| moved.if_offered(offer.tunnel)) {
+        Ok(Some(Moved::Pair(parts))) => parts,
+        Ok(Some(Moved::Stream(cut, token))) => {
             return Box::pin(stream(&worker, &pods, &offer, Parked::new(cut), token)).await;
+        }
+        Ok(None) => {
+            return tracing::warn!(id, "a connection has come that is not the one that was offered: it is reset");
         }
         Err(_) => return,
     };
@@ -207,9 +210,9 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
     };
     if let (Some(conn), Some(pod)) = (&destination, &pods.destination) {
         let Some(peer) = conn.source_identity.clone() else { return };
-        let bound = Bound { peer, from: conn.source_addr.ip(), pod: pod.uid.clone(), to: conn.destination_addr };
+        let bound = Bound { peer, from: conn.source_addr.ip(), owner: pod.uid.clone(), to: conn.destination_addr };
         if let Some(cut) = cut.take() {
-            drop(worker.shared.parking.park(token, bound, cut).await);
+            drop(parking::park(&worker.shared.parking, token, bound, cut).await);
         }
         return;
     }
@@ -226,7 +229,7 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
-    let again = || Offer { source: Some(describe(guard.conn(), &pod.uid)), destination: None, tunnel: true };
+    let again = || end::offer(guard.conn(), &pod.uid, true);
     let outcome = match relay::stream(worker, &guard, &guard.conn().counts, &mut tunnel, &again).await {
         Ok(token) => outbound::follow(worker, pod, &guard, (lease, tunnel, token)).await,
         Err(outcome) => {

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 
 /// Connections that one leaving process may have under way; more is a fault. (It asks for at most half as many at a time.)
 pub const MAX_WAITING: usize = 128;
-/// Bytes of one connection that its sides have not taken yet; more is a fault. A pipe and a read are at most 1.1 MiB each way.
-pub const MAX_REST: usize = 4 << 20;
+/// Bytes of one connection that one of its sides has not taken yet; one with more is reset when it comes. A pipe and a read are at most
+/// 1.1 MiB each way, a stream's window 4 MiB; to an application that takes nothing there is a window more after each hand-over.
+pub const MAX_REST: usize = 16 << 20;
 /// The same of all connections under way.
 const MAX_REST_OF_ALL: usize = 64 << 20;
 
@@ -26,8 +27,8 @@ pub enum Fault {
     /// See [`MAX_WAITING`].
     #[error("more than {MAX_WAITING} connections under way")]
     TooMany,
-    /// See [`MAX_REST`].
-    #[error("more bytes under way than a connection can have")]
+    /// See [`MAX_REST`]. It is this connection's, and stops no other.
+    #[error("more bytes under way than a connection may have")]
     TooMuch,
 }
 
@@ -43,6 +44,8 @@ struct Waiting<W> {
     who: W,
     up: BytesMut,
     down: BytesMut,
+    /// There was more; it is gone.
+    is_too_much: bool,
 }
 
 impl<W> Table<W> {
@@ -59,22 +62,27 @@ impl<W> Table<W> {
         if self.waiting.len() >= MAX_WAITING {
             return Err(Fault::TooMany);
         }
-        let waiting = Waiting { who, up: BytesMut::new(), down: BytesMut::new() };
+        let waiting = Waiting { who, up: BytesMut::new(), down: BytesMut::new(), is_too_much: false };
         match self.waiting.insert(id, waiting) {
             None => Ok(()),
             Some(_) => Err(Fault::Twice),
         }
     }
 
-    /// Some of its bytes.
+    /// Some of its bytes. (If they are too many, `go` says so.)
     ///
     /// # Errors
     /// See [`Fault`].
     pub fn rest(&mut self, id: u64, rest: &Rest) -> Result<(), Fault> {
         let waiting = self.waiting.get_mut(&id).ok_or(Fault::Unknown)?;
+        if waiting.is_too_much {
+            return Ok(());
+        }
         let to = if rest.to_client { &mut waiting.down } else { &mut waiting.up };
         if to.len() + rest.data.len() > MAX_REST || self.held + rest.data.len() > MAX_REST_OF_ALL {
-            return Err(Fault::TooMuch);
+            self.held -= waiting.up.len() + waiting.down.len();
+            (waiting.up, waiting.down, waiting.is_too_much) = (BytesMut::new(), BytesMut::new(), true);
+            return Ok(());
         }
         to.extend_from_slice(&rest.data);
         self.held += rest.data.len();
@@ -86,7 +94,10 @@ impl<W> Table<W> {
     /// # Errors
     /// See [`Fault`].
     pub fn go(&mut self, id: u64, go: &Go) -> Result<(W, Left, Left), Fault> {
-        let Waiting { who, up, down } = self.take(id).ok_or(Fault::Unknown)?;
+        let Waiting { who, up, down, is_too_much } = self.take(id).ok_or(Fault::Unknown)?;
+        if is_too_much {
+            return Err(Fault::TooMuch);
+        }
         let left = |rest: BytesMut, ended: bool| Left { rest: Bytes::from(rest), ended };
         Ok((who, left(up, go.client_ended), left(down, go.server_ended)))
     }
@@ -233,16 +244,25 @@ mod tests {
         }
         assert_eq!(table.offered(1000, ()), Err(Fault::TooMany));
         let all = Rest { to_client: false, data: vec![0; MAX_REST] };
-        table.rest(0, &all).unwrap();
-        assert_eq!(table.rest(0, &Rest { to_client: false, data: vec![0] }), Err(Fault::TooMuch));
-        for id in 1..(MAX_REST_OF_ALL / MAX_REST) as u64 {
+        for id in 0..(MAX_REST_OF_ALL / MAX_REST) as u64 {
             table.rest(id, &all).unwrap();
         }
-        let one = Rest { to_client: true, data: vec![0] };
-        assert_eq!(table.rest(100, &one), Err(Fault::TooMuch));
+        // One more of all, and one more of one: these are lost, and no other.
+        let one = |to_client: bool| Rest { to_client, data: vec![0] };
+        table.rest(100, &one(true)).unwrap();
+        table.rest(1, &one(false)).unwrap();
+        table.rest(1, &all).unwrap();
+        for id in [100, 1] {
+            assert_eq!(table.go(id, &Go::default()).err(), Some(Fault::TooMuch));
+        }
         // What has gone on makes room.
         let (_, up, _) = table.go(0, &Go::default()).unwrap();
         assert_eq!(up.rest.len(), MAX_REST);
-        table.rest(100, &one).unwrap();
+        table.rest(101, &one(true)).unwrap();
+        assert_eq!(table.go(101, &Go::default()).unwrap().2.rest.len(), 1);
+        for id in 2..(MAX_REST_OF_ALL / MAX_REST) as u64 {
+            table.go(id, &Go::default()).unwrap();
+        }
+        assert_eq!(table.held, 0);
     }
 }

@@ -13,7 +13,6 @@ use karst_api::{
     HANDOVER_MAX_PACKET, HANDOVER_VERSION,
     handover::{Answer, Given, Hello, Role, given::What},
 };
-use karst_hbone::copy::Pair;
 use karst_rt::{backoff::Backoff, clock::Instant, seqpacket::Packets};
 use prost::{DecodeError, Message};
 use std::{io, path::Path, sync::Arc, time::Duration};
@@ -50,7 +49,7 @@ pub async fn take(path: &Path, instance: u64, shared: Arc<Shared>) {
 }
 
 async fn wait(path: &Path, instance: u64, shared: &Arc<Shared>, backoff: &mut Backoff) -> io::Result<()> {
-    let agent = Packets::connect(path)?;
+    let agent = Packets::connect(path).await?;
     let hello = Hello { version: HANDOVER_VERSION, instance, role: Role::Take as i32 };
     agent.send(&hello.encode_to_vec(), &[]).await?;
     loop {
@@ -108,14 +107,23 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
                         }
                     }
                     Some(What::Rest(rest)) => table.rest(id, &rest)?,
-                    Some(What::Go(go)) => {
-                        let (who, up, down) = table.go(id, &go)?;
-                        let moved = Moved::read(&go, sockets, up, down)?;
-                        *count += 1;
-                        if let Err(moved) = who.send(moved) {
-                            reset(moved);
+                    Some(What::Go(go)) => match table.go(id, &go) {
+                        Ok((who, up, down)) => {
+                            let moved = Moved::read(&go, sockets, up, down)?;
+                            *count += 1;
+                            if let Err(moved) = who.send(moved) {
+                                moved.reset();
+                            }
                         }
-                    }
+                        // The others go on.
+                        Err(fault @ Fault::TooMuch) => {
+                            tracing::warn!(id, error = %fault, "a connection of the ztunnel before is reset");
+                            for socket in sockets {
+                                let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+                            }
+                        }
+                        Err(fault) => return Err(fault.into()),
+                    },
                     Some(What::Withdrawn(_)) => table.withdrawn(id),
                     None => return Err(TalkError::Unknown),
                 }
@@ -132,13 +140,4 @@ fn dispatch(shared: &Shared, offered: Offered) -> Option<String> {
     let incoming = Incoming { offered, running: workers.start(to) };
     let sent = workers.dispatch(to, Command::Resume(Box::new(incoming)));
     sent.is_err().then(|| "all workers are busy or about to end".into())
-}
-
-/// Nobody serves it any more: an application must not take it for complete.
-fn reset(moved: Moved) {
-    match moved {
-        // Both its sockets are, when a pair is dropped that has not ended.
-        Moved::Pair(parts) => drop(Pair::resume(parts)),
-        Moved::Stream(cut, _) => cut.reset(),
-    }
 }

@@ -3,6 +3,7 @@
 use crate::{
     options::Global,
     page::{Explainer, Question},
+    problem::Problem,
     session::Session,
     verbs::explain::Explain,
 };
@@ -19,18 +20,18 @@ pub(super) fn explainer(global: Global) -> Explainer {
     })
 }
 
-async fn ask(global: &Global, question: &Question) -> Result<Value, String> {
-    let words = words(question);
+async fn ask(global: &Global, question: &Question) -> Result<Value, Problem> {
+    let (words, wrong) = (words(question), |e: clap::Error| Problem::new(e.to_string()));
     let tree = Explain::augment_args(clap::Command::new("explain"));
-    let matches = tree.try_get_matches_from(&words).map_err(|e| e.to_string())?;
-    let verb = Explain::from_arg_matches(&matches).map_err(|e| e.to_string())?;
+    let matches = tree.try_get_matches_from(&words).map_err(wrong)?;
+    let verb = Explain::from_arg_matches(&matches).map_err(wrong)?;
     let mut out = vec![];
     let ended = verb.run(&mut Session::to(global, "karst", &mut out)).await;
     // A call that is refused has an answer, and ends as an error.
     match (serde_json::from_slice(&out), ended) {
         (Ok(answer), _) => Ok(answer),
-        (Err(_), Err(problem)) => Err(problem.to_string()),
-        (Err(e), Ok(())) => Err(e.to_string()),
+        (Err(_), Err(problem)) => Err(problem),
+        (Err(e), Ok(())) => Err(Problem::new("the answer of karst explain").because(e)),
     }
 }
 

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use karst_flows::Page;
 use karst_rt::clock::{Instant, since_epoch};
-use karst_topology::Kind;
+use karst_topology::{Kind, text};
 use kube::ResourceExt;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -64,26 +64,36 @@ fn gateway(pod: &Pod) -> ((String, String), Kind) {
     ((pod.namespace().unwrap_or_default(), workload), kind)
 }
 
+/// Why a page of a proxy was not taken in.
+#[derive(Debug, thiserror::Error)]
+enum UnreadError {
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    Late,
+    /// The line that says what has failed: where it is shown, nobody can take the next step.
+    #[error("{}", .0.to_string().lines().next().unwrap_or_default())]
+    Asked(Problem),
+    #[error(transparent)]
+    Text(text::Error),
+}
+
 /// What a proxy has answered.
 struct Answer {
     name: String,
-    metrics: Result<String, String>,
-    flows: Option<Result<Page, String>>,
+    metrics: Result<String, UnreadError>,
+    flows: Option<Result<Page, UnreadError>>,
 }
 
 async fn ask(cluster: &Cluster, proxy: &Proxy, with_flows: bool) -> Answer {
-    let first = |problem: &Problem| problem.to_string().lines().next().unwrap_or_default().to_owned();
-    let late = || format!("no answer within {} s", PATIENCE.as_secs());
     let metrics = async {
         let page = tokio::time::timeout(PATIENCE, cluster.get(&proxy.pod, METRICS, "/metrics")).await;
-        page.map_err(|_| late())?.map_err(|problem| first(&problem))
+        page.map_err(|_| UnreadError::Late)?.map_err(UnreadError::Asked)
     };
     let flows = async {
         if !with_flows {
             return None;
         }
         let page = tokio::time::timeout(PATIENCE, cluster.page::<Page>(&proxy.pod, ADMIN, "/flows")).await;
-        Some(page.map_err(|_| late()).and_then(|page| page.map_err(|problem| first(&problem))))
+        Some(page.map_err(|_| UnreadError::Late).and_then(|page| page.map_err(UnreadError::Asked)))
     };
     let (metrics, flows) = tokio::join!(metrics, flows);
     Answer { name: proxy.pod.to_string(), metrics, flows }
@@ -124,14 +134,16 @@ fn now() -> u64 {
 /// Takes in what a proxy has answered.
 fn take(shared: &Shared, Answer { name, metrics, flows }: Answer, reading: &mut Reading) {
     let (mut state, now) = (shared.borrow_mut(), now());
-    let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(|e| e.to_string()));
+    let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(UnreadError::Text));
     match metrics {
         Ok(()) => reading.read += 1,
-        Err(why) => reading.unread.push(Unread { name: name.clone(), why }),
+        Err(e) => reading.unread.push(Unread { name: name.clone(), why: e.to_string() }),
     }
     match flows {
         Some(Ok(page)) => state.topology.read_flows(&name, &page.flows, now),
-        Some(Err(why)) => reading.unread.push(Unread { name: format!("{name}, book of flows"), why }),
+        Some(Err(e)) => {
+            reading.unread.push(Unread { name: format!("{name}, book of flows"), why: e.to_string() });
+        }
         None => {}
     }
 }
@@ -170,7 +182,11 @@ mod tests {
         let all = ["a", "b"].map(|pod| Proxy { pod: name(pod), gateway: None });
         let answers = [
             Answer { name: all[0].pod.to_string(), metrics: Ok("up 1\n".into()), flows: Some(Ok(Page::default())) },
-            Answer { name: all[1].pod.to_string(), metrics: Ok("no metrics".into()), flows: Some(Err("404".into())) },
+            Answer {
+                name: all[1].pod.to_string(),
+                metrics: Ok("no metrics".into()),
+                flows: Some(Err(UnreadError::Asked(Problem::new("404").next("x")))),
+            },
         ];
         let mut reading = Reading { took: 7, ..Reading::default() };
         answers.into_iter().for_each(|answer| take(&shared, answer, &mut reading));

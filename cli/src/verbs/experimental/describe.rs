@@ -314,6 +314,10 @@ mod tests {
             destination_rules: vec![object(rule)],
             http_routes: vec![object(attached)],
             gateways: vec![object(gateway)],
+            listener_sets: vec![object(
+                json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ListenerSet", "metadata": { "name": "more", "namespace": "shop" },
+                "spec": { "parentRef": { "name": "gw", "namespace": "edge" } } }),
+            )],
             authorization: vec![
                 policy("all", "istio-system", json!({ "action": "DENY", "rules": [{}] })),
                 policy("web", "shop", json!({ "selector": { "matchLabels": { "app": "web" } }, "rules": [{}, {}] })),
@@ -325,6 +329,15 @@ mod tests {
                 peer("unset", "shop", json!({})),
             ],
         }
+    }
+
+    #[test]
+    fn a_route_at_a_listener_set_is_exposed_by_its_gateway() {
+        let route = object(
+            json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": "web", "namespace": "shop" },
+            "spec": { "parentRefs": [{ "kind": "ListenerSet", "name": "more" }, { "kind": "ListenerSet", "name": "none" }, { "kind": "Service", "name": "gw" }] } }),
+        );
+        assert_eq!(facts().exposing(&route), ["edge/gw (192.0.2.1)"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 const VIRTUAL_SERVICE: Resource = Resource::new("networking.istio.io", "v1", "VirtualService", "virtualservices");
 const DESTINATION_RULE: Resource = Resource::new("networking.istio.io", "v1", "DestinationRule", "destinationrules");
 const HTTP_ROUTE: Resource = Resource::new("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
+const LISTENER_SET: Resource = Resource::new("gateway.networking.k8s.io", "v1", "ListenerSet", "listenersets");
 const GATEWAY: Resource = Resource::new("gateway.networking.k8s.io", "v1", "Gateway", "gateways");
 const AUTHORIZATION: Resource =
     Resource::new("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies");
@@ -30,6 +31,8 @@ pub struct Facts {
     pub http_routes: Vec<DynamicObject>,
     /// Of Gateway API.
     pub gateways: Vec<DynamicObject>,
+    /// What adds listeners to these.
+    pub listener_sets: Vec<DynamicObject>,
     pub authorization: Vec<DynamicObject>,
     pub peers: Vec<DynamicObject>,
 }
@@ -48,6 +51,7 @@ impl Facts {
             destination_rules: list(DESTINATION_RULE, None).await?,
             http_routes: list(HTTP_ROUTE, None).await?,
             gateways: list(GATEWAY, None).await?,
+            listener_sets: list(LISTENER_SET, None).await?,
             authorization: list(AUTHORIZATION, None).await?,
             peers: list(PEER, None).await?,
         })
@@ -114,15 +118,30 @@ impl Facts {
         let parents = list(route.data.pointer("/spec/parentRefs"));
         let of_api = parents.iter().filter_map(|parent| {
             let field = |key: &str| parent.get(key).and_then(Value::as_str);
-            let is_gateway = field("kind").unwrap_or("Gateway") == "Gateway";
-            let (place, name) = (field("namespace").unwrap_or(&own), field("name").filter(|_| is_gateway)?);
-            let is_it = |one: &&DynamicObject| one.name_any() == name && one.namespace().as_deref() == Some(place);
+            let (place, name) = (field("namespace").unwrap_or(&own), field("name")?);
+            let (place, name) = match field("kind").unwrap_or("Gateway") {
+                "Gateway" => (place.to_owned(), name.to_owned()),
+                "ListenerSet" => self.gateway_of_set(place, name)?,
+                _ => return None,
+            };
+            let is_it = |one: &&DynamicObject| one.name_any() == name && one.namespace().as_deref() == Some(&*place);
             let addresses = list(self.gateways.iter().find(is_it)?.data.pointer("/status/addresses"));
             let addresses: Vec<&str> = addresses.iter().filter_map(|one| one.get("value")?.as_str()).collect();
             let at = if addresses.is_empty() { "it has no address yet".into() } else { addresses.join(", ") };
             Some(format!("{place}/{name} ({at})"))
         });
-        of_istio.chain(of_api).collect()
+        // By its own name and by that of a set: once.
+        let mut all: Vec<String> = of_istio.chain(of_api).collect();
+        all.dedup();
+        all
+    }
+
+    /// The Gateway that a ListenerSet adds listeners to: namespace and name.
+    fn gateway_of_set(&self, place: &str, name: &str) -> Option<(String, String)> {
+        let is_it = |one: &&DynamicObject| one.name_any() == name && one.namespace().as_deref() == Some(place);
+        let set = self.listener_sets.iter().find(is_it)?;
+        let field = |key: &str| set.data.pointer(&format!("/spec/parentRef/{key}")).and_then(Value::as_str);
+        Some((field("namespace").unwrap_or(place).to_owned(), field("name")?.to_owned()))
     }
 
     /// The destination rules for a service.

@@ -18,6 +18,12 @@ pub fn table(dump: &Dump) -> Table {
     for listener in dump.listeners() {
         let at = "/address/socket_address";
         let port = listener.pointer(&format!("{at}/port_value")).and_then(Value::as_u64).map(|port| port.to_string());
+        // It has no chains: datagrams have nothing to match.
+        if text(listener, &format!("{at}/protocol")) == "UDP" {
+            let address = text(listener, &format!("{at}/address"));
+            table.row([address.into(), port.unwrap_or_default().into(), "UDP".into(), "".into()]);
+            continue;
+        }
         for chain in list(listener, "/filter_chains") {
             let (first, second) = if is_waypoint {
                 (text(listener, "/name"), text(chain, "/name").to_owned())

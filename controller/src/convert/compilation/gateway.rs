@@ -1,17 +1,22 @@
 //! What each pod of a gateway listens on and is told.
 
-use crate::convert::{
-    compilation::{access, telemetry},
-    facts::{
-        client_tls,
-        gateway::{by_label, is_ingress, of_pod},
-        listener::{GatewayListener, ListenerParent},
-        listeners::{GatewayListeners, Served, TAKEN},
-        policy::Judged,
-        secret::{ca_bundle, key_pair},
-        topology, validate, waypoint,
+use crate::{
+    convert::{
+        compilation::{access, telemetry},
+        facts::{
+            backend_certificate,
+            ca_certificates::of_secret,
+            client_tls,
+            gateway::{by_label, is_ingress, of_pod},
+            listener::{GatewayListener, ListenerParent},
+            listeners::{GatewayListeners, Served, TAKEN},
+            policy::Judged,
+            secret::{ca_bundle, key_pair},
+            session, topology, validate, waypoint,
+        },
+        objects::{FieldError, Objects, address, problem},
     },
-    objects::{Objects, address, problem},
+    session_keys,
 };
 use karst_api::route as ir;
 use karst_manifest::{
@@ -27,7 +32,7 @@ use std::{
     sync::Arc,
 };
 
-/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
+/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod. `out`: the rest of its TLS.
 fn credentials(
     objects: &Objects<'_>,
     server: &GwServer,
@@ -35,9 +40,13 @@ fn credentials(
     ns: &str,
     listener: &GatewayListener,
     out: &mut ir::Tls,
-) -> Result<(), (String, String)> {
+) -> Result<(), FieldError> {
     let settings = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
+    if out.modern && out.only_tls12 {
+        let text = "TLSV1_2 is below minProtocolVersion TLSV1_3 of tlsDefaults in the mesh configuration: set minProtocolVersion, too [KARST-0014]";
+        return Err((field("maxProtocolVersion"), text.into()));
+    }
     let get = |name: &str| objects.secrets.get(&(ns, name)).copied();
     let names: Vec<&String> = if settings.credential_names.is_empty() {
         vec![&settings.credential_name]
@@ -62,8 +71,8 @@ fn credentials(
     } else {
         settings.ca_cert_credential_name.clone()
     };
-    let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
-    out.client_roots = roots.ok_or_else(|| {
+    let holder = [own.as_str(), first].into_iter().filter_map(get).find(|secret| ca_bundle(secret).is_some());
+    let holder = holder.ok_or_else(|| {
         (
             field("credentialName"),
             format!(
@@ -72,6 +81,8 @@ fn credentials(
             ),
         )
     })?;
+    let authorities = of_secret(holder).map_err(|e| (field("credentialName"), e.to_string()))?;
+    (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
     Ok(())
 }
 
@@ -88,6 +99,7 @@ pub(crate) fn compile(
             problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
         }
     }
+    backend_certificates(objects, problems);
     let told_of = telemetry::effective(objects, problems);
     let mut out = BTreeMap::new();
     if listeners.is_idle(objects) {
@@ -95,52 +107,27 @@ pub(crate) fn compile(
     }
     let for_pods =
         |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
+    let has_sessions = session::in_use(objects);
     let named = by_label(objects);
+    tell_of_listeners(objects, listeners, problems);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for (index, facts) in listeners.all.iter().enumerate() {
-        let ListenerParent::Api { namespace, gateway, listener, .. } = &facts.parent else { continue };
-        let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
-        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
-            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
-        }
-        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
-            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
-        }
-    }
     for pod in &objects.pods {
         let Some(served) = listeners.pods.get(&address(*pod)) else { continue };
         let (meta, mut gateway) = (&pod.metadata, ir::Gateway::default());
         let own = of_pod(&named, pod);
-        let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
             let Some(listener) = listeners.all.get(served.listener) else { continue };
-            let mut tls = listener.tls();
-            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
-                && listener.terminates_tls
-                && let Some((at, i)) = istio(objects, namespace, gateway)
-                && let Err((field, text)) =
-                    credentials(objects, &i.spec.servers[*n], *n, &meta.namespace, listener, &mut tls)
-            {
-                if told.insert((listener.id.clone(), text.clone())) {
-                    problems.push(problem(at, field, text));
+            match shown_by(objects, listener, &meta.namespace) {
+                Ok(tls) => listen(&mut gateway, listener, served, tls),
+                Err((at, (field, text))) => {
+                    if told.insert((listener.id.clone(), text.clone())) {
+                        problems.push(problem(at, field, text));
+                    }
                 }
-                continue;
             }
-            mine.push((listener, served, tls));
         }
-        for (listener, served, tls) in mine {
-            gateway.listeners.push(ir::Listener {
-                origin: listener.id.clone(),
-                routes: served.routes.clone(),
-                port: u32::from(served.port),
-                called: if served.port == listener.port { 0 } else { u32::from(listener.port) },
-                protocol: listener.protocol as i32,
-                hosts: listener.hosts.clone(),
-                tls: listener.terminates_tls.then_some(tls),
-                redirect: listener.redirect,
-            });
-        }
-        if !gateway.listeners.is_empty() {
+        let listens = !gateway.listeners.is_empty() || !gateway.udp.is_empty();
+        if listens {
             gateway.access = access::of_pod(objects, policies, pod, own, false);
         } else if own.is_some_and(for_pods) {
             gateway.access = access::of_pod(objects, policies, pod, own, true);
@@ -153,19 +140,105 @@ pub(crate) fn compile(
             let pair = objects.secrets.get(&(meta.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             gateway.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
+        let ingress = own.filter(|g| is_ingress(objects, g));
+        gateway.backend_certificate = ingress.and_then(|g| backend_certificate::told(objects, g));
+        gateway.backend_parameters = backend_parameters(objects);
         let client = own.is_none_or(|g| is_ingress(objects, g));
         gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
-        let topology = topology::of_pod(objects, pod, own, !gateway.listeners.is_empty());
+        let topology = topology::of_pod(objects, pod, own, listens);
         let topology = topology.unwrap_or_else(|(error, closed)| {
             problems.push(unread(meta, &error));
             closed
         });
         gateway.topology = (topology != ir::Topology::default()).then_some(topology);
+        if has_sessions {
+            gateway.session_keys = session_keys::of_gateway(objects.session_keys, &shared_by(pod, own));
+        }
         if gateway != ir::Gateway::default() {
             out.insert(format!("{}/{}", meta.namespace, meta.name), Arc::new(gateway));
         }
     }
     out
+}
+
+/// Says at their objects what is wrong with listeners of Gateway API.
+fn tell_of_listeners(objects: &Objects<'_>, listeners: &GatewayListeners, problems: &mut Vec<Problem>) {
+    for (index, facts) in listeners.all.iter().enumerate() {
+        let ListenerParent::Api { namespace, gateway, set, listener, .. } = &facts.parent else { continue };
+        let at = match set {
+            Some(set) => objects.listener_sets.get(&(set.namespace.as_str(), set.name.as_str())).map(|(at, _)| at),
+            None => objects.gateways_at.get(&(namespace.as_str(), gateway.as_str())),
+        };
+        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
+        }
+        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
+        }
+    }
+}
+
+/// What a listener shows to clients of a pod in this namespace; or what is wrong with it, and with which object.
+fn shown_by<'a>(
+    objects: &Objects<'a>,
+    listener: &GatewayListener,
+    ns: &str,
+) -> Result<ir::Tls, (&'a Located, FieldError)> {
+    let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
+    if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
+        && listener.terminates_tls
+        && let Some((at, i)) = istio(objects, namespace, gateway)
+    {
+        credentials(objects, &i.spec.servers[*n], *n, ns, listener, &mut tls).map_err(|wrong| (at, wrong))?;
+    }
+    Ok(tls)
+}
+
+/// Tells a gateway to listen.
+fn listen(gateway: &mut ir::Gateway, listener: &GatewayListener, served: &Served, tls: ir::Tls) {
+    let called = if served.port == listener.port { 0 } else { u32::from(listener.port) };
+    let (origin, routes, port) = (listener.id.clone(), served.routes.clone(), u32::from(served.port));
+    if listener.udp {
+        return gateway.udp.push(ir::UdpListener { origin, routes, port, called });
+    }
+    gateway.listeners.push(ir::Listener {
+        origin,
+        routes,
+        port,
+        called,
+        protocol: listener.protocol as i32,
+        hosts: listener.hosts.clone(),
+        tls: listener.terminates_tls.then_some(tls),
+        redirect: listener.redirect,
+        grpc_web: listener.grpc_web,
+    });
+}
+
+/// What all proxies speak TLS to endpoints with, as the mesh configuration says. (The least version is of servers only, as in Istio.)
+fn backend_parameters(objects: &Objects<'_>) -> Option<ir::TlsParameters> {
+    let defaults = &objects.mesh_config.tls_defaults;
+    let (cipher_suites, curves) = (defaults.cipher_suites.clone(), defaults.ecdh_curves.clone());
+    let parameters = ir::TlsParameters { cipher_suites, curves };
+    (parameters != ir::TlsParameters::default()).then_some(parameters)
+}
+
+/// What is wrong with the certificates that gateways show to backends.
+fn backend_certificates(objects: &Objects<'_>, problems: &mut Vec<Problem>) {
+    let mut all: Vec<_> = objects.gateways.iter().filter(|(_, g)| is_ingress(objects, g)).collect();
+    all.sort_by_key(|(name, _)| **name);
+    for (name, g) in all {
+        if let (Some(at), Some(Err((_, text)))) = (objects.gateways_at.get(name), backend_certificate::of(objects, g)) {
+            problems.push(problem(at, backend_certificate::FIELD, text));
+        }
+    }
+}
+
+/// What the pods of a gateway have in common: their Gateway, or, of those that Istio's select, their account.
+fn shared_by(pod: &Pod, own: Option<&Gateway>) -> String {
+    match own {
+        Some(gateway) => format!("Gateway {}/{}", gateway.metadata.namespace, gateway.metadata.name),
+        None => format!("ServiceAccount {}/{}", pod.metadata.namespace, pod.spec.service_account_name),
+    }
 }
 
 /// A pod's annotation cannot be read. (Of pods nobody keeps where they stand.)

@@ -5,12 +5,13 @@ use crate::convert::{
     facts::{
         attached::target,
         policy::{Judged, Unread, is_dry_run, scope},
+        udp,
     },
     objects::{Objects, problem, selects},
 };
 use karst_manifest::{Problem, kinds::*, parse::Located};
-use karst_policy::{Action, Policy, Rule, Scope};
-use std::collections::BTreeMap;
+use karst_policy::{Action, Connection, Match, Policy, Rule, Scope, Verdict, authorize};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 /// The compiled policies and to whom the selector ones apply.
 pub(crate) struct Policies {
@@ -20,6 +21,8 @@ pub(crate) struct Policies {
     /// The same of policies in dry run.
     dry_runs: Vec<Selects>,
     peer: Peer,
+    /// All that are enforced, as who sends datagrams meets them; none where nobody does.
+    of_datagrams: Vec<Policy>,
 }
 
 type Selects = (Option<String>, Labels, String);
@@ -38,6 +41,32 @@ impl Policies {
         let mut out = selecting(&self.dry_runs, namespace, labels);
         out.sort();
         out
+    }
+    /// What forbids who has no identity to send to a port of a workload, in words. (ztunnel captures no datagrams: who sends some
+    /// keeps to its policies himself.)
+    pub(crate) fn closed_to_datagrams(&self, namespace: &str, labels: &Labels, port: u16) -> Option<String> {
+        let names = self.of(namespace, labels);
+        let applies = |p: &&Policy| match p.scope {
+            Scope::Global => true,
+            Scope::Namespace => *p.namespace == *namespace,
+            Scope::WorkloadSelector => names.binary_search(&p.key()).is_ok(),
+        };
+        let nobody = Connection {
+            source_identity: None,
+            source_ip: Ipv4Addr::UNSPECIFIED.into(),
+            destination_ip: Ipv4Addr::UNSPECIFIED.into(),
+            destination_port: port,
+        };
+        match authorize(self.of_datagrams.iter().filter(applies), &nobody) {
+            Verdict::Allow => None,
+            Verdict::DeniedBy(by) if by.contains("/istio_converted_") || by.contains("/converted_peer_") => {
+                Some("PeerAuthentication with mode STRICT".into())
+            }
+            Verdict::DeniedBy(by) => Some(format!("AuthorizationPolicy {by}")),
+            Verdict::NotAllowed => {
+                Some("AuthorizationPolicies, none of which allows callers without an identity".into())
+            }
+        }
     }
     /// The policies themselves; what is left says to whom they apply.
     pub(crate) fn take(&mut self) -> BTreeMap<String, Policy> {
@@ -91,7 +120,27 @@ pub(crate) fn compile(
         all.insert(policy.key(), policy);
     }
     let peer = Peer::compile(objects, &mut all, problems);
-    Policies { all, selectors, dry_runs, peer }
+    let of_datagrams = match udp::is_used(objects) {
+        true => all.values().filter(|p| !p.dry_run).cloned().map(without_addresses).collect(),
+        false => vec![],
+    };
+    Policies { all, selectors, dry_runs, peer, of_datagrams }
+}
+
+/// A policy as it is met by who may have any address: what it says of addresses never lets anybody in, and never lets anybody go.
+fn without_addresses(mut policy: Policy) -> Policy {
+    let matches = policy.rules.iter_mut().flat_map(|r| &mut r.clauses).flat_map(|c| &mut c.matches);
+    for one in matches {
+        let addresses =
+            [&mut one.source_ips, &mut one.not_source_ips, &mut one.destination_ips, &mut one.not_destination_ips];
+        let mut has = false;
+        for list in addresses {
+            has |= !std::mem::take(list).is_empty();
+        }
+        // Of what is denied the rest of the match decides, if there is a rest.
+        one.unknown |= has && (policy.action == Action::Allow || *one == Match::default());
+    }
+    policy
 }
 
 /// What stands for a policy that cannot be read, where ztunnel decides. (Of one in dry run it is known that it is to refuse nobody.)

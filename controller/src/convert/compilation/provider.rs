@@ -1,10 +1,14 @@
 //! Providers of external authorization: the mesh configuration's `extensionProviders` of kind `envoyExtAuthzGrpc` and
 //! `envoyExtAuthzHttp`, which CUSTOM policies name. One that cannot be used closes what the policy selects.
 
+mod error;
+
 use crate::convert::{
     compilation::routes::scalar,
     objects::{FieldError, Objects},
 };
+use error::MAX_BODY;
+pub(crate) use error::{ProviderError, SettingError};
 use karst_api::route as ir;
 use karst_manifest::{
     MeshConfig, PolicyAction,
@@ -13,8 +17,6 @@ use karst_manifest::{
     mesh_config::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider, RequestBodyInCheck},
 };
 
-/// Most bytes of a body that proxies keep for a question.
-const MAX_BODY: u32 = 10 << 20;
 /// What a question has of its own, whatever the request.
 const OWN_HEADERS: [&str; 9] = [
     "host",
@@ -32,7 +34,7 @@ const OWN_HEADERS: [&str; 9] = [
 pub(crate) fn of_policy(
     config: &MeshConfig,
     policy: &AuthorizationPolicy,
-) -> Option<Result<ir::AuthzProvider, String>> {
+) -> Option<Result<ir::AuthzProvider, ProviderError>> {
     let named = policy.spec.provider.as_ref().filter(|_| policy.spec.action() == PolicyAction::Custom)?;
     Some(compile(config, &named.name))
 }
@@ -54,61 +56,64 @@ pub(crate) fn problem(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Op
 }
 
 /// The provider of a name.
-pub(crate) fn compile(config: &MeshConfig, name: &str) -> Result<ir::AuthzProvider, String> {
+pub(crate) fn compile(config: &MeshConfig, name: &str) -> Result<ir::AuthzProvider, ProviderError> {
     let mut all = config.extension_providers.iter().filter(|p| p.name == name);
-    let (found, other) = (all.next(), all.next());
-    let found = found.ok_or("no such provider in extensionProviders of the mesh configuration [KARST-0131]")?;
+    let (found, other) = (all.next().ok_or(ProviderError::Missing)?, all.next());
     if other.is_some() {
-        return Err("the name is duplicated in extensionProviders of the mesh configuration [KARST-0013]".into());
+        return Err(ProviderError::Duplicate);
     }
     let made = match (&found.envoy_ext_authz_grpc, &found.envoy_ext_authz_http) {
-        (Some(grpc), None) => by_grpc(grpc).map_err(|why| format!("envoyExtAuthzGrpc.{why}")),
-        (None, Some(http)) => by_http(http).map_err(|why| format!("envoyExtAuthzHttp.{why}")),
-        (Some(_), Some(_)) => {
-            Err("envoyExtAuthzGrpc cannot be combined with envoyExtAuthzHttp: remove one of them [KARST-0014]".into())
-        }
-        (None, None) => Err(
-            "decides about no requests: only providers of kind envoyExtAuthzGrpc or envoyExtAuthzHttp do [KARST-0131]"
-                .into(),
-        ),
+        (Some(grpc), None) => by_grpc(grpc).map_err(ProviderError::Grpc),
+        (None, Some(http)) => by_http(http).map_err(ProviderError::Http),
+        (Some(_), Some(_)) => Err(ProviderError::Both),
+        (None, None) => Err(ProviderError::Kind),
     };
     Ok(ir::AuthzProvider { name: name.into(), ..made? })
 }
 
-fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, String> {
-    address(&provider.service, provider.port)?;
-    let mut out = ir::AuthzProvider {
-        service: provider.service.clone(),
-        port: provider.port,
-        timeout_ms: timeout(&provider.timeout)?,
-        fail_open: provider.fail_open,
-        status_on_error: status(&provider.status_on_error)?,
-        body: body(provider.include_request_body_in_check.as_ref())?,
+/// What both kinds have: who is asked (by a name or within a namespace, and a port), for how long, what is sent of a body, and what
+/// becomes of a request about which nothing is said.
+fn either(
+    (service, port): (&str, u32),
+    time: &str,
+    sent: Option<&RequestBodyInCheck>,
+    (fail_open, on_error): (bool, &str),
+) -> Result<ir::AuthzProvider, SettingError> {
+    address(service, port)?;
+    Ok(ir::AuthzProvider {
+        service: service.into(),
+        port,
+        timeout_ms: timeout(time)?,
+        fail_open,
+        status_on_error: status(on_error)?,
+        body: body(sent)?,
         ..Default::default()
-    };
+    })
+}
+
+fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, SettingError> {
+    let ExtAuthzGrpcProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    let sent = provider.include_request_body_in_check.as_ref();
+    let mut out = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
     Ok(out)
 }
 
-fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, String> {
-    address(&provider.service, provider.port)?;
+fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, SettingError> {
+    let ExtAuthzHttpProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    let sent = provider.include_request_body_in_check.as_ref();
+    let common = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     let mut request = patterns("includeRequestHeadersInCheck", &provider.include_request_headers_in_check)?;
     request.extend(patterns("includeHeadersInCheck", &provider.include_headers_in_check)?);
     let additional = provider.include_additional_headers_in_check.iter().map(|(name, value)| additional(name, value));
     let mut out = ir::AuthzProvider {
-        service: provider.service.clone(),
-        port: provider.port,
-        timeout_ms: timeout(&provider.timeout)?,
-        fail_open: provider.fail_open,
-        status_on_error: status(&provider.status_on_error)?,
-        body: body(provider.include_request_body_in_check.as_ref())?,
         path_prefix: prefix(&provider.path_prefix)?,
         request_headers: request,
         additional_headers: additional.collect::<Result<_, _>>()?,
         upstream_on_allow: patterns("headersToUpstreamOnAllow", &provider.headers_to_upstream_on_allow)?,
         downstream_on_allow: patterns("headersToDownstreamOnAllow", &provider.headers_to_downstream_on_allow)?,
         downstream_on_deny: patterns("headersToDownstreamOnDeny", &provider.headers_to_downstream_on_deny)?,
-        ..Default::default()
+        ..common
     };
     out.set_protocol(ir::AuthzProtocol::AuthzHttp);
     Ok(out)
@@ -118,7 +123,7 @@ fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, String>
 pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> Result<ir::AuthzProvider, FieldError> {
     /// In milliseconds.
     const TIMEOUT: u64 = 10_000;
-    let wrong = |why: String| (at.to_string(), why);
+    let wrong = |why: SettingError| (at.to_string(), why.to_string());
     let size = auth.forward_body.as_ref().map_or(0, |body| body.max_size);
     if size > MAX_BODY {
         let text = format!("{size} is out of range: must be at most {MAX_BODY} [KARST-0017]");
@@ -149,7 +154,7 @@ pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> 
         }
         ("GRPC" | "HTTP", ..) => {
             let text = "grpc is for protocol GRPC, and http for protocol HTTP: remove the other one [KARST-0014]";
-            return Err(wrong(text.into()));
+            return Err((at.to_string(), text.into()));
         }
         (other, ..) => {
             let text = format!("unsupported value {other:?}: use HTTP or GRPC [KARST-0016]");
@@ -160,15 +165,15 @@ pub(crate) fn of_filter(auth: &ExternalAuth, to: &ir::Destination, at: &str) -> 
 }
 
 /// What a provider is called at.
-pub(crate) fn address(service: &str, port: u32) -> Result<(), String> {
+pub(crate) fn address(service: &str, port: u32) -> Result<(), SettingError> {
     // The host becomes that of a URI.
     let is_name = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     let (namespace, host) = service.split_once('/').unwrap_or(("ns", service));
     if !is_name(namespace) || !is_name(host) {
-        return Err(format!("service: {service:?} is not [NAMESPACE/]HOST of a service [KARST-0022]"));
+        return Err(SettingError::Service(service.into()));
     }
     if !(1..=65535).contains(&port) {
-        return Err(format!("port: {port} is not a port: must be between 1 and 65535 [KARST-0019]"));
+        return Err(SettingError::Port(port));
     }
     Ok(())
 }
@@ -178,30 +183,29 @@ pub(crate) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-fn timeout(text: &str) -> Result<u64, String> {
+/// In milliseconds; 0: none is said.
+pub(crate) fn timeout(text: &str) -> Result<u64, SettingError> {
     match text {
         "" => Ok(0),
-        text => scalar::duration(text).map_err(|e| format!("timeout: {e}")),
+        text => Ok(scalar::duration(text)?),
     }
 }
 
 /// One of success would be taken for an answer of the service.
-fn status(text: &str) -> Result<u32, String> {
+fn status(text: &str) -> Result<u32, SettingError> {
     match text {
         "" => Ok(0),
-        text => text.parse().ok().filter(|number| (400..=599).contains(number)).ok_or_else(|| {
-            format!("statusOnError: {text:?} is not the status of an error: use 400 to 599 [KARST-0026]")
-        }),
+        text => {
+            let number = text.parse().ok().filter(|number| (400..=599).contains(number));
+            number.ok_or_else(|| SettingError::Status(text.into()))
+        }
     }
 }
 
-fn body(said: Option<&RequestBodyInCheck>) -> Result<Option<ir::CheckBody>, String> {
+fn body(said: Option<&RequestBodyInCheck>) -> Result<Option<ir::CheckBody>, SettingError> {
     let Some(said) = said else { return Ok(None) };
     if !(1..=MAX_BODY).contains(&said.max_request_bytes) {
-        return Err(format!(
-            "includeRequestBodyInCheck.maxRequestBytes: {} is out of range: must be between 1 and {MAX_BODY} [KARST-0017]",
-            said.max_request_bytes
-        ));
+        return Err(SettingError::Body(said.max_request_bytes));
     }
     Ok(Some(ir::CheckBody {
         max_bytes: said.max_request_bytes,
@@ -210,35 +214,31 @@ fn body(said: Option<&RequestBodyInCheck>) -> Result<Option<ir::CheckBody>, Stri
     }))
 }
 
-fn prefix(path: &str) -> Result<String, String> {
+fn prefix(path: &str) -> Result<String, SettingError> {
     let is_path = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>\\^`{|}#?".contains(&b));
     match path {
         "" => Ok(String::new()),
         path if is_path => Ok(path.into()),
-        other => Err(format!("pathPrefix: {other:?} is not a path: it must begin with '/' [KARST-0022]")),
+        other => Err(SettingError::Path { field: "pathPrefix", path: other.into() }),
     }
 }
 
 /// Names of headers, `start*` or `*end`.
-fn patterns(field: &str, all: &[String]) -> Result<Vec<String>, String> {
+fn patterns(field: &'static str, all: &[String]) -> Result<Vec<String>, SettingError> {
     let is_pattern = |text: &str| {
         let part = text.strip_suffix('*').or_else(|| text.strip_prefix('*')).unwrap_or(text);
         is_token(part) && !part.contains('*')
     };
     match all.iter().find(|text| !is_pattern(text)) {
         None => Ok(all.to_vec()),
-        Some(wrong) => Err(format!(
-            "{field}: {wrong:?} is not the name of a header, nor its beginning or end with one '*': use for example x-user or x-auth-* [KARST-0024]"
-        )),
+        Some(wrong) => Err(SettingError::Pattern { field, pattern: wrong.clone() }),
     }
 }
 
-fn additional(name: &str, value: &str) -> Result<ir::CheckHeader, String> {
+fn additional(name: &str, value: &str) -> Result<ir::CheckHeader, SettingError> {
     let is_value = value.bytes().all(|b| b == b'\t' || (32..127).contains(&b));
     if !is_token(name) || !is_value || OWN_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-        return Err(format!(
-            "includeAdditionalHeadersInCheck: {name:?} is not the name of a header that can be set, or its value is none [KARST-0024]"
-        ));
+        return Err(SettingError::Additional(name.into()));
     }
     Ok(ir::CheckHeader { name: name.into(), value: value.into() })
 }

@@ -3,8 +3,8 @@
 use crate::{
     convert::{
         facts::{
-            service::{Automatic, automatic, hostname, is_alias, is_hidden, is_private, protocol, tcp},
-            validate, waypoint,
+            service::{Automatic, automatic, hostname, is_alias, is_grpc_web, is_hidden, is_private, protocol, tcp},
+            udp, validate, waypoint,
         },
         objects::{Objects, age, problem},
     },
@@ -107,6 +107,8 @@ fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), Unlike> {
     }
     for p in other.ports {
         if first.ports.iter().all(|q| q.service_port != p.service_port) {
+            let is_web = other.karst_grpc_web_ports.contains(&p.service_port);
+            first.karst_grpc_web_ports.extend(is_web.then_some(p.service_port));
             first.ports.push(p);
         }
     }
@@ -159,6 +161,13 @@ fn kubernetes(objects: &Objects<'_>, service: &Service) -> pb::Service {
         canonical: true,
         ingress_use_waypoint: ingress_use_waypoint(objects, service),
         karst_session_affinity_seconds: session_affinity(&service.spec),
+        karst_udp_ports: udp::numbers(objects, service),
+        karst_grpc_web_ports: spec
+            .ports
+            .iter()
+            .filter(|port| tcp(&port.protocol) && is_grpc_web(port.app_protocol.as_deref(), &port.name))
+            .map(|port| u32::from(port.port))
+            .collect(),
         ..Default::default()
     }
 }
@@ -274,6 +283,12 @@ fn entry(
         weighted_waypoints: waypoint::weighted(objects, &entry.metadata),
         visibility: if is_private(entry) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
         load_balancing,
+        karst_grpc_web_ports: spec
+            .ports
+            .iter()
+            .filter(|port| is_grpc_web(Some(&port.protocol), &port.name))
+            .map(|port| u32::from(port.number))
+            .collect(),
         ..Default::default()
     })
 }

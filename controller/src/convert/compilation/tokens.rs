@@ -10,7 +10,7 @@ use crate::{
     key_set::public_keys,
 };
 use karst_api::route as ir;
-use karst_manifest::security::{ClaimToHeader, JwtHeader, JwtRule, RequestAuthentication};
+use karst_manifest::security::{ClaimToHeader, JwtHeader, JwtRule, KeySource, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
 pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<ir::Jwt> {
@@ -23,12 +23,12 @@ pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthenticat
             false => rule(jwt_rule, &at),
         };
         match read {
-            Ok(read) if read.jwks.is_empty() => match objects.keys.get(&jwt_rule.jwks_uri) {
-                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..read },
-                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", jwt_rule.jwks_uri), ..read },
-                None => ir::Jwt { name, broken: format!("{}: not fetched yet", jwt_rule.jwks_uri), ..read },
+            Ok(read) => match jwt_rule.key_source().map(|source| (objects.keys.get(&source), source)) {
+                None => ir::Jwt { name, ..read },
+                Some((Some(Ok(jwks)), _)) => ir::Jwt { name, jwks: jwks.clone(), ..read },
+                Some((Some(Err(e)), source)) => ir::Jwt { name, broken: format!("{source}: {e}"), ..read },
+                Some((None, source)) => ir::Jwt { name, broken: format!("{source}: not fetched yet"), ..read },
             },
-            Ok(read) => ir::Jwt { name, ..read },
             Err((field, text)) => {
                 let broken = format!("{field}: {text}");
                 ir::Jwt { name, issuer: jwt_rule.issuer.clone(), broken, ..written(jwt_rule) }
@@ -84,15 +84,18 @@ fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
     if rule.issuer.is_empty() {
         return bad("issuer", "is empty: specify the value of the tokens' iss claim [KARST-0010]");
     }
-    let keys = match (rule.jwks.is_empty(), rule.jwks_uri.is_empty()) {
-        (true, true) => {
-            return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
-        }
-        (true, false) => {
-            crate::client::check(&rule.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e.to_string()))
-        }
+    let usable = |source: &KeySource| crate::client::check(&source.url()).map(|_| String::new());
+    let keys = match rule.key_source() {
+        Some(source @ KeySource::Jwks(_)) => usable(&source).map_err(|e| ("jwksUri", e.to_string())),
+        Some(source @ KeySource::Issuer(_)) => usable(&source).map_err(|_| {
+            let text = format!(
+                "is empty, and the issuer {:?} is not a URL that could be asked for its keys: specify the URL of the keys, or the keys in jwks [KARST-0010]",
+                rule.issuer
+            );
+            ("jwksUri", text)
+        }),
         // The keys themselves count, where both are given (Istio).
-        (false, _) => public_keys(&rule.jwks).map_err(|e| ("jwks", e.to_string())),
+        None => public_keys(&rule.jwks).map_err(|e| ("jwks", e.to_string())),
     };
     let jwks = match keys {
         Ok(k) => k,

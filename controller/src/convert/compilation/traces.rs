@@ -5,8 +5,7 @@
 use crate::convert::{
     compilation::{
         expression::{ExpressionError, expression},
-        provider::{address, is_token},
-        routes::scalar,
+        provider::{SettingError, address, is_token, timeout},
     },
     objects::{FieldError, Objects},
 };
@@ -47,6 +46,19 @@ pub(crate) enum TagError {
     Expression(#[from] ExpressionError),
 }
 
+/// Why a provider takes no spans.
+#[derive(Debug, thiserror::Error)]
+enum CollectorError {
+    #[error("no such provider in extensionProviders of the mesh configuration: requests are not traced [KARST-0605]")]
+    Missing,
+    #[error(
+        "takes no spans in this version: only providers of kind opentelemetry or zipkin do; requests are not traced [KARST-0605]"
+    )]
+    Kind,
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+}
+
 /// What is wrong with one of a Telemetry's, by itself. `at`: its field.
 pub(crate) fn problems(at: &str, tracing: &Tracing) -> Vec<FieldError> {
     let mut out = vec![];
@@ -68,7 +80,7 @@ pub(crate) fn provider_problem(config: &MeshConfig, at: &str, tracing: &Tracing)
     let name = &tracing.providers.first()?.name;
     let why = match collector(config, name) {
         Ok(_) => ignored(config, name)?,
-        Err(why) => why,
+        Err(why) => why.to_string(),
     };
     Some((format!("{at}.providers[0].name"), format!("{name:?}: {why}")))
 }
@@ -168,19 +180,12 @@ fn ignored(config: &MeshConfig, name: &str) -> Option<String> {
 }
 
 /// The collector that a provider is.
-fn collector(config: &MeshConfig, name: &str) -> Result<ir::Collector, String> {
-    let provider = named(config, name).ok_or(
-        "no such provider in extensionProviders of the mesh configuration: requests are not traced [KARST-0605]",
-    )?;
+fn collector(config: &MeshConfig, name: &str) -> Result<ir::Collector, CollectorError> {
+    let provider = named(config, name).ok_or(CollectorError::Missing)?;
     let mut out = match (&provider.opentelemetry, &provider.zipkin) {
         (Some(provider), None) => opentelemetry(provider)?,
         (None, Some(provider)) => zipkin(provider)?,
-        _ => {
-            return Err(
-                "takes no spans in this version: only providers of kind opentelemetry or zipkin do; requests are not traced [KARST-0605]"
-                    .into(),
-            );
-        }
+        _ => return Err(CollectorError::Kind),
     };
     if out.max_path == 0 {
         out.max_path = config.default_config.tracing.max_path_tag_length.unwrap_or_default();
@@ -189,14 +194,14 @@ fn collector(config: &MeshConfig, name: &str) -> Result<ir::Collector, String> {
     Ok(out)
 }
 
-fn opentelemetry(provider: &OpenTelemetryProvider) -> Result<ir::Collector, String> {
+fn opentelemetry(provider: &OpenTelemetryProvider) -> Result<ir::Collector, SettingError> {
     let mut out = ir::Collector {
         environment: provider.resource_detectors.as_ref().is_some_and(|d| d.environment.is_some()),
         ..target(&provider.service, provider.port)?
     };
     out.max_path = provider.max_tag_length.unwrap_or_default();
     match (&provider.http, &provider.grpc) {
-        (Some(_), Some(_)) => return Err("http cannot be combined with grpc: remove one of them [KARST-0014]".into()),
+        (Some(_), Some(_)) => return Err(SettingError::HttpAndGrpc),
         (Some(http), None) => {
             out.set_protocol(ir::CollectorProtocol::OtlpHttp);
             out.path = path(&http.path)?;
@@ -212,15 +217,11 @@ fn opentelemetry(provider: &OpenTelemetryProvider) -> Result<ir::Collector, Stri
     Ok(out)
 }
 
-fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, String> {
+fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, SettingError> {
     let w3c = match provider.trace_context_option.as_str() {
         "" | "USE_B3" => false,
         "USE_B3_WITH_W3C_PROPAGATION" => true,
-        other => {
-            return Err(format!(
-                "traceContextOption: unsupported value {other:?}: use USE_B3 or USE_B3_WITH_W3C_PROPAGATION [KARST-0016]"
-            ));
-        }
+        other => return Err(SettingError::TraceContext(other.into())),
     };
     let mut out = ir::Collector {
         path: path(if provider.path.is_empty() { ZIPKIN_PATH } else { &provider.path })?,
@@ -235,37 +236,28 @@ fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, String> {
     Ok(out)
 }
 
-fn target(service: &str, port: u32) -> Result<ir::Collector, String> {
+fn target(service: &str, port: u32) -> Result<ir::Collector, SettingError> {
     address(service, port)?;
     Ok(ir::Collector { service: service.into(), port, ..Default::default() })
 }
 
-fn path(path: &str) -> Result<String, String> {
+fn path(path: &str) -> Result<String, SettingError> {
     let is_path = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&b));
     match path {
         "" => Ok("/".into()),
         path if is_path => Ok(path.into()),
-        other => Err(format!("path: {other:?} is not a path: it must begin with '/' [KARST-0022]")),
+        other => Err(SettingError::Path { field: "path", path: other.into() }),
     }
 }
 
-fn timeout(text: &str) -> Result<u64, String> {
-    match text {
-        "" => Ok(0),
-        text => scalar::duration(text).map_err(|e| format!("timeout: {e}")),
-    }
-}
-
-fn headers(all: &[ExportHeader]) -> Result<Vec<ir::CollectorHeader>, String> {
+fn headers(all: &[ExportHeader]) -> Result<Vec<ir::CollectorHeader>, SettingError> {
     let one = |header: &ExportHeader| {
         let ExportHeader { name, value, env_name } = header;
         if !is_token(name) || value.bytes().any(|b| b != b'\t' && !(32..127).contains(&b)) {
-            return Err(format!("header {name:?} is not the name of a header, or its value is none [KARST-0024]"));
+            return Err(SettingError::Header(name.clone()));
         }
         if !value.is_empty() && !env_name.is_empty() {
-            return Err(format!(
-                "header {name:?}: value cannot be combined with envName: remove one of them [KARST-0014]"
-            ));
+            return Err(SettingError::HeaderTwice(name.clone()));
         }
         Ok(ir::CollectorHeader { name: name.clone(), value: value.clone(), environment: env_name.clone() })
     };

@@ -5,7 +5,9 @@ use crate::{
         compilation::policy::Policies,
         facts::{
             endpoint::Owners,
-            service, validate, waypoint,
+            service,
+            udp::{self, UdpPorts},
+            validate, waypoint,
             workload::{entry_ports, is_one, labels_of, memberships, memberships_of_entry, slice_ports, takes_tunnels},
         },
         objects::{Mesh, Objects, problem},
@@ -78,9 +80,11 @@ pub(crate) fn compile(
             validate::workload_entry(&entry.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)),
         );
         match external(objects, uid, &entry.metadata, &entry.spec, &labels, policies) {
-            Some(_) if owners.is_known(objects, &entry.spec, true) => {}
+            Some(_) if validate::is_nobodys(&entry.spec.address) || owners.is_known(objects, &entry.spec, true) => {}
             Some(mut workload) => {
                 workload.services = memberships_of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
+                let ports = udp::of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
+                workload.karst_udp_services = datagrams(policies, &entry.metadata.namespace, &labels, ports);
                 owners.entry(objects, entry, &mut workload.services);
                 model.workloads.insert(workload.uid.clone(), Arc::new(workload));
             }
@@ -94,7 +98,24 @@ pub(crate) fn compile(
     for (at, se) in &objects.service_entries {
         inline_endpoints(objects, at, se, (policies, owners), model, problems);
     }
-    slice_endpoints(objects, owners, model);
+    slice_endpoints(objects, policies, owners, model);
+}
+
+/// The UDP ports of a workload with these labels, and what closes each to who has no identity.
+fn datagrams(
+    policies: &Policies,
+    namespace: &str,
+    labels: &Labels,
+    services: Vec<(String, UdpPorts)>,
+) -> HashMap<String, pb::UdpPortList> {
+    let port = |(port, target): (u16, u16)| pb::UdpPort {
+        service_port: port.into(),
+        target_port: target.into(),
+        closed: policies.closed_to_datagrams(namespace, labels, target).unwrap_or_default(),
+    };
+    let one =
+        |(key, ports): (String, UdpPorts)| (key, pb::UdpPortList { ports: ports.into_iter().map(port).collect() });
+    services.into_iter().map(one).collect()
 }
 
 pub(crate) fn pod(objects: &Objects<'_>, pod: &Pod, policies: &Policies, owners: &Owners<'_>) -> pb::Workload {
@@ -140,6 +161,7 @@ pub(crate) fn pod(objects: &Objects<'_>, pod: &Pod, policies: &Policies, owners:
         locality: locality(objects, &pod.spec.node_name),
         network_mode: if pod.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
         extensions,
+        karst_udp_services: datagrams(policies, &meta.namespace, &meta.labels, udp::of_pod(objects, pod)),
         ..Default::default()
     }
 }
@@ -282,7 +304,7 @@ fn inline_endpoints(
             ));
             continue;
         };
-        if owners.is_known(objects, endpoint, false) {
+        if validate::is_nobodys(&endpoint.address) || owners.is_known(objects, endpoint, false) {
             continue;
         }
         for h in &se.spec.hosts {
@@ -293,7 +315,7 @@ fn inline_endpoints(
 }
 
 /// EndpointSlice entries that are nobody's whom we know: external addresses behind a service.
-fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model) {
+fn slice_endpoints(objects: &Objects<'_>, policies: &Policies, owners: &Owners<'_>, model: &mut Model) {
     for slice in objects.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = slice.metadata.labels.get("kubernetes.io/service-name") else { continue };
         let Some(svc) = objects.service(&slice.metadata.namespace, service) else { continue };
@@ -301,7 +323,7 @@ fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model
         for endpoint in slice.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for address in &endpoint.addresses {
                 let Ok(ip) = address.parse::<IpAddr>() else { continue };
-                if owners.is_known_at(ip, false) {
+                if validate::is_nobodys(address) || owners.is_known_at(ip, false) {
                     continue;
                 }
                 let conditions = &endpoint.conditions;
@@ -323,6 +345,12 @@ fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model
                         slice_ports(slice, svc),
                     )]),
                     extensions: conditions.is_draining().then(karst_api::draining).into_iter().collect(),
+                    karst_udp_services: datagrams(
+                        policies,
+                        &slice.metadata.namespace,
+                        &Labels::default(),
+                        udp::of_slice(objects, slice, svc),
+                    ),
                     ..Default::default()
                 };
                 model.workloads.insert(workload.uid.clone(), Arc::new(workload));

@@ -4,13 +4,17 @@ use crate::convert::{
     deploy::overlay::{DeployError, Overlays},
     facts::{
         gateway::{self, MAX_NAME, shortened},
+        listener::{GatewayListener, ListenerParent},
+        listeners::GatewayListeners,
         waypoint,
     },
     objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
 };
+use karst_api::route::ListenerProtocol as Protocol;
 use karst_kube::Ref;
 use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 /// Values of [`MANAGED`] (Istio's).
 const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
@@ -51,6 +55,7 @@ pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
 /// uid of its Gateway.
 pub(crate) fn compile(
     applied: &Objects<'_>,
+    listeners: &GatewayListeners,
     template: &Template,
     objects: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
@@ -63,7 +68,8 @@ pub(crate) fn compile(
     for gateway in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
         let Ok(overlays) = Overlays::of(applied, gateway) else { continue };
-        let Ok(all) = self::objects(applied, gateway, template, &overlays) else { continue };
+        let added: Vec<_> = listeners.added(gateway).collect();
+        let Ok(all) = self::objects(applied, gateway, &added, template, &overlays) else { continue };
         one(applied, gateway, all, &overlays, objects, removed);
     }
 }
@@ -79,7 +85,7 @@ pub(crate) fn parameters(applied: &Objects<'_>, gateway: &Gateway) -> Result<(),
         return Ok(());
     }
     let any = Template::default();
-    objects(applied, gateway, &any, &overlays).map(drop)
+    objects(applied, gateway, &[], &any, &overlays).map(drop)
 }
 
 /// The uid of the Gateway that an object is made for.
@@ -98,9 +104,17 @@ pub(crate) fn name(objects: &Objects<'_>, gateway: &Gateway) -> String {
     shortened(&full)
 }
 
-/// The host name that the Gateway itself gives: somebody else runs it there.
+/// The (first) host name that the Gateway itself gives: somebody else runs it there.
 pub(crate) fn given(gateway: &Gateway) -> Option<&str> {
-    gateway.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
+    let mut all = gateway.spec.addresses.iter().filter(|a| a.kind == "Hostname").map(|a| a.value.as_str());
+    all.find(|host| !host.is_empty())
+}
+
+/// The address that its Service asks for; a Service can ask for one. (`externalIPs` would take whatever address one names from
+/// whoever has it.)
+fn asked(gateway: &Gateway) -> Option<&str> {
+    let all = gateway.spec.addresses.iter().filter(|a| matches!(a.kind.as_str(), "" | "IPAddress"));
+    all.map(|a| a.value.as_str()).find(|value| value.parse::<IpAddr>().is_ok())
 }
 
 fn one(
@@ -147,9 +161,11 @@ fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(
     Ok(())
 }
 
+/// `added`: the listeners of ListenerSets.
 fn objects(
     objects: &Objects<'_>,
     gateway: &Gateway,
+    added: &[&GatewayListener],
     template: &Template,
     overlays: &Overlays<'_>,
 ) -> Result<Vec<(Ref, Value)>, DeployError> {
@@ -200,92 +216,8 @@ fn objects(
     for (k, v) in [("scrape", "true"), ("port", "15020"), ("path", "/stats/prometheus")] {
         pod_annotations[format!("prometheus.io/{k}")] = json!(v);
     }
-    let env = |name: &str, value: Value| json!({ "name": name, "value": value });
-    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
-    let mut open = vec![
-        json!({ "name": "metrics", "containerPort": 15020 }),
-        json!({ "name": "status-port", "containerPort": 15021 }),
-    ];
-    if is_waypoint {
-        open.push(json!({ "name": "hbone", "containerPort": waypoint::PORT }));
-    }
-    // What a pod may set without any privilege: ports below 1024 for everybody in it.
-    let security = if is_waypoint {
-        json!({})
-    } else {
-        json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
-    };
-    let control = objects.mesh.discovery();
-    let mut container = json!({
-        "name": "istio-proxy",
-        "image": template.image,
-        "imagePullPolicy": template.pull_policy,
-        "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
-        "ports": open,
-        "env": [
-            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(objects.mesh.trust_domain)), env("CLUSTER_ID", json!(objects.mesh.cluster_id)), env("NETWORK", json!(objects.mesh.network)),
-            env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
-        ],
-        "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
-        "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
-        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
-        "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
-    });
-    if let (Some(threads), Some(all)) =
-        (objects.mesh_config.default_config.concurrency, container["env"].as_array_mut())
-    {
-        all.push(env("KARST_WORKER_THREADS", json!(threads.to_string())));
-    }
-    let mut spec = json!({
-        "selector": { "matchLabels": selector },
-        "template": {
-            "metadata": { "labels": pod_labels, "annotations": pod_annotations },
-            "spec": {
-                "serviceAccountName": account,
-                // Its token is the projected one below; the API server is never called.
-                "automountServiceAccountToken": false,
-                "securityContext": security,
-                "terminationGracePeriodSeconds": 30,
-                "containers": [container],
-                "volumes": [
-                    { "name": "istiod-ca-cert", "projected": { "sources": [{ "configMap": { "name": "istio-ca-root-cert" } }, { "configMap": { "name": "istio-ca-crl", "optional": true } }] } },
-                    { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
-                ],
-            },
-        },
-    });
-    if !template.pull_secrets.is_empty() {
-        let secrets: Vec<Value> = template.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
-        spec["template"]["spec"]["imagePullSecrets"] = json!(secrets);
-    }
-    let mut ports = vec![
-        json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
-    ];
-    for listener in &gateway.spec.listeners {
-        // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != listener.port) {
-            let of = if is_waypoint { "hbone".to_string() } else { listener.protocol.to_ascii_lowercase() };
-            ports.push(json!({
-                "name": port_name(&listener.name, listener.port),
-                "port": listener.port,
-                "targetPort": listener.port,
-                "protocol": "TCP",
-                "appProtocol": of,
-            }));
-        }
-    }
-    let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
-    let kind = gateway_meta.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
-    let mut service =
-        json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
-    if is_waypoint {
-        service["trafficDistribution"] = json!("PreferClose");
-    }
-    if let Some(address) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
-        && kind == "LoadBalancer"
-    {
-        service["loadBalancerIP"] = json!(address.value);
-    }
+    let spec = deployment(objects, template, is_waypoint, account, &selector, (pod_labels, pod_annotations));
+    let service = service(gateway, added, is_waypoint, &selector);
     let mut out = vec![];
     if named.is_none() {
         out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
@@ -315,7 +247,135 @@ fn objects(
     Ok(out)
 }
 
-/// A listener's name as the name of a port: at most 63 characters.
-fn port_name(name: &str, port: u16) -> String {
-    if name.len() <= MAX_NAME && !name.contains('.') { name.to_string() } else { format!("port-{port}") }
+/// The proxy's container.
+fn container(objects: &Objects<'_>, template: &Template, is_waypoint: bool) -> Value {
+    let env = |name: &str, value: Value| json!({ "name": name, "value": value });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut open = vec![
+        json!({ "name": "metrics", "containerPort": 15020 }),
+        json!({ "name": "status-port", "containerPort": 15021 }),
+    ];
+    if is_waypoint {
+        open.push(json!({ "name": "hbone", "containerPort": waypoint::PORT }));
+    }
+    let control = objects.mesh.discovery();
+    let mut container = json!({
+        "name": "istio-proxy",
+        "image": template.image,
+        "imagePullPolicy": template.pull_policy,
+        "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
+        "ports": open,
+        "env": [
+            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(objects.mesh.trust_domain)), env("CLUSTER_ID", json!(objects.mesh.cluster_id)), env("NETWORK", json!(objects.mesh.network)),
+            env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
+        ],
+        "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
+        "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
+        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
+        "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
+    });
+    if let (Some(threads), Some(all)) =
+        (objects.mesh_config.default_config.concurrency, container["env"].as_array_mut())
+    {
+        all.push(env("KARST_WORKER_THREADS", json!(threads.to_string())));
+    }
+    container
+}
+
+/// What a Deployment is to be. `pod`: labels and annotations.
+fn deployment(
+    objects: &Objects<'_>,
+    template: &Template,
+    is_waypoint: bool,
+    account: &str,
+    selector: &Value,
+    pod: (Value, Value),
+) -> Value {
+    // What a pod may set without any privilege: ports below 1024 for everybody in it.
+    let security = if is_waypoint {
+        json!({})
+    } else {
+        json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
+    };
+    let mut spec = json!({
+        "selector": { "matchLabels": selector },
+        "template": {
+            "metadata": { "labels": pod.0, "annotations": pod.1 },
+            "spec": {
+                "serviceAccountName": account,
+                // Its token is the projected one below; the API server is never called.
+                "automountServiceAccountToken": false,
+                "securityContext": security,
+                "terminationGracePeriodSeconds": 30,
+                "containers": [container(objects, template, is_waypoint)],
+                "volumes": [
+                    { "name": "istiod-ca-cert", "projected": { "sources": [{ "configMap": { "name": "istio-ca-root-cert" } }, { "configMap": { "name": "istio-ca-crl", "optional": true } }] } },
+                    { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
+                ],
+            },
+        },
+    });
+    if !template.pull_secrets.is_empty() {
+        let secrets: Vec<Value> = template.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        spec["template"]["spec"]["imagePullSecrets"] = json!(secrets);
+    }
+    spec
+}
+
+/// What the Service is to be: a port for each of the listeners, `added` ones among them.
+fn service(gateway: &Gateway, added: &[&GatewayListener], is_waypoint: bool, selector: &Value) -> Value {
+    let mut ports = vec![
+        json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
+    ];
+    let of = |protocol: &str| if is_waypoint { "hbone".to_string() } else { protocol.to_ascii_lowercase() };
+    let own = gateway.spec.listeners.iter().map(|l| (l.name.as_str(), l.port, l.protocol == "UDP", of(&l.protocol)));
+    let added = added.iter().filter_map(|l| match &l.parent {
+        ListenerParent::Api { listener, .. } => Some((listener.as_str(), l.port, l.udp, app_protocol(l).to_string())),
+        ListenerParent::Istio { .. } => None,
+    });
+    for (name, port, udp, app_protocol) in own.chain(added) {
+        let protocol = if udp { "UDP" } else { "TCP" };
+        // Several listeners may share a port; and a number may be one of both protocols.
+        if !ports.iter().any(|p| p["port"] == port && p["protocol"] == protocol) {
+            ports.push(json!({
+                "name": port_name(&ports, name, protocol, port),
+                "port": port,
+                "targetPort": port,
+                "protocol": protocol,
+                "appProtocol": app_protocol,
+            }));
+        }
+    }
+    let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
+    let kind = gateway.metadata.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
+    let mut service =
+        json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
+    if is_waypoint {
+        service["trafficDistribution"] = json!("PreferClose");
+    }
+    if let Some(address) = asked(gateway).filter(|_| kind == "LoadBalancer") {
+        service["loadBalancerIP"] = json!(address);
+    }
+    service
+}
+
+/// What a Service says that its port carries.
+fn app_protocol(listener: &GatewayListener) -> &'static str {
+    match listener.protocol {
+        _ if listener.udp => "udp",
+        Protocol::Http => "http",
+        Protocol::Https => "https",
+        Protocol::Tls => "tls",
+        Protocol::Tcp => "tcp",
+    }
+}
+
+/// A listener's name as the name of a port: at most 63 characters, and that of no other of these ports. (Names of listeners are
+/// their own in each ListenerSet.)
+fn port_name(ports: &[Value], name: &str, protocol: &str, port: u16) -> String {
+    let own = (name.len() <= MAX_NAME && !name.contains('.')).then(|| name.to_string());
+    let first = if protocol == "UDP" { format!("udp-port-{port}") } else { format!("port-{port}") };
+    let more = (0..).map(|n: u32| if n == 0 { first.clone() } else { format!("{first}-{n}") });
+    let mut all = own.into_iter().chain(more);
+    all.find(|name| ports.iter().all(|p| p["name"] != *name)).unwrap_or_default()
 }

@@ -1,7 +1,10 @@
 //! Gateway API's BackendTLSPolicies (GEP-1897): which are accepted, and what they say.
 
 use crate::convert::{
-    facts::{secret::ca_bundle, service},
+    facts::{
+        ca_certificates::{Authorities, CaError, authorities},
+        service,
+    },
     objects::{FieldError, Objects, age},
 };
 use karst_api::route as ir;
@@ -117,7 +120,7 @@ fn validation(
     if validation.hostname.is_empty() {
         return invalid("hostname", "is empty: specify the host name in the server's certificate [KARST-0010]".into());
     }
-    let mut out = ir::ClientTls { sni: validation.hostname.clone(), ..Default::default() };
+    let mut out = ir::ClientTls { sni: validation.hostname.clone(), by_gateway: true, ..Default::default() };
     for (index, n) in validation.subject_alt_names.iter().enumerate() {
         match (n.kind.as_str(), n.hostname.as_str(), n.uri.as_str()) {
             ("Hostname", h, "") if !h.is_empty() => out.names.push(h.into()),
@@ -149,8 +152,11 @@ fn validation(
     }
     let mut bad = None;
     for (index, r) in validation.ca_certificate_refs.iter().enumerate() {
-        match roots(objects, ns, r) {
-            Ok(pem) => out.roots.extend(pem),
+        match referenced(objects, ns, r) {
+            Ok(found) => {
+                out.roots.extend(found.roots);
+                out.lists.extend(found.lists);
+            }
             Err((reason, text)) => {
                 verdict.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{index}]"))));
                 bad = Some((field(&format!("caCertificateRefs[{index}]")), text));
@@ -168,31 +174,11 @@ fn validation(
     Ok(out)
 }
 
-/// The certificates of a reference, PEM.
-fn roots(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
-    const BAD: &str = "InvalidCACertificateRef";
-    let found = match (reference.group.as_str(), reference.kind.as_str()) {
-        ("" | "core", "ConfigMap") => {
-            let c = objects.config_maps.get(&(ns, reference.name.as_str()));
-            let c = c.ok_or_else(|| (BAD, format!("ConfigMap {ns}/{} not found [KARST-0503]", reference.name)))?;
-            c.data.get("ca.crt").map(|t| t.clone().into_bytes())
-        }
-        ("" | "core", "Secret") => {
-            let s = objects.secrets.get(&(ns, reference.name.as_str()));
-            ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", reference.name)))?)
-        }
-        _ => {
-            return Err((
-                "InvalidKind",
-                format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", reference.kind),
-            ));
-        }
-    };
-    let pem = found.ok_or_else(|| {
-        (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing [KARST-0504]", reference.kind, reference.name))
-    })?;
-    let e = crate::pem::check_roots(&pem).err();
-    e.map_or(Ok(pem), |e| {
-        Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e} [KARST-0505]", reference.kind, reference.name)))
+/// The certificates and lists of a reference.
+fn referenced(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Authorities, ReasonMessage> {
+    let target = (reference.group.as_str(), reference.kind.as_str(), reference.name.as_str());
+    authorities(objects, ns, target).map_err(|e| match e {
+        CaError::Kind(text) => ("InvalidKind", text),
+        CaError::Reference(text) => ("InvalidCACertificateRef", text),
     })
 }

@@ -4,7 +4,7 @@ use crate::convert::objects::FieldError;
 use karst_manifest::kinds::*;
 use karst_policy::{
     Attribute, Match, StringMatch,
-    attribute::{self, SeenBy},
+    attribute::{self, SeenBy, Values},
     model::{CidrText, ServiceAccountMatch},
 };
 
@@ -110,19 +110,15 @@ impl Condition<'_> {
                 matched.destination_ports.extend(ports(yes, &yes_at)?);
                 matched.not_destination_ports.extend(ports(no, &no_at)?);
             }
-            A::RemoteIp => {
-                nets(yes, &yes_at)?;
-                nets(no, &no_at)?;
-            }
-            A::Sni
-            | A::Host
-            | A::Method
-            | A::Path
-            | A::Header
-            | A::RequestPrincipal
-            | A::Claim
-            | A::Audience
-            | A::Presenter => {}
+            // Nothing is compared here; values of these kinds have a form.
+            other if other.seen_by() == SeenBy::Waypoint => match other.values() {
+                Values::Ranges => drop((nets(yes, &yes_at)?, nets(no, &no_at)?)),
+                Values::Ports => drop((ports(yes, &yes_at)?, ports(no, &no_at)?)),
+                Values::Accounts => drop((accounts(yes, ns, &yes_at)?, accounts(no, ns, &no_at)?)),
+                Values::Text | Values::Path | Values::TrustDomains => {}
+            },
+            // The table says that ztunnel sees it, and nothing here compares it: the policy is closed.
+            other => return Err((yes_at, format!("{other:?} cannot be compared by ztunnel [KARST-0110]"))),
         }
         Ok(!self.is_empty() && self.attribute.seen_by() == SeenBy::Waypoint)
     }

@@ -24,7 +24,7 @@ pub(crate) fn granted(
     })
 }
 
-/// May a Gateway of this namespace use a Secret of another?
-pub(crate) fn granted_secret(objects: &Objects<'_>, from: &str, ns: &str, name: &str) -> bool {
-    granted(objects, "Gateway", from, (ns, "", "Secret", name))
+/// May a Gateway, or a ListenerSet, of this namespace use a Secret of another? What is granted to the one is not to the other.
+pub(crate) fn granted_secret(objects: &Objects<'_>, kind: &str, from: &str, ns: &str, name: &str) -> bool {
+    granted(objects, kind, from, (ns, "", "Secret", name))
 }

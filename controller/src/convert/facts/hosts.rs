@@ -22,6 +22,7 @@ pub(crate) struct Hosts {
     /// Those that only their own namespace knows.
     pub(crate) private: HashSet<Arc<str>>,
     ports: HashMap<Arc<str>, Vec<u32>>,
+    udp_ports: HashMap<Arc<str>, Vec<u32>>,
     /// What Services of type ExternalName stand for, by their host names.
     aliases: BTreeMap<String, String>,
     domain: String,
@@ -41,17 +42,20 @@ pub(crate) fn aliases(objects: &Objects<'_>) -> BTreeMap<String, String> {
 impl Hosts {
     pub(crate) fn new(objects: &Objects<'_>, model: &Model, listeners: &Arc<listeners::GatewayListeners>) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
-        let (mut private, mut ports) = (HashSet::new(), HashMap::new());
+        let (mut private, mut ports, mut udp_ports) = (HashSet::new(), HashMap::new(), HashMap::new());
         for (key, service) in &model.services {
             let key: Arc<str> = key.as_str().into();
             ports.insert(key.clone(), numbers(service));
+            if !service.karst_udp_ports.is_empty() {
+                udp_ports.insert(key.clone(), service.karst_udp_ports.clone());
+            }
             if is_private(service) {
                 private.insert(key.clone());
             }
             by_host.entry(service.hostname.clone()).or_default().push(key);
         }
         let (aliases, domain) = (aliases(objects), objects.mesh.cluster_domain.clone());
-        Self { by_host, private, ports, aliases, domain, listeners: listeners.clone() }
+        Self { by_host, private, ports, udp_ports, aliases, domain, listeners: listeners.clone() }
     }
 
     /// The ports of a service.
@@ -62,6 +66,12 @@ impl Hosts {
     /// Can a destination have this port of a service? 0: whichever is called.
     pub(crate) fn has_port(&self, key: &str, port: u32) -> bool {
         port == 0 || self.ports(key).contains(&port)
+    }
+
+    /// The same of its UDP ports. 0: the only one.
+    pub(crate) fn has_udp_port(&self, key: &str, port: u32) -> bool {
+        let all = self.udp_ports.get(key).map_or(&[][..], Vec::as_slice);
+        all.contains(&port) || (port == 0 && all.len() == 1)
     }
 
     /// The full name that an object of this namespace means.
@@ -163,6 +173,12 @@ impl Hosts {
 /// Does only its own namespace know it?
 pub(crate) fn is_private(service: &karst_api::workload::Service) -> bool {
     service.visibility == Visibility::Namespace as i32
+}
+
+/// Its ports, and those of UDP behind all that there can be of TCP.
+pub(crate) fn all_numbers(service: &karst_api::workload::Service) -> Vec<u32> {
+    let udp = service.karst_udp_ports.iter().map(|p| p + (1 << 16));
+    numbers(service).into_iter().chain(udp).collect()
 }
 
 pub(crate) fn numbers(service: &karst_api::workload::Service) -> Vec<u32> {

@@ -2,25 +2,33 @@
 //! is.
 
 use crate::convert::{
-    facts::{grant::granted_secret, host::common, secret::key_pair, topology, validate},
-    objects::{GATEWAY_API, INGRESS_CLASSES, Objects, VIRTUAL},
+    facts::{
+        frontend_tls,
+        host::common,
+        secret::{ReferenceError, referenced},
+        topology, validate,
+    },
+    objects::{GATEWAY, GATEWAY_API, INGRESS_CLASSES, LISTENER_SET, Objects, VIRTUAL},
 };
 use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{ServerTlsMode, kinds::*, traffic::GwServer};
-use std::sync::Arc;
+use karst_core::tls::{CipherSuite, Version};
+use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
+use std::{collections::HashMap, sync::Arc};
 
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
-    /// `Gateway/namespace/name/listener`; the names of its virtual hosts begin with it.
+    /// `Gateway/namespace/name/listener`, or that of a ListenerSet; the names of its virtual hosts begin with it.
     pub(crate) id: String,
     pub(crate) parent: ListenerParent,
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
+    /// It takes datagrams, which are routed as connections are: `protocol` is that of TCP.
+    pub(crate) udp: bool,
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
-    /// Its clients are to show certificates, and it is of Gateway API, where that cannot be.
+    /// Its clients are to show certificates, by a field that cannot be honoured.
     pub(crate) asks: bool,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
@@ -31,15 +39,43 @@ pub(crate) struct GatewayListener {
     pub(crate) unresolved: Option<(&'static str, String)>,
     pub(crate) certificates: Vec<ir::KeyPair>,
     pub(crate) client: ir::ClientCertificate,
+    /// PEM: who may sign certificates of clients, where that is not found for each pod.
+    pub(crate) client_roots: Vec<u8>,
+    /// Of their certificates, those that are revoked: lists, in PEM or DER.
+    pub(crate) client_lists: Vec<Vec<u8>>,
     pub(crate) client_names: Vec<String>,
-    pub(crate) min_tls13: bool,
+    pub(crate) min_version: Option<Version>,
+    pub(crate) max_version: Option<Version>,
+    /// Of TLS 1.2; none: what the mesh says.
+    pub(crate) cipher_suites: Vec<String>,
     pub(crate) redirect: bool,
+    /// Requests of gRPC-Web become gRPC.
+    pub(crate) grpc_web: bool,
 }
 
 /// Whose it is.
 pub(crate) enum ListenerParent {
-    Api { namespace: String, gateway: String, listener: String, allowed: RouteNamespaces },
-    Istio { namespace: String, gateway: String, server: usize, from: Vec<(String, String)> },
+    Api {
+        namespace: String,
+        gateway: String,
+        /// The ListenerSet that adds it to the Gateway.
+        set: Option<SetName>,
+        listener: String,
+        allowed: RouteNamespaces,
+    },
+    Istio {
+        namespace: String,
+        gateway: String,
+        server: usize,
+        from: Vec<(String, String)>,
+    },
+}
+
+/// A ListenerSet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SetName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 impl GatewayListener {
@@ -50,6 +86,7 @@ impl GatewayListener {
             parent,
             port,
             protocol: Protocol::Http,
+            udp: false,
             hosts,
             terminates_tls: false,
             asks: false,
@@ -59,20 +96,33 @@ impl GatewayListener {
             unresolved: None,
             certificates: vec![],
             client: ir::ClientCertificate::None,
+            client_roots: vec![],
+            client_lists: vec![],
             client_names: vec![],
-            min_tls13: false,
+            min_version: None,
+            max_version: None,
+            cipher_suites: vec![],
             redirect: false,
+            grpc_web: false,
         }
     }
 
-    /// Its TLS, without what is found for each pod.
-    pub(crate) fn tls(&self) -> ir::Tls {
+    /// Its TLS, without what is found for each pod. `defaults`: of the mesh, for what it does not say itself.
+    pub(crate) fn tls(&self, defaults: &TlsDefaults) -> ir::Tls {
+        let own = Some(&self.cipher_suites).filter(|own| !own.is_empty());
+        let parameters = ir::TlsParameters {
+            cipher_suites: own.unwrap_or(&defaults.cipher_suites).clone(),
+            curves: defaults.ecdh_curves.clone(),
+        };
         ir::Tls {
             certificates: self.certificates.clone(),
             client: self.client as i32,
-            client_roots: vec![],
+            client_roots: self.client_roots.clone(),
+            client_lists: self.client_lists.clone(),
             client_names: self.client_names.clone(),
-            modern: self.min_tls13,
+            modern: self.min_version.or(defaults.min_version()) == Some(Version::V1_3),
+            only_tls12: self.max_version == Some(Version::V1_2),
+            parameters: (parameters != ir::TlsParameters::default()).then_some(parameters),
         }
     }
 
@@ -85,7 +135,10 @@ impl GatewayListener {
     /// For people.
     pub(crate) fn name(&self) -> String {
         match &self.parent {
-            ListenerParent::Api { namespace, gateway, listener, .. } => {
+            ListenerParent::Api { set: Some(set), listener, .. } => {
+                format!("listener {listener} of {LISTENER_SET} {}/{}", set.namespace, set.name)
+            }
+            ListenerParent::Api { namespace, gateway, listener, set: None, .. } => {
                 format!("listener {listener} of Gateway {namespace}/{gateway}")
             }
             ListenerParent::Istio { namespace, gateway, server, .. } => {
@@ -99,6 +152,22 @@ impl GatewayListener {
         format!("{VIRTUAL}{}", self.id)
     }
 
+    /// The ListenerSet that adds it to its Gateway.
+    pub(crate) fn set(&self) -> Option<&SetName> {
+        match &self.parent {
+            ListenerParent::Api { set, .. } => set.as_ref(),
+            ListenerParent::Istio { .. } => None,
+        }
+    }
+
+    /// Does it ask the same certificates of clients?
+    pub(crate) fn asks_like(&self, other: &Self) -> bool {
+        #[cfg(test)]
+        COMPARED.with(|count| count.set(count.get() + 1));
+        (self.client, &self.client_roots, &self.client_lists)
+            == (other.client, &other.client_roots, &other.client_lists)
+    }
+
     /// Does it take anything?
     pub(crate) fn works(&self) -> bool {
         self.refused.is_none()
@@ -107,20 +176,21 @@ impl GatewayListener {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often listeners of this thread have been compared: tests count the work, which others' ListenerSets decide about.
+    pub(crate) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).
 const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
-/// The reason of a listener that would take requests without the certificates that are asked for.
+/// Option of a listener's `tls`: cipher suites of TLS 1.2, separated by commas (Istio's).
+const CIPHER_SUITES: &str = "gateway.istio.io/tls-cipher-suites";
+/// The reason of a listener that would take what is not to be taken.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
-/// The field that asks clients of a listener for certificates.
-fn client_certificates(gateway: &Gateway, listener: &Listener) -> Option<String> {
-    let frontend = &gateway.spec.tls.frontend;
-    let at_port = frontend.per_port.iter().position(|p| p.port == listener.port);
-    let tls = at_port.and_then(|n| frontend.per_port.get(n)).map_or(&frontend.default, |p| &p.tls);
-    if tls.validation.is_some() {
-        let of = at_port.map_or("default".into(), |n| format!("perPort[{n}].tls"));
-        return Some(format!("spec.tls.frontend.{of}.validation"));
-    }
+/// The field of a listener that asks its clients for certificates in a way that cannot be honoured.
+fn client_certificates(listener: &Listener) -> Option<String> {
     let own = listener.tls.as_ref()?;
     if own.frontend_validation.is_some() {
         return Some("tls.frontendValidation".into());
@@ -136,55 +206,107 @@ pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
     if !INGRESS_CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
         return all;
     }
-    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
-    let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one =
-        |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(gateway, l)?)));
-    all.extend(gateway.spec.listeners.iter().filter(ends).filter_map(one));
+    all.extend(refused(&gateway.spec.listeners));
     all
+}
+
+/// The same of a ListenerSet.
+pub(crate) fn set_warnings(set: &ListenerSet) -> Vec<String> {
+    refused(&set.spec.listeners).collect()
+}
+
+/// Of listeners that end TLS, those that ask clients for certificates by a field that cannot be honoured.
+fn refused(all: &[Listener]) -> impl Iterator<Item = String> {
+    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
+    let ends = move |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
+    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
+    all.iter().filter(ends).filter_map(one)
+}
+
+/// Options of listeners' TLS that nothing follows from: what is said as they are written.
+pub(crate) fn idle_options(listeners: &[Listener]) -> Vec<String> {
+    let of = |(index, listener): (usize, &Listener)| -> Vec<String> {
+        let keys = listener.tls.iter().flat_map(|tls| tls.options.keys());
+        let idle = keys.filter(|key| ![TERMINATE_MODE, CIPHER_SUITES].contains(&key.as_str()));
+        idle.map(|key| format!("spec.listeners[{index}].tls.options[{key}]: has no effect [KARST-0030]")).collect()
+    };
+    listeners.iter().enumerate().flat_map(of).collect()
+}
+
+/// A cipher suite that an option names, and that cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "tls.options[{option}]: unsupported cipher suite {0:?}: use {known} [KARST-0016]",
+    option = CIPHER_SUITES,
+    known = CipherSuite::ALL.map(CipherSuite::name).join(", ")
+)]
+struct UnsupportedSuite(String);
+
+/// The cipher suites that an option names.
+fn cipher_suites(options: &Labels) -> Result<Vec<String>, UnsupportedSuite> {
+    let Some(text) = options.get(CIPHER_SUITES) else { return Ok(vec![]) };
+    let all: Vec<String> = text.split(',').map(|name| name.trim().to_string()).filter(|n| !n.is_empty()).collect();
+    match all.iter().find(|name| CipherSuite::named(name).is_none()) {
+        None => Ok(all),
+        Some(name) => Err(UnsupportedSuite(name.clone())),
+    }
 }
 
 fn refusal(field: &str) -> String {
     format!(
-        "{field}: client certificates are not supported for listeners of Gateway API, so the listener is rejected: remove the field, or use Istio's Gateway with tls.mode MUTUAL [KARST-0506]"
+        "{field}: client certificates cannot be requested by this field, so the listener is rejected: use spec.tls.frontend of the Gateway [KARST-0506]"
     )
 }
 
-/// What a listener would have taken with certificates, another at its port with a wider name does not take without.
+/// What a listener would have taken with certificates, another at its port with a wider name does not take without. What a
+/// ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
-    let asking: Vec<(u16, String, String)> =
-        all.iter().filter(|f| f.asks).map(|f| (f.port, f.hosts[0].to_ascii_lowercase(), f.id.clone())).collect();
+    let mut asking: HashMap<Option<SetName>, Vec<(u16, String, String)>> = HashMap::new();
+    for asks in all.iter().filter(|f| f.asks) {
+        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone());
+        asking.entry(asks.set().cloned()).or_default().push(one);
+    }
+    if asking.is_empty() {
+        return;
+    }
     for candidate in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
         let takes = |(port, host, _): &&(u16, String, String)| {
             *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
-        if let Some((_, host, id)) = asking.iter().find(takes) {
+        let own = candidate.set().cloned();
+        let of_set = own.is_some().then(|| asking.get(&own)).flatten();
+        let mut concerning = asking.get(&None::<SetName>).into_iter().chain(of_set).flatten();
+        if let Some((_, host, id)) = concerning.find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = format!(
-                "listener {listener} requires client certificates for {host:?}, which is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
+                "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
             );
             candidate.refused = Some((UNSUPPORTED, text));
         }
     }
 }
 
-pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener) -> GatewayListener {
-    let meta = &gateway.metadata;
+/// A listener of a Gateway, its own or one that a ListenerSet adds.
+pub(crate) fn listener(
+    objects: &Objects<'_>,
+    gateway: &Gateway,
+    set: Option<&ListenerSet>,
+    spec: &Listener,
+) -> GatewayListener {
+    // What stands in an object refers to what is around that object.
+    let (kind, meta) = set.map_or((GATEWAY, &gateway.metadata), |set| (LISTENER_SET, &set.metadata));
     let tls = spec.tls.clone().unwrap_or_default();
     let passes = tls.mode.as_deref() == Some("Passthrough");
     let parent = ListenerParent::Api {
-        namespace: meta.namespace.clone(),
-        gateway: meta.name.clone(),
+        namespace: gateway.metadata.namespace.clone(),
+        gateway: gateway.metadata.name.clone(),
+        set: set.map(|_| SetName { namespace: meta.namespace.clone(), name: meta.name.clone() }),
         listener: spec.name.clone(),
         allowed: spec.allowed_routes.namespaces.clone(),
     };
     let host = spec.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
-    let mut listener = GatewayListener::new(
-        format!("Gateway/{}/{}/{}", meta.namespace, meta.name, spec.name),
-        parent,
-        spec.port,
-        vec![host],
-    );
+    let id = format!("{kind}/{}/{}/{}", meta.namespace, meta.name, spec.name);
+    let mut listener = GatewayListener::new(id, parent, spec.port, vec![host]);
     let supported: &[&'static str] = match spec.protocol.as_str() {
         "HTTP" => &["HTTPRoute", "GRPCRoute"],
         "HTTPS" => {
@@ -199,18 +321,16 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
             listener.protocol = Protocol::Tcp;
             &["TCPRoute"]
         }
+        "UDP" => {
+            (listener.protocol, listener.udp) = (Protocol::Tcp, true);
+            &["UDPRoute"]
+        }
         other => {
-            let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS or TCP [KARST-0016]");
+            let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS, TCP or UDP [KARST-0016]");
             listener.refused = Some(("UnsupportedProtocol", text));
             &[]
         }
     };
-    if listener.terminates_tls
-        && let Some(field) = client_certificates(gateway, spec)
-    {
-        listener.asks = true;
-        listener.refused = Some((UNSUPPORTED, refusal(&field)));
-    }
     listener.kinds = supported.to_vec();
     if !spec.allowed_routes.kinds.is_empty() {
         let asked = |k: &RouteKind| {
@@ -228,7 +348,7 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
     }
     if listener.terminates_tls {
         for r in &tls.certificate_refs {
-            match pair(objects, &meta.namespace, r) {
+            match pair(objects, (kind, &meta.namespace), r) {
                 Ok(p) => listener.certificates.push(p),
                 Err(e) => listener.unresolved = Some(e),
             }
@@ -237,28 +357,36 @@ pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener
             listener.unresolved =
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
+        ask_clients(objects, gateway, spec, &mut listener);
+        match cipher_suites(&tls.options) {
+            Ok(all) => listener.cipher_suites = all,
+            Err(e) => listener.refused = Some((UNSUPPORTED, e.to_string())),
+        }
     }
     listener
 }
 
-fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
-    const BAD: &str = "InvalidCertificateRef";
-    let of = reference.namespace.as_deref().unwrap_or(ns);
-    if !matches!(reference.group.as_deref(), None | Some(""))
-        || !matches!(reference.kind.as_deref(), None | Some("Secret"))
-    {
-        return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", reference.name)));
+/// What clients of a listener that ends TLS are to show.
+fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listener: &mut GatewayListener) {
+    if let Some(field) = client_certificates(spec) {
+        listener.asks = true;
+        listener.refused = Some((UNSUPPORTED, refusal(&field)));
+        return;
     }
-    if of != ns && !granted_secret(objects, ns, of, &reference.name) {
-        let text = format!(
-            "reference to Secret {of}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
-            reference.name
-        );
-        return Err(("RefNotPermitted", text));
+    let asked = frontend_tls::at_port(objects, gateway, spec.port);
+    (listener.client, listener.refused) = (asked.client, asked.refused);
+    (listener.client_roots, listener.client_lists) = (asked.roots, asked.lists);
+    if listener.unresolved.is_none() {
+        listener.unresolved = asked.unresolved;
     }
-    let secret = objects.secrets.get(&(of, reference.name.as_str()));
-    let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", reference.name)))?;
-    key_pair(secret).map_err(|e| (BAD, e.to_string()))
+}
+
+/// `by`: the kind and namespace of the object that refers to it.
+fn pair(objects: &Objects<'_>, by: (&str, &str), reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
+    referenced(objects, by, reference).map_err(|e| match e {
+        ReferenceError::NotPermitted(text) => ("RefNotPermitted", text),
+        ReferenceError::Invalid(text) => ("InvalidCertificateRef", text),
+    })
 }
 
 /// Listeners of one Gateway that cannot be told apart, or that cannot share a port.
@@ -267,7 +395,9 @@ pub(crate) fn conflicts(all: &mut [GatewayListener]) {
     for index in 0..all.len() {
         for j in 0..all.len() {
             let (one, other) = (&all[index], &all[j]);
-            if index == j || one.port != other.port || one.refused.is_some() || other.refused.is_some() {
+            // A number is a port of TCP and one of UDP.
+            let is_same_port = one.port == other.port && one.udp == other.udp;
+            if index == j || !is_same_port || one.refused.is_some() || other.refused.is_some() {
                 continue;
             }
             let found = if one.protocol != other.protocol && !(web(one.protocol) && web(other.protocol)) {
@@ -316,10 +446,15 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_) => ir::ClientCertificate::None,
     };
     listener.client_names = tls.subject_alt_names;
-    listener.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
+    // What cannot be spoken is refused below.
+    let version = |name: Option<String>| Version::named(&name.unwrap_or_default()).ok().flatten();
+    listener.min_version = version(tls.min_protocol_version);
+    listener.max_version = version(tls.max_protocol_version);
+    listener.cipher_suites = tls.cipher_suites;
     listener.redirect = tls.https_redirect;
     match protocol.as_str() {
-        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
+        "HTTP" | "HTTP2" | "GRPC" => {}
+        "GRPC-WEB" => listener.grpc_web = true,
         "HTTPS" if !passes => (listener.protocol, listener.terminates_tls) = (Protocol::Https, true),
         "HTTPS" | "TLS" => (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes),
         "TCP" | "MONGO" if server.tls.is_some() => {

@@ -10,14 +10,15 @@ use crate::convert::{
         gateway::{by_label, is_ingress, of_pod, selected},
         host::{closeness, common, full_host, full_name},
         listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
-        topology, waypoint, workload,
+        listener_set, session, topology, waypoint, workload,
     },
-    objects::{GATEWAY, GATEWAY_API, MESH, Objects, VIRTUAL, address, age},
+    objects::{GATEWAY, LISTENER_SET, MESH, Objects, VIRTUAL, address, age},
 };
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{gatewayapi::ParentRef, kinds::*};
+use karst_manifest::{gatewayapi::ParentRef, kinds::*, mesh_config::TlsDefaults};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     sync::Arc,
 };
 
@@ -57,6 +58,10 @@ pub(crate) const TAKEN: &str = "PortConflict";
 #[derive(Default)]
 pub(crate) struct GatewayListeners {
     pub(crate) all: Vec<GatewayListener>,
+    /// Those of each Gateway of Gateway API, and of each ListenerSet that a Gateway allows, by `Kind/namespace/name`.
+    of: HashMap<String, Range<usize>>,
+    /// Those that sets add to a Gateway, by its `namespace/name`.
+    added: HashMap<String, Range<usize>>,
     pub(crate) scopes: Vec<VirtualHostScope>,
     /// Of the pods of gateways, by [`address`].
     pub(crate) pods: HashMap<usize, Vec<Served>>,
@@ -115,23 +120,46 @@ pub(crate) struct Bound<'a> {
 
 impl GatewayListeners {
     fn new(objects: &Objects<'_>) -> Self {
-        let mut all = vec![];
+        let mut out = Self::default();
         let mut gateways: Vec<_> = objects.gateways.values().filter(|g| is_ingress(objects, g)).collect();
         gateways.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+        let sets = listener_set::by_gateway(objects);
         for g in gateways {
-            let start = all.len();
-            all.extend(g.spec.listeners.iter().map(|l| listener(objects, g, l)));
-            let own = &mut all[start..];
-            unasked(own);
-            conflicts(own);
+            let name = (g.metadata.namespace.as_str(), g.metadata.name.as_str());
+            out.merge(objects, g, sets.get(&name).map_or(&[], Vec::as_slice));
         }
         // Of servers that cannot share a port the older one counts.
         let mut istio: Vec<_> = objects.istio_gateways.iter().map(|(_, g)| *g).collect();
         istio.sort_by_key(|g| age(&g.metadata));
         for g in istio {
-            all.extend(g.spec.servers.iter().enumerate().map(|(i, s)| server(g, s, i)));
+            out.all.extend(g.spec.servers.iter().enumerate().map(|(i, s)| server(g, s, i)));
         }
-        Self { all, ..Self::default() }
+        out
+    }
+
+    /// The listeners of a Gateway, then those of its sets as far as it allows these.
+    fn merge(&mut self, objects: &Objects<'_>, of: &Gateway, sets: &[&ListenerSet]) {
+        let (meta, start) = (&of.metadata, self.all.len());
+        self.all.extend(of.spec.listeners.iter().map(|l| listener(objects, of, None, l)));
+        let own = self.all.len();
+        self.of.insert(parent_key(GATEWAY, &meta.namespace, &meta.name), start..own);
+        let allows = |s: &&ListenerSet| listener_set::refusal(objects, of, &s.metadata.namespace).is_none();
+        for set in sets.iter().copied().filter(allows) {
+            let first = self.all.len();
+            self.all.extend(set.spec.listeners.iter().map(|l| {
+                let mut added = listener(objects, of, Some(set), l);
+                added.refused = added.refused.or_else(|| listener_set::unavailable(l.port));
+                added
+            }));
+            let key = parent_key(LISTENER_SET, &set.metadata.namespace, &set.metadata.name);
+            self.of.insert(key, first..self.all.len());
+        }
+        self.added.insert(format!("{}/{}", meta.namespace, meta.name), own..self.all.len());
+        let merged = &mut self.all[start..];
+        unasked(merged);
+        let (own, added) = merged.split_at_mut(own - start);
+        conflicts(own);
+        listener_set::conflicts(own, added);
     }
 
     /// The same, with the pods that they are served by.
@@ -159,13 +187,14 @@ impl GatewayListeners {
             };
             let (mut served, mut classes) = (vec![], BTreeMap::new());
             for (index, listener) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
-                let (ports, problem) = ports(objects, pod, listener.port);
+                let (ports, problem) = ports(objects, pod, listener.port, listener.udp);
                 if let Some(text) = problem {
                     unmapped.entry(index).or_insert(Unmapped { listener: index, reason: NOT_IN_SERVICE, text });
                 }
                 for port in ports {
                     // On one port only one of: requests, TLS, bytes. The first decides.
-                    let (class, first) = *classes.entry(port).or_insert((class(listener.protocol), index));
+                    let own = (port, listener.udp);
+                    let (class, first) = *classes.entry(own).or_insert((class(listener.protocol), index));
                     if class != self::class(listener.protocol) {
                         let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
@@ -198,6 +227,8 @@ impl GatewayListeners {
                     served.push(Served { listener: index, port, routes });
                 }
             }
+            leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
+            leave_out_later(&out.all, meta, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -215,8 +246,10 @@ impl GatewayListeners {
         self.all.is_empty()
             && objects.telemetry.is_empty()
             && objects.mesh_config.default_providers.tracing.is_empty()
+            && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))
+            && !session::in_use(objects)
             && !objects.destination_rules.iter().any(|(_, d)| shown(d))
     }
 
@@ -236,15 +269,30 @@ impl GatewayListeners {
         self.unmapped.iter().find(it).map(|u| u.text.as_str())
     }
 
-    /// Those of a Gateway of Gateway API, in the order of its listeners.
-    pub(crate) fn of<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = &'a GatewayListener> {
-        self.all
-            .iter()
-            .filter(move |f| matches!(&f.parent, ListenerParent::Api { namespace, gateway, .. } if namespace == ns && gateway == name))
+    /// The own ones of a Gateway of Gateway API, in the order of its listeners.
+    pub(crate) fn of(&self, ns: &str, name: &str) -> &[GatewayListener] {
+        self.of_parent(GATEWAY, ns, name).unwrap_or_default()
+    }
+
+    /// Those of a ListenerSet, in their order; none if no Gateway of ours allows it.
+    pub(crate) fn of_set(&self, ns: &str, name: &str) -> &[GatewayListener] {
+        self.of_parent(LISTENER_SET, ns, name).unwrap_or_default()
+    }
+
+    /// Those that sets add to a Gateway, as far as they are accepted.
+    pub(crate) fn added<'a>(&'a self, of: &Gateway) -> impl Iterator<Item = &'a GatewayListener> + use<'a> {
+        let range = self.added.get(&format!("{}/{}", of.metadata.namespace, of.metadata.name));
+        let all = range.and_then(|range| self.all.get(range.clone())).unwrap_or_default();
+        all.iter().filter(|l| l.refused.is_none() && l.conflict.is_none())
+    }
+
+    /// None: it is not there, or not allowed.
+    fn of_parent(&self, kind: &str, ns: &str, name: &str) -> Option<&[GatewayListener]> {
+        self.all.get(self.of.get(&parent_key(kind, ns, name))?.clone())
     }
 
     /// Where a route with these host names is attached by a reference: what it is attached to, and the hosts there. None: the
-    /// reference is to no Gateway of ours. An error is a reason of Gateway API and the words.
+    /// reference is to no Gateway of ours, nor to a ListenerSet of one. An error is a reason of Gateway API and the words.
     #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
     pub(crate) fn attached<'a>(
         &'a self,
@@ -254,17 +302,11 @@ impl GatewayListeners {
         names: &[String],
         parent: &ParentRef,
     ) -> Option<Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)>> {
-        if parent.group.as_deref().unwrap_or(GATEWAY_API) != GATEWAY_API
-            || parent.kind.as_deref().unwrap_or(GATEWAY) != GATEWAY
-        {
-            return None;
-        }
-        let of = parent.namespace.as_deref().unwrap_or(ns);
-        let g = objects.gateways.get(&(of, parent.name.as_str()))?;
+        let g = listener_set::gateway_of(objects, ns, parent)?;
         if !is_ingress(objects, g) {
             return None;
         }
-        Some(self.attach(objects, kind, ns, names, parent, of))
+        Some(self.attach(objects, kind, ns, names, parent))
     }
 
     #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
@@ -275,15 +317,19 @@ impl GatewayListeners {
         ns: &str,
         names: &[String],
         parent: &ParentRef,
-        of: &str,
     ) -> Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)> {
-        let what = format!("Gateway {of}/{}", parent.name);
-        let named = |f: &&GatewayListener| {
-            let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { return false };
-            let section = parent.section_name.as_ref().is_none_or(|s| s == listener);
-            namespace == of && *gateway == parent.name && section && parent.port.is_none_or(|n| n == f.port)
+        let (of, parent_kind) = (parent.namespace.as_deref().unwrap_or(ns), parent.kind.as_deref().unwrap_or(GATEWAY));
+        let what = format!("{parent_kind} {of}/{}", parent.name);
+        let Some(listeners) = self.of_parent(parent_kind, of, &parent.name) else {
+            let text = format!("{what} is not allowed by its Gateway: see its status [KARST-0518]");
+            return Err(("NoMatchingParent", text));
         };
-        let mut found: Vec<&GatewayListener> = self.all.iter().filter(named).collect();
+        let named = |f: &&GatewayListener| {
+            let ListenerParent::Api { listener, .. } = &f.parent else { return false };
+            let section = parent.section_name.as_ref().is_none_or(|s| s == listener);
+            section && parent.port.is_none_or(|n| n == f.port)
+        };
+        let mut found: Vec<&GatewayListener> = listeners.iter().filter(named).collect();
         if found.is_empty() {
             return Err((
                 "NoMatchingParent",
@@ -366,6 +412,81 @@ impl GatewayListeners {
     }
 }
 
+/// Listeners of Gateway API that end TLS at one port of a pod, whatever ports clients call, are not told apart there: where they ask
+/// different certificates of clients, who calls the one would be served as the other asks. Of a Gateway's own none of them is; one
+/// that a ListenerSet adds gives way to those before it.
+fn leave_out_unlike(
+    all: &[GatewayListener],
+    pod: &Meta,
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let asking = |s: &Served| {
+        let listener = all.get(s.listener)?;
+        (listener.terminates_tls && matches!(listener.parent, ListenerParent::Api { .. })).then_some(listener)
+    };
+    // Of each port the first that asks, and of the Gateway's own the first that asks otherwise: there may be thousands.
+    let mut ports: BTreeMap<u16, (&GatewayListener, Option<&GatewayListener>)> = BTreeMap::new();
+    for one in served.iter() {
+        let Some(own) = asking(one) else { continue };
+        let (first, other) = ports.entry(one.port).or_insert((own, None));
+        if own.set().is_none() && other.is_none() && !first.asks_like(own) {
+            *other = Some(own);
+        }
+    }
+    served.retain(|one| {
+        let (Some(own), Some((first, other))) = (asking(one), ports.get(&one.port)) else { return true };
+        let unlike = match (first.asks_like(own), other) {
+            (true, None) => return true,
+            (true, Some(other)) => other,
+            (false, _) => first,
+        };
+        let text = format!(
+            "maps to port {} of pod {}/{}, as {} does, which asks other certificates of its clients: use another port of the pod [KARST-0507]",
+            one.port,
+            pod.namespace,
+            pod.name,
+            unlike.name()
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        false
+    });
+}
+
+/// Of servers of Istio's Gateways for one host at one port of a pod the oldest speaks TLS with clients. One that asks other
+/// certificates of them cannot be beside it. (Istio leaves out whichever comes second.)
+fn leave_out_later(
+    all: &[GatewayListener],
+    pod: &Meta,
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let mut first: HashMap<(u16, &str), &GatewayListener> = HashMap::new();
+    let mut later: BTreeSet<(usize, u16)> = BTreeSet::new();
+    for one in served.iter() {
+        let ends_tls = |l: &&GatewayListener| l.terminates_tls && matches!(l.parent, ListenerParent::Istio { .. });
+        let Some(own) = all.get(one.listener).filter(ends_tls) else { continue };
+        let unlike = |host: &&String| {
+            let first = first.get(&(one.port, host.as_str()));
+            first.is_some_and(|other| (other.client, &other.client_names) != (own.client, &own.client_names))
+        };
+        let Some(host) = own.hosts.iter().find(unlike) else {
+            for host in &own.hosts {
+                first.entry((one.port, host.as_str())).or_insert(own);
+            }
+            continue;
+        };
+        let other = first.get(&(one.port, host.as_str())).map_or(String::new(), |other| other.name());
+        let text = format!(
+            "at port {} of pod {}/{} {other} has {host:?}, too, and asks other certificates of its clients: use another host [KARST-0508]",
+            one.port, pod.namespace, pod.name
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        later.insert((one.listener, one.port));
+    }
+    served.retain(|s| !later.contains(&(s.listener, s.port)));
+}
+
 /// What one port of a pod takes: requests, TLS, or bytes.
 fn class(protocol: Protocol) -> u8 {
     match protocol {
@@ -394,17 +515,21 @@ const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-transla
 
 /// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
 /// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
-fn ports(objects: &Objects<'_>, pod: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+fn ports(objects: &Objects<'_>, pod: &Pod, port: u16, udp: bool) -> (Vec<u16>, Option<String>) {
     let meta = &pod.metadata;
+    let target = |sp: &ServicePort| match udp {
+        true => workload::udp_target_port(pod, sp),
+        false => workload::target_port(pod, sp),
+    };
     let here = objects.services.get(meta.namespace.as_str()).into_iter().flatten();
     let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(pod, s)).collect();
     let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
     let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
-    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(pod, sp)).filter(|n| *n > 0).collect();
+    let found: BTreeSet<u16> = own.filter_map(target).filter(|n| *n > 0).collect();
     if !found.is_empty() {
         return (found.into_iter().collect(), None);
     }
-    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(pod, sp) == Some(port));
+    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| target(sp) == Some(port));
     let text = selecting.first().filter(|_| !sent).map(|s| {
         format!(
             "no Service that selects pod {}/{} has port {port} or targets it: add the port to Service {}, or use one of its ports [KARST-0509]",
@@ -414,7 +539,14 @@ fn ports(objects: &Objects<'_>, pod: &Pod, port: u16) -> (Vec<u16>, Option<Strin
     (vec![port], text)
 }
 
+/// Does a listener take routes of this namespace? "Same" is that of the object that it stands in.
 fn admits(objects: &Objects<'_>, listener: &GatewayListener, namespace: &str) -> bool {
-    let ListenerParent::Api { namespace: own, allowed, .. } = &listener.parent else { return false };
+    let ListenerParent::Api { namespace: gateway, set, allowed, .. } = &listener.parent else { return false };
+    let own = set.as_ref().map_or(gateway, |set| &set.namespace);
     waypoint::allows(objects, allowed, own, namespace)
+}
+
+/// What listeners stand in.
+fn parent_key(kind: &str, ns: &str, name: &str) -> String {
+    format!("{kind}/{ns}/{name}")
 }

@@ -47,8 +47,23 @@ pub(crate) fn protocol(app: Option<&str>, name: &str) -> AppProtocol {
     }
 }
 
+/// Do browsers call it by gRPC-Web? By `appProtocol`, else by the port's name (`grpc-web`, `grpc-web-NAME`).
+pub(crate) fn is_grpc_web(app: Option<&str>, name: &str) -> bool {
+    match app {
+        Some(app) => app.eq_ignore_ascii_case("grpc-web"),
+        None => {
+            let name = name.to_ascii_lowercase();
+            name == "grpc-web" || name.starts_with("grpc-web-")
+        }
+    }
+}
+
 pub(crate) fn tcp(protocol: &str) -> bool {
     matches!(protocol, "" | "TCP")
+}
+
+pub(crate) fn udp(protocol: &str) -> bool {
+    protocol == "UDP"
 }
 
 /// Are its endpoints what the host of each request resolves to?

@@ -2,7 +2,10 @@
 //! control-plane §9), texts our own.
 
 use crate::convert::objects::FieldError;
-use karst_core::Cidr;
+use karst_core::{
+    Cidr, addr,
+    tls::{CipherSuite, Unsupported, Version},
+};
 use karst_manifest::{
     Resolution, ServerTlsMode,
     kinds::*,
@@ -47,8 +50,21 @@ fn is_wildcard(host: &str) -> bool {
     host.starts_with('*')
 }
 
+/// Is it an address that no endpoint can have: it would be whoever calls it, nobody or many? Such an endpoint is left out, too.
+pub(crate) fn is_nobodys(text: &str) -> bool {
+    text.parse().is_ok_and(|ip: IpAddr| !addr::is_host(ip))
+}
+
 /// What is wrong with an endpoint's address; an empty one is found elsewhere.
 pub(crate) fn address(text: &str, at: &str) -> Option<FieldError> {
+    if is_nobodys(text) {
+        return Some(bad(
+            at,
+            format!(
+                "{text:?} is a loopback, unspecified, multicast or broadcast address, which no endpoint can have: use the address of a host [KARST-0211]"
+            ),
+        ));
+    }
     if text.is_empty() || text.parse::<IpAddr>().is_ok() || is_host(text) {
         return None;
     }
@@ -125,7 +141,8 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
         ));
     }
     for (i, e) in spec.endpoints.iter().enumerate() {
-        if kind != Resolution::Static {
+        // What is no IP address is found elsewhere, if it must be one.
+        if kind != Resolution::Static || is_nobodys(&e.address) {
             out.extend(address(&e.address, &format!("spec.endpoints[{i}].address")));
         }
     }
@@ -266,6 +283,7 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         (!tls.private_key.is_empty(), "privateKey"),
         (!tls.ca_certificates.is_empty(), "caCertificates"),
         (!tls.tls_certificates.is_empty(), "tlsCertificates"),
+        (!tls.ca_crl.is_empty(), "caCrl"),
     ] {
         if there {
             out.push(bad(format!("{at}.{field}"), "file paths are not supported: use credentialName [KARST-0028]"));
@@ -273,10 +291,8 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     }
     // Leaving them out would let more in than was meant.
     for (there, field) in [
-        (!tls.ca_crl.is_empty(), "caCrl"),
         (!tls.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
         (!tls.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
-        (!tls.cipher_suites.is_empty(), "cipherSuites"),
     ] {
         if there {
             out.push(bad(format!("{at}.{field}"), "is not supported in this version; remove it [KARST-0029]"));
@@ -286,22 +302,33 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         let text = "is empty: specify a Secret in the namespace of the gateway's pods [KARST-0010]";
         out.push(bad(format!("{at}.credentialName"), text));
     }
-    for (version, field) in
-        [(&tls.min_protocol_version, "minProtocolVersion"), (&tls.max_protocol_version, "maxProtocolVersion")]
-    {
-        let fine = match version.as_deref() {
-            None | Some("TLS_AUTO") => true,
-            Some("TLSV1_2") => field == "minProtocolVersion",
-            Some("TLSV1_3") => true,
-            Some(_) => false,
-        };
-        if !fine {
-            let text = format!(
-                "unsupported TLS version {:?}: TLSV1_2 and TLSV1_3 are supported [KARST-0502]",
-                version.as_deref().unwrap_or_default()
-            );
+    out.extend(versions(tls, at));
+    for (index, suite) in tls.cipher_suites.iter().enumerate().filter(|(_, s)| CipherSuite::named(s).is_none()) {
+        let known = CipherSuite::ALL.map(CipherSuite::name).join(", ");
+        let text = format!("unsupported cipher suite {suite:?}: use {known} [KARST-0016]");
+        out.push(bad(format!("{at}.cipherSuites[{index}]"), text));
+    }
+    out
+}
+
+/// What is wrong with the versions of TLS that a server may speak.
+fn versions(tls: &GwTls, at: &str) -> Vec<FieldError> {
+    let mut out = vec![];
+    let mut named = |version: &Option<String>, field: &str| {
+        let name = version.as_deref().unwrap_or_default();
+        Version::named(name).unwrap_or_else(|Unsupported| {
+            let text = format!("unsupported TLS version {name:?}: TLSV1_2 and TLSV1_3 are supported [KARST-0502]");
             out.push(bad(format!("{at}.{field}"), text));
-        }
+            None
+        })
+    };
+    let min = named(&tls.min_protocol_version, "minProtocolVersion");
+    let max = named(&tls.max_protocol_version, "maxProtocolVersion");
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        let text = format!("{} is above maxProtocolVersion {} [KARST-0014]", min.name(), max.name());
+        out.push(bad(format!("{at}.minProtocolVersion"), text));
     }
     out
 }

@@ -228,7 +228,9 @@ fn admits(objects: &Objects<'_>, gateway: &Gateway, namespace: &str) -> bool {
 pub(crate) fn allows(objects: &Objects<'_>, from: &RouteNamespaces, own: &str, namespace: &str) -> bool {
     match from.from.as_str() {
         "All" => true,
-        "Selector" => objects.namespaces.get(namespace).is_some_and(|n| from.selector.selects(&n.metadata.labels)),
+        "Selector" => from.selector.as_ref().is_some_and(|selector| {
+            objects.namespaces.get(namespace).is_some_and(|n| selector.selects(&n.metadata.labels))
+        }),
         "None" => false,
         _ => own == namespace,
     }

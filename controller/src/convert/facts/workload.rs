@@ -1,7 +1,7 @@
 //! Which services a workload belongs to, and at which ports.
 
 use crate::convert::{
-    facts::service::{self, tcp},
+    facts::service::{self, tcp, udp},
     objects::{Objects, selects},
 };
 use karst_api::workload::{Port, PortList};
@@ -58,18 +58,27 @@ pub(crate) fn is_behind(pod: &Pod, service: &Service) -> bool {
 
 /// Where a pod gets what comes to a port of a Service that selects it.
 pub(crate) fn target_port(pod: &Pod, sp: &ServicePort) -> Option<u16> {
+    target(pod, sp, tcp)
+}
+
+/// The same of a UDP port.
+pub(crate) fn udp_target_port(pod: &Pod, sp: &ServicePort) -> Option<u16> {
+    target(pod, sp, udp)
+}
+
+fn target(pod: &Pod, sp: &ServicePort, is_protocol: fn(&str) -> bool) -> Option<u16> {
     match &sp.target_port {
-        _ if !tcp(&sp.protocol) => None,
+        _ if !is_protocol(&sp.protocol) => None,
         None => Some(sp.port),
         Some(IntOrString::Int(n)) => Some(*n),
-        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(pod, name)),
+        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(pod, name, is_protocol)),
     }
 }
 
-fn named_port(pod: &Pod, name: &str) -> Option<u16> {
+fn named_port(pod: &Pod, name: &str, is_protocol: fn(&str) -> bool) -> Option<u16> {
     let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
     let mut ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
-    ports.find(|cp| cp.name == name && tcp(&cp.protocol)).map(|cp| cp.container_port)
+    ports.find(|cp| cp.name == name && is_protocol(&cp.protocol)).map(|cp| cp.container_port)
 }
 
 /// Ports of a ServiceEntry on an endpoint: by the endpoint's port of that name, else targetPort, else the number.

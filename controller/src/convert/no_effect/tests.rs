@@ -26,6 +26,11 @@ const ROUTE: [&str; 2] = [
     "spec.parentRefs[].{group,kind,namespace,name,sectionName,port}",
     "spec.rules[].backendRefs[].{group,kind,name,namespace,port,weight}",
 ];
+const LISTENERS: [&str; 2] = [
+    "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
+    "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
+];
+const SESSION: &str = "spec.rules[].sessionPersistence.{type,absoluteTimeout,idleTimeout,cookie.{name,path,lifetimeType},header.name,sessionName,cookieConfig.lifetimeType}";
 const FAULT: &str =
     "fault.{delay.{percent,percentage.value,fixedDelay},abort.{percent,percentage.value,httpStatus,grpcStatus}}";
 
@@ -66,7 +71,15 @@ const USED: &[(&str, &[&str])] = &[
             "spec.metrics[].{providers[].name,overrides[].{disabled,match.{metric,customMetric,mode},tagOverrides.*.{operation,value}}}",
         ],
     ),
-    ("HTTPFilter", &["spec.targetRefs[].{group,kind,name}", "spec.rateLimits[].{requests,per,burst,by}"]),
+    (
+        "HTTPFilter",
+        &[
+            "spec.targetRefs[].{group,kind,name,sectionName}",
+            "spec.rateLimits[].{requests,per,burst,by,keys[].{type,name},scope}",
+            "spec.maxRequestBytes",
+            "spec.compression.{minBytes,contentTypes[]}",
+        ],
+    ),
     (
         "ServiceEntry",
         &[
@@ -101,11 +114,11 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{host,exportTo[],subsets[].{name,labels.*}}",
             "spec.trafficPolicy.portLevelSettings[].port.number",
-            "spec.trafficPolicy.loadBalancer.{simple,warmupDurationSecs,warmup.duration}",
+            "spec.trafficPolicy.loadBalancer.{simple,warmupDurationSecs,warmup.{duration,minimumPercent,aggression}}",
             "spec.trafficPolicy.loadBalancer.consistentHash.{httpHeaderName,httpCookie.{name,path,ttl},useSourceIp,httpQueryParameterName,ringHash.minimumRingSize,maglev.tableSize,minimumRingSize}",
             "spec.trafficPolicy.loadBalancer.localityLbSetting.{enabled,distribute[].{from,to.*},failover[].{from,to},failoverPriority[]}",
-            "spec.trafficPolicy.connectionPool.{tcp.{maxConnections,connectTimeout},http.{http1MaxPendingRequests,http2MaxRequests,maxRequestsPerConnection,maxRetries,idleTimeout}}",
-            "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
+            "spec.trafficPolicy.connectionPool.{tcp.{maxConnections,connectTimeout,idleTimeout},http.{http1MaxPendingRequests,http2MaxRequests,maxRequestsPerConnection,maxRetries,idleTimeout,maxConcurrentStreams}}",
+            "spec.trafficPolicy.outlierDetection.{consecutive5xxErrors,consecutiveGatewayErrors,consecutiveErrors,consecutiveLocalOriginFailures,splitExternalLocalOriginErrors,interval,baseEjectionTime,maxEjectionPercent,minHealthPercent}",
             "spec.trafficPolicy.tls.{mode,credentialName,subjectAltNames[],sni,insecureSkipVerify}",
             "spec.trafficPolicy.retryBudget.{percent,minRetryConcurrency}",
             "spec.trafficPolicy.proxyProtocol.version",
@@ -116,7 +129,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.selector.*",
             "spec.servers[].{hosts[],port.{number,protocol}}",
-            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion}",
+            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
         ],
     ),
     (
@@ -124,11 +137,15 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{gatewayClassName,addresses[].{type,value}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
-            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
-            "spec.tls.frontend.{default.validation,perPort[].{port,tls.validation}}",
-            "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
+            LISTENERS[0],
+            LISTENERS[1],
+            "spec.tls.backend.clientCertificateRef.{group,kind,name,namespace}",
+            "spec.tls.frontend.perPort[].port",
+            "spec.tls.frontend.{default,perPort[].tls}.validation.{mode,caCertificateRefs[].{group,kind,name,namespace}}",
+            "spec.allowedListeners.namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}",
         ],
     ),
+    ("ListenerSet", &["spec.parentRef.{group,kind,namespace,name}", LISTENERS[0], LISTENERS[1]]),
     (
         "HTTPRoute",
         &[
@@ -144,6 +161,7 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].filters[].externalAuth.{protocol,backendRef.{group,kind,name,namespace,port},grpc.allowedHeaders[],http.{path,allowedHeaders[],allowedResponseHeaders[]},forwardBody.maxSize}",
             "spec.rules[].filters[].cors.{allowOrigins[],allowMethods[],allowHeaders[],exposeHeaders[],allowCredentials,maxAge}",
             "spec.rules[].{timeouts.{request,backendRequest},retry.{codes[],attempts,backoff}}",
+            SESSION,
         ],
     ),
     (
@@ -156,10 +174,12 @@ const USED: &[(&str, &[&str])] = &[
             "spec.rules[].{filters[],backendRefs[].filters[]}.{type,extensionRef.{group,kind,name}}",
             "spec.rules[].{filters[],backendRefs[].filters[]}.{requestHeaderModifier,responseHeaderModifier}.{set[].{name,value},add[].{name,value},remove[]}",
             "spec.rules[].filters[].requestMirror.{percent,fraction.{numerator,denominator},backendRef.{group,kind,name,namespace,port}}",
+            SESSION,
         ],
     ),
     ("TCPRoute", &ROUTE),
     ("TLSRoute", &[ROUTE[0], ROUTE[1], "spec.hostnames[]"]),
+    ("UDPRoute", &ROUTE),
     (
         "BackendTLSPolicy",
         &[
@@ -179,6 +199,7 @@ const FOR_PEOPLE: &[(&str, &[&str])] = &[
     ("GRPCRoute", &["spec.rules[].name"]),
     ("TCPRoute", &["spec.rules[].name"]),
     ("TLSRoute", &["spec.rules[].name"]),
+    ("UDPRoute", &["spec.rules[].name"]),
 ];
 
 /// What is refused, and a spec that is, for this field.
@@ -220,17 +241,18 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("IstioGateway", "spec.servers[].tls.privateKey", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCertificates", "TLS"),
     ("IstioGateway", "spec.servers[].tls.caCrl", "TLS"),
-    ("IstioGateway", "spec.servers[].tls.cipherSuites[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.tlsCertificates[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateHash[]", "TLS"),
     ("IstioGateway", "spec.servers[].tls.verifyCertificateSpki[]", "TLS"),
 ];
 
 /// What our types take and the API does not have: its schema refuses it.
-const NOT_IN_THE_API: [&str; 9] = [
+const NOT_IN_THE_API: [&str; 11] = [
     "TCPRoute spec.rules[].backendRefs[].filters[].",
     "TLSRoute spec.rules[].backendRefs[].filters[].",
     "TCPRoute spec.hostnames[]",
+    "UDPRoute spec.rules[].backendRefs[].filters[].",
+    "UDPRoute spec.hostnames[]",
     ".requestMirror.backendRef.weight",
     ".requestMirror.backendRef.filters",
     ".externalAuth.backendRef.weight",
@@ -432,10 +454,12 @@ fn all_fields() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = of_crds();
     for (kind, fields) in [
         ("Gateway", of_type::<kinds::GatewaySpec>()),
+        ("ListenerSet", of_type::<kinds::ListenerSetSpec>()),
         ("HTTPRoute", of_type::<gatewayapi::HttpRouteSpec>()),
         ("GRPCRoute", of_type::<gatewayapi::GrpcRouteSpec>()),
         ("TCPRoute", of_type::<gatewayapi::TcpRouteSpec>()),
         ("TLSRoute", of_type::<gatewayapi::TlsRouteSpec>()),
+        ("UDPRoute", of_type::<gatewayapi::UdpRouteSpec>()),
         ("BackendTLSPolicy", of_type::<gatewayapi::BackendTlsSpec>()),
         ("ReferenceGrant", of_type::<gatewayapi::ReferenceGrantSpec>()),
     ] {
@@ -494,10 +518,10 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
         assert!(said.len() == 1 && said[0].ends_with(&format!(": {text}")), "{kind} {path}: {said:?}");
     }
     let rule = json!({ "spec": {
-        "host": "a", "trafficPolicy": { "connectionPool": { "tcp": { "idleTimeout": "1s" } } },
+        "host": "a", "trafficPolicy": { "connectionPool": { "tcp": { "maxConnectionDuration": "1s" } } },
         "subsets": [{ "name": "v1" }, { "name": "v2", "trafficPolicy": { "portLevelSettings": [
-            { "port": { "number": 1 }, "outlierDetection": { "splitExternalLocalOriginErrors": true } },
-            { "port": { "number": 2 }, "outlierDetection": { "splitExternalLocalOriginErrors": false } },
+            { "port": { "number": 1 }, "connectionPool": { "http": { "useClientProtocol": true } } },
+            { "port": { "number": 2 }, "connectionPool": { "http": { "useClientProtocol": false } } },
         ] } }],
     } });
     let mut said = warnings("DestinationRule", &rule);
@@ -505,12 +529,12 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
     assert_eq!(
         said,
         [
-            "spec.subsets[1].trafficPolicy.portLevelSettings[0].outlierDetection.splitExternalLocalOriginErrors: has no effect in this version [KARST-0030]",
-            "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
+            "spec.subsets[1].trafficPolicy.portLevelSettings[0].connectionPool.http.useClientProtocol: has no effect in this version [KARST-0030]",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration: has no effect in this version [KARST-0030]",
         ]
     );
-    // Sticky sessions by default settings are still sticky sessions.
-    let route = json!({ "spec": { "rules": [{ "sessionPersistence": {} }] } });
+    // What is asked for with all its defaults is still asked for.
+    let route = json!({ "spec": { "rules": [{ "backendRefs": [{ "filters": [{ "cors": {} }] }] }] } });
     assert_eq!(warnings("HTTPRoute", &route).len(), 1);
     assert!(warnings("Pod", &route).is_empty());
 }

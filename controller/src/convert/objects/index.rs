@@ -26,6 +26,8 @@ pub(crate) struct Objects<'a> {
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
     /// Where they stand.
     pub gateways_at: HashMap<(&'a str, &'a str), &'a Located>,
+    /// By namespace and name.
+    pub listener_sets: BTreeMap<(&'a str, &'a str), (&'a Located, &'a ListenerSet)>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
     /// By namespace.
     pub entries_of: HashMap<&'a str, Vec<&'a ServiceEntry>>,
@@ -43,9 +45,12 @@ pub(crate) struct Objects<'a> {
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
     pub tls_routes: Vec<(&'a Located, &'a TLSRoute)>,
+    pub udp_routes: Vec<(&'a Located, &'a UDPRoute)>,
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
+    /// Those for a VirtualService, by its namespace and name.
+    pub filters_of: HashMap<&'a str, HashMap<&'a str, Vec<&'a HTTPFilter>>>,
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
@@ -56,13 +61,36 @@ pub(crate) struct Objects<'a> {
     pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
     pub keys: &'a karst_manifest::dir::Keys,
+    pub session_keys: &'a [karst_manifest::dir::SessionKey],
     /// What of the mesh can be changed while we run.
     pub mesh_config: &'a MeshConfig,
 }
 
 impl<'a> Objects<'a> {
     pub(crate) fn new(state: &'a State, mesh: &'a Mesh) -> Self {
-        let mut index = Self {
+        let mut index = Self::empty(state, mesh);
+        let mut classes = Classes::default();
+        let mut tags: Vec<&Labels> = vec![];
+        for located in &state.objects {
+            let located: &Located = located;
+            match &located.object {
+                Object::ConfigMap(c) => classes.add(&mesh.root_namespace, c),
+                Object::MutatingWebhookConfiguration(webhook) => tags.push(&webhook.metadata.labels),
+                _ => {}
+            }
+            index.add(located);
+        }
+        index.class_parameters = classes.read();
+        let of_root = index.services.get(&*mesh.root_namespace).into_iter().flatten();
+        let labels = tags.into_iter().chain(of_root.map(|service| &service.metadata.labels));
+        index.revisions = Revisions::of_labels(labels, &mesh.revision);
+        index.label_keys = label_keys(&index);
+        index
+    }
+
+    /// Without any object.
+    fn empty(state: &'a State, mesh: &'a Mesh) -> Self {
+        Self {
             mesh,
             revisions: Revisions::default(),
             namespaces: BTreeMap::new(),
@@ -75,6 +103,7 @@ impl<'a> Objects<'a> {
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
             gateways_at: HashMap::new(),
+            listener_sets: BTreeMap::new(),
             service_entries: vec![],
             entries_of: HashMap::new(),
             workload_entries: vec![],
@@ -90,8 +119,10 @@ impl<'a> Objects<'a> {
             grpc_routes: vec![],
             tcp_routes: vec![],
             tls_routes: vec![],
+            udp_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
+            filters_of: HashMap::new(),
             backend_tls: vec![],
             config_maps: HashMap::new(),
             class_parameters: HashMap::new(),
@@ -99,75 +130,77 @@ impl<'a> Objects<'a> {
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
             keys: &state.keys,
+            session_keys: &state.session_keys,
             mesh_config: &state.mesh_config,
-        };
-        let mut classes = Classes::default();
-        let mut tags: Vec<&Labels> = vec![];
-        for located in &state.objects {
-            let located: &Located = located;
-            match &located.object {
-                Object::Namespace(n) => {
-                    index.namespaces.insert(&n.metadata.name, n);
-                }
-                Object::Node(n) => {
-                    index.nodes.insert(&n.metadata.name, n);
-                    index.nodes_at.push((located, n));
-                }
-                Object::Pod(p) => index.pods.push(p),
-                Object::Service(s) => index.services.entry(&s.metadata.namespace).or_default().push(s),
-                Object::ServiceAccount(_) => {}
-                Object::ConfigMap(c) => {
-                    classes.add(&mesh.root_namespace, c);
-                    index.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
-                }
-                Object::EndpointSlice(e) => index.slices.push(e),
-                Object::Deployment(deployment) => {
-                    let m = &deployment.metadata;
-                    if m.labels.contains_key(MANAGED) {
-                        index.deployments.insert((&m.namespace, &m.name), deployment);
-                    }
-                }
-                Object::GatewayClass(c) => {
-                    index.classes.insert(&c.metadata.name, c);
-                }
-                Object::Gateway(g) => {
-                    index.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
-                    index.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), located);
-                }
-                Object::ServiceEntry(s) => {
-                    index.entries_of.entry(&s.metadata.namespace).or_default().push(s);
-                    index.service_entries.push((located, s));
-                }
-                Object::WorkloadEntry(w) => index.workload_entries.push((located, w)),
-                Object::AuthorizationPolicy(a) => index.authorization.push((located, a)),
-                Object::PeerAuthentication(p) => index.peer.push((located, p)),
-                Object::RequestAuthentication(r) => index.request.push((located, r)),
-                Object::Telemetry(t) => index.telemetry.push((located, t)),
-                Object::IstioGateway(g) => index.istio_gateways.push((located, g)),
-                Object::Secret(s) => {
-                    index.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);
-                }
-                Object::VirtualService(v) => index.virtual_services.push((located, v)),
-                Object::DestinationRule(d) => index.destination_rules.push((located, d)),
-                Object::HTTPRoute(r) => index.http_routes.push((located, r)),
-                Object::GRPCRoute(r) => index.grpc_routes.push((located, r)),
-                Object::TCPRoute(r) => index.tcp_routes.push((located, r)),
-                Object::TLSRoute(r) => index.tls_routes.push((located, r)),
-                Object::HTTPFilter(f) => {
-                    index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
-                    index.http_filters.push((located, f));
-                }
-                Object::BackendTLSPolicy(b) => index.backend_tls.push((located, b)),
-                Object::ReferenceGrant(g) => index.grants.push(g),
-                Object::MutatingWebhookConfiguration(webhook) => tags.push(&webhook.metadata.labels),
-            }
         }
-        index.class_parameters = classes.read();
-        let of_root = index.services.get(&*mesh.root_namespace).into_iter().flatten();
-        let labels = tags.into_iter().chain(of_root.map(|service| &service.metadata.labels));
-        index.revisions = Revisions::of_labels(labels, &mesh.revision);
-        index.label_keys = label_keys(&index);
-        index
+    }
+
+    /// Puts an object where it is looked for.
+    fn add(&mut self, located: &'a Located) {
+        match &located.object {
+            Object::Namespace(n) => {
+                self.namespaces.insert(&n.metadata.name, n);
+            }
+            Object::Node(n) => {
+                self.nodes.insert(&n.metadata.name, n);
+                self.nodes_at.push((located, n));
+            }
+            Object::Pod(p) => self.pods.push(p),
+            Object::Service(s) => self.services.entry(&s.metadata.namespace).or_default().push(s),
+            Object::ServiceAccount(_) => {}
+            Object::ConfigMap(c) => {
+                self.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
+            }
+            Object::EndpointSlice(e) => self.slices.push(e),
+            Object::Deployment(deployment) => {
+                let m = &deployment.metadata;
+                if m.labels.contains_key(MANAGED) {
+                    self.deployments.insert((&m.namespace, &m.name), deployment);
+                }
+            }
+            Object::GatewayClass(c) => {
+                self.classes.insert(&c.metadata.name, c);
+            }
+            Object::Gateway(g) => {
+                self.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
+                self.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), located);
+            }
+            Object::ListenerSet(s) => {
+                self.listener_sets.insert((&s.metadata.namespace, &s.metadata.name), (located, s));
+            }
+            Object::ServiceEntry(s) => {
+                self.entries_of.entry(&s.metadata.namespace).or_default().push(s);
+                self.service_entries.push((located, s));
+            }
+            Object::WorkloadEntry(w) => self.workload_entries.push((located, w)),
+            Object::AuthorizationPolicy(a) => self.authorization.push((located, a)),
+            Object::PeerAuthentication(p) => self.peer.push((located, p)),
+            Object::RequestAuthentication(r) => self.request.push((located, r)),
+            Object::Telemetry(t) => self.telemetry.push((located, t)),
+            Object::IstioGateway(g) => self.istio_gateways.push((located, g)),
+            Object::Secret(s) => {
+                self.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);
+            }
+            Object::VirtualService(v) => self.virtual_services.push((located, v)),
+            Object::DestinationRule(d) => self.destination_rules.push((located, d)),
+            Object::HTTPRoute(r) => self.http_routes.push((located, r)),
+            Object::GRPCRoute(r) => self.grpc_routes.push((located, r)),
+            Object::TCPRoute(r) => self.tcp_routes.push((located, r)),
+            Object::TLSRoute(r) => self.tls_routes.push((located, r)),
+            Object::UDPRoute(r) => self.udp_routes.push((located, r)),
+            Object::HTTPFilter(f) => {
+                self.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
+                for target in f.spec.target_refs.iter().filter(|t| t.kind == "VirtualService") {
+                    let here = self.filters_of.entry(&f.metadata.namespace).or_default();
+                    here.entry(&target.name).or_default().push(f);
+                }
+                self.http_filters.push((located, f));
+            }
+            Object::BackendTLSPolicy(b) => self.backend_tls.push((located, b)),
+            Object::ReferenceGrant(g) => self.grants.push(g),
+            // Its labels only: see `new`.
+            Object::MutatingWebhookConfiguration(_) => {}
+        }
     }
 
     /// Does this revision run and tend an object? (Its status is another's to write, else, and its pods another's to run.)
@@ -177,7 +210,7 @@ impl<'a> Objects<'a> {
     }
 
     pub(crate) fn routes_are_empty(&self) -> bool {
-        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty();
+        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty() && self.udp_routes.is_empty();
         self.http_routes.is_empty() && self.grpc_routes.is_empty() && bytes
     }
 

@@ -18,6 +18,9 @@ pub(crate) const INGRESS: &str = "istio.io/gateway-controller";
 /// What a parent is that names no kind.
 pub(crate) const GATEWAY: &str = "Gateway";
 
+/// A parent that adds listeners to a Gateway.
+pub(crate) const LISTENER_SET: &str = "ListenerSet";
+
 /// What calls within the mesh are called where a VirtualService names gateways.
 pub(crate) const MESH: &str = "mesh";
 

@@ -39,8 +39,8 @@ impl Revision {
     }
 
     /// The name in an object's label `istio.io/rev`, of those objects that only one revision reads: what configures
-    /// the mesh. Workloads, services and what belongs to them are the same for all; so are Gateways, whose pods every
-    /// revision's proxies call (who runs them is another matter: `Revisions::owner`).
+    /// the mesh. Workloads, services and what belongs to them are the same for all; so are Gateways and their ListenerSets, whose
+    /// pods every revision's proxies call (who runs them is another matter: `Revisions::owner`).
     pub(crate) fn label(object: &Object) -> Option<&str> {
         let of = |labels| named(labels);
         match object {
@@ -55,6 +55,7 @@ impl Revision {
             | Object::MutatingWebhookConfiguration(_)
             | Object::GatewayClass(_)
             | Object::Gateway(_)
+            | Object::ListenerSet(_)
             | Object::ReferenceGrant(_) => None,
             // Parameters of classes: each revision has its own.
             Object::ConfigMap(_)
@@ -62,6 +63,7 @@ impl Revision {
             | Object::GRPCRoute(_)
             | Object::TCPRoute(_)
             | Object::TLSRoute(_)
+            | Object::UDPRoute(_)
             | Object::BackendTLSPolicy(_)
             | Object::VirtualService(_)
             | Object::IstioGateway(_)

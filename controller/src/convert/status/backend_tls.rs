@@ -4,6 +4,7 @@
 use crate::convert::{
     facts::{
         backend_tls::{Verdict, evaluate},
+        listener_set,
         listeners::GatewayListeners,
         waypoint,
     },
@@ -41,7 +42,8 @@ fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_
         let ns = &route.meta.namespace;
         for p in route.parents.iter().filter(|p| listeners.attached(objects, route.kind, ns, route.names, p).is_some())
         {
-            let gateway = (p.namespace.clone().unwrap_or(ns.clone()), p.name.clone());
+            let Some(gateway) = listener_set::gateway_of(objects, ns, p) else { continue };
+            let gateway = (gateway.metadata.namespace.clone(), gateway.metadata.name.clone());
             for b in &route.refs {
                 let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
                 out.insert((gateway.clone(), service));

@@ -1,9 +1,12 @@
 //! The statuses that are written to objects, where they differ from what is there.
 
+mod address;
 pub(crate) mod backend_tls;
 mod condition;
 pub(crate) mod gateway;
 pub(crate) mod istio;
+mod listener;
+mod listener_set;
 pub(crate) mod revision;
 pub(crate) mod route;
 

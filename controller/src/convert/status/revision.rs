@@ -2,8 +2,9 @@
 //! enforces them, so the default revision says so.
 
 use crate::convert::{
+    facts::listener_set,
     finding::REVISION,
-    objects::{GATEWAY_API, Objects, named},
+    objects::{Objects, named},
     status::condition::{Condition, Write, beside, changed, reference},
 };
 use karst_manifest::{
@@ -43,7 +44,8 @@ fn key(object: &Object) -> Option<(&'static str, &'static str, &str, &str)> {
     Some((group, kinds::api_kind(kind), &meta.namespace, &meta.name))
 }
 
-/// What says whose an object is: itself, or, of a route without a label, the Gateway that it is attached to.
+/// What says whose an object is: itself, or, of a route without a label, the Gateway that it is attached to; of a ListenerSet the
+/// Gateway that it adds to, whose pods serve it.
 fn tended_as<'a>(objects: &Objects<'a>, object: &'a Object) -> &'a Meta {
     let meta = object.meta();
     let parents: &[ParentRef] = match object {
@@ -51,19 +53,15 @@ fn tended_as<'a>(objects: &Objects<'a>, object: &'a Object) -> &'a Meta {
         Object::GRPCRoute(route) => &route.spec.parent_refs,
         Object::TCPRoute(route) => &route.spec.parent_refs,
         Object::TLSRoute(route) => &route.spec.parent_refs,
+        Object::UDPRoute(route) => &route.spec.parent_refs,
+        Object::ListenerSet(set) => return listener_set::parent(objects, set).map_or(meta, |of| &of.metadata),
         _ => return meta,
     };
     if named(&meta.labels).is_some() {
         return meta;
     }
-    let gateway = |parent: &ParentRef| {
-        let is_gateway = parent.group.as_deref().is_none_or(|group| group == GATEWAY_API)
-            && parent.kind.as_deref().is_none_or(|kind| kind == "Gateway");
-        let namespace = parent.namespace.as_deref().unwrap_or(&meta.namespace);
-        let found = objects.gateways.iter().find(|((ns, name), _)| *ns == namespace && *name == parent.name);
-        found.filter(|_| is_gateway).map(|(_, gateway)| &gateway.metadata)
-    };
-    parents.iter().find_map(gateway).unwrap_or(meta)
+    let gateway = |parent: &ParentRef| listener_set::gateway_of(objects, &meta.namespace, parent);
+    parents.iter().find_map(gateway).map_or(meta, |gateway| &gateway.metadata)
 }
 
 /// The conditions that say that nobody is the revision that an object names, and those that say so no longer.

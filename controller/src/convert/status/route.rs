@@ -10,7 +10,7 @@ use crate::convert::{
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, TCPRoute, TLSRoute},
+    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, ServicePort, TCPRoute, TLSRoute, UDPRoute},
 };
 use serde_json::{Value, json};
 
@@ -61,6 +61,11 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
     add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
     add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
     add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
+    let others = out.len();
+    add!(udp_routes, "UDPRoute", |_: &'a UDPRoute| &[][..], |_: &'a UDPRoute| vec![]);
+    for (route, (_, object)) in out.iter_mut().skip(others).zip(&objects.udp_routes) {
+        route.bad.extend(gateway_api::closed_to_datagrams(objects, object, &compiled.closed));
+    }
     out
 }
 
@@ -76,7 +81,7 @@ pub(crate) fn compile(
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
     let &Route { kind, meta, names, parents, ref refs, ref filters, ref rules, ref bad, status: have } = route;
-    let unread = unread(rules, bad);
+    let unread = unread(kind, rules, bad);
     let resolved = extensions(objects, meta, filters)
         .unwrap_or_else(|| resolved(objects, kind, meta, parents, refs.iter().copied()));
     let mut unchanged = true;
@@ -87,7 +92,7 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, meta, parent)) else { continue };
+        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, kind, meta, parent)) else { continue };
         let is_attached = accepted.0 == "Accepted";
         if let Some(Unread { all: true, text }) = &unread
             && is_attached
@@ -101,7 +106,7 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
             message: message.clone(),
         };
         let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
-        wanted.extend(executed(objects, meta, parent));
+        wanted.extend(executed(objects, meta, parent).filter(|_| kind != gateway_api::UDP));
         if let Some(Unread { all: false, text }) = &unread
             && is_attached
         {
@@ -142,14 +147,18 @@ struct Unread {
 /// Of how many things in a route that are not in force a condition says what is wrong with them.
 const SAID: usize = 16;
 
-fn unread(rules: &[&[BackendRef]], bad: &[FieldError]) -> Option<Unread> {
+fn unread(kind: &str, rules: &[&[BackendRef]], bad: &[FieldError]) -> Option<Unread> {
     let dropped = gateway_api::dropped(bad);
     // A condition's message has at most 32,768 characters: one that is longer could never be written.
     let mut text: Vec<String> = dropped.values().take(SAID).map(|(field, text)| format!("{field}: {text}")).collect();
     if let Some(more) = dropped.len().checked_sub(SAID).filter(|more| *more > 0) {
         text.push(format!("and {more} more"));
     }
-    let text = format!("{}; matching requests are answered with 500", text.join("; "));
+    let effect = match kind {
+        gateway_api::UDP => "their datagrams are dropped",
+        _ => "matching requests are answered with 500",
+    };
+    let text = format!("{}; {effect}", text.join("; "));
     // A rule none of whose backends is in force serves nothing, either. (Those of a weight of 0 receive nothing anyway.)
     let is_dropped = |(i, backends): (usize, &&[BackendRef])| {
         let rule = format!("spec.rules[{i}]");
@@ -163,7 +172,7 @@ fn unread(rules: &[&[BackendRef]], bad: &[FieldError]) -> Option<Unread> {
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<(&'static str, String)> {
+fn accepted(objects: &Objects<'_>, kind: &str, meta: &Meta, parent: &ParentRef) -> Option<(&'static str, String)> {
     let ns = parent.namespace.as_deref().unwrap_or(&meta.namespace);
     let ports: Option<Vec<u16>> =
         match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
@@ -181,6 +190,10 @@ fn accepted(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<(&
             _ => return None,
         };
     let what = || format!("{} {ns}/{}", parent.kind.as_deref().unwrap_or("Service"), parent.name);
+    if kind == gateway_api::UDP {
+        let text = "the mesh carries no datagrams: attach the route to a Gateway with a listener of protocol UDP";
+        return Some(("NoMatchingParent", format!("a UDPRoute cannot be attached to {}: {text} [KARST-0310]", what())));
+    }
     Some(match (ports, parent.port) {
         (None, _) => ("NoMatchingParent", format!("{} not found [KARST-0307]", what())),
         (Some(all), Some(port)) if !all.contains(&port) => {
@@ -257,23 +270,29 @@ fn resolved<'a>(
     parents: &[ParentRef],
     refs: impl Iterator<Item = &'a BackendRef>,
 ) -> (&'static str, String) {
+    let of = if kind == gateway_api::UDP { "UDP " } else { "" };
+    let is_protocol = |port: &ServicePort| match kind {
+        gateway_api::UDP => service::udp(&port.protocol),
+        _ => service::tcp(&port.protocol),
+    };
     for backend in refs {
         let ns = backend.namespace.as_deref().unwrap_or(&meta.namespace);
         let (group, to) = (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"));
-        if group == ISTIO_NETWORKING && to == "Hostname" {
+        if group == ISTIO_NETWORKING && to == "Hostname" && kind != gateway_api::UDP {
             match hostname(objects, meta, backend) {
                 Ok(()) => continue,
                 Err(e) => return ("BackendNotFound", e.to_string()),
             }
         }
         if !matches!((group, to), ("" | "core", "Service")) {
+            let kinds = if kind == gateway_api::UDP { "Service" } else { "Service or Hostname" };
             return (
                 "InvalidKind",
-                format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", backend.name),
+                format!("{to} {:?} is not supported as a backend: use {kinds} [KARST-0310]", backend.name),
             );
         }
         if ns != meta.namespace
-            && !grant::is_parent(parents, &meta.namespace, ns, &backend.name)
+            && (kind == gateway_api::UDP || !grant::is_parent(parents, &meta.namespace, ns, &backend.name))
             && !grant::granted(objects, kind, &meta.namespace, (ns, group, to, &backend.name))
         {
             return (
@@ -289,10 +308,10 @@ fn resolved<'a>(
             Some(s) if service::is_alias(s) => {
                 return ("BackendNotFound", service::alias_text(s, "backend", &meta.namespace));
             }
-            Some(s) if backend.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
+            Some(s) if backend.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p && is_protocol(x))) => {
                 return (
                     "BackendNotFound",
-                    format!("Service {ns}/{} has no port {} [KARST-0308]", backend.name, backend.port.unwrap_or(0)),
+                    format!("Service {ns}/{} has no {of}port {} [KARST-0308]", backend.name, backend.port.unwrap_or(0)),
                 );
             }
             Some(_) => {}

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Secret `c` of namespace a.
-fn key_pair() -> String {
+pub(super) fn key_pair() -> String {
     let pair = crate::ca::Signer::generate("cluster.local").unwrap();
     let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
     format!(
@@ -11,6 +11,27 @@ fn key_pair() -> String {
         indented(&pair.0),
         indented(&pair.1)
     )
+}
+
+/// Istio has a filter for it at such a server.
+#[test]
+fn a_server_can_be_for_grpc_web() {
+    for (protocol, want) in [("HTTP", false), ("GRPC-WEB", true), ("grpc-web", true), ("GRPC", false)] {
+        let text = [
+            INGRESS,
+            SHOP,
+            &servers("gw", &[(80, "*")]).replace("protocol: HTTP", &format!("protocol: {protocol}")),
+            &virtual_service(
+                "name: v, namespace: a",
+                "hosts: ['*'], gateways: [gw], http: [{route: [{destination: {host: s}}]}]",
+            ),
+        ]
+        .concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let all: Vec<bool> = m.gateways["edge/gw"].listeners.iter().map(|l| l.grpc_web).collect();
+        assert_eq!(all, [want], "{protocol}");
+    }
 }
 
 /// Of one port's servers, whichever Gateways they are of, the routes of a host are one list: the oldest first, but what matches
@@ -171,10 +192,10 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
     const MODE: &str = "gateway.istio.io/tls-terminate-mode";
     let secret = key_pair();
-    let of = |gateway: &str, one: &str| -> Vec<String> {
+    let of = |one: &str| -> Vec<String> {
         let tls = "certificateRefs: [{name: c}]";
         let text = format!(
-            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, {gateway} listeners: [
+            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
             {{name: one, port: 443, protocol: HTTPS, hostname: A.x.com, tls: {{{tls}, {one}}}}},
             {{name: wide, port: 443, protocol: HTTPS, hostname: '*.x.com', tls: {{{tls}}}}},
             {{name: narrow, port: 443, protocol: HTTPS, hostname: a.a.x.com, tls: {{{tls}}}}},
@@ -201,20 +222,460 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     const CA: &str = "{caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
     let option = |mode: &str| format!("options: {{{MODE}: {mode}}}");
     let none: [&str; 0] = [];
-    assert_eq!(of("", ""), none);
-    assert_eq!(of("", "options: {other/option: MUTUAL}"), none);
-    assert_eq!(of("tls: {frontend: {default: {}}},", &option("SIMPLE")), none);
+    assert_eq!(of(""), none);
+    assert_eq!(of("options: {other/option: MUTUAL}"), none);
+    assert_eq!(of(&option("SIMPLE")), none);
     for mode in ["MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", "mutual"] {
-        assert_eq!(of("", &option(mode)), ["one", "wide"], "{mode}");
+        assert_eq!(of(&option(mode)), ["one", "wide"], "{mode}");
     }
-    assert_eq!(of("", &format!("frontendValidation: {CA}")), ["one", "wide"]);
-    let all = ["one", "wide", "narrow", "other", "bytes"];
-    assert_eq!(of(&format!("tls: {{frontend: {{default: {{validation: {CA}}}}}}},"), ""), all);
-    let per_port = |default: &str, tls: &str| {
-        of(&format!("tls: {{frontend: {{default: {{{default}}}, perPort: [{{port: 443, tls: {{{tls}}}}}]}}}},"), "")
+    assert_eq!(of(&format!("frontendValidation: {CA}")), ["one", "wide"]);
+}
+
+/// ConfigMap of this namespace and name with an authority's certificate.
+pub(super) fn authority(ns: &str, name: &str) -> String {
+    let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
+    let indented: String = pem.lines().map(|l| format!("    {l}\n")).collect();
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {ns}}}\ndata:\n  ca.crt: |\n{indented}---\n"
+    )
+}
+
+/// GEP-91: what is asked of clients at which port, and Gateway API's reasons where that cannot be.
+#[test]
+fn clients_of_a_port_are_asked_for_certificates() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const BAD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: broken, namespace: a}\ndata: {ca.crt: none}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: lacks, namespace: a}\n---\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: ConfigMap}]}\n---\n";
+    let around = [POD, BAD, &key_pair(), &authority("a", "ca"), &authority("b", "far")].concat();
+    let tls = "tls: {certificateRefs: [{name: c}]}";
+    let text = |frontend: &str, more: &str| {
+        format!(
+            "{around}{more}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{{frontend}}}}}, listeners: [{{name: one, port: 443, protocol: HTTPS, {tls}}}, {{name: two, port: 8443, protocol: HTTPS, {tls}}}, {{name: plain, port: 80, protocol: HTTP}}]}}\n"
+        )
     };
-    assert_eq!(per_port("", &format!("validation: {CA}")), ["one", "wide", "narrow"]);
-    assert_eq!(per_port(&format!("validation: {CA}"), ""), ["other", "bytes"]);
+    let status = |text: &str| {
+        let all = written(text).statuses;
+        all.into_iter().find(|s| s.to.kind == "Gateway").map(|s| s.status)
+    };
+    let reason = |of: &serde_json::Value, kind: &str| {
+        let all = of["conditions"].as_array().unwrap();
+        let found = all.iter().find(|c| c["type"] == kind);
+        found.map_or(String::new(), |c| c["reason"].as_str().unwrap().to_string())
+    };
+    // Of each listener what is asked (nothing where it is not served), Accepted, ResolvedRefs.
+    let of = |frontend: &str, more: &str| {
+        let text = text(frontend, more);
+        let (m, _) = run(&text);
+        let status = status(&text).unwrap();
+        let one = |l: &serde_json::Value| {
+            let id = format!("Gateway/a/g/{}", l["name"].as_str().unwrap());
+            let served = m.gateways["a/p"].listeners.iter().find(|l| l.origin == id);
+            let asked = served.map_or("-", |l| l.tls.as_ref().map_or("", |t| t.client().as_str_name()));
+            assert!(asked != "REQUIRED" || !served.unwrap().tls.as_ref().unwrap().client_roots.is_empty());
+            format!("{asked} {} {}", reason(l, "Accepted"), reason(l, "ResolvedRefs"))
+        };
+        let [one, two, plain] = [0usize, 1, 2].map(|i| one(&status["listeners"][i]));
+        assert_eq!(plain, " Accepted ResolvedRefs");
+        [one, two]
+    };
+    let refs = |list: &str| format!("validation: {{caCertificateRefs: [{list}]}}");
+    let map = |name: &str| format!("{{group: '', kind: ConfigMap, name: {name}}}");
+    let (good, lost) = (refs(&map("ca")), refs(&map("none")));
+    let (none, required) = ("NONE Accepted ResolvedRefs", "REQUIRED Accepted ResolvedRefs");
+    assert_eq!(of("default: {}", ""), [none, none]);
+    assert_eq!(of(&format!("default: {{{good}}}"), ""), [required, required]);
+    let at_8443 =
+        |default: &str, tls: &str| format!("default: {{{default}}}, perPort: [{{port: 8443, tls: {{{tls}}}}}]");
+    assert_eq!(of(&at_8443("", &good), ""), [none, required]);
+    assert_eq!(of(&at_8443(&good, ""), ""), [required, none]);
+    // At a port without TLS it is for nobody.
+    assert_eq!(of(&format!("default: {{}}, perPort: [{{port: 80, tls: {{{lost}}}}}]"), ""), [none, none]);
+    let refused = |reason: &str| format!("- NoValidCACertificate {reason}");
+    for (refs, more, want) in [
+        (lost.clone(), "", refused("InvalidCACertificateRef")),
+        (refs(&map("broken")), "", refused("InvalidCACertificateRef")),
+        (refs(&map("lacks")), "", refused("InvalidCACertificateRef")),
+        (refs(""), "", refused("InvalidCACertificateRef")),
+        (refs("{group: '', kind: Service, name: s}"), "", refused("InvalidCACertificateKind")),
+        (refs("{group: x.io, kind: ConfigMap, name: ca}"), "", refused("InvalidCACertificateKind")),
+        (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), "", refused("RefNotPermitted")),
+        (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), GRANT, required.to_string()),
+        // One that can be used is enough.
+        (refs(&[map("none"), map("ca")].join(", ")), "", "REQUIRED Accepted InvalidCACertificateRef".to_string()),
+        (good.replace("validation: {", "validation: {mode: AllowSome, "), "", "- UnsupportedValue ResolvedRefs".into()),
+    ] {
+        assert_eq!(of(&at_8443("", &refs), more), [none.to_string(), want], "{refs}");
+    }
+    // A Gateway that takes whatever clients show says so, for as long as it does.
+    const FALLBACK: &str = "InsecureFrontendValidationMode";
+    let fallback = at_8443("", &good.replace("validation: {", "validation: {mode: AllowInsecureFallback, "));
+    assert_eq!(of(&fallback, ""), [none, "UNVERIFIED Accepted ResolvedRefs"]);
+    let insecure = status(&text(&fallback, "")).unwrap();
+    assert_eq!(reason(&insecure, FALLBACK), "ConfigurationChanged");
+    let strict = text(&at_8443("", &good), "");
+    let mut settled = status(&strict).unwrap();
+    assert_eq!(reason(&settled, FALLBACK), "");
+    assert_eq!(status(&format!("{strict}status: {settled}\n")), None);
+    let left = insecure["conditions"].as_array().unwrap().iter().find(|c| c["type"] == FALLBACK).unwrap();
+    settled["conditions"].as_array_mut().unwrap().push(left.clone());
+    let again = status(&format!("{strict}status: {settled}\n")).unwrap();
+    assert_eq!(reason(&again, FALLBACK), "");
+}
+
+/// Where a Service sends two ports to one of the pods, clients of the one would be served as the other asks.
+#[test]
+fn ports_that_ask_different_certificates_are_not_one() {
+    let around = [
+        INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g").as_str(),
+        "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: edge}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: a, port: 443, targetPort: 8443}, {name: b, port: 444, targetPort: 8443}, {name: c, port: 445, targetPort: 8445}]}\n---\n",
+        &key_pair().replace("namespace: a", "namespace: edge"),
+        &authority("edge", "ca"),
+    ]
+    .concat();
+    let of = |frontend: &str| {
+        let listener = |name: &str, port: u16| {
+            format!("{{name: {name}, port: {port}, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}")
+        };
+        let text = format!(
+            "{around}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: edge}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{{frontend}}}}}, listeners: [{}, {}, {}]}}\n",
+            listener("one", 443),
+            listener("two", 444),
+            listener("alone", 445)
+        );
+        let (model, problems) = run(&text);
+        let served: Vec<String> = model.gateways["edge/gw"].listeners.iter().map(|l| l.origin.clone()).collect();
+        let written = written(&text);
+        let status = &written.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let reasons = [0usize, 1, 2].map(|i| {
+            let all = status["listeners"][i]["conditions"].as_array().unwrap();
+            all.iter().find(|c| c["type"] == "Accepted").unwrap()["reason"].as_str().unwrap().to_string()
+        });
+        (served, reasons, problems.iter().map(|p| p.field.clone()).collect::<Vec<_>>())
+    };
+    let asked = "validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let (served, reasons, problems) = of(&format!("default: {{{asked}}}"));
+    assert_eq!((served.len(), problems.len()), (3, 0));
+    assert_eq!(reasons, ["Accepted", "Accepted", "Accepted"]);
+    // Whichever of them it is that asks.
+    for port in [443, 444] {
+        let (served, reasons, problems) = of(&format!("default: {{}}, perPort: [{{port: {port}, tls: {{{asked}}}}}]"));
+        assert_eq!(served, ["Gateway/edge/g/alone"], "{port}");
+        assert_eq!(reasons, ["PortUnavailable", "PortUnavailable", "Accepted"], "{port}");
+        assert_eq!(problems, ["spec.listeners[one].port", "spec.listeners[two].port"], "{port}");
+    }
+}
+
+/// The older one speaks TLS with the clients of both: what the other one asks would be asked of nobody.
+#[test]
+fn a_server_for_the_host_of_one_that_asks_otherwise_is_left_out() {
+    let of = |first: &str, second: &str| {
+        let server = |name: &str, year: u16, tls: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{year}'}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: [{name}.com, x.com], tls: {{credentialName: c, {tls}}}}}]}}\n---\n"
+            )
+        };
+        let text = [
+            INGRESS,
+            &key_pair().replace("namespace: a", "namespace: edge"),
+            &authority("edge", "c-cacert").replace("ConfigMap", "Secret").replace("\ndata:", "\nstringData:"),
+            // By name the younger one is the first.
+            &server("one", 2025, second),
+            &server("two", 2024, first),
+        ]
+        .concat();
+        let (model, problems) = run(&text);
+        let served: Vec<String> = model.gateways["edge/gw"].listeners.iter().map(|l| l.origin.clone()).collect();
+        let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+        (served, problems.iter().map(ToString::to_string).collect::<Vec<_>>(), said)
+    };
+    let (simple, mutual, named) = ("mode: SIMPLE", "mode: MUTUAL", "mode: MUTUAL, subjectAltNames: [y.com]");
+    for same in [simple, mutual, named] {
+        let (served, problems, said) = of(same, same);
+        assert_eq!(served, ["istio/a/two/0", "istio/a/one/0"], "{same}");
+        assert!(problems.is_empty() && said.is_empty(), "{same}: {problems:?} {said:?}");
+    }
+    for (first, second) in [(simple, mutual), (mutual, simple), (mutual, named), ("mode: OPTIONAL_MUTUAL", mutual)] {
+        let (served, problems, said) = of(first, second);
+        assert_eq!(served, ["istio/a/two/0"], "{first}, {second}");
+        let why = "at port 443 of pod edge/gw spec.servers[0] of Gateway a/two has \"x.com\", too, and asks other certificates of its clients: use another host [KARST-0508]";
+        assert!(problems.len() == 1 && problems[0].ends_with(why), "{problems:?}");
+        assert_eq!(said, ["Gateway a/one: karst.io/PortsMapped False PortConflict"]);
+    }
+}
+
+/// Istio's option of listeners of Gateway API.
+#[test]
+fn cipher_suites_of_a_listener_are_an_option() {
+    let pod = INGRESS
+        .replace("namespace: edge", "namespace: a")
+        .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g");
+    let secret = key_pair();
+    let told = |options: &str| {
+        let gateway = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}], options: {{{options}}}}}}}]}}\n"
+        );
+        let (model, problems) = run(&[&*pod, &secret, &gateway].concat());
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        let suites = tls.map(|tls| tls.parameters.map_or(vec![], |p| p.cipher_suites));
+        let object: serde_json::Value = serde_yaml_ng::from_str(&gateway).unwrap();
+        let said = check::written("Gateway", "gateway.networking.k8s.io", &object);
+        (suites, problems.iter().map(ToString::to_string).collect::<Vec<_>>(), said)
+    };
+    let none: Vec<String> = vec![];
+    assert_eq!(told(""), (Some(none.clone()), none.clone(), none.clone()));
+    let two = "gateway.istio.io/tls-cipher-suites: 'ECDHE-RSA-AES128-GCM-SHA256, ECDHE-ECDSA-AES128-GCM-SHA256'";
+    let want = ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"].map(String::from).to_vec();
+    assert_eq!(told(two), (Some(want), none.clone(), none.clone()));
+    let (suites, problems, _) = told("gateway.istio.io/tls-cipher-suites: AES128-SHA");
+    assert!(suites.is_none() && problems.len() == 1, "{problems:?}");
+    assert!(problems[0].contains("tls.options[gateway.istio.io/tls-cipher-suites]: unsupported cipher suite"));
+    // Of another implementation.
+    let (suites, problems, said) = told("example.com/x: y");
+    assert_eq!((suites, problems), (Some(none.clone()), none));
+    assert_eq!(said, ["spec.listeners[0].tls.options[example.com/x]: has no effect [KARST-0030]"]);
+}
+
+/// Lists of revoked certificates go where the authority's certificates go; without one that is there nobody is let in, or called.
+#[test]
+fn revocation_lists_are_told_with_their_authorities() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2030, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&ca).unwrap().pem().unwrap();
+    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    let holder = |kind: &str, name: &str, namespace: &str, list: &str| {
+        let data = if kind == "Secret" { "stringData" } else { "data" };
+        let (certificate, list) = (indented(&ca.pem()), indented(list));
+        let list = if list.is_empty() { list } else { format!("  ca.crl: |\n{list}") };
+        format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{data}:\n  ca.crt: |\n{certificate}{list}---\n"
+        )
+    };
+    // Of Istio's Gateway.
+    let istio = |list: &str| {
+        let text = format!(
+            "{INGRESS}{}{}apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: MUTUAL, credentialName: c}}}}]}}\n",
+            key_pair().replace("namespace: a", "namespace: edge"),
+            holder("Secret", "c-cacert", "edge", list)
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("edge/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    // Of Gateway API.
+    let api = |kind: &str, list: &str| {
+        let text = format!(
+            "{}{}{}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+            holder(kind, "ca", "a", list)
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    // Of services that TLS is spoken to.
+    let backend = |kind: &str, list: &str| {
+        let target = "targetRefs: [{group: '', kind: Service, name: s}]";
+        let policy = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: a}}\nspec: {{{target}, validation: {{hostname: x, caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}\n"
+        );
+        let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {tls: {mode: SIMPLE, credentialName: ca}}}\n";
+        [policy.as_str(), rule]
+            .into_iter()
+            .filter(|text| kind == "Secret" || *text != rule)
+            .map(|text| {
+                let (model, _) = run(&[SHOP, &holder(kind, "ca", "a", list), text].concat());
+                let backend = &model.backends["a/s.a.svc.cluster.local"];
+                let tls = backend.ports.get(&80).or(backend.policy.as_ref()).and_then(|p| p.tls.clone()).unwrap();
+                (tls.lists, tls.broken.contains("data[\"ca.crl\"]: contains no revocation list"))
+            })
+            .collect::<Vec<_>>()
+    };
+    for kind in ["Secret", "ConfigMap"] {
+        assert!(backend(kind, &list).iter().all(|told| *told == (vec![list.clone().into_bytes()], false)), "{kind}");
+        assert!(backend(kind, "").iter().all(|told| *told == (vec![], false)), "{kind}");
+        assert!(backend(kind, "none").iter().all(|told| *told == (vec![], true)), "{kind}");
+    }
+    for told in [istio(&list), api("Secret", &list), api("ConfigMap", &list)] {
+        assert_eq!(told, (Some(vec![list.clone().into_bytes()]), vec![]));
+    }
+    for told in [istio(""), api("Secret", ""), api("ConfigMap", "")] {
+        assert_eq!(told, (Some(vec![]), vec![]));
+    }
+    for (told, problems) in [istio("none"), api("Secret", "none"), api("ConfigMap", "none")] {
+        assert!(told.is_none() && !problems.is_empty(), "{problems:?}");
+        let says = problems.iter().all(|p| p.contains("data[\"ca.crl\"]: contains no revocation list"));
+        assert!(says && problems[0].ends_with("[KARST-0505]"), "{problems:?}");
+    }
+}
+
+/// kubectl writes a file that is no text to `binaryData` (of a Secret there is one `data` for all).
+#[test]
+fn a_revocation_list_in_der_is_told_by_a_config_map_too() {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2030, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let der = list.signed_by(&ca).unwrap().der().to_vec();
+    let told = |coded: &str| {
+        let certificate: String = ca.pem().lines().map(|l| format!("    {l}\n")).collect();
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{certificate}binaryData: {{ca.crl: '{coded}', other: AAAA}}\n---\n"
+        );
+        let text = format!(
+            "{}{}{map}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+        );
+        let (model, problems) = run(&text);
+        let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
+        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(told(&BASE64_STANDARD.encode(&der)), (Some(vec![der]), vec![]));
+    // What cannot be read lets nobody in.
+    for coded in [BASE64_STANDARD.encode("none"), "*".into()] {
+        let (served, problems) = told(&coded);
+        assert!(served.is_none() && problems[0].contains("data[\"ca.crl\"]"), "{coded}: {problems:?}");
+    }
+}
+
+/// GEP-3155: what a gateway shows to backends, and Gateway API's reasons where it cannot.
+#[test]
+fn a_gateway_has_a_certificate_for_backends() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const BAD: &str =
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: lacks, namespace: a}\nstringData: {tls.crt: none}\n---\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: Secret}]}\n---\n";
+    let secret = key_pair();
+    let far = secret.replace("name: c, namespace: a", "name: far, namespace: b");
+    let text = |reference: &str, listener: &str, more: &str| {
+        format!(
+            "{POD}{BAD}{secret}{far}{more}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{backend: {{{reference}}}}}, listeners: [{{name: l, {listener}}}]}}\n"
+        )
+    };
+    let status = |text: &str| {
+        let all = written(text).statuses;
+        all.into_iter().find(|s| s.to.kind == "Gateway").map(|s| s.status)
+    };
+    let resolved = |status: &serde_json::Value| {
+        let all = status["conditions"].as_array().unwrap();
+        assert!(all.iter().any(|c| c["type"] == "Accepted" && c["status"] == "True"), "{status}");
+        let found = all.iter().find(|c| c["type"] == "ResolvedRefs");
+        found.map_or(String::new(), |c| format!("{} {}", c["status"], c["reason"]).replace('"', ""))
+    };
+    let plain = "port: 80, protocol: HTTP";
+    for (reference, more, want) in [
+        ("clientCertificateRef: {name: c}", "", "True ResolvedRefs"),
+        ("clientCertificateRef: {group: '', kind: Secret, name: c}", "", "True ResolvedRefs"),
+        ("clientCertificateRef: {name: none}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {name: lacks}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {group: x.io, kind: Secret, name: c}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {kind: ConfigMap, name: c}", "", "False InvalidClientCertificateRef"),
+        ("clientCertificateRef: {name: far, namespace: b}", "", "False RefNotPermitted"),
+        ("clientCertificateRef: {name: far, namespace: b}", GRANT, "True ResolvedRefs"),
+        ("", "", ""),
+    ] {
+        let text = text(reference, plain, more);
+        assert_eq!(resolved(&status(&text).unwrap()), want, "{reference}");
+        let own = run(&text).0.gateways["a/p"].backend_certificate.clone();
+        let is = (own.as_ref().is_some_and(|own| own.pair.is_some()), own.map_or(String::new(), |own| own.broken));
+        assert_eq!(is.0, want.starts_with("True"), "{reference}");
+        let says = "Gateway a/g: spec.tls.backend.clientCertificateRef: ";
+        assert_eq!(is.1.starts_with(says), want.starts_with("False"), "{reference}: {}", is.1);
+    }
+    // It sums up the listeners; and what was said once is not taken back, but true.
+    let lost = text("clientCertificateRef: {name: c}", "port: 443, protocol: HTTPS, tls: {certificateRefs: []}", "");
+    let all = written(&lost).statuses;
+    let of_gateway = all.iter().find(|s| s.to.kind == "Gateway").unwrap();
+    let said = of_gateway.status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "ResolvedRefs");
+    assert_eq!(said.unwrap()["reason"], "ListenersNotResolved");
+    let none = text("", plain, "");
+    let mut settled = status(&none).unwrap();
+    assert_eq!(status(&format!("{none}status: {settled}\n")), None);
+    let old = serde_json::json!({ "type": "ResolvedRefs", "status": "False", "reason": "InvalidClientCertificateRef", "message": "x", "observedGeneration": 0, "lastTransitionTime": "t" });
+    settled["conditions"].as_array_mut().unwrap().push(old);
+    let again = status(&format!("{none}status: {settled}\n")).unwrap();
+    assert_eq!(resolved(&again), "True ResolvedRefs");
+    assert_eq!(status(&format!("{none}status: {again}\n")), None);
+}
+
+/// What TLS a gateway speaks: as a server says, else as the mesh does; towards endpoints as the mesh does.
+#[test]
+fn tls_is_spoken_as_a_server_says_and_else_as_the_mesh_does() {
+    let secret = key_pair().replace("namespace: a", "namespace: edge");
+    let compiled = |config: &str, tls: &str| {
+        let text = format!(
+            "{INGRESS}{secret}apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: SIMPLE, credentialName: c{tls}}}}}]}}\n"
+        );
+        let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+        let mesh_config = Arc::new(karst_manifest::MeshConfig::read(config).unwrap());
+        let (model, problems) = compile(&State { objects, mesh_config, ..State::default() }, &mesh());
+        let gateway = model.gateways.get("edge/gw").map(|g| (**g).clone()).unwrap_or_default();
+        (gateway, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    const ALL: &str =
+        "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-384]}";
+    let (mesh, own) = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-GCM-SHA384");
+    // TLS 1.3 only, TLS 1.2 only, suites, curves.
+    for (config, tls, want) in [
+        ("", "", (false, false, "", "")),
+        ("", ", minProtocolVersion: TLSV1_3", (true, false, "", "")),
+        ("", ", maxProtocolVersion: TLSV1_2", (false, true, "", "")),
+        ("", ", minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_3", (false, false, "", "")),
+        ("", ", minProtocolVersion: TLS_AUTO, cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", (false, false, own, "")),
+        (ALL, "", (true, false, mesh, "P-384")),
+        (ALL, ", minProtocolVersion: TLSV1_2", (false, false, mesh, "P-384")),
+        (ALL, ", cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", (true, false, own, "P-384")),
+        (ALL, ", minProtocolVersion: TLSV1_2, maxProtocolVersion: TLSV1_2", (false, true, mesh, "P-384")),
+    ] {
+        let (gateway, problems) = compiled(config, tls);
+        assert!(problems.is_empty(), "{config} {tls}: {problems:?}");
+        let listener = gateway.listeners[0].tls.clone().unwrap();
+        let parameters = listener.parameters.unwrap_or_default();
+        let (suites, curves) = (parameters.cipher_suites.join(","), parameters.curves.join(","));
+        assert_eq!((listener.modern, listener.only_tls12, &*suites, &*curves), want, "{config} {tls}");
+        let to_endpoints = gateway.backend_parameters.map(|p| (p.cipher_suites.join(","), p.curves.join(",")));
+        let want = (config == ALL).then(|| (mesh.to_string(), "P-384".to_string()));
+        assert_eq!(to_endpoints, want, "{config} {tls}");
+    }
+    // What contradicts the mesh's is not served.
+    let (gateway, problems) = compiled(ALL, ", maxProtocolVersion: TLSV1_2");
+    assert!(gateway.listeners.is_empty() && problems.len() == 1, "{problems:?}");
+    let says = "spec.servers[0].tls.maxProtocolVersion: TLSV1_2 is below minProtocolVersion TLSV1_3 of tlsDefaults";
+    assert!(problems[0].contains(says) && problems[0].ends_with("[KARST-0014]"), "{problems:?}");
+    // What cannot be spoken is refused.
+    for (tls, says) in [
+        (", minProtocolVersion: TLSV1_1", "tls.minProtocolVersion: unsupported TLS version \"TLSV1_1\""),
+        (", maxProtocolVersion: TLSV1_0", "tls.maxProtocolVersion: unsupported TLS version \"TLSV1_0\""),
+        (", minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2", "tls.minProtocolVersion: TLSV1_3 is above"),
+        (", cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256, AES128-SHA]", "tls.cipherSuites[1]: unsupported cipher suite"),
+    ] {
+        let (gateway, problems) = compiled("", tls);
+        assert!(gateway.listeners.is_empty() && problems.iter().any(|p| p.contains(says)), "{tls}: {problems:?}");
+    }
 }
 
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.

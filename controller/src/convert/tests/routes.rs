@@ -353,3 +353,157 @@ fn routes_lead_to_ports_that_services_have() {
         assert_eq!(route(&format!("{host}, port: 82")), [(82, 500)], "{kind}");
     }
 }
+
+/// A rule of an HTTPRoute, and the fields that are wrong in it.
+fn http_rule(rule: &str) -> (karst_api::route::HttpRule, Vec<String>) {
+    let text = format!(
+        "{SHOP}apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{{rule}, backendRefs: [{{name: s, port: 80}}]}}]}}\n"
+    );
+    let (m, p) = run(&text);
+    let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+    (rule, p.into_iter().map(|p| p.field).collect())
+}
+
+/// GEP-1731: what no backend has acted on is tried again, and what it may have acted on only where the rule says so.
+#[test]
+fn retries_of_gateway_api_repeat_nothing_that_may_have_been_done() {
+    let of = |retry: &str, timeouts: &str| {
+        let (rule, bad) = http_rule(&format!("retry: {{{retry}}}, timeouts: {{{timeouts}}}"));
+        assert!(bad.is_empty(), "{bad:?}");
+        rule.retry.unwrap()
+    };
+    let default = of("", "");
+    assert_eq!((default.attempts, default.per_try_ms, default.backoff_ms), (1, 0, 25));
+    assert!(default.connect_failure && default.refused_stream && default.reset_before_request);
+    assert!(!default.reset && !default.server_error && !default.gateway_error && !default.retriable_4xx);
+    assert_eq!((default.grpc, default.codes), (vec![14], vec![]));
+    let of_all = of("attempts: 3, codes: [500, 503, 429], backoff: 100ms", "request: 2s, backendRequest: 500ms");
+    assert_eq!((of_all.attempts, of_all.per_try_ms, of_all.backoff_ms), (3, 500, 100));
+    assert!(of_all.attempt_timeout && !of_all.reset && of_all.codes == [500, 503, 429]);
+    assert_eq!(of("attempts: 0, codes: [500]", "").attempts, 0, "none at all");
+    // Without the stanza: as in Istio, where an attempt that takes too long is the client's to repeat.
+    let (rule, _) = http_rule("timeouts: {backendRequest: 500ms}");
+    let istio = karst_api::route::Retry { per_try_ms: 500, ..karst_api::route::Retry::istio() };
+    assert_eq!(rule.retry, Some(istio));
+    for (wrong, field) in [
+        ("codes: [500, 399]", "spec.rules[0].retry.codes[1]"),
+        ("codes: [600]", "spec.rules[0].retry.codes[0]"),
+        ("backoff: soon", "spec.rules[0].retry.backoff"),
+    ] {
+        let (rule, bad) = http_rule(&format!("retry: {{{wrong}}}"));
+        assert_eq!((bad, rule.response.map(|r| r.status)), (vec![field.to_string()], Some(500)), "{wrong}");
+    }
+}
+
+/// HTTPCORSFilter: `*` is greedy within a host, and 80 and 443 are what `http` and `https` are without a port.
+#[test]
+fn origins_of_cors_have_hosts_and_ports() {
+    use karst_api::route::text::Kind;
+    let admits = |entry: &str, origin: &str| {
+        let (rule, bad) = http_rule(&format!("filters: [{{type: CORS, cors: {{allowOrigins: ['{entry}']}}}}]"));
+        assert!(bad.is_empty(), "{bad:?}");
+        rule.cors.unwrap().origins.iter().any(|t| match t.kind.as_ref().unwrap() {
+            Kind::Exact(text) => text == origin || text == "*",
+            Kind::Regex(pattern) => regex::Regex::new(&format!("^(?:{pattern})$")).unwrap().is_match(origin),
+            other => panic!("{other:?}"),
+        })
+    };
+    for (entry, yes, no) in [
+        ("*", &["https://a.com", "http://a.com:8080", "null"][..], &[] as &[&str]),
+        (
+            "https://www.foo.com",
+            &["https://www.foo.com", "https://www.foo.com:443"],
+            &["https://www.foo.com:8443", "http://www.foo.com", "https://foo.com", "https://www.foo.com.evil.com"],
+        ),
+        ("http://Foo.com:80", &["http://foo.com", "http://foo.com:80"], &["http://foo.com:443", "https://foo.com"]),
+        ("https://foo.com:80", &["https://foo.com:80"], &["https://foo.com", "https://foo.com:443"]),
+        (
+            "https://*.bar.com",
+            &["https://www.bar.com", "https://xpto.www.bar.com", "https://www.bar.com:443"],
+            &[
+                "https://foobar.com",
+                "https://bar.com",
+                "https://.bar.com.evil.com",
+                "https://www.bar.com:8443",
+                "https://evil.com/x.bar.com",
+                "https://evil.com:443.bar.com",
+                "https://www.barxcom",
+            ],
+        ),
+        ("https://*.bar.com:8443", &["https://www.bar.com:8443"], &["https://www.bar.com", "https://www.bar.com:443"]),
+        (
+            "http://*",
+            &["http://a", "http://a.b.c:80", "http://[::1]"],
+            &["https://a", "http://a:81", "http://[::1]:81"],
+        ),
+    ] {
+        for (origins, wanted) in [(yes, true), (no, false)] {
+            for origin in origins {
+                assert_eq!(admits(entry, origin), wanted, "{entry} {origin}");
+            }
+        }
+    }
+    let age = |cors: &str| http_rule(&format!("filters: [{{type: CORS, cors: {{{cors}}}}}]")).0.cors.unwrap().max_age_s;
+    assert_eq!(["", "maxAge: 0", "maxAge: 1"].map(age), [Some(5), Some(5), Some(1)]);
+}
+
+/// A rewrite in one backend is that backend's; the rule's own is for those without one.
+#[test]
+fn a_backend_has_a_rewrite_of_its_own() {
+    use karst_api::route::{Rewrite, rewrite::Path};
+    let path = |kind: &str, field: &str| {
+        format!("{{type: URLRewrite, urlRewrite: {{path: {{type: {kind}, {field}: /new}}}}}}")
+    };
+    for (filter, wanted) in [
+        (path("ReplaceFullPath", "replaceFullPath"), Path::Full("/new".into())),
+        (path("ReplacePrefixMatch", "replacePrefixMatch"), Path::Prefix("/new".into())),
+    ] {
+        let text = format!(
+            "{SHOP}apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{{type: URLRewrite, urlRewrite: {{hostname: x.com}}}}], backendRefs: [{{name: s, port: 80, filters: [{filter}]}}, {{name: s, port: 80}}]}}]}}\n"
+        );
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        let own = Rewrite { path: Some(wanted), ..Default::default() };
+        let all: Vec<_> = rule.destinations.into_iter().map(|d| (d.rewrite, d.refuse_status)).collect();
+        assert_eq!(all, [(Some(own), 0), (None, 0)], "{filter}");
+        assert_eq!(rule.rewrite, Some(Rewrite { authority: "x.com".into(), path: None }));
+    }
+}
+
+/// Limits of size and compression, for a service and for the rules that name the filter; of several the smallest limit counts.
+#[test]
+fn filters_limit_sizes_and_compress() {
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: a}}\nspec: {{{spec}}}\n---\n"
+        )
+    };
+    let named = |name: &str| {
+        format!("{{type: ExtensionRef, extensionRef: {{group: karst.io, kind: HTTPFilter, name: {name}}}}}")
+    };
+    let route = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{}, {}], backendRefs: [{{name: s, port: 80}}]}}]}}\n---\n",
+        named("small"),
+        named("page")
+    );
+    let target = "targetRefs: [{kind: Service, name: s}]";
+    let text = [
+        SHOP,
+        &route,
+        &filter("small", "maxRequestBytes: 10"),
+        &filter("page", "maxRequestBytes: 20, compression: {minBytes: 5, contentTypes: [Text/HTML]}"),
+        &filter("whole", &format!("{target}, maxRequestBytes: 300, compression: {{}}")),
+        &filter("other", &format!("{target}, maxRequestBytes: 200")),
+    ]
+    .concat();
+    let (m, _) = run(&text);
+    let routes = &m.routes["a/s.a.svc.cluster.local"];
+    assert_eq!(
+        (routes.max_body_bytes, routes.compression.clone()),
+        (200, Some(karst_api::route::Compression::default()))
+    );
+    let rule = &routes.producer.as_ref().unwrap().http[0];
+    let page = karst_api::route::Compression { min_bytes: 5, content_types: vec!["text/html".into()] };
+    assert_eq!((rule.max_body_bytes, rule.compression.clone()), (10, Some(page)));
+}

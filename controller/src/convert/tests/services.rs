@@ -21,6 +21,33 @@ fn session_affinity_is_compiled_with_its_timeout() {
     }
 }
 
+/// It is gRPC for whoever else calls.
+#[test]
+fn ports_for_grpc_web_are_told() {
+    let service = |port: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: 80, {port}}}]}}\n"
+        )
+    };
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: s, namespace: a}\nspec: {hosts: [s.a.svc.cluster.local], resolution: STATIC, ports: [{number: 80, name: p, protocol: GRPC-WEB}], endpoints: [{address: 192.0.2.1}]}\n";
+    for (text, want) in [
+        (service("name: grpc-web"), &[80][..]),
+        (service("name: grpc-web-shop"), &[80]),
+        (service("name: GRPC-Web-shop"), &[80]),
+        (service("name: x, appProtocol: grpc-web"), &[80]),
+        (service("name: grpc-web, appProtocol: grpc"), &[]),
+        (service("name: grpc-webshop"), &[]),
+        (service("name: grpc"), &[]),
+        (entry.to_string(), &[80]),
+    ] {
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let found = &m.services["a/s.a.svc.cluster.local"];
+        assert_eq!(found.karst_grpc_web_ports, want, "{text}");
+        assert_eq!(found.ports[0].app_protocol(), karst_api::workload::AppProtocol::Grpc, "{text}");
+    }
+}
+
 #[test]
 fn service_entries_get_stable_addresses() {
     let se = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.1}]}\n";

@@ -41,6 +41,123 @@ fn a_delegate_is_merged_into_the_rule_that_names_it() {
     assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
 }
 
+/// Claims of tokens stand among the headers, in Istio's two forms. What names none is told, and its rule refuses.
+#[test]
+fn claims_are_matched_among_headers() {
+    let rule = |matching: &str| {
+        let spec = format!("hosts: [s], http: [{{match: [{{{matching}}}], route: [{{destination: {{host: s}}}}]}}]");
+        let (m, p) = run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &spec)));
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        let named = rule.r#match.clone().unwrap().headers;
+        (named.into_iter().map(|n| (n.name, n.invert)).collect::<Vec<_>>(), rule.response.map_or(0, |r| r.status), p)
+    };
+    let claim = |name: &str, invert| vec![(format!("@request.auth.claims{name}"), invert)];
+    for (matching, wanted) in [
+        ("headers: {'@request.auth.claims.groups': {exact: staff}}", claim("[groups]", false)),
+        ("headers: {'@Request.Auth.Claims.realm.roles': {prefix: a}}", claim("[realm][roles]", false)),
+        ("withoutHeaders: {'@request.auth.claims[a.b][c]': {regex: x+}}", claim("[a.b][c]", true)),
+        ("withoutHeaders: {'@request.auth.claims[sub]': {}}", claim("[sub]", true)),
+    ] {
+        let (named, refused, p) = rule(matching);
+        assert_eq!((named, refused), (wanted, 0), "{matching}");
+        assert!(p.is_empty(), "{p:?}");
+    }
+    for name in ["@request.auth.claims", "@request.auth.claims[a", "@request.auth.claims.a..b", "@request.auth"] {
+        let (named, refused, p) = rule(&format!("headers: {{'{name}': {{exact: b}}}}"));
+        assert_eq!((named, refused, p.len()), (vec![], 503, 1), "{name}");
+    }
+}
+
+/// A filter for a VirtualService, or for one of its routes, limits these, at gateways as in the mesh; a delegate's has both.
+#[test]
+fn filters_limit_virtual_services() {
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: a}}\nspec: {{{spec}}}\n---\n"
+        )
+    };
+    let to = "route: [{destination: {host: s}}]";
+    let routes = format!(
+        "hosts: [x.com, s], gateways: [gw, mesh], http: [{{name: one, match: [{{uri: {{prefix: /one}}}}], {to}}}, {{name: two, {to}}}]"
+    );
+    let limits = |filters: &[String], problems: usize| {
+        let text =
+            [INGRESS, SHOP, &servers("gw", &[(80, "*")]), &virtual_service("name: v, namespace: a", &routes)].concat();
+        let (m, p) = run(&(text + &filters.concat()));
+        assert_eq!(p.len(), problems, "{p:?}");
+        let of = |key: &str| {
+            let (_, r) = m.routes.iter().find(|(k, _)| k.ends_with(key)).unwrap();
+            let rules = &r.producer.as_ref().unwrap().http;
+            rules
+                .iter()
+                .map(|r| r.limits.iter().map(|l| l.name.clone()).collect::<Vec<_>>().join(","))
+                .collect::<Vec<_>>()
+        };
+        let (gateway, mesh) = (of("/x.com"), of("/s.a.svc.cluster.local"));
+        assert_eq!(gateway, mesh);
+        gateway.join(" ")
+    };
+    let target = "group: networking.istio.io, kind: VirtualService, name: v";
+    let whole = filter("f", &format!("targetRefs: [{{{target}}}], rateLimits: [{{requests: 5}}]"));
+    let part = filter("g", &format!("targetRefs: [{{{target}, sectionName: two}}], rateLimits: [{{requests: 5}}]"));
+    assert_eq!(limits(std::slice::from_ref(&whole), 0), "a/f 0 a/f 0");
+    assert_eq!(limits(std::slice::from_ref(&part), 0), " a/g 0");
+    assert_eq!(limits(&[whole, part], 0), "a/f 0 a/f 0,a/g 0");
+    let lost = filter("h", &format!("targetRefs: [{{{target}, sectionName: three}}], rateLimits: [{{requests: 5}}]"));
+    assert_eq!(limits(&[lost], 1), " ");
+    let others = filter("h", "targetRefs: [{group: '', kind: VirtualService, name: v}], rateLimits: [{requests: 5}]");
+    assert_eq!(limits(&[others], 1), " ", "not of that group");
+    let root = virtual_service(
+        "name: root, namespace: a",
+        "hosts: [s], http: [{name: r, match: [{uri: {prefix: /d}}], delegate: {name: part, namespace: a}}]",
+    );
+    let leaf = virtual_service("name: part, namespace: a", &format!("http: [{{{to}}}]"));
+    let of = |name: &str, vs: &str| {
+        let spec = format!(
+            "targetRefs: [{{group: networking.istio.io, kind: VirtualService, name: {vs}}}], rateLimits: [{{requests: 5}}]"
+        );
+        filter(name, &spec)
+    };
+    let (m, p) = run(&(SHOP.to_string() + &root + &leaf + &of("f", "root") + &of("g", "part")));
+    assert!(p.is_empty(), "{p:?}");
+    let rule = &m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0];
+    assert_eq!(rule.limits.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a/f 0", "a/g 0"]);
+}
+
+/// Limits of size and compression are a VirtualService's as they are a Service's; of several the smallest limit counts.
+#[test]
+fn filters_limit_sizes_of_virtual_services_and_compress() {
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: a}}\nspec: {{targetRefs: [{{group: networking.istio.io, kind: VirtualService, name: v}}], {spec}}}\n---\n"
+        )
+    };
+    let route = virtual_service("name: v, namespace: a", "hosts: [s], http: [{route: [{destination: {host: s}}]}]");
+    let filters = filter("f", "maxRequestBytes: 20, compression: {minBytes: 5}") + &filter("g", "maxRequestBytes: 10");
+    let (m, p) = run(&(SHOP.to_string() + &route + &filters));
+    assert!(p.is_empty(), "{p:?}");
+    let rule = &m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0];
+    let compression = karst_api::route::Compression { min_bytes: 5, ..Default::default() };
+    assert_eq!((rule.max_body_bytes, rule.compression.clone()), (10, Some(compression)));
+}
+
+/// What tells buckets apart reaches proxies as it is written.
+#[test]
+fn keys_of_limits_are_compiled() {
+    use karst_api::route::rate_limit_key::Key;
+    let filter = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f, namespace: a}\nspec: {targetRefs: [{kind: Service, name: s}], rateLimits: [{requests: 5, keys: [{type: Header, name: X-Tenant}, {type: Query, name: q}, {type: Claim, name: realm.org}, {type: Claim, name: '[a.b][c]'}, {type: Path}, {type: SourceAddress}, {type: Caller}]}, {requests: 1, by: Caller, scope: Shared}]}\n";
+    let (m, _) = run(&(SHOP.to_string() + filter));
+    let limits = &m.routes["a/s.a.svc.cluster.local"].limits;
+    let keys: Vec<Key> = limits[0].keys.iter().filter_map(|key| key.key.clone()).collect();
+    let claim = |path: &str| Key::Claim(path.into());
+    let named = [Key::Header("x-tenant".into()), Key::Query("q".into()), claim("realm][org"), claim("a.b][c")];
+    let rest = [Key::Path(true), Key::SourceAddress(true), Key::Caller(true)];
+    assert_eq!(keys, named.into_iter().chain(rest).collect::<Vec<_>>());
+    assert!(!limits[0].by_caller && limits[1].by_caller && limits[1].keys.is_empty());
+    // Each service that is a target has its own count.
+    assert_eq!([0, 1].map(|i| limits[i].shared.as_str()), ["", "a/f 1 a/s.a.svc.cluster.local"]);
+}
+
 /// Within the mesh the longest host wins, then what does not match everything, then the older one.
 #[test]
 fn virtual_services_in_the_mesh_are_merged() {
@@ -141,6 +258,33 @@ fn virtual_services_are_for_whom_they_are_exported_to() {
     assert!(r.producer.is_none() && r.consumers[0].namespace == "a");
 }
 
+#[test]
+fn limits_slow_start_and_ejection_are_compiled() {
+    let of = |policy: &str| {
+        let rule =
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec:";
+        let (m, p) = run(&format!("{SHOP}{rule} {{host: s, trafficPolicy: {policy}}}\n"));
+        assert!(p.is_empty(), "{p:?}");
+        m.backends["a/s.a.svc.cluster.local"].policy.clone().unwrap()
+    };
+    let pool = "{connectionPool: {tcp: {idleTimeout: 2s}, http: {maxConcurrentStreams: 5, idleTimeout: 1s}}}";
+    let limits = of(pool).limits.unwrap();
+    assert_eq!((limits.tcp_idle_ms, limits.idle_timeout_ms, limits.concurrent_streams), (2000, 1000, 5));
+    let warmup = |text: &str| {
+        let b = of(&format!("{{loadBalancer: {{simple: RANDOM, {text}}}}}")).balance.unwrap();
+        (b.warmup_ms, b.warmup_minimum, b.warmup_aggression)
+    };
+    assert_eq!(warmup("warmup: {duration: 5s}"), (5000, 100_000, 1000));
+    assert_eq!(warmup("warmupDurationSecs: 5s"), (5000, 100_000, 1000));
+    assert_eq!(warmup("warmup: {duration: 5s, minimumPercent: 0, aggression: 1.5}"), (5000, 0, 1500));
+    assert_eq!(warmup("warmup: {minimumPercent: 20}"), (0, 0, 0));
+    let apart = |text: &str| of(&format!("{{outlierDetection: {{{text}}}}}")).outlier.unwrap().consecutive_local;
+    assert_eq!(apart("consecutiveLocalOriginFailures: 7"), 0);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 7"), 7);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true"), 5);
+    assert_eq!(apart("splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 0"), 5);
+}
+
 /// The client's namespace first, then the service's, then the root namespace; within it the longest host, and of these the oldest.
 #[test]
 fn destination_rules_are_found_as_in_istio() {
@@ -214,6 +358,9 @@ fn a_virtual_service_is_read_rule_by_rule() {
     let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
     assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
     assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
+    let weightless = "route: [{destination: {host: s}, weight: 0}, {destination: {host: s}, weight: 0}]";
+    assert_eq!(of(&format!("tcp: [{{{weightless}}}]")), [(String::new(), 503)]);
+    assert_eq!(of(&format!("tls: [{{match: [{{sniHosts: [x]}}], {weightless}}}]")), [(String::new(), 503)]);
 }
 
 /// What comes behind a rule for everything is not reached, as in Istio: in its own VirtualService, at its ports, in the mesh and at

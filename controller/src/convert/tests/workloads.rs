@@ -110,6 +110,51 @@ fn endpoints_by_address_are_the_workloads_there() {
     assert_eq!(all(&format!("{plain}{}", entry("b", "192.0.2.1", ""))).len(), 2);
 }
 
+/// Whoever called it would call himself: with what listens there for nobody else.
+#[test]
+fn nobodys_address_is_no_endpoint() {
+    const OBJECTS: [(&str, &str); 4] = [
+        (
+            "ServiceEntry",
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [e.com], resolution: STATIC, ports: [{number: 80, name: web}], endpoints: [{address: 'ADDRESS'}]}\n",
+        ),
+        (
+            "ServiceEntry",
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [e.com], resolution: DNS, ports: [{number: 80, name: web}], endpoints: [{address: 'ADDRESS'}]}\n",
+        ),
+        (
+            "WorkloadEntry",
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m, namespace: a}\nspec: {address: 'ADDRESS'}\n",
+        ),
+        // Which the API server judges, and a directory does not.
+        (
+            "",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{name: web, port: 80}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s-1, namespace: a, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\nendpoints: [{addresses: ['ADDRESS']}]\nports: [{name: web, port: 80}]\n",
+        ),
+    ];
+    for (kind, text) in OBJECTS {
+        for address in [
+            "127.0.0.1",
+            "127.1.2.3",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+        ] {
+            let (model, problems) = run(&text.replace("ADDRESS", address));
+            assert!(model.workloads.is_empty(), "{kind} {address}");
+            let said: Vec<_> = problems.iter().map(|p| p.message.as_str()).collect();
+            let codes = said.iter().filter_map(|m| code::of(m)).collect::<Vec<_>>();
+            assert_eq!(codes, vec![211; usize::from(!kind.is_empty())], "{kind} {address}: {said:?}");
+        }
+        let (model, problems) = run(&text.replace("ADDRESS", "192.0.2.1"));
+        assert!(model.workloads.len() == 1 && problems.is_empty(), "{problems:?}");
+    }
+}
+
 #[test]
 fn who_is_about_to_end_is_told() {
     let state = |text: &str| {

@@ -91,6 +91,8 @@ impl<'a> Concerned<'a> {
             Read::GRPCRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::TCPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::TLSRoute(r) => self.is_parent(&r.spec.parent_refs, place),
+            Read::ListenerSet(s) => self.is_set(&s.metadata.namespace, &s.metadata.name),
+            Read::UDPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::VirtualService(v) => {
                 let at_gateway = v.spec.gateways.iter().any(|gateway| {
                     let (namespace, name) = gateway.split_once('/').unwrap_or((place, gateway));
@@ -120,8 +122,17 @@ impl<'a> Concerned<'a> {
         parents.iter().any(|parent| {
             let namespace = parent.namespace.as_deref().unwrap_or(place);
             let is_service = self.services.iter().any(|(ns, name, _)| ns == namespace && *name == parent.name);
-            is_service || self.gateways.contains(&format!("{namespace}/{}", parent.name))
+            match parent.kind.as_deref() {
+                Some("ListenerSet") => self.is_set(namespace, &parent.name),
+                _ => is_service || self.gateways.contains(&format!("{namespace}/{}", parent.name)),
+            }
         })
+    }
+
+    /// Is it a ListenerSet of a Gateway on the way?
+    fn is_set(&self, namespace: &str, name: &str) -> bool {
+        let of = self.world.objects.gateway_of_set(namespace, name);
+        of.is_some_and(|(namespace, name)| self.gateways.contains(&format!("{namespace}/{name}")))
     }
 
     /// Policies of the namespaces that are called whose selectors select no pod.

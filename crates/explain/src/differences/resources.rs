@@ -70,6 +70,11 @@ fn parts(type_url: &str, bytes: Option<&[u8]>) -> Parts {
             }
             routes.limits.iter().for_each(|limit| add(format!("HTTPFilter {}", limit.name), limit.encode_to_vec()));
             routes.fault.iter().for_each(|fault| add("fault of an HTTPFilter".into(), fault.encode_to_vec()));
+            let compression = routes.compression.iter();
+            compression.for_each(|rule| add("compression of an HTTPFilter".into(), rule.encode_to_vec()));
+            if routes.max_body_bytes > 0 {
+                add("size limit of an HTTPFilter".into(), routes.max_body_bytes.to_be_bytes().to_vec());
+            }
         }
         ACCESS_TYPE => {
             let access = ir::Access::decode(bytes).unwrap_or_default();

@@ -29,6 +29,30 @@ pub enum SuggestError {
     Invalid(Problem),
 }
 
+/// Why nothing is suggested for flows: what is said of so many.
+#[derive(Debug, thiserror::Error)]
+enum LeftOut {
+    #[error("were refused, and stay so")]
+    Refused,
+    #[error("are refused by now, and stay so")]
+    RefusedByNow,
+    #[error("cannot be judged: {0}")]
+    Unjudged(&'static str),
+    /// What a gateway sends on is in the policies of those whom it calls: there it is a caller as any other.
+    #[error(
+        "are of callers of gateways: these have no identity by which they could be named, and who may call from outside is for you to say (ipBlocks, hosts, a RequestAuthentication)"
+    )]
+    OfGateway,
+    #[error("are of a service that is not there any more")]
+    NoService,
+    #[error("are of a ServiceEntry that is not there any more")]
+    NoEntry,
+    #[error("are of a workload that is not there any more")]
+    NoWorkload,
+    #[error("are of pods that have no label that stays with them")]
+    NoLabel,
+}
+
 /// What all that was seen says of the suggestion.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,13 +94,13 @@ pub fn suggest(
     let mut seen: Vec<(Target, &Flow)> = vec![];
     for flow in flows.iter().filter(|flow| flow.key.destination.namespace == namespace) {
         let target = match (flow.key.verdict, judge.judge(flow)) {
-            (Verdict::Denied | Verdict::NotAllowed, _) => Err("were refused, and stay so".into()),
-            (Verdict::Allowed, Judgement::Refused(_)) => Err("are refused by now, and stay so".into()),
-            (Verdict::Allowed, Judgement::Unknown(why)) => Err(format!("cannot be judged: {why}")),
+            (Verdict::Denied | Verdict::NotAllowed, _) => Err(LeftOut::Refused),
+            (Verdict::Allowed, Judgement::Refused(_)) => Err(LeftOut::RefusedByNow),
+            (Verdict::Allowed, Judgement::Unknown(why)) => Err(LeftOut::Unjudged(why)),
             (Verdict::Allowed, Judgement::Allowed) => target(&present, &judge, flow),
         };
         match target {
-            Err(why) => *notes.entry(why).or_insert(0) += 1,
+            Err(why) => *notes.entry(why.to_string()).or_insert(0) += 1,
             Ok(target) => {
                 targets.entry(target.clone()).or_default().add(flow);
                 seen.push((target, flow));
@@ -111,28 +135,22 @@ pub fn suggest(
 }
 
 /// What a policy for a flow is attached to.
-fn target(world: &World, judge: &Judge<'_>, flow: &Flow) -> Result<Target, String> {
+fn target(world: &World, judge: &Judge<'_>, flow: &Flow) -> Result<Target, LeftOut> {
     match flow.key.reporter {
-        // What a gateway sends on is in the policies of those whom it calls: there it is a caller as any other.
-        Reporter::Gateway => Err("are of callers of gateways: these have no identity by which they could be named, and \
-                                  who may call from outside is for you to say (ipBlocks, hosts, a RequestAuthentication)"
-            .into()),
+        Reporter::Gateway => Err(LeftOut::OfGateway),
         Reporter::Waypoint => {
             let service = world.mesh.services.get(flow.key.destination.service.as_str());
-            let service = service.ok_or("are of a service that is not there any more")?;
+            let service = service.ok_or(LeftOut::NoService)?;
             // A ServiceEntry may have the name of a Service: the host tells.
             let host = format!("{}.{}.svc.{}", service.name, service.namespace, world.compiled.cluster_domain);
             match world.objects.service(&service.namespace, &service.name) {
                 Some(_) if *service.hostname == *host => Ok(Target::Service(service.name.to_string())),
-                Some(_) | None => match entry(world, service) {
-                    Some(name) => Ok(Target::Entry(name)),
-                    None => Err("are of a ServiceEntry that is not there any more".into()),
-                },
+                Some(_) | None => entry(world, service).map(Target::Entry).ok_or(LeftOut::NoEntry),
             }
         }
         Reporter::Ztunnel => {
-            let pod = judge.pod(flow).ok_or("are of a workload that is not there any more")?;
-            let labels = selector(world, pod).ok_or("are of pods that have no label that stays with them")?;
+            let pod = judge.pod(flow).ok_or(LeftOut::NoWorkload)?;
+            let labels = selector(world, pod).ok_or(LeftOut::NoLabel)?;
             Ok(Target::Workload(labels))
         }
     }

@@ -24,6 +24,22 @@ pub enum FilterError {
     },
 }
 
+/// A text that is no name of one end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WhoError {
+    /// It has no name, or an empty namespace.
+    #[error("a name, as in web, web.shop, deploy/web or svc/web.shop")]
+    Name,
+    /// There is no such kind.
+    #[error("{0} is not a kind; there are pod, deploy (or workload) and svc")]
+    Kind(String),
+}
+
+/// A text that is no status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a status such as 503, or a class such as 5xx")]
+pub struct StatusError;
+
 /// What kind of thing a name is of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -61,9 +77,9 @@ pub struct Who {
 }
 
 impl FromStr for Who {
-    type Err = String;
+    type Err = WhoError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, WhoError> {
         let (kind, rest) = match text.split_once('/') {
             None => (Kind::Any, text),
             Some((kind, rest)) => (kind_of(kind)?, rest),
@@ -73,20 +89,20 @@ impl FromStr for Who {
             None => (rest, None),
         };
         if name.is_empty() || namespace.is_some_and(str::is_empty) {
-            return Err("a name, as in web, web.shop, deploy/web or svc/web.shop".into());
+            return Err(WhoError::Name);
         }
         Ok(Self { kind, name: name.into(), namespace: namespace.map(Into::into) })
     }
 }
 
-fn kind_of(word: &str) -> Result<Kind, String> {
+fn kind_of(word: &str) -> Result<Kind, WhoError> {
     Ok(match word {
         "any" => Kind::Any,
         "pod" | "pods" | "po" => Kind::Pod,
         "workload" | "deploy" | "deployment" | "deployments" | "sts" | "statefulset" | "ds" | "daemonset" | "job"
         | "cronjob" => Kind::Workload,
         "service" | "services" | "svc" => Kind::Service,
-        _ => return Err(format!("{word} is not a kind; there are pod, deploy (or workload) and svc")),
+        _ => return Err(WhoError::Kind(word.into())),
     })
 }
 
@@ -126,15 +142,14 @@ pub struct Status {
 }
 
 impl FromStr for Status {
-    type Err = String;
+    type Err = StatusError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "a status such as 503, or a class such as 5xx".to_owned();
+    fn from_str(text: &str) -> Result<Self, StatusError> {
         let first = match text.strip_suffix("xx") {
             Some(class) => class.parse::<u16>().ok().and_then(|class| class.checked_mul(100)),
             None => text.parse().ok(),
         };
-        let first = first.filter(|first| (100..600).contains(first)).ok_or_else(wrong)?;
+        let first = first.filter(|first| (100..600).contains(first)).ok_or(StatusError)?;
         Ok(Self { first, last: if text.ends_with("xx") { first + 99 } else { first } })
     }
 }
@@ -300,8 +315,8 @@ impl Filter {
     }
 }
 
-fn read<T: FromStr<Err = String>>(key: &'static str, value: &str) -> Result<T, FilterError> {
-    value.parse().map_err(|wanted| FilterError::Value { key, value: value.into(), wanted })
+fn read<T: FromStr<Err: fmt::Display>>(key: &'static str, value: &str) -> Result<T, FilterError> {
+    value.parse().map_err(|e: T::Err| FilterError::Value { key, value: value.into(), wanted: e.to_string() })
 }
 
 fn word(verdict: Verdict) -> &'static str {

@@ -10,5 +10,5 @@ mod filter;
 mod record;
 
 pub use event::{Direction, Event, Peer, Phase, Request, Verdict};
-pub use filter::{Filter, FilterError, Kind, Status, Who};
+pub use filter::{Filter, FilterError, Kind, Status, StatusError, Who, WhoError};
 pub use record::{End, Endpoint, Http, Line, PolicyName, Record};

@@ -6,7 +6,7 @@
 
 use super::{CHUNK, Counts, Left, Leg, Way, both, end, poll_bytes};
 use crate::continuation::{self, End, Half, Said, Sides, Token};
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use karst_rt::turns;
@@ -33,6 +33,8 @@ const FRAME: usize = 256 << 10;
 /// Frames of a stream that are waiting go to the application in one write of about this much, and of this many pieces.
 const GATHER: usize = 256 << 10;
 const PIECES: usize = 16;
+/// Frames that wait for an application that takes nothing are put together up to so many bytes.
+const JOINED: usize = 16 << 10;
 
 /// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
 /// side that opened the connection.
@@ -343,6 +345,8 @@ async fn to_socket(
         down.first = first;
         while total < turns::bytes(GATHER) && down.more.0.len() + 1 < PIECES && !down.complete {
             match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
+                // It says nothing.
+                Poll::Ready(Ok(Some(d))) if d.is_empty() => {}
                 Poll::Ready(Ok(Some(d))) => {
                     total += d.len();
                     way.show(&d);
@@ -396,7 +400,7 @@ async fn take_in(
                 Poll::Ready(Ok(Some(d))) => {
                     way.show(&d);
                     down.unreleased += d.len();
-                    down.more.0.push_back(d);
+                    keep(&mut down.more.0, d);
                 }
                 Poll::Ready(Ok(None)) => down.complete = true,
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
@@ -496,6 +500,27 @@ fn poll_token(recv: &mut RecvStream, cx: &mut Context<'_>, talk: &Talk<'_>) -> P
         },
         Ok(None) | Err(_) => Half::Ended,
     })
+}
+
+/// One more piece of what waits, perhaps for long. Small ones are put together: what a frame costs beside its bytes is not the peer's
+/// to choose.
+pub fn keep(pieces: &mut VecDeque<Bytes>, data: Bytes) {
+    if data.is_empty() {
+        return;
+    }
+    match pieces.pop_back() {
+        Some(last) if last.len() + data.len() <= JOINED => {
+            let copied = |last: Bytes| {
+                let mut copy = BytesMut::with_capacity(JOINED);
+                copy.extend_from_slice(&last);
+                copy
+            };
+            let mut joined = last.try_into_mut().unwrap_or_else(copied);
+            joined.extend_from_slice(&data);
+            pieces.push_back(joined.freeze());
+        }
+        last => pieces.extend(last.into_iter().chain([data])),
+    }
 }
 
 /// Several pieces as one buffer.
@@ -702,6 +727,67 @@ mod tests {
                 _ = both => panic!("nobody has ended it"),
                 heard = rest => assert!(heard == answer[..written]),
             }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// Frames of one byte and of none, for as long as the application takes nothing: they cost what they carry.
+    #[test]
+    fn small_frames_that_wait_are_few_pieces() {
+        let (mut pieces, mut want) = (Pieces::default(), vec![]);
+        for n in 0..100_000 {
+            let data = match n % 10_000 {
+                0 => bytes(n as u8, 15 << 10),
+                odd => vec![n as u8; odd % 2],
+            };
+            want.extend_from_slice(&data);
+            keep(&mut pieces.0, data.into());
+        }
+        assert!(pieces.0.len() < 40 && pieces.remaining() == want.len(), "{}", pieces.0.len());
+        let mut got = vec![];
+        while pieces.has_remaining() {
+            // As it is written: in part, from several pieces.
+            let mut iov = [io::IoSlice::new(&[]); PIECES];
+            let used = pieces.chunks_vectored(&mut iov);
+            let some: Vec<u8> = iov[..used].iter().flat_map(|piece| piece.iter().copied()).take(7000).collect();
+            assert!(!some.is_empty() && some.starts_with(&pieces.chunk()[..pieces.chunk().len().min(7000)]));
+            pieces.advance(some.len());
+            got.extend(some);
+        }
+        assert!(got == want && pieces.chunk().is_empty());
+    }
+
+    /// An application that takes nothing, and a peer that sends frames without bytes before others: nothing is lost.
+    #[tokio::test]
+    async fn frames_without_bytes_are_none() {
+        let run = async {
+            let mut wire = Wire::with_window(1 << 20).await;
+            let ((app, a), counts) = (pair().await, Counts::default());
+            let (near, (mut far, _recv)) = wire.open().await;
+            let mut client = Tunnel::new(a, near, true, true);
+            client.leave(Token::new().unwrap());
+            let said = bytes(3, 100_000);
+            let peer = async {
+                for part in said.chunks(20_000) {
+                    // HTTP/2's implementation takes no more than 100 of them.
+                    for _ in 0..=PIECES {
+                        far.send_data(Bytes::new(), false).unwrap();
+                    }
+                    far.send_data(Bytes::copy_from_slice(part), false).unwrap();
+                    tokio::task::yield_now().await;
+                }
+                let mut trailers = HeaderMap::new();
+                continuation::name(&mut trailers, &Token::new().unwrap());
+                far.send_trailers(trailers).unwrap();
+            };
+            let (end, ()) =
+                timeout(Duration::from_secs(5), async { tokio::join!(client.carry(&counts), peer) }).await.unwrap();
+            assert!(matches!(end.unwrap(), End::Continues(_)));
+            let left = client.interrupted().unwrap().down.rest;
+            let (mut app, mut heard) = (app, vec![0; said.len() - left.len()]);
+            app.read_exact(&mut heard).await.unwrap();
+            heard.extend_from_slice(&left);
+            assert!(heard == said);
         };
         LocalSet::new().run_until(run).await;
     }

@@ -10,7 +10,7 @@ use kube::{
 use serde_json::json;
 
 /// Kinds that have had no v1 until lately, and the version that they had.
-const OLDER: [(&str, &str); 1] = [("TCPRoute", "v1alpha2")];
+const OLDER: [(&str, &str); 2] = [("TCPRoute", "v1alpha2"), ("UDPRoute", "v1alpha2")];
 
 /// An object of any kind, by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -163,6 +163,7 @@ mod tests {
         for (error, avoided) in [
             (refused(), true),
             (ClientError::Stream("broken".into()).into(), true),
+            (ClientError::Unanswered("broken".into()).into(), false),
             (ClientError::Status(http::StatusCode::SERVICE_UNAVAILABLE).into(), true),
             (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), false),
             (DialError::NoCertificate(nobody), false),

@@ -17,6 +17,8 @@ use karst_hbone::{
     pool::{Opened, Pool},
 };
 use karst_rt::{
+    backoff::Backoff,
+    clock::Instant,
     socket::{self, Keepalive, NetnsConnector},
     turns,
 };
@@ -26,8 +28,14 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use tokio::net::TcpStream;
+
+/// The next stream of an interrupted connection is asked for this long, and so often.
+const AGAIN_FOR: Duration = Duration::from_secs(10);
+const AGAIN_FIRST: Duration = Duration::from_millis(10);
+const AGAIN_CAP: Duration = Duration::from_millis(500);
 
 /// A stream on a tunnel: to whom, and what is asked for there.
 pub struct Target<'a> {
@@ -167,6 +175,22 @@ impl Dialer {
         self.patience.reach(candidate, work).await
     }
 
+    /// The next stream of a connection whose stream was interrupted (docs/hbone.md §10.6): the headers name the token. The process that
+    /// has the connection may not be there yet, so it is asked for some time, as long as nobody can have taken the token: it works once.
+    ///
+    /// # Errors
+    /// There is none, and will be none: see [`DialError`].
+    pub async fn again(&self, target: &Target<'_>) -> Result<Opened, DialError> {
+        let (until, mut backoff) = (Instant::now() + AGAIN_FOR, Backoff::new(AGAIN_FIRST, AGAIN_CAP));
+        loop {
+            match self.tunnel(target, None).await {
+                Ok(opened) => return Ok(opened),
+                Err(e) if e.may_retry() && Instant::now() < until => tokio::time::sleep(backoff.next_delay()).await,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
     /// Puts nothing more on tunnels to workloads that are gone, or are not what they were; what is open there goes on.
     pub fn retire(&self, snapshot: &Snapshot) {
         self.pool.retire(|k| !k.is_current(snapshot));
@@ -188,7 +212,10 @@ mod tests {
         trace::SpanContext,
     };
     use http::{HeaderValue, Response};
-    use karst_hbone::server;
+    use karst_hbone::{
+        continuation::{self, Token},
+        server,
+    };
     use karst_rt::drain;
     use std::{
         cell::{Cell, RefCell},
@@ -209,6 +236,8 @@ mod tests {
     #[derive(Clone, Copy)]
     enum Does {
         Answer(u16),
+        /// It goes on with the connection.
+        Continue,
         /// Nothing: as if its node was lost.
         Nothing,
     }
@@ -224,10 +253,14 @@ mod tests {
 
     impl Peer {
         async fn start(ca: &Ca, who: &Identity, does: impl Fn(usize) -> Does + 'static) -> Rc<Self> {
+            Self::serve(ca, who, Rc::new(does)).await
+        }
+
+        async fn serve(ca: &Ca, who: &Identity, does: Rc<dyn Fn(usize) -> Does>) -> Rc<Self> {
             let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = l.local_addr().unwrap();
             let peer = Rc::new(Self { at, tunnels: Cell::new(0), streams: Cell::new(0), headers: RefCell::default() });
-            let (creds, does, me) = (Rc::new(ca.credentials(who)), Rc::new(does), peer.clone());
+            let (creds, me) = (Rc::new(ca.credentials(who)), peer.clone());
             spawn_local(async move {
                 while let Ok((s, _)) = l.accept().await {
                     me.tunnels.set(me.tunnels.get() + 1);
@@ -241,6 +274,11 @@ mod tests {
                             *me.headers.borrow_mut() = c.request.headers().clone();
                             match does(n) {
                                 Does::Nothing => unanswered.borrow_mut().push(c),
+                                Does::Continue => {
+                                    let mut r = Response::new(());
+                                    continuation::announce(r.headers_mut());
+                                    let _ = c.respond.send_response(r, true);
+                                }
                                 Does::Answer(status) => {
                                     let mut r = Response::new(());
                                     *r.status_mut() = status.try_into().unwrap();
@@ -420,6 +458,28 @@ mod tests {
             c.dialer.retire(&with("other"));
             c.open(p.at, true).await.unwrap();
             assert_eq!(p.tunnels.get(), 2);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_next_stream_is_asked_for_until_somebody_has_the_connection() {
+        run(async |ca, c| {
+            let asked = |at: SocketAddr| {
+                let mut headers = HeaderMap::new();
+                continuation::name(&mut headers, &Token::new().unwrap());
+                Target { headers, ..c.target(at) }
+            };
+            let does = |n| if n < 3 { Does::Answer(503) } else { Does::Continue };
+            let p = Peer::start(&ca, &c.to.identity, does).await;
+            timeout(PATIENCE, c.dialer.again(&asked(p.at))).await.unwrap().unwrap();
+            assert_eq!(p.streams.get(), 4);
+            // One that has begun another connection, and one that will never go on with it.
+            for status in [200, 400] {
+                let p = Peer::start(&ca, &c.to.identity, move |_| Does::Answer(status)).await;
+                let e = timeout(PATIENCE, c.dialer.again(&asked(p.at))).await.unwrap().err().unwrap();
+                assert!(!e.may_retry() && p.streams.get() == 1, "{e}");
+            }
         })
         .await;
     }

@@ -199,6 +199,12 @@ fn read_service(value: &Value) -> Result<pb::Service, DumpError> {
             .as_u64()
             .and_then(|seconds| u32::try_from(seconds).ok())
             .unwrap_or_default(),
+        karst_grpc_web_ports: value["grpcWebPorts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|port| u32::try_from(port.as_u64()?).ok())
+            .collect(),
         ..pb::Service::default()
     })
 }
@@ -317,6 +323,7 @@ mod tests {
         web.load_balancing = Some(pb::LoadBalancing { routing_preference: vec![1, 2, 4], mode: 2, health_policy: 1 });
         (web.canonical, web.visibility, web.ingress_use_waypoint) = (true, 1, true);
         web.karst_session_affinity_seconds = 60;
+        web.karst_grpc_web_ports = vec![80];
         web.subject_alt_names = vec!["spiffe://cluster.local/ns/ns/sa/other".into()];
         let mut one = pod("web-1", "10.0.0.1", &[(WEB, &[(80, 8080), (90, 9090)])]);
         (one.network, one.node, one.waypoint) = ("net".into(), "n".into(), Some(waypoint));

@@ -85,6 +85,7 @@ fn service(service: &Service, endpoints: Option<&Endpoints>, network: &str) -> V
         "subjectAltNames": service.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "waypoint": service.waypoints.first().map(|(to, _)| gateway(to, network)),
         "weightedWaypoints": weighted, "appProtocols": protocols,
+        "grpcWebPorts": service.grpc_web,
         "ingressUseWaypoint": service.ingress_waypoint,
         "loadBalancer": load_balancer(service), "canonical": service.canonical, "private": service.private,
         "sessionAffinitySeconds": service.affinity.map(|t| t.as_secs()),

@@ -1,8 +1,9 @@
 //! Workloads and services as the control plane sends them.
 
 use super::{
-    baggage::baggage,
-    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, Service, Workload},
+    baggage::Baggage,
+    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, Service, UdpPort, Workload},
+    texts::{self, text},
 };
 use bytes::Bytes;
 use karst_api::workload::{self as pb, gateway_address::Destination};
@@ -11,7 +12,12 @@ use karst_core::{
     addr::{CidrError, ip_from_bytes},
 };
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 /// Why a resource of the control plane cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +90,7 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
     if waypoints.is_empty() {
         waypoints.extend(gateway(service.waypoint.as_ref())?.map(|g| (g, 1)));
     }
+    vips.shrink_to_fit();
     let balancing = service.load_balancing.unwrap_or_default();
     let mode = match lb::Mode::try_from(balancing.mode) {
         Ok(lb::Mode::UnspecifiedMode) => Mode::Any,
@@ -104,12 +111,19 @@ pub(super) fn service(service: pb::Service, network: &str) -> Result<Service, Re
     Ok(Service {
         key: format!("{}/{}", service.namespace, service.hostname).into(),
         name: service.name.into(),
-        namespace: service.namespace.into(),
+        namespace: text(&service.namespace),
         hostname: service.hostname.into(),
         vips,
         ranges,
+        only_family: match pb::IpFamilies::try_from(service.ip_families) {
+            Ok(pb::IpFamilies::Ipv4Only) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            Ok(pb::IpFamilies::Ipv6Only) => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Ok(pb::IpFamilies::Automatic | pb::IpFamilies::Dual) | Err(_) => None,
+        },
         ports: ports(&service.ports),
+        udp_ports: service.karst_udp_ports.iter().filter_map(|p| u16::try_from(*p).ok()).collect(),
         protocols: protocols(&service.ports),
+        grpc_web: service.karst_grpc_web_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect(),
         sans: service.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
         waypoints,
         mode,
@@ -129,6 +143,15 @@ fn ports(ports: &[pb::Port]) -> Vec<(u16, u16)> {
     ports.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
 }
 
+/// A number that is none of a port is left out, and so is nothing called there.
+fn udp_ports(ports: pb::UdpPortList) -> Vec<UdpPort> {
+    let one = |p: pb::UdpPort| {
+        let (port, target) = (u16::try_from(p.service_port).ok()?, u16::try_from(p.target_port).ok()?);
+        Some(UdpPort { port, target, closed: p.closed.into() })
+    };
+    ports.ports.into_iter().filter_map(one).collect()
+}
+
 fn protocols(ports: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
     ports.iter().filter_map(|p| Some((u16::try_from(p.service_port).ok()?, p.app_protocol()))).collect()
 }
@@ -136,7 +159,7 @@ fn protocols(ports: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
 fn gateway(address: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, GatewayError> {
     let Some(address) = address else { return Ok(None) };
     let to = match &address.destination {
-        Some(Destination::Hostname(h)) => GatewayTo::Service(format!("{}/{}", h.namespace, h.hostname).into()),
+        Some(Destination::Hostname(h)) => GatewayTo::Service(text(&format!("{}/{}", h.namespace, h.hostname))),
         Some(Destination::Address(a)) => GatewayTo::Address(ip_from_bytes(&a.address).ok_or(GatewayError::Address)?),
         // Something is asked for that we do not understand: it must not be passed by.
         None => return Err(GatewayError::Destination),
@@ -152,7 +175,10 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
     let or = |s: String, default: &str| if s.is_empty() { default.to_string() } else { s };
     let wrong = |fault| ResourceError::Workload { uid: workload.uid.clone(), fault };
     let ip = |bytes: &Bytes| ip_from_bytes(bytes).ok_or_else(|| wrong(FieldError::AddressLength(bytes.len())));
-    let ips: Vec<IpAddr> = workload.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
+    let mut ips: Vec<IpAddr> = Vec::with_capacity(workload.addresses.len());
+    for address in &workload.addresses {
+        ips.push(ip(address)?);
+    }
     let hbone = match pb::TunnelProtocol::try_from(workload.tunnel_protocol) {
         Ok(pb::TunnelProtocol::None) => false,
         Ok(pb::TunnelProtocol::Hbone) => true,
@@ -166,6 +192,7 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
     let trust_domain = or(workload.trust_domain, "cluster.local");
     let account = or(workload.service_account, "default");
     let identity = Identity::new(&trust_domain, &workload.namespace, &account).map_err(|e| wrong(e.into()))?;
+    let identity = texts::identity(identity);
     let workload_type = match pb::WorkloadType::try_from(workload.workload_type) {
         Ok(pb::WorkloadType::Deployment) => "deployment",
         Ok(pb::WorkloadType::Cronjob) => "cronjob",
@@ -174,50 +201,44 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
     };
     let place = workload.locality.unwrap_or_default();
     let cluster = or(workload.cluster_id, "Kubernetes");
-    let baggage = baggage(
-        &cluster,
-        &workload.namespace,
-        workload_type,
-        &workload.workload_name,
-        &workload.canonical_name,
-        &workload.canonical_revision,
-        &place,
-    );
     let pod_uid = pod_uid(&workload.extensions).map_err(wrong)?;
-    let mut services: Vec<Membership> =
-        workload.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
+    let mut services: Vec<Membership> = workload.services.iter().map(|(k, v)| (text(k), ports(&v.ports))).collect();
     services.sort();
+    let mut udp: Vec<(Arc<str>, Vec<UdpPort>)> =
+        workload.karst_udp_services.into_iter().map(|(key, ports)| (key.into(), udp_ports(ports))).collect();
+    udp.sort_by(|one, other| one.0.cmp(&other.0));
     Ok(Workload {
         uid: workload.uid.into(),
         pod_uid,
         name: workload.name.into(),
-        namespace: workload.namespace.into(),
+        namespace: text(&workload.namespace),
         ips,
-        hostname: workload.hostname.into(),
-        network: workload.network.into(),
+        hostname: text(&workload.hostname),
+        network: text(&workload.network),
         hbone,
         native_tunnel: workload.native_tunnel,
         identity,
         waypoint: gateway(workload.waypoint.as_ref())?,
-        node: workload.node.into(),
-        workload_name: workload.workload_name.into(),
+        node: text(&workload.node),
+        workload_name: text(&workload.workload_name),
         workload_type,
-        canonical_name: workload.canonical_name.into(),
-        canonical_revision: workload.canonical_revision.into(),
-        policies: workload.authorization_policies.into_iter().map(Into::into).collect(),
-        dry_runs: workload.karst_dry_run_policies.into_iter().map(Into::into).collect(),
+        canonical_name: text(&workload.canonical_name),
+        canonical_revision: text(&workload.canonical_revision),
+        policies: workload.authorization_policies.iter().map(|name| text(name)).collect(),
+        dry_runs: workload.karst_dry_run_policies.iter().map(|name| text(name)).collect(),
         // An unknown status is not healthy.
         healthy: workload.status == pb::WorkloadStatus::Healthy as i32,
         draining: workload.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&workload.extensions),
-        cluster: cluster.into(),
-        region: place.region.into(),
-        zone: place.zone.into(),
-        subzone: place.subzone.into(),
+        cluster: text(&cluster),
+        region: text(&place.region),
+        zone: text(&place.zone),
+        subzone: text(&place.subzone),
         host_network: workload.network_mode == pb::NetworkMode::HostNetwork as i32,
         capacity: workload.capacity.unwrap_or(1),
         services,
+        udp,
         labels: labels(&workload.extensions),
-        baggage,
+        baggage: Baggage::default(),
     })
 }
 
@@ -234,13 +255,13 @@ fn is_draining(all: &[pb::Extension]) -> bool {
 
 /// The labels that our own controller tells.
 fn labels(all: &[pb::Extension]) -> Arc<BTreeMap<String, String>> {
-    let Some(config) = extension(all, karst_api::LABELS_TYPE) else { return Arc::default() };
+    let Some(config) = extension(all, karst_api::LABELS_TYPE) else { return texts::no_labels() };
     karst_api::route::Labels::decode(config).map(|l| Arc::new(l.labels)).unwrap_or_default()
 }
 
 /// Which pod it is, as our own controller tells.
 fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, FieldError> {
-    let Some(config) = extension(all, karst_api::POD_TYPE) else { return Ok("".into()) };
+    let Some(config) = extension(all, karst_api::POD_TYPE) else { return Ok(text("")) };
     let pod = karst_api::route::Pod::decode(config).map_err(FieldError::Pod)?;
     Ok(karst_core::zds_uid(&pod.uid).into())
 }

@@ -1,20 +1,24 @@
 //! What is known of the mesh: one immutable snapshot, replaced by one writer, read without a lock.
 //!
 //! - `model`: workloads, services and gateways; `decode`: from what the control plane sends; `baggage`: the header.
+//! - `members`: the endpoints of a service; `texts`: what many workloads have in common.
 //! - `snapshot`: the state and its indices, and what is asked of it; `policies`: those that apply to a workload.
 //! - `update`: how one address resource or the pod ranges of a node become part of it.
 
 mod baggage;
 mod decode;
+mod members;
 mod model;
 mod policies;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod texts;
 mod update;
 
 pub use decode::{FieldError, GatewayError, ResourceError};
+pub use members::Endpoints;
 pub use model::{
-    Announced, Endpoints, Gateway, GatewayTo, LocalityScope, Membership, Mode, OwnPod, Ports, Service, Workload,
+    Announced, Gateway, GatewayTo, LocalityScope, Membership, Mode, OwnPod, Ports, Service, UdpPort, Workload,
 };
 pub use snapshot::Snapshot;

@@ -1,7 +1,7 @@
 //! Workloads, services, and how gateways are named.
 
+use super::baggage::Baggage;
 use http::HeaderValue;
-use imbl::OrdMap;
 use karst_api::workload as pb;
 use karst_core::{Cidr, Identity};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
@@ -10,8 +10,17 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 pub type Ports = Vec<(u16, u16)>;
 /// A service's key, and its ports on a workload.
 pub type Membership = (Arc<str>, Ports);
-/// The endpoints of a service: uid, and its ports there.
-pub type Endpoints = OrdMap<Arc<str>, Arc<[(u16, u16)]>>;
+
+/// A UDP port of a service on a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpPort {
+    /// The service's.
+    pub port: u16,
+    /// The workload's.
+    pub target: u16,
+    /// What forbids who has no identity to send there, in words. Empty: nothing.
+    pub closed: Arc<str>,
+}
 
 /// A pod or another endpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,10 +56,12 @@ pub struct Workload {
     pub capacity: u32,
     /// By service key: service port and target port.
     pub services: Vec<Membership>,
+    /// The UDP ports of its services, by their keys (an extension of ours).
+    pub udp: Vec<(Arc<str>, Vec<UdpPort>)>,
     /// Those of its labels that routes ask for (an extension of ours).
     pub labels: Arc<BTreeMap<String, String>>,
-    /// The `baggage` header that describes it.
-    pub baggage: Option<HeaderValue>,
+    /// See [`Workload::baggage`].
+    pub baggage: Baggage,
 }
 
 /// How a gateway or waypoint is named.
@@ -98,7 +109,7 @@ pub struct Announced<'a> {
 
 impl Workload {
     /// Is it a pod, not an entry of another kind that may have a pod's name?
-    pub(super) fn is_pod(&self) -> bool {
+    pub fn is_pod(&self) -> bool {
         self.uid.contains("/Pod/")
     }
     /// A pod of this node that the control plane has not told of, from what the agent says.
@@ -131,8 +142,44 @@ impl Workload {
             host_network: false,
             capacity: 1,
             services: vec![],
+            udp: vec![],
             labels: Arc::default(),
-            baggage: None,
+            baggage: Baggage::none(),
+        }
+    }
+    /// The `baggage` header that describes it. None: nobody has told what it would say.
+    pub fn baggage(&self) -> Option<&HeaderValue> {
+        let kind = match self.workload_type {
+            "deployment" => "k8s.deployment.name",
+            "cronjob" => "k8s.cronjob.name",
+            "job" => "k8s.job.name",
+            _ => "k8s.pod.name",
+        };
+        self.baggage.get(&[
+            ("k8s.cluster.name", &*self.cluster),
+            ("k8s.namespace.name", &*self.namespace),
+            (kind, &*self.workload_name),
+            ("service.name", &*self.canonical_name),
+            ("service.version", &*self.canonical_revision),
+            ("cloud.region", &*self.region),
+            ("cloud.availability_zone", &*self.zone),
+        ])
+    }
+    /// Its UDP port for one of a service's.
+    pub fn udp_port(&self, service: &str, port: u16) -> Option<&UdpPort> {
+        let (_, ports) = self.udp.iter().find(|(key, _)| **key == *service)?;
+        ports.iter().find(|p| p.port == port)
+    }
+    /// Why who has no identity may not send datagrams to this workload, as an endpoint of a service: what is not captured guards
+    /// nothing, and what a member does not say of itself is not known. None: he may.
+    pub fn closed_to_datagrams(&self, service: &str, port: u16) -> Option<Arc<str>> {
+        if !self.hbone {
+            return None;
+        }
+        match self.udp_port(service, port) {
+            Some(own) if own.closed.is_empty() => None,
+            Some(own) => Some(own.closed.clone()),
+            None => Some("the endpoint is a member of the mesh by another object".into()),
         }
     }
 }
@@ -146,10 +193,17 @@ pub struct Service {
     pub hostname: Arc<str>,
     pub vips: Vec<IpAddr>,
     pub ranges: Vec<Cidr>,
+    /// If it has but one family (`ipFamilies`): an address of that, unspecified. Its endpoints may have others, at which their
+    /// applications need not listen.
+    pub only_family: Option<IpAddr>,
     /// Service port and target port (0: named, see the endpoint).
     pub ports: Vec<(u16, u16)>,
+    /// Its UDP ports (an extension of ours).
+    pub udp_ports: Vec<u16>,
     /// What is spoken at each service port.
     pub protocols: Vec<(u16, pb::AppProtocol)>,
+    /// Service ports at which gRPC-Web is made gRPC (an extension of ours).
+    pub grpc_web: Vec<u16>,
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
@@ -178,8 +232,11 @@ impl Service {
             hostname: "".into(),
             vips: vec![],
             ranges: vec![],
+            only_family: None,
             ports: vec![],
+            udp_ports: vec![],
             protocols: vec![],
+            grpc_web: vec![],
             sans: vec![],
             waypoints: vec![(waypoint, 1)],
             mode: Mode::Any,

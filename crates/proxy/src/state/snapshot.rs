@@ -1,6 +1,9 @@
 //! The state and its indices, and what is asked of it.
 
-use super::model::{Endpoints, OwnPod, Service, Workload};
+use super::{
+    members::Endpoints,
+    model::{OwnPod, Service, Workload},
+};
 use imbl::HashMap;
 use karst_core::Cidr;
 use karst_policy::Policy;
@@ -63,6 +66,11 @@ impl Snapshot {
             return endpoint;
         }
         self.workload(ip).filter(|w| w.hbone).unwrap_or(endpoint)
+    }
+    /// The Kubernetes Service that has this address, whoever may see it. What is sent to the address as it is may come to its pods in
+    /// plaintext, members or not: the node's own balancing asks nobody.
+    pub fn cluster_service(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        self.by_vip.get(&ip)?.iter().filter_map(|key| self.services.get(key)).find(|service| service.canonical)
     }
     /// What is told of a pod of ours. None: nothing, or only of another pod of that name: it is then not announced.
     pub fn own_pod(&self, pod: &OwnPod<'_>) -> Option<&Arc<Workload>> {

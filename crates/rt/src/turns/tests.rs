@@ -233,3 +233,15 @@ fn callers_have_shares_while_somebody_has_them() {
     drop(b);
     assert!(!Rc::ptr_eq(&callers.of("c"), &c), "there is room again");
 }
+
+#[test]
+fn many_callers_are_not_all_looked_at_for_each_that_comes() {
+    let callers = Shares::new(80, Arc::default());
+    let mut all: Vec<_> = (0..80).map(|n| callers.of(n)).collect();
+    let rest = callers.of(100);
+    all.pop();
+    // Nobody knows yet that there is room.
+    assert!((101..111).all(|n| Rc::ptr_eq(&callers.of(n), &rest)));
+    assert!(!Rc::ptr_eq(&callers.of(111), &rest));
+    assert!(Rc::ptr_eq(&callers.of(0), &all[0]), "those who are there keep theirs");
+}

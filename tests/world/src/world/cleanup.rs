@@ -1,6 +1,6 @@
 //! What worlds leave when they end: nothing, and if they were killed, no more than the next one finds.
 
-use super::{World, process::kill};
+use super::{World, disk, process::kill};
 use crate::net::ip;
 use std::{fs, path::Path};
 
@@ -30,6 +30,7 @@ impl Drop for World {
         }
         remove_namespaces(&self.prefix);
         if !std::thread::panicking() {
+            disk::unmount(&self.dir);
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
@@ -66,6 +67,7 @@ pub(super) fn sweep() {
                 let _ = fs::remove_dir_all(d.path());
             }
         }
+        disk::unmount(&f.path());
         let _ = fs::remove_dir_all(f.path());
     }
 }

@@ -3,12 +3,12 @@
 use super::{
     CONTROLLER, World,
     pod::{Pod, PodSpec},
-    process::bin,
+    process::{bin, kill},
     wait::{PATIENCE, wait_for},
 };
 use crate::http;
 use anyhow::Result;
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, process::Child};
 
 /// Value of the label by which the deployer marks gateways that are no waypoints (Istio's).
 const GATEWAY: &str = "istio.io-gateway-controller";
@@ -59,9 +59,19 @@ impl World {
 
     /// The same with another build.
     pub fn start_waypoint_of(&mut self, p: &Pod, program: &Path, env: &[(&str, &str)]) {
+        self.launch_waypoint(p, program, env).expect("the waypoint starts");
+        wait_for("the waypoint ready", PATIENCE, || self.is_waypoint_ready(p).then_some(()));
+        self.settle();
+    }
+
+    /// The same, and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch_waypoint(&mut self, p: &Pod, program: &Path, env: &[(&str, &str)]) -> Result<()> {
         let (s, node) = (&p.spec, self.nodes[p.spec.node].name.clone());
         let account = format!("{}/{}", s.namespace, s.account);
-        let token = self.token(&p.ns, &account, &s.name, &p.ns, &node).expect("token");
+        let token = self.token(&p.ns, &account, &s.name, &p.ns, &node)?;
         let mut all: Vec<(String, String)> = [
             ("XDS_ADDRESS", format!("https://{CONTROLLER}:15012")),
             ("XDS_ROOT_CA", self.dir.join("controller/root-cert.pem").display().to_string()),
@@ -78,12 +88,14 @@ impl World {
         let log = format!("waypoint-{}.log", s.name);
         let gateway = s.labels.iter().any(|(_, v)| v == GATEWAY);
         let args = if gateway { &["proxy".to_string(), "router".to_string()][..] } else { &[] };
-        let child = self.spawn(&p.ns, &log, program, args, &all).expect("the waypoint starts");
+        let child = self.spawn(&p.ns, &log, program, args, &all)?;
         self.waypoints.insert(p.ns.clone(), child);
-        wait_for("the waypoint ready", PATIENCE, || {
-            (self.waypoint_page(p, 15021, "/healthz/ready").ok()?.0 == 200).then_some(())
-        });
-        self.settle();
+        Ok(())
+    }
+
+    /// Does a waypoint say that it is ready?
+    pub fn is_waypoint_ready(&self, p: &Pod) -> bool {
+        self.waypoint_page(p, 15021, "/healthz/ready").is_ok_and(|(status, _)| status == 200)
     }
 
     /// Process id of a waypoint or gateway.
@@ -95,6 +107,13 @@ impl World {
     pub fn waypoint_page(&self, p: &Pod, port: u16, path: &str) -> Result<(u16, String)> {
         let s = p.netns().run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], port))))??;
         Ok(http::get(s, path)?)
+    }
+
+    /// Tells a waypoint's process to stop, and gives it.
+    pub fn leave_waypoint(&mut self, p: &Pod) -> Child {
+        let child = self.waypoints.remove(&p.ns).expect("it runs");
+        kill(child.id(), libc::SIGTERM);
+        child
     }
 
     /// Ends a waypoint's process by signal and waits for it.

@@ -5,7 +5,7 @@ use super::{
     wait::{PATIENCE, wait_for},
 };
 use crate::http;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use karst_rt::netns::Netns;
 use std::{fs, net::SocketAddr};
 
@@ -32,6 +32,14 @@ impl World {
 
     /// Writes a file of manifests without waiting.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        match &mut *self.held.lock().unwrap() {
+            Some(held) => held.push((name.into(), Some(text.into()))),
+            None => self.put(name, text)?,
+        }
+        Ok(())
+    }
+
+    fn put(&self, name: &str, text: &str) -> Result<()> {
         let dir = self.dir.join("manifests");
         let tmp = dir.join(format!(".{name}"));
         fs::write(&tmp, text)?;
@@ -54,8 +62,41 @@ impl World {
 
     /// Removes a file of manifests and waits until it is gone from the proxies.
     pub fn delete(&self, name: &str) {
-        fs::remove_file(self.dir.join("manifests").join(format!("{name}.yaml"))).unwrap();
+        self.erase(name).unwrap();
         self.settle();
+    }
+
+    /// Removes a file of manifests without waiting.
+    pub fn erase(&self, name: &str) -> Result<()> {
+        match &mut *self.held.lock().unwrap() {
+            Some(held) => held.push((name.into(), None)),
+            None => self.remove(name)?,
+        }
+        Ok(())
+    }
+
+    /// The API server stalls, or goes on: what is written and erased meanwhile, nobody sees, and then all of it comes at once. (In a
+    /// world, the directory of manifests is the API server.)
+    ///
+    /// # Errors
+    /// What had been held back cannot be done.
+    pub fn stall_api(&self, stalls: bool) -> Result<()> {
+        let mut held = self.held.lock().unwrap();
+        if stalls {
+            held.get_or_insert_default();
+            return Ok(());
+        }
+        for (name, text) in held.take().unwrap_or_default() {
+            match text {
+                Some(text) => self.put(&name, &text)?,
+                None => self.remove(&name)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.dir.join("manifests").join(format!("{name}.yaml"))).with_context(|| name.to_string())
     }
 
     /// A namespace, in the mesh or not.

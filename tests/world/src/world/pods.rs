@@ -13,18 +13,28 @@ use std::{fs, net::IpAddr};
 impl World {
     /// Makes a pod: its network namespace, then its manifest. Does not wait for its enrolment.
     pub fn pod(&mut self, spec: PodSpec) -> Pod {
+        self.new_pod(spec, true)
+    }
+
+    /// The same; it is not ready ([`World::write_pod`]).
+    pub fn unready_pod(&mut self, spec: PodSpec) -> Pod {
+        self.new_pod(spec, false)
+    }
+
+    fn new_pod(&mut self, spec: PodSpec, ready: bool) -> Pod {
         let i = spec.node;
         let n = self.next_pod[i];
         self.next_pod[i] += 1;
         let uid = self.netns_of(&spec);
-        self.make_pod(spec, uid, n, format!("v{n}"))
+        self.make_pod(spec, uid, (n, format!("v{n}")), ready)
     }
 
     /// Makes a pod in place of one that is gone ([`World::lose_pod`]): with its name, node and addresses, but another account and
     /// another uid.
     pub fn pod_again(&mut self, before: &Pod, account: &str) -> Pod {
         let spec = before.spec.clone().account(account);
-        let pod = self.make_pod(spec, format!("{}-again", before.uid), before.number, format!("{}a", before.device));
+        let at = (before.number, format!("{}a", before.device));
+        let pod = self.make_pod(spec, format!("{}-again", before.uid), at, true);
         // Who has the addresses of its neighbours from the pod before looks again.
         let near = self.pods.values().filter(|p| p.spec.node == pod.spec.node).map(|p| &p.ns);
         for ns in near.chain([&self.nodes[pod.spec.node].ns]) {
@@ -37,7 +47,7 @@ impl World {
         self.ns(&format!("{}.{}", spec.namespace, spec.name)).replace('.', "_")
     }
 
-    fn make_pod(&mut self, spec: PodSpec, uid: String, n: u8, port: String) -> Pod {
+    fn make_pod(&mut self, spec: PodSpec, uid: String, (n, port): (u8, String), ready: bool) -> Pod {
         let i = spec.node;
         let ns = self.netns_of(&spec);
         let node = self.nodes[i].ns.clone();
@@ -57,7 +67,7 @@ impl World {
         let ip: IpAddr = format!("10.77.{i}.{n}").parse().unwrap();
         let ip6: IpAddr = format!("fd77:{i}::{n}").parse().unwrap();
         let pod = Pod { spec, ns, ip, ip6, uid, netns, number: n, device: port };
-        self.write_pod(&pod, true);
+        self.write_pod(&pod, ready);
         self.pods.insert(format!("{}/{}", pod.spec.namespace, pod.spec.name), pod.clone());
         pod
     }
@@ -104,10 +114,13 @@ impl World {
 
     /// Waits until the agent reports a pod as redirected, whatever the controller knows of it.
     pub fn wait_redirected(&self, p: &Pod) {
-        let f = self
-            .dir
-            .join(format!("manifests/.status/{}/{}.{}", self.nodes[p.spec.node].name, p.spec.namespace, p.spec.name));
-        wait_for(&format!("pod {} redirected", p.ns), PATIENCE, || f.exists().then_some(()));
+        wait_for(&format!("pod {} redirected", p.ns), PATIENCE, || self.is_redirected(p).then_some(()));
+    }
+
+    /// Does the agent report a pod as redirected?
+    pub fn is_redirected(&self, p: &Pod) -> bool {
+        let node = &self.nodes[p.spec.node].name;
+        self.dir.join(format!("manifests/.status/{node}/{}.{}", p.spec.namespace, p.spec.name)).exists()
     }
 
     /// A pod of an enrolled namespace, ready for use.
@@ -133,9 +146,17 @@ impl World {
 
     /// Removes a pod: manifest and network namespace.
     pub fn remove_pod(&mut self, p: &Pod) {
-        fs::remove_file(self.dir.join(format!("manifests/pod-{}-{}.yaml", p.spec.namespace, p.spec.name))).unwrap();
-        self.pods.remove(&format!("{}/{}", p.spec.namespace, p.spec.name));
-        ip(&format!("netns del {}", p.ns)).unwrap();
+        self.drop_pod(p).unwrap();
         self.settle();
+    }
+
+    /// Removes a pod without waiting.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn drop_pod(&mut self, p: &Pod) -> Result<()> {
+        self.erase(&format!("pod-{}-{}", p.spec.namespace, p.spec.name))?;
+        self.pods.remove(&format!("{}/{}", p.spec.namespace, p.spec.name));
+        ip(&format!("netns del {}", p.ns)).map(|_| ())
     }
 }

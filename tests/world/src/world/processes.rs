@@ -34,6 +34,7 @@ impl World {
         let child = c
             .args(args)
             .envs(env.iter().cloned())
+            .envs(self.clock_env(ns)?)
             .stdin(Stdio::null())
             .stdout(self.log(log)?)
             .stderr(self.log(log)?)
@@ -140,6 +141,11 @@ impl World {
         self.options.ztunnel_env = env;
     }
 
+    /// The program of the ztunnels that are started from now on; None: ours.
+    pub fn set_ztunnel_bin(&mut self, program: Option<PathBuf>) {
+        self.options.ztunnel_bin = program;
+    }
+
     /// Starts a node's ztunnel, beside the one that may run.
     pub fn start_ztunnel(&mut self, node: usize) -> Result<()> {
         self.start_ztunnel_at(node, 15000).map(|c| self.nodes[node].ztunnel = Some(c))
@@ -216,14 +222,29 @@ impl World {
             let (status, _) = self.get(node, port + 21, "/healthz/ready").ok()?;
             (status == 200).then_some(())
         });
+        self.succeed_ztunnel(node, new)
+    }
+
+    /// Another ztunnel of a node that is ready takes the place of the one that was there, which is told to stop. Gives the old one.
+    pub fn succeed_ztunnel(&mut self, node: usize, new: Child) -> Child {
         let old = self.nodes[node].ztunnel.replace(new).expect("one was running");
         kill(old.id(), libc::SIGTERM);
         old
     }
 
+    /// Process id of a node's agent; None while it is away.
+    pub fn agent_pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node].agent.as_ref().map(Child::id)
+    }
+
     /// Process id of the controller.
     pub fn controller_pid(&self) -> u32 {
         self.controller.as_ref().expect("it runs").id()
+    }
+
+    /// Is there a controller?
+    pub fn has_controller(&self) -> bool {
+        self.controller.is_some()
     }
 
     /// Process id of a node's ztunnel.

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
@@ -43,7 +46,11 @@ impl World {
             fabric,
             pods: BTreeMap::new(),
             next_pod: vec![],
+            held: Mutex::default(),
         };
+        if let Some(mib) = w.options.disk_mib {
+            w.mount_disk(mib)?;
+        }
         let control = w.ns("control");
         namespace(&control)?;
         w.plug(&control, "control", &format!("{CONTROLLER}/16"), "fd66::100/64")?;

@@ -3,7 +3,10 @@
 //! Changes are all done or none: one that cannot be makes the whole answer none. What a refusal says to the client is not so
 //! strict: it refuses all the same.
 
-use crate::http::entry::{self, Names};
+use crate::http::{
+    codec::HeadLimits,
+    entry::{self, Names},
+};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header,
@@ -116,11 +119,11 @@ impl Changes {
         }
     }
 
-    /// Changes a request; what is judged and sent on is what comes of it.
+    /// Changes a request, whose head may be so large; what is judged and sent on is what comes of it.
     ///
     /// # Errors
     /// It cannot be done; then nothing is.
-    pub fn apply(&self, parts: &mut Parts) -> Result<(), Invalid> {
+    pub fn apply(&self, parts: &mut Parts, limits: HeadLimits) -> Result<(), Invalid> {
         if self.headers.is_empty()
             && self.remove.is_empty()
             && self.set_query.is_empty()
@@ -135,7 +138,7 @@ impl Changes {
         // An application may take these for what the provider has said.
         let written: Names = self.headers.iter().map(|change| &change.name).chain(&self.remove).collect();
         written.drop_alike(&mut headers);
-        if !entry::fits(&headers) {
+        if !entry::fits(&headers, limits) {
             return Err(Invalid::TooLarge);
         }
         parts.headers = headers;
@@ -246,7 +249,7 @@ mod tests {
             remove: vec![HeaderName::from_static("x-host")],
             ..Changes::default()
         };
-        changes.apply(&mut parts).unwrap();
+        changes.apply(&mut parts, HeadLimits::default()).unwrap();
         let wanted = ["x-b=1", "x-b=2", "x-host=1", "x-new=1", "x-old=1", "x-user=admin", "x-user=alice"];
         assert_eq!(lines(&parts.headers), wanted);
     }
@@ -281,7 +284,7 @@ mod tests {
                 remove_query: remove.iter().map(ToString::to_string).collect(),
                 ..Changes::default()
             };
-            changes.apply(&mut parts).unwrap();
+            changes.apply(&mut parts, HeadLimits::default()).unwrap();
             parts.uri.to_string()
         };
         assert_eq!(changed("/a?x=1&y=%2f&x=2", &[("z", "a b&c")], &["x"]), "/a?y=%2f&z=a+b%26c");
@@ -296,12 +299,17 @@ mod tests {
         let mut parts = request("/a", &[("x-old", "1")]);
         let many = |n: usize| Changes { headers: vec![change("x-a", "1", How::Append); n], ..Changes::default() };
         assert_eq!(many(101).counted(), Err(Invalid::TooMany));
-        assert_eq!(many(100).apply(&mut parts), Err(Invalid::TooLarge), "with its own there are too many");
+        let limits = HeadLimits::default();
+        assert_eq!(many(100).apply(&mut parts, limits), Err(Invalid::TooLarge), "with its own there are too many");
         let value = HeaderValue::from_str(&"x".repeat(61 << 10)).unwrap();
         let long = Change { value, ..change("x-a", "", How::Append) };
         let long =
             Changes { headers: vec![long], remove: vec![HeaderName::from_static("x-old")], ..Changes::default() };
-        assert_eq!(long.apply(&mut parts), Err(Invalid::TooLarge));
+        assert_eq!(long.apply(&mut parts, limits), Err(Invalid::TooLarge));
         assert_eq!(lines(&parts.headers), ["x-old=1"], "nothing is done");
+        // Where clients may send more, there may be more of it.
+        let limits = HeadLimits { bytes: 128 << 10, fields: 101 };
+        assert_eq!(many(100).apply(&mut parts.clone(), limits), Ok(()));
+        assert_eq!(long.apply(&mut parts, limits), Ok(()));
     }
 }

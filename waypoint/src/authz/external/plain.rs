@@ -33,7 +33,9 @@ pub fn request(question: &Question<'_>, rules: &HttpRules) -> Result<Prepared, I
     let path = PathAndQuery::try_from(format!("{}{}", rules.path_prefix, question.path));
     let mut headers = HeaderMap::new();
     let is_sent = |name: &HeaderName| *name == AUTHORIZATION || NamePattern::any(&rules.request, name);
-    for (name, value) in question.headers.iter().filter(|(name, _)| is_sent(name) && !is_of_message(name)) {
+    // How much of the body it gets the client does not say for us.
+    let is_own = |name: &HeaderName| is_of_message(name) || *name == PARTIAL_BODY;
+    for (name, value) in question.headers.iter().filter(|(name, _)| is_sent(name) && !is_own(name)) {
         headers.append(name, value.clone());
     }
     for (name, value) in &rules.additional {
@@ -156,12 +158,13 @@ mod tests {
             ("x-ext-a", "2"),
             ("x-other", "1"),
             ("expect", "100-continue"),
+            ("x-envoy-auth-partial-body", "forged"),
         ]);
         let (method, path) = (Method::PUT, "/orders?x=%2f");
         let mut question = example(&method, path, &headers);
         let own = rules(|p| {
             (p.path_prefix, p.request_headers) =
-                ("/check/".into(), vec!["x-ext-*".into(), "Cookie".into(), "expect".into()]);
+                ("/check/".into(), vec!["x-e*".into(), "Cookie".into(), "expect".into()]);
             let header = |name: &str, value: &str| ir::CheckHeader { name: name.into(), value: value.into() };
             p.additional_headers = vec![header("x-ext-b", "3"), header("cookie", "c=d")];
         });

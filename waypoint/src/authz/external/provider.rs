@@ -38,7 +38,7 @@ pub struct Provider {
 }
 
 /// What of a request's body is sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyRule {
     pub max: usize,
     /// Of a larger one the start.
@@ -48,21 +48,21 @@ pub struct BodyRule {
 }
 
 /// What it speaks.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Protocol {
     Grpc(GrpcRules),
     Http(Box<HttpRules>),
 }
 
 /// Of one that is asked by gRPC.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct GrpcRules {
     /// Headers of the request that are sent; none: all.
     pub request: Vec<NamePattern>,
 }
 
 /// Of one that is asked by HTTP.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct HttpRules {
     /// Before the request's path.
     pub path_prefix: String,
@@ -143,6 +143,12 @@ impl Provider {
             protocol,
             trials: Arc::new(Semaphore::new(TRIALS)),
         })
+    }
+
+    /// Would another one, of a later state, be asked the same, and at the same place?
+    pub fn is_same(&self, other: &Self) -> bool {
+        let place = |p: &Self| (p.name.clone(), p.service.clone(), p.port, p.body);
+        place(self) == place(other) && self.protocol == other.protocol
     }
 }
 

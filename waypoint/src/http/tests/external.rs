@@ -7,6 +7,7 @@ use karst_api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as PbValue, HeaderValueOption, HttpRequest,
     HttpStatus, OkHttpResponse, QueryParameter, RpcStatus, check_response::HttpResponse,
 };
+use karst_proxy::xds::ApplyResource;
 use prost::Message;
 
 const AUTHZ: &str = "ns/authz.ns.svc.cluster.local";
@@ -76,10 +77,13 @@ fn asked_by(provider: ir::AuthzProvider) -> impl FnOnce(&mut Snapshot) {
 
 /// Both endpoints of the providers' service do this.
 fn authz(m: &Mesh, grpc: bool, does: impl Fn(&Seen) -> Does + 'static) -> All {
-    let (seen, does) = (All::default(), Rc::new(does));
+    both(m, grpc, Rc::new(move |_, s| does(s)))
+}
+
+fn both(m: &Mesh, grpc: bool, does: Behaviour) -> All {
+    let seen = All::default();
     for last in [88, 89] {
-        let does = does.clone();
-        m.serve(authz_address(last), (last.into(), grpc), seen.clone(), move |_, s| does(s));
+        m.serve(authz_address(last), (last.into(), grpc), seen.clone(), does.clone());
     }
     seen
 }
@@ -315,11 +319,25 @@ fn another_endpoint_of_the_provider_is_tried() {
         let m = Mesh::of(asked_by(provider(|_| {})), |_, _| status(200));
         // Of two endpoints one listens.
         let seen = All::default();
-        m.serve(authz_address(88), (0, true), seen.clone(), |_, _| yes(|_| {}));
+        m.serve(authz_address(88), (0, true), seen.clone(), Rc::new(|_, _| yes(|_| {})));
         for _ in 0..10 {
             assert_eq!(m.ask(get("/")).await.0, 200);
         }
         assert_eq!(seen.borrow().len(), 10);
+    });
+}
+
+/// It may count what it is asked, or use up a token that the request has.
+#[test]
+fn a_question_that_a_provider_may_have_read_is_not_asked_again() {
+    run(async {
+        for grpc in [true, false] {
+            let provider = if grpc { provider(|_| {}) } else { by_http(|_| {}) };
+            let m = Mesh::of(asked_by(provider), |_, _| status(200));
+            let asked = authz(&m, grpc, |_| Does::Break);
+            assert_eq!((m.ask(get("/")).await.0.as_u16(), asked.borrow().len()), (403, 1), "by gRPC: {grpc}");
+            assert_eq!(count(&m, Outcome::Error), 1);
+        }
     });
 }
 
@@ -525,5 +543,128 @@ fn a_rule_asks_a_provider_of_its_own() {
         // Nobody is there to be asked.
         let m = Mesh::of(guarded_rule(), |_, _| status(200));
         assert_eq!(m.ask(get("/yes")).await.0, 403);
+    });
+}
+
+/// What is to be answered after a while, in which something may change.
+fn slowly(does: Does) -> Does {
+    match does {
+        Does::Answer(response) => Does::After(Duration::from_millis(500), response),
+        other => other,
+    }
+}
+
+/// Asks, and tells of a change while the provider is waited for.
+async fn ask_during(m: &Mesh, change: impl FnOnce(&mut Snapshot)) -> u16 {
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        m.tell(change);
+    };
+    let (answered, ()) = tokio::join!(m.ask(get("/")), change);
+    answered.0.as_u16()
+}
+
+/// A policy that denies what has a header that a provider writes.
+fn deny_written() -> ir::AccessPolicy {
+    let attribute = ir::Attribute::Header as i32;
+    let (name, values) = ("x-role".into(), vec!["guest".into()]);
+    let tests = vec![ir::AccessTest { attribute, name, values, ..Default::default() }];
+    let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests }] }];
+    let rules = vec![ir::AccessRule { clauses }];
+    ir::AccessPolicy { rules, ..policy_of(ir::AccessAction::Deny, "ns/guests", None) }
+}
+
+/// A change that concerns neither policies nor routes.
+fn unrelated(s: &mut Snapshot) {
+    s.backends.insert("ns/other.ns.svc.cluster.local".into(), Arc::default());
+}
+
+#[test]
+fn a_policy_that_comes_while_a_provider_is_waited_for_holds() {
+    run(async {
+        let deny = || policy_of(ir::AccessAction::Deny, "ns/deny", None);
+        let with = |more: Vec<ir::AccessPolicy>| {
+            guarded(vec![provider(|_| {})], [custom("p", None)].into_iter().chain(more).collect())
+        };
+        let of = || {
+            let m = Mesh::of(with(vec![]), |_, _| status(200));
+            let asked = authz(&m, true, |_| slowly(yes(|_| {})));
+            (m, asked)
+        };
+        let (m, asked) = of();
+        assert_eq!((ask_during(&m, with(vec![deny()])).await, m.count()), (403, 0));
+        assert_eq!(asked.borrow().len(), 1, "what it was asked it is not asked again");
+        assert!(logged(" rbac_access_denied_matched_policy[ns[ns]-policy[deny]-rule[0]] "));
+        // One that forbids something else, and what is no policy.
+        let (m, asked) = of();
+        assert_eq!((ask_during(&m, with(vec![deny_written()])).await, m.count()), (200, 1));
+        assert_eq!((ask_during(&m, unrelated).await, m.count(), asked.borrow().len()), (200, 2, 2));
+        // One that asks somebody else, and the same provider at another place: what was said does not count for that.
+        for second in ["q", "p"] {
+            let (m, asked) = of();
+            let change = |s: &mut Snapshot| {
+                let other = by_http(|p| (p.name, p.status_on_error) = (second.into(), 503));
+                let first = provider(|_| {});
+                let providers = if second == "q" { vec![first, other] } else { vec![other] };
+                guarded(providers, vec![custom("p", None), custom(second, None)])(s);
+            };
+            // Who answers speaks another protocol: it is asked, and nothing of that can be used.
+            assert_eq!((ask_during(&m, change).await, m.count()), (503, 0), "{second}");
+            assert_eq!(asked.borrow().len(), 1, "{second}");
+        }
+    });
+}
+
+#[test]
+fn a_policy_that_comes_while_the_provider_of_a_rule_is_waited_for_holds() {
+    run(async {
+        let of = |policies: Vec<ir::AccessPolicy>| {
+            let change = |s: &mut Snapshot| {
+                guarded(vec![], policies)(s);
+                route(|r| r.authorization = Some(by_http(|p| p.all_upstream_on_allow = true)))(s);
+            };
+            let m = Mesh::of(change, |_, _| status(200));
+            let asked = authz(&m, false, |s| match s.uri.path() {
+                "/by-policy/" => answer(401, &[], ""),
+                _ => slowly(answer(200, &[("x-role", "guest")], "")),
+            });
+            (m, asked)
+        };
+        let deny = || policy_of(ir::AccessAction::Deny, "ns/deny", None);
+        let (m, asked) = of(vec![]);
+        assert_eq!((ask_during(&m, guarded(vec![], vec![deny()])).await, m.count()), (403, 0));
+        assert_eq!(asked.borrow().len(), 1);
+        // What the provider has written was judged by nobody, and is not because something else has changed.
+        let (m, asked) = of(vec![deny_written()]);
+        assert_eq!((ask_during(&m, unrelated).await, m.count(), asked.borrow().len()), (200, 1, 1));
+        // One that asks: that holds, too.
+        let (m, asked) = of(vec![]);
+        let other = by_http(|p| p.path_prefix = "/by-policy".into());
+        assert_eq!((ask_during(&m, guarded(vec![other], vec![custom("p", None)])).await, m.count()), (401, 0));
+        assert_eq!(asked.borrow().len(), 2);
+    });
+}
+
+/// A newer controller and an older proxy.
+#[test]
+fn a_rule_whose_provider_is_not_understood_lets_nobody_in_and_the_others_go_on() {
+    run(async {
+        let rule = |origin: &str, path: &str| {
+            let path = Some(ir::Text { kind: Some(ir::text::Kind::Prefix(path.into())) });
+            let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
+            let r#match = Some(ir::Match { path, ..Default::default() });
+            ir::HttpRule { origin: origin.into(), r#match, destinations: vec![to], ..Default::default() }
+        };
+        let later = Some(provider(|p| p.protocol = 99));
+        let guarded_rule = ir::HttpRule { authorization: later, ..rule("guarded", "/guarded") };
+        let table = ir::Table { http: vec![guarded_rule, rule("open", "/")], tcp: vec![] };
+        let routes = ir::Routes { producer: Some(table), ..Default::default() }.encode_to_vec();
+        let change = |s: &mut Snapshot| {
+            let wrong = s.put(karst_api::ROUTES_TYPE, KEY, &routes).unwrap_err().to_string();
+            assert!(wrong.starts_with("guarded: external authorization: protocol 99; "), "{wrong}");
+        };
+        let m = Mesh::of(change, |_, _| status(200));
+        assert_eq!((m.ask(get("/guarded/a")).await.0.as_u16(), m.count()), (500, 0));
+        assert_eq!((m.ask(get("/other")).await.0.as_u16(), m.count()), (200, 1));
     });
 }

@@ -5,55 +5,67 @@
 
 mod bodies;
 mod certificates;
+mod compression;
+mod cors;
 mod deadlines;
+mod drains;
 mod external;
 mod flows;
+mod grpc_web;
 mod heads;
 mod limits;
 mod mirrors;
 mod retries;
+mod rewrites;
+mod sessions;
+mod shared_limits;
+mod shares;
+mod sizes;
+mod tokens;
 mod traces;
 mod upgrades;
+mod websockets;
 
 use crate::{
     downstream::{
         context::{Downstream, DownstreamTarget},
         requests,
+        stream::Io,
     },
     http::codec,
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, worker_by},
+    testing::{LINES, run_paused as run, spawn, worker_and_drain},
     upstream::connector::{Connector, memory::Memory},
     worker::Worker,
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use karst_api::{route as ir, workload::AppProtocol};
 use karst_proxy::testing;
+use karst_rt::drain::Drain;
 use std::{
     cell::RefCell,
     convert::Infallible,
     future::pending,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::DuplexStream,
-    task::{LocalSet, spawn_local},
-    time::Instant,
-};
+use tokio::{io::DuplexStream, sync::watch, time::Instant};
 
 const KEY: &str = "ns/s.ns.svc.cluster.local";
 const PORT: u16 = 8080;
-/// Longer than anything here takes, on the paused clock.
-const PATIENCE: Duration = Duration::from_secs(3600);
 
 type Payload = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -98,12 +110,20 @@ enum Does {
     Never,
 }
 
+/// What it does with each, by its number.
+type Behaviour = Rc<dyn Fn(usize, &Seen) -> Does>;
+
 /// Everything that the endpoints have got, in order.
 type All = Rc<RefCell<Vec<Seen>>>;
+
+/// Whoever answers requests: to hyper there is one.
+type Application = Rc<dyn Fn(Request<Incoming>) -> Answering>;
+type Answering = Pin<Box<dyn Future<Output = io::Result<Response<Payload>>>>>;
 
 /// Endpoints of a service, and a waypoint before them.
 struct Mesh {
     worker: Rc<Worker>,
+    state: watch::Sender<Arc<Snapshot>>,
     memory: Rc<Memory>,
     seen: All,
     speaks: AppProtocol,
@@ -113,23 +133,48 @@ fn address(endpoint: usize) -> SocketAddr {
     (IpAddr::from([10, 0, 0, endpoint as u8 + 1]), PORT).into()
 }
 
+/// A mesh with a service that has so many endpoints.
+fn snapshot(endpoints: usize, speaks: AppProtocol) -> Snapshot {
+    let plain = |n: usize| {
+        let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(KEY, &[(80, PORT.into())])]);
+        pod.tunnel_protocol = 0;
+        pod
+    };
+    let pods = (0..endpoints).map(plain).chain([testing::pod("own", "10.0.1.1", &[])]).collect();
+    let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
+    service.ports[0].app_protocol = speaks as i32;
+    let mut s = Snapshot::new("");
+    s.mesh = testing::snapshot(pods, vec![service]);
+    s
+}
+
 impl Mesh {
     /// A service with so many endpoints, of which nobody listens yet.
     fn new(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> Self {
-        let plain = |n: usize| {
-            let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(KEY, &[(80, PORT.into())])]);
-            pod.tunnel_protocol = 0;
-            pod
-        };
-        let pods = (0..endpoints).map(plain).chain([testing::pod("own", "10.0.1.1", &[])]).collect();
-        let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
-        service.ports[0].app_protocol = speaks as i32;
-        let mut s = Snapshot::new("");
-        s.mesh = testing::snapshot(pods, vec![service]);
+        let (own, drain) = Self::draining(endpoints, speaks, change);
+        // It never begins.
+        std::mem::forget(drain);
+        own
+    }
+
+    /// The same, and who begins the waypoint's drain.
+    fn draining(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> (Self, Drain) {
+        let mut s = snapshot(endpoints, speaks);
         change(&mut s);
+        Self::knowing(s, speaks)
+    }
+
+    fn knowing(s: Snapshot, speaks: AppProtocol) -> (Self, Drain) {
         let memory = Rc::<Memory>::default();
-        let worker = worker_by(s, "waypoint", Connector::Memory(memory.clone()));
-        Self { worker, memory, seen: Rc::default(), speaks }
+        let (worker, state, drain) = worker_and_drain(s, "waypoint", Connector::Memory(memory.clone()));
+        (Self { worker, state, memory, seen: Rc::default(), speaks }, drain)
+    }
+
+    /// The control plane tells of a change.
+    fn tell(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = Snapshot::clone(&self.state.borrow());
+        change(&mut snapshot);
+        self.state.send_replace(Arc::new(snapshot));
     }
 
     /// One endpoint, that does this with each request, by its number.
@@ -142,36 +187,26 @@ impl Mesh {
     /// An endpoint begins to listen.
     fn listen(&self, endpoint: usize, does: impl Fn(usize, &Seen) -> Does + 'static) {
         let two = matches!(self.speaks, AppProtocol::Http2 | AppProtocol::Grpc);
-        self.serve(address(endpoint), (endpoint, two), self.seen.clone(), does);
+        self.serve(address(endpoint), (endpoint, two), self.seen.clone(), Rc::new(does));
     }
 
     /// Somebody begins to listen at an address, `two`: by HTTP/2.
-    fn serve(
-        &self,
-        at: SocketAddr,
-        (endpoint, two): (usize, bool),
-        seen: All,
-        does: impl Fn(usize, &Seen) -> Does + 'static,
-    ) {
-        let does = Rc::new(does);
-        self.memory.listen(at, move |io| {
-            let (seen, does) = (seen.clone(), does.clone());
-            let answer = service_fn(move |r: Request<Incoming>| answered(endpoint, r, seen.clone(), does.clone()));
-            let io = TokioIo::new(io);
-            spawn_local(async move {
-                let _ = match two {
-                    true => hyper::server::conn::http2::Builder::new(codec::Local).serve_connection(io, answer).await,
-                    false => hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await,
-                };
-            });
+    fn serve(&self, at: SocketAddr, (endpoint, two): (usize, bool), seen: All, does: Behaviour) {
+        let application = move |r| -> Answering { Box::pin(answered(endpoint, r, seen.clone(), does.clone())) };
+        self.open(at, two, Rc::new(application));
+    }
+
+    fn open(&self, at: SocketAddr, two: bool, application: Application) {
+        self.memory.listen(at, move |io| match two {
+            true => spawn(serve_http2(io, http2::Builder::new(codec::Local), application.clone())),
+            false => spawn(serve_http1(io, application.clone())),
         });
     }
 
-    /// A client's connection.
-    fn connect(&self, two: bool) -> DuplexStream {
-        let (client, server) = tokio::io::duplex(64 << 10);
+    /// A client that calls the service.
+    fn downstream(&self) -> Downstream {
         let target = DownstreamTarget::Service(self.worker.snapshot().mesh.services[KEY].clone());
-        let downstream = Downstream {
+        Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok(),
             from: ([10, 0, 0, 99], 1234).into(),
             source: None,
@@ -182,9 +217,14 @@ impl Mesh {
             permit: None,
             entered: Default::default(),
             written: Default::default(),
-        };
-        let w = self.worker.clone();
-        spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
+        }
+    }
+
+    /// A client's connection.
+    fn connect(&self, two: bool) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let (w, downstream) = (self.worker.clone(), self.downstream());
+        spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), two).await });
         client
     }
 
@@ -192,7 +232,7 @@ impl Mesh {
     async fn send(&self, r: Request<Payload>) -> Response<Incoming> {
         let io = TokioIo::new(self.connect(false));
         let (mut send, conn) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        spawn_local(conn);
+        spawn(conn);
         send.send_request(r).await.unwrap()
     }
 
@@ -200,7 +240,7 @@ impl Mesh {
     async fn send_two(&self, r: Request<Payload>) -> Response<Incoming> {
         let io = TokioIo::new(self.connect(true));
         let (mut send, conn) = codec::client2().handshake::<_, Payload>(io).await.unwrap();
-        spawn_local(conn);
+        spawn(conn);
         send.send_request(r).await.unwrap()
     }
 
@@ -217,12 +257,19 @@ impl Mesh {
     }
 }
 
-async fn answered(
-    endpoint: usize,
-    r: Request<Incoming>,
-    all: All,
-    does: Rc<impl Fn(usize, &Seen) -> Does>,
-) -> io::Result<Response<Payload>> {
+/// Serves a connection of HTTP/1.1.
+async fn serve_http1(io: DuplexStream, application: Application) {
+    let service = service_fn(move |r: Request<Incoming>| application(r));
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+}
+
+/// Serves one of HTTP/2.
+async fn serve_http2(io: DuplexStream, server: http2::Builder<codec::Local>, application: Application) {
+    let service = service_fn(move |r: Request<Incoming>| application(r));
+    let _ = server.serve_connection(TokioIo::new(io), service).await;
+}
+
+async fn answered(endpoint: usize, r: Request<Incoming>, all: All, does: Behaviour) -> io::Result<Response<Payload>> {
     let (parts, body) = r.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?;
     let trailers = body.trailers().cloned();
@@ -241,20 +288,16 @@ async fn answered(
     }
 }
 
-/// Runs a test on paused time.
-fn run(f: impl Future<Output = ()>) {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&rt, async {
-        tokio::time::timeout(PATIENCE, f).await.unwrap();
-    });
-}
-
 /// One rule for everything.
 fn route(change: impl FnOnce(&mut ir::HttpRule)) -> impl FnOnce(&mut Snapshot) {
     let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
     let mut r = ir::HttpRule { origin: "route".into(), destinations: vec![to], ..Default::default() };
     change(&mut r);
-    let table = ir::Table { http: vec![r], tcp: vec![] };
+    only(r)
+}
+
+fn only(rule: ir::HttpRule) -> impl FnOnce(&mut Snapshot) {
+    let table = ir::Table { http: vec![rule], tcp: vec![] };
     let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
     move |s| drop(s.routes.insert(KEY.into(), Arc::new(routes)))
 }
@@ -263,6 +306,10 @@ fn route(change: impl FnOnce(&mut ir::HttpRule)) -> impl FnOnce(&mut Snapshot) {
 fn retry(attempts: u32, change: impl FnOnce(&mut ir::Retry)) -> impl FnOnce(&mut Snapshot) {
     let mut retry = ir::Retry { attempts, backoff_ms: 10, ..Default::default() };
     change(&mut retry);
+    retrying(retry)
+}
+
+fn retrying(retry: ir::Retry) -> impl FnOnce(&mut Snapshot) {
     route(|r| r.retry = Some(retry))
 }
 

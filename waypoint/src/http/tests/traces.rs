@@ -22,6 +22,10 @@ fn traced(rate: u32, change: impl FnOnce(&mut ir::Tracing, &mut ir::Collector)) 
     let mut tracing = ir::Tracing { per_ten_thousand: rate, ..Default::default() };
     change(&mut tracing, &mut collector);
     tracing.collector = Some(collector);
+    traced_so(tracing)
+}
+
+fn traced_so(tracing: ir::Tracing) -> impl FnOnce(&mut Snapshot) {
     let telemetry = Telemetry::new(&ir::Telemetry { tracing: Some(tracing), ..Default::default() }).unwrap();
     move |s| {
         let ip = collector_address().ip().to_string();
@@ -47,34 +51,23 @@ type Exports = Rc<RefCell<Vec<(String, HeaderMap, Bytes)>>>;
 fn collect(m: &Mesh, grpc: bool) -> Exports {
     let exports = Exports::default();
     let all = exports.clone();
-    m.memory.listen(collector_address(), move |io| {
-        let all = all.clone();
-        let answer = service_fn(move |r: Request<Incoming>| {
-            let all = all.clone();
-            async move {
-                let (parts, body) = r.into_parts();
-                let body = body.collect().await.unwrap().to_bytes();
-                all.borrow_mut().push((parts.uri.path().to_string(), parts.headers, body));
-                let message = ExportTraceServiceResponse::default().encode_to_vec();
-                let ok = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
-                let frame = [&[0, 0, 0, 0, 0][..], &message].concat();
-                let body = if grpc {
-                    Full::new(Bytes::from(frame)).with_trailers(async move { Some(Ok(ok)) }).boxed_unsync()
-                } else {
-                    payload("")
-                };
-                Ok::<_, Infallible>(Response::new(body))
-            }
-        });
-        let io = TokioIo::new(io);
-        spawn_local(async move {
-            let _ = match grpc {
-                true => hyper::server::conn::http2::Builder::new(codec::Local).serve_connection(io, answer).await,
-                false => hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await,
-            };
-        });
-    });
+    m.open(collector_address(), grpc, Rc::new(move |r| Box::pin(taken(r, grpc, all.clone()))));
     exports
+}
+
+async fn taken(r: Request<Incoming>, grpc: bool, all: Exports) -> io::Result<Response<Payload>> {
+    let (parts, body) = r.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    all.borrow_mut().push((parts.uri.path().to_string(), parts.headers, body));
+    let message = ExportTraceServiceResponse::default().encode_to_vec();
+    let ok = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+    let frame = [&[0, 0, 0, 0, 0][..], &message].concat();
+    let body = if grpc {
+        Full::new(Bytes::from(frame)).with_trailers(async move { Some(Ok(ok)) }).boxed_unsync()
+    } else {
+        payload("")
+    };
+    Ok(Response::new(body))
 }
 
 /// Until everything that has been asked for is exported.
@@ -265,7 +258,7 @@ fn a_dead_collector_is_not_tried_at_once_again() {
         assert_eq!(dropped(&m), (0, 2), "tried after the second for others");
         let exports = collect(&m, true);
         m.ask(get("/")).await;
-        // Without a pause this one would be sent 2100 ms after the beginning; with it, it is taken at 2000 ms and sent at 3000.
+        // Without a pause this one would be sent 2100 ms after the beginning, when it has waited a second; with it, at 3000.
         tokio::time::sleep(Duration::from_millis(1400)).await;
         assert_eq!(exports.borrow().len(), 0);
         exported().await;

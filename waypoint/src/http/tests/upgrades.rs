@@ -1,6 +1,7 @@
 //! Connections that change their protocol: only to WebSocket.
 
 use super::*;
+use crate::{downstream::gateway::Gateway, session::keys::tests::keys};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// An endpoint that changes to whatever is asked for, and sends back what it gets then.
@@ -9,7 +10,7 @@ fn changes(m: &Mesh) {
     let heads = seen.clone();
     m.memory.listen(address(0), move |mut io| {
         let heads = heads.clone();
-        spawn_local(async move {
+        spawn(async move {
             let mut head = vec![];
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(io.read_u8().await.unwrap());
@@ -51,6 +52,22 @@ fn a_websocket_carries_bytes_both_ways() {
         let mut back = [0; 5];
         io.read_exact(&mut back).await.unwrap();
         assert_eq!(&back, b"hello");
+    });
+}
+
+#[test]
+fn a_websocket_is_bound_to_its_endpoint() {
+    run(async {
+        let session = ir::Session { name: "s".into(), ..Default::default() };
+        let change = route(|r| r.session = Some(session));
+        let session_keys = keys(&[1]);
+        let m = Mesh::new(1, AppProtocol::Http11, |s| {
+            change(s);
+            s.gateway = Some(Arc::new(Gateway { session_keys, ..Default::default() }));
+        });
+        changes(&m);
+        let answer = head(&mut m.connect(false), "websocket").await;
+        assert!(answer.starts_with("HTTP/1.1 101 ") && answer.contains("set-cookie: s="), "{answer}");
     });
 }
 

@@ -14,7 +14,7 @@ use crate::{
     },
     route::table::Routes,
     snapshot::Snapshot,
-    testing::{LINES, worker},
+    testing::{LINES, run, spawn, worker},
     upstream::tls::Speaks,
     worker::Worker,
 };
@@ -34,7 +34,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::{LocalSet, spawn_local},
 };
 
 const KEY: &str = "ns/s.ns.svc.cluster.local";
@@ -65,15 +64,19 @@ fn to(name: &str) -> ir::Destination {
 
 /// A rule for a path, which leads to a service.
 fn rule(path: &str, name: &str, change: impl Fn(&mut ir::HttpRule)) -> ir::HttpRule {
+    let mut r = plain_rule(path, name);
+    change(&mut r);
+    r
+}
+
+fn plain_rule(path: &str, name: &str) -> ir::HttpRule {
     let path = ir::Text { kind: Some(Kind::Exact(path.into())) };
-    let mut r = ir::HttpRule {
+    ir::HttpRule {
         origin: "HTTPRoute ns/r rule 0".into(),
         r#match: Some(ir::Match { path: Some(path), ..Default::default() }),
         destinations: vec![to(name)],
         ..Default::default()
-    };
-    change(&mut r);
-    r
+    }
 }
 
 fn gateway(s: &mut Snapshot, port: u32, protocol: ir::ListenerProtocol, table: ir::Table, access: Option<ir::Access>) {
@@ -131,10 +134,10 @@ fn call(target: DownstreamTarget, port: u16) -> Rc<Downstream> {
 async fn application() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    spawn_local(async move {
+    spawn(async move {
         loop {
             let (mut c, _) = listener.accept().await.unwrap();
-            spawn_local(async move {
+            spawn(async move {
                 let mut head = vec![];
                 while let Ok(b) = c.read_u8().await {
                     head.push(b);
@@ -166,10 +169,10 @@ async fn application() -> u16 {
 async fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    spawn_local(async move {
+    spawn(async move {
         loop {
             let (mut c, _) = listener.accept().await.unwrap();
-            spawn_local(async move {
+            spawn(async move {
                 let (mut r, mut w) = c.split();
                 let _ = tokio::io::copy(&mut r, &mut w).await;
             });
@@ -195,7 +198,7 @@ async fn ask(w: &Rc<Worker>, downstream: &Rc<Downstream>, bytes: &str) -> (Strin
     LINES.take();
     let (mut client, server) = tokio::io::duplex(64 << 10);
     client.write_all(bytes.as_bytes()).await.unwrap();
-    let mut answer = String::new();
+    let (mut answer, server) = (String::new(), Io::memory(server));
     let ((), read) =
         tokio::join!(requests::requests(w, downstream.clone(), server, false), client.read_to_string(&mut answer));
     read.unwrap();
@@ -219,9 +222,9 @@ fn value(w: &Worker, name: &str, labels: &[&str]) -> u64 {
     found[0].rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-#[tokio::test]
-async fn a_line_says_what_has_answered_and_why() {
-    let run = async {
+#[test]
+fn a_line_says_what_has_answered_and_why() {
+    run(async {
         let (port, closed) = (application().await, closed().await);
         let mut s = mesh(port, closed);
         let abort = ir::Fault { abort_status: 503, abort_per_million: 1_000_000, ..Default::default() };
@@ -298,13 +301,12 @@ async fn a_line_says_what_has_answered_and_why() {
         assert!(head.ends_with(" 200 - via_upstream -"), "{head}");
         let numbers: Vec<u64> = numbers.split(' ').map(|n| n.parse().unwrap()).collect();
         assert!(numbers.len() == 4 && numbers[..2] == [0, 2], "{numbers:?} {answer}");
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn what_is_no_request_is_told_and_counted() {
-    let run = async {
+#[test]
+fn what_is_no_request_is_told_and_counted() {
+    run(async {
         let mut s = mesh(1, 1);
         gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table::default(), None);
         let w = worker(s, "router");
@@ -314,14 +316,13 @@ async fn what_is_no_request_is_told_and_counted() {
         assert!(line.contains("\"- - HTTP/1.1\" 400 DPE http1.codec_error - \""), "{line}");
         let labels = ["response_code=\"400\"", "response_flags=\"DPE\"", "reporter=\"source\""];
         assert_eq!(value(&w, "istio_requests_total", &labels), 1);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 /// Kiali shows no throughput where the sums are 0: those of a shop that is visited by GETs were.
-#[tokio::test]
-async fn sizes_have_heads_in_metrics_and_none_in_the_log() {
-    let run = async {
+#[test]
+fn sizes_have_heads_in_metrics_and_none_in_the_log() {
+    run(async {
         let mut s = mesh(application().await, closed().await);
         let http = vec![rule("/", "s", |_| {})];
         gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, None);
@@ -332,13 +333,12 @@ async fn sizes_have_heads_in_metrics_and_none_in_the_log() {
         assert_eq!(value(&w, "istio_request_bytes_sum", &[]), get("/").len() as u64);
         let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         assert_eq!(value(&w, "istio_response_bytes_sum", &[]), answer.len() as u64);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn a_websocket_is_told_at_its_end_with_its_bytes() {
-    let run = async {
+#[test]
+fn a_websocket_is_told_at_its_end_with_its_bytes() {
+    run(async {
         let mut s = mesh(application().await, closed().await);
         let http = vec![rule("/ws", "s", |_| {})];
         gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, None);
@@ -362,7 +362,7 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
             }
         };
         let downstream = call(DownstreamTarget::Gateway(None), 8080);
-        let both = async { tokio::join!(requests::requests(&w, downstream, server, false), ask) };
+        let both = async { tokio::join!(requests::requests(&w, downstream, Io::memory(server), false), ask) };
         tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
         let lines = LINES.take();
         assert!(lines[0].contains("\"GET /ws HTTP/1.1\" 101 - via_upstream - \"-\" 5 5 "), "{lines:?}");
@@ -370,13 +370,12 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
         assert_eq!(value(&w, "istio_request_bytes_sum", &[]), head.len() as u64 + 5);
         let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
         assert_eq!(value(&w, "istio_response_bytes_sum", &[]), head.len() as u64 + 5);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn the_trace_of_a_connect_is_in_the_line_of_its_connection() {
-    let run = async {
+#[test]
+fn the_trace_of_a_connect_is_in_the_line_of_its_connection() {
+    run(async {
         let w = worker(mesh(1, 2), "router");
         let line = |headers: &http::HeaderMap, is_request: bool| {
             let mut downstream = call(DownstreamTarget::Gateway(None), 8080);
@@ -396,13 +395,12 @@ async fn the_trace_of_a_connect_is_in_the_line_of_its_connection() {
             let told = line(&headers, is_request);
             assert!(!told.contains("trace_id"), "{told}");
         }
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
-    let run = async {
+#[test]
+fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
+    run(async {
         let mut s = mesh(echo().await, closed().await);
         let rule = |sni: &str, name: &str| ir::TcpRule {
             origin: format!("TLSRoute ns/{name}"),
@@ -417,7 +415,7 @@ async fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
         let listener = s.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
         let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
-        let serve = edge::bytes(&w, &s, &downstream, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, s.clone(), &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let labels = ["reporter=\"source\"", "destination_service_name=\"s\"", "source_workload_namespace=\"ns\""];
         let all = |what: &str| value(&w, &format!("istio_tcp_{what}_total"), &labels);
         let ask = async {
@@ -443,14 +441,13 @@ async fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
             "\"127.0.0.1:{port}\" outbound|80||s.ns.svc.cluster.local - 10.0.1.1:8443 {CLIENT} shop.com \"TLSRoute ns/s\""
         );
         assert_eq!(tail, want);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
 /// It was let in by the policies of before.
-#[tokio::test]
-async fn a_connection_that_a_policy_ends_is_told_with_it() {
-    let run = async {
+#[test]
+fn a_connection_that_a_policy_ends_is_told_with_it() {
+    run(async {
         let rule = ir::TcpRule { destinations: vec![to("s")], sni: vec!["shop.com".into()], ..Default::default() };
         let table = ir::Table { http: vec![], tcp: vec![rule] };
         let mut before = mesh(echo().await, closed().await);
@@ -461,8 +458,7 @@ async fn a_connection_that_a_policy_ends_is_told_with_it() {
         let listener = before.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
         let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
-        let before = Arc::new(before);
-        let serve = edge::bytes(&w, &before, &downstream, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, Arc::new(before), &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let ended = async { client.read_to_end(&mut vec![]).await.unwrap_err().kind() };
         assert_eq!(tokio::join!(serve, ended).1, std::io::ErrorKind::ConnectionReset);
         let lines = LINES.take();
@@ -470,13 +466,12 @@ async fn a_connection_that_a_policy_ends_is_told_with_it() {
         let why = "rbac_access_denied_matched_policy[ns[ns]-policy[deny]-rule[0]] \"denied by policy ns/deny\" 0 0 ";
         assert!(line.contains(&format!("\"- - -\" 0 - - {why}")), "{line}");
         assert_eq!(w.shared.metrics.closed_by_policy.load(std::sync::atomic::Ordering::Relaxed), 1);
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
-    let run = async {
+#[test]
+fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
+    run(async {
         let mut s = mesh(echo().await, closed().await);
         s.access.insert("ns/empty.ns.svc.cluster.local".into(), Arc::new(Access::closed()));
         let w = worker(s, "waypoint");
@@ -506,32 +501,31 @@ async fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
                 assert_eq!(value(&w, &format!("istio_tcp_connections_{what}_total"), &labels), 1, "{name}");
             }
         }
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn the_way_to_the_control_plane_is_counted() {
-    let local = LocalSet::new();
-    let _inside = local.enter();
-    let w = worker(Snapshot::new(""), "waypoint");
-    let (xds, _) = w.shared.config.remotes().unwrap();
-    let state = watch::channel(Arc::new(Snapshot::new(""))).0;
-    let (configured, stream) = (watch::channel(false).0, watch::channel(true).0);
-    let (discovery, asker) = (w.shared.metrics.discovery.clone(), Asker::new("").1);
-    let (ready, needed) = (Ready::default(), control::needed(control::WAYPOINT));
-    let writer = StateWriter::new(xds, state, (&ready, &needed), (configured, stream), discovery, asker);
-    writer.received("type", 7);
-    writer.ended(StreamEnd::Reconnect);
-    assert_eq!(value(&w, "istio_xds_message_bytes_total", &["url=\"type\""]), 7);
-    assert_eq!(value(&w, "istio_xds_message_total", &["url=\"type\""]), 1);
-    assert_eq!(value(&w, "istio_xds_connection_terminations_total", &["reason=\"Reconnect\""]), 1);
+#[test]
+fn the_way_to_the_control_plane_is_counted() {
+    run(async {
+        let w = worker(Snapshot::new(""), "waypoint");
+        let (xds, _) = w.shared.config.remotes().unwrap();
+        let state = watch::channel(Arc::new(Snapshot::new(""))).0;
+        let (configured, stream) = (watch::channel(false).0, watch::channel(true).0);
+        let (discovery, asker) = (w.shared.metrics.discovery.clone(), Asker::new("").1);
+        let (ready, needed) = (Ready::default(), control::needed(control::WAYPOINT));
+        let writer = StateWriter::new(xds, state, (&ready, &needed), (configured, stream), discovery, asker);
+        writer.received("type", 7);
+        writer.ended(StreamEnd::Reconnect);
+        assert_eq!(value(&w, "istio_xds_message_bytes_total", &["url=\"type\""]), 7);
+        assert_eq!(value(&w, "istio_xds_message_total", &["url=\"type\""]), 1);
+        assert_eq!(value(&w, "istio_xds_connection_terminations_total", &["reason=\"Reconnect\""]), 1);
+    });
 }
 
 /// A server that greets may have been meant, and nobody says a word: what was refused is told all the same, and only once.
-#[tokio::test]
-async fn a_refused_connection_is_told_though_its_client_stays_silent() {
-    let run = async {
+#[test]
+fn a_refused_connection_is_told_though_its_client_stays_silent() {
+    run(async {
         let mut s = mesh(application().await, closed().await);
         s.access.insert(KEY.into(), Arc::new(Access::closed()));
         let w = worker(s, "waypoint");
@@ -562,13 +556,12 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
             let [line] = &lines[..] else { panic!("{name} {says}: {lines:?}") };
             assert!(line.contains(want), "{want}: {line}");
         }
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }
 
-#[tokio::test]
-async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
-    let run = async {
+#[test]
+fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
+    run(async {
         let port = application().await;
         let mut s = mesh(port, closed().await);
         // Nobody listens there.
@@ -584,7 +577,7 @@ async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
         for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
             let (mut client, server) = tokio::io::duplex(64 << 10);
             let (downstream, w) = (call(DownstreamTarget::Gateway(None), 8080), w.clone());
-            spawn_local(async move { requests::requests(&w, downstream, server, false).await });
+            spawn(async move { requests::requests(&w, downstream, Io::memory(server), false).await });
             let head =
                 format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
             client.write_all(head.as_bytes()).await.unwrap();
@@ -602,6 +595,5 @@ async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
         // What was sent is not sent again: no RetryLimit.
         let lines = LINES.take();
         assert!(lines.len() == 1 && lines[0].contains("\"GET /broken HTTP/1.1\" 503 UC "), "{lines:?}");
-    };
-    LocalSet::new().run_until(run).await;
+    });
 }

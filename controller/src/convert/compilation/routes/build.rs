@@ -7,13 +7,13 @@ use crate::{
             routes::{
                 backend_tls,
                 cache::{Cache, Context},
-                destination_rule, filter, gateway_api,
+                destination_rule, filter, gateway_api, session,
                 table::Tables,
                 virtual_service,
             },
             tokens,
         },
-        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service},
+        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels},
         objects::{FieldError, Objects, address, problem},
     },
     model::Model,
@@ -28,6 +28,7 @@ enum Source<'a> {
     Grpc(&'a GRPCRoute),
     Tcp(&'a TCPRoute),
     Tls(&'a TLSRoute),
+    Udp(&'a UDPRoute),
 }
 
 impl Source<'_> {
@@ -38,6 +39,7 @@ impl Source<'_> {
             Source::Grpc(r) => address(*r),
             Source::Tcp(r) => address(*r),
             Source::Tls(r) => address(*r),
+            Source::Udp(r) => address(*r),
         }
     }
 
@@ -52,6 +54,7 @@ impl Source<'_> {
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
             Source::Tls(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "TLSRoute"),
+            Source::Udp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], gateway_api::UDP),
         }
     }
 
@@ -62,6 +65,7 @@ impl Source<'_> {
             Source::Grpc(r) => gateway_api::grpc(objects, r, hosts, tables),
             Source::Tcp(r) => gateway_api::tcp(objects, r, hosts, tables),
             Source::Tls(r) => gateway_api::tls(objects, r, hosts, tables),
+            Source::Udp(r) => gateway_api::udp(objects, r, hosts, tables),
         }
     }
 }
@@ -72,7 +76,29 @@ fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
     let grpc = objects.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
     let tcp = objects.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
     let tls = objects.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
-    istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
+    let udp = objects.udp_routes.iter().map(|(at, r)| (*at, Source::Udp(r)));
+    istio.chain(http).chain(grpc).chain(tcp).chain(tls).chain(udp).collect()
+}
+
+/// The UDP ports of services that have endpoints, all of which are closed to who has no identity; and what closes one of them. (Who is
+/// not captured takes everything.)
+fn closed_to_datagrams(model: &Model) -> BTreeMap<(String, u32), String> {
+    let mut all: BTreeMap<(String, u32), Option<String>> = BTreeMap::new();
+    for workload in model.workloads.values() {
+        let is_captured = workload.tunnel_protocol != 0;
+        for (key, list) in &workload.karst_udp_services {
+            for port in &list.ports {
+                let why = (is_captured && !port.closed.is_empty()).then(|| port.closed.clone());
+                let other = all.entry((key.clone(), port.service_port)).or_insert_with(|| why.clone());
+                // One that is open is enough; of those that close it the first by name is told.
+                *other = match (other.take(), why) {
+                    (Some(one), Some(two)) => Some(one.min(two)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    all.into_iter().filter_map(|(key, why)| Some((key, why?))).collect()
 }
 
 pub(crate) fn compile(
@@ -88,7 +114,7 @@ pub(crate) fn compile(
     let none =
         objects.virtual_services.is_empty() && objects.destination_rules.is_empty() && objects.http_filters.is_empty();
     let none = none && objects.backend_tls.is_empty() && objects.request.is_empty() && objects.routes_are_empty();
-    if none && !attached && !by_name {
+    if none && !attached && !by_name && !by_labels(objects) {
         *cache = Cache::default();
         return;
     }
@@ -133,11 +159,15 @@ pub(crate) fn compile(
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
+    cache.closed = closed_to_datagrams(model);
+    for (at, r) in &objects.udp_routes {
+        report(at, &gateway_api::closed_to_datagrams(objects, r, &cache.closed));
+    }
     for (at, r) in &objects.request {
         report(at, &tokens::problems(objects, r));
     }
     for (at, f) in &objects.http_filters {
-        report(at, &filter::attach(f, &hosts, model));
+        report(at, &filter::attach(objects, f, &hosts, model));
     }
     let (mut backends, bad) = destination_rule::compile(objects, &hosts, old.rules, &mut cache.rules);
     for (at, bad) in bad {
@@ -150,6 +180,9 @@ pub(crate) fn compile(
         for host in e.spec.hosts.iter().filter_map(|h| hosts.own(h, &e.metadata.namespace)) {
             Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
         }
+    }
+    for (key, session) in session::of_services(objects, &hosts, problems) {
+        Arc::make_mut(backends.entry(key).or_default()).session = Some(session);
     }
     model.backends = backends.into_iter().collect();
 }

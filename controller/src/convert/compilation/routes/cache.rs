@@ -4,7 +4,7 @@ use crate::{
     convert::{
         compilation::routes::destination_rule,
         facts::{
-            hosts::{aliases, is_private, numbers},
+            hosts::{aliases, all_numbers, is_private},
             listeners,
         },
         objects::{FieldError, Objects, address, rename},
@@ -28,6 +28,8 @@ pub(crate) struct Cache {
     /// The objects that contribute to a service, and what came of them.
     pub(crate) tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
     pub(crate) rules: destination_rule::Cache,
+    /// UDP ports of services all of whose endpoints are closed to who has no identity: what closes them.
+    pub(crate) closed: BTreeMap<(String, u32), String>,
 }
 
 /// What conversions depend on besides their object.
@@ -71,7 +73,7 @@ impl Context {
         let delegates =
             objects.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
-            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s), is_private(s))).collect(),
+            services: model.services.iter().map(|(k, s)| (k.clone(), all_numbers(s), is_private(s))).collect(),
             aliases: aliases(objects),
             others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
             scopes: listeners.scopes.clone(),

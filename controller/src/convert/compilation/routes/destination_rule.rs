@@ -3,6 +3,7 @@
 use crate::convert::{
     compilation::routes::scalar::{duration, header_name, optional_duration, per_million},
     facts::{
+        ca_certificates::of_secret,
         client_tls::{all_tls, originates, wants_tls},
         export::Export,
         host::closeness,
@@ -357,14 +358,12 @@ fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<
         (!client_tls.client_certificate.is_empty(), "clientCertificate"),
         (!client_tls.private_key.is_empty(), "privateKey"),
         (!matches!(client_tls.ca_certificates.as_str(), "" | "system"), "caCertificates"),
+        (!client_tls.ca_crl.is_empty(), "caCrl"),
     ] {
         if there {
             let text = "file paths are not supported: use credentialName [KARST-0028]";
             return Err((format!("{at}.{field}"), text.into()));
         }
-    }
-    if !client_tls.ca_crl.is_empty() {
-        return Err((format!("{at}.caCrl"), "is not supported in this version; remove it [KARST-0029]".into()));
     }
     if mutual && client_tls.credential_name.is_empty() {
         let text = "is empty: specify a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway [KARST-0010]";
@@ -380,10 +379,10 @@ fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<
     // The Secret may come later: until then there are no connections, as none may be made without it.
     if !client_tls.credential_name.is_empty() && !out.unverified {
         let beside = format!("{}-cacert", client_tls.credential_name);
-        let found =
-            secret(&beside).and_then(ca_bundle).or_else(|| secret(&client_tls.credential_name).and_then(ca_bundle));
-        match found {
-            Some(roots) => out.roots = roots,
+        let both = [beside.as_str(), client_tls.credential_name.as_str()];
+        match both.into_iter().filter_map(secret).find(|s| ca_bundle(s).is_some()).map(of_secret) {
+            Some(Ok(found)) => (out.roots, out.lists) = (found.roots, found.lists.into_iter().collect()),
+            Some(Err(e)) => out.broken = e.to_string(),
             None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", client_tls.credential_name),
         }
     }
@@ -475,11 +474,31 @@ fn place(locality: &str) -> Result<(), InvalidLocality> {
     Ok(())
 }
 
+/// Slow start, with Istio's defaults.
+fn warmup(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
+    let warmup = balancer.warmup.as_ref();
+    let time = warmup.and_then(|w| w.duration.as_deref()).or(balancer.warmup_duration_secs.as_deref());
+    let warmup_ms = optional_duration(time, || format!("{at}.warmup.duration"))?;
+    let minimum = warmup.and_then(|w| w.minimum_percent).unwrap_or(10.0);
+    let minimum = per_million(minimum, &format!("{at}.warmup.minimumPercent"))?;
+    let aggression = warmup.and_then(|w| w.aggression).unwrap_or(1.0);
+    if !(1.0..=1000.0).contains(&aggression) {
+        let text = format!("{aggression} is out of range: must be between 1 and 1000 [KARST-0017]");
+        return Err((format!("{at}.warmup.aggression"), text));
+    }
+    Ok(match warmup_ms {
+        0 => ir::Balance::default(),
+        _ => ir::Balance {
+            warmup_ms,
+            warmup_minimum: minimum,
+            warmup_aggression: (aggression * 1000.0).round() as u32,
+            ..Default::default()
+        },
+    })
+}
+
 fn balance(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
-    let warmup =
-        balancer.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(balancer.warmup_duration_secs.as_deref());
-    let mut out =
-        ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
+    let mut out = warmup(balancer, at)?;
     let at_locality = format!("{at}.localityLbSetting");
     out.locality = balancer.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
     let method = match (balancer.simple.as_deref(), &balancer.consistent_hash) {
@@ -577,6 +596,8 @@ fn limits(pool: &ConnectionPool, at: &str) -> Result<ir::Limits, FieldError> {
         requests_per_connection: pool.http.max_requests_per_connection,
         connect_timeout_ms: time(&pool.tcp.connect_timeout, "tcp.connectTimeout")?,
         idle_timeout_ms: time(&pool.http.idle_timeout, "http.idleTimeout")?,
+        concurrent_streams: pool.http.max_concurrent_streams,
+        tcp_idle_ms: time(&pool.tcp.idle_timeout, "tcp.idleTimeout")?,
     })
 }
 
@@ -593,6 +614,7 @@ fn outlier(detection: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldE
             return Err((format!("{at}.{field}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
         }
     }
+    let local = detection.consecutive_local_origin_failures.unwrap_or(0);
     Ok(ir::Outlier {
         consecutive_5xx: detection.consecutive_5xx_errors.or(detection.consecutive_errors).unwrap_or(5),
         consecutive_gateway: detection.consecutive_gateway_errors.unwrap_or(0),
@@ -600,5 +622,11 @@ fn outlier(detection: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldE
         ejection_ms: time(&detection.base_ejection_time, 30_000, "baseEjectionTime")?,
         max_ejection_percent: detection.max_ejection_percent.unwrap_or(10),
         min_health_percent: detection.min_health_percent.unwrap_or(0),
+        // Envoy's 5 for Istio's 0, too.
+        consecutive_local: match (detection.split_external_local_origin_errors, local) {
+            (false, _) => 0,
+            (true, 0) => 5,
+            (true, failures) => failures,
+        },
     })
 }

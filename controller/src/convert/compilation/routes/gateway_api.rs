@@ -6,22 +6,26 @@ use crate::convert::{
         routes::{
             filter,
             scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+            session,
             table::{Api, Precision, Ranked, RankedTcp, Tables},
         },
     },
     facts::{
         grant::{granted, is_parent},
         hosts::Hosts,
+        service,
     },
     objects::{FieldError, GATEWAY, GATEWAY_API, ISTIO_NETWORKING, Objects, VIRTUAL, age},
 };
 use karst_api::route as ir;
 use karst_core::operators;
 use karst_manifest::{gatewayapi::*, kinds::*};
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 /// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
 const NO_BACKEND: u32 = 500;
+/// gRPC's UNAVAILABLE: the application has not acted on the call.
+const GRPC_UNAVAILABLE: u32 = 14;
 
 /// The services that a route is for.
 pub(crate) fn targets(
@@ -63,6 +67,7 @@ pub(crate) fn grpc(objects: &Objects<'_>, route: &GRPCRoute, hosts: &Hosts, tabl
             name: rule.name.clone(),
             filters: rule.filters.clone(),
             backend_refs: rule.backend_refs.clone(),
+            session_persistence: rule.session_persistence.clone(),
             ..Default::default()
         };
         rules.extend(convert.rule(&same, matches, (&at, &route.metadata.name, index), &mut bad));
@@ -140,6 +145,44 @@ pub(crate) fn tls(objects: &Objects<'_>, route: &TLSRoute, hosts: &Hosts, tables
     let convert =
         Convert::new((objects, hosts), "TLSRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
+}
+
+/// Routes of datagrams. No service has any: the mesh carries none.
+pub(crate) const UDP: &str = "UDPRoute";
+
+pub(crate) fn udp(objects: &Objects<'_>, route: &UDPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let convert = Convert::new((objects, hosts), UDP, &route.metadata, &[], &route.spec.parent_refs);
+    convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
+}
+
+/// Backends of a route of datagrams that take only who shows who he is, by what closes each (`closed`, by service and port).
+pub(crate) fn closed_to_datagrams(
+    objects: &Objects<'_>,
+    route: &UDPRoute,
+    closed: &BTreeMap<(String, u32), String>,
+) -> Vec<FieldError> {
+    let (mut out, own) = (vec![], &*route.metadata.namespace);
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        for (place, backend) in rule.backend_refs.iter().enumerate() {
+            let ns = backend.namespace.as_deref().unwrap_or(own);
+            // What others guard themselves by is told to nobody else.
+            if ns != own && !granted(objects, UDP, own, (ns, "", "Service", &backend.name)) {
+                continue;
+            }
+            let Some(service) = objects.service(ns, &backend.name) else { continue };
+            let key = format!("{ns}/{}", service::hostname(objects, service));
+            let by =
+                closed.iter().find(|((k, port), _)| *k == key && backend.port.is_none_or(|p| u32::from(p) == *port));
+            let Some((_, by)) = by else { continue };
+            let by = if ns == own { by.as_str() } else { "policies of its namespace" };
+            let text = format!(
+                "the endpoints of Service {ns}/{} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]",
+                backend.name
+            );
+            out.push((format!("spec.rules[{index}].backendRefs[{place}]"), text));
+        }
+    }
+    out
 }
 
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
@@ -263,6 +306,10 @@ impl<'a> Convert<'a> {
                     nowhere(backend.weight.unwrap_or(1))
                 }));
             }
+            // Nobody is to be called: not whoever would be without the route, either.
+            if destinations.iter().all(|d| d.weight == 0) {
+                destinations.push(nowhere(1));
+            }
             let origin = format!("{} {}/{} rule {index}", self.kind, self.ns, meta.name);
             // At a gateway the listener's virtual host has chosen by name already.
             let sni = self.names.to_vec();
@@ -323,6 +370,9 @@ impl<'a> Convert<'a> {
     /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
     /// names fit these.
     fn parents(&self, parent: &ParentRef) -> Vec<(Arc<str>, usize)> {
+        if self.kind == UDP {
+            return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, parent);
+        }
         let ns = parent.namespace.as_deref().unwrap_or(self.ns);
         let services: Vec<Arc<str>> =
             match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or(GATEWAY)) {
@@ -357,7 +407,10 @@ impl<'a> Convert<'a> {
             self.ns,
             route_rule.name.clone().unwrap_or_else(|| format!("rule {index}"))
         );
-        let mut rule = self.action(route_rule, at, bad).unwrap_or_else(|e| {
+        let bound = |rule: ir::HttpRule| -> Result<_, FieldError> {
+            Ok(ir::HttpRule { session: self.session(route_rule, at, name)?, ..rule })
+        };
+        let mut rule = self.action(route_rule, at, bad).and_then(bound).unwrap_or_else(|e| {
             bad.push(e);
             refused()
         });
@@ -373,6 +426,13 @@ impl<'a> Convert<'a> {
             is_last: !m.is_read,
         };
         matches.into_iter().map(one).collect()
+    }
+
+    /// How its clients come back to the same endpoints.
+    fn session(&self, route_rule: &RouteRule, at: &str, name: &str) -> Result<Option<ir::Session>, FieldError> {
+        let scope = || format!("{} {}/{name}", self.kind, self.ns);
+        let persistence = route_rule.session_persistence.as_ref();
+        persistence.map(|p| session::of_rule(p, scope(), &format!("{at}.sessionPersistence"))).transpose()
     }
 
     /// What a rule does. Of a backend that cannot be read its share of the requests is refused.
@@ -393,20 +453,8 @@ impl<'a> Convert<'a> {
             destinations.push(ir::Destination { timeout_ms: backend_ms, ..destination });
         }
         let retry = match &route_rule.retry {
-            None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
-            Some(retry) => {
-                let backoff = optional_duration(retry.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
-                Some(ir::Retry {
-                    attempts: retry.attempts.unwrap_or(1),
-                    per_try_ms: backend_ms,
-                    backoff_ms: if backoff == 0 { 25 } else { backoff },
-                    codes: retry.codes.clone(),
-                    connect_failure: true,
-                    refused_stream: true,
-                    reset: true,
-                    ..Default::default()
-                })
-            }
+            None => ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() },
+            Some(retry) => retries(retry, backend_ms, &format!("{at}.retry"))?,
         };
         let rule = ir::HttpRule {
             redirect: filters.redirect,
@@ -417,8 +465,10 @@ impl<'a> Convert<'a> {
             mirrors: filters.mirrors,
             cors: filters.cors,
             timeout_ms: request_ms,
-            retry,
+            retry: Some(retry),
             fault: filters.extensions.iter().find_map(|e| e.fault),
+            max_body_bytes: filters.extensions.iter().fold(0, |most, e| filter::smaller(most, e.max_body_bytes)),
+            compression: filters.extensions.iter().find_map(|e| e.compression.clone()),
             limits: filters.extensions.into_iter().flat_map(|e| e.limits).collect(),
             authorization: filters.authorization,
             ..Default::default()
@@ -435,16 +485,19 @@ impl<'a> Convert<'a> {
         let found = match (group, kind) {
             ("" | "core", "Service") => self.hosts.service(&backend.name, ns),
             // Istio's way to name any service by its host name.
-            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&backend.name, self.ns),
+            (ISTIO_NETWORKING, "Hostname") if self.kind != UDP => self.hosts.find(&backend.name, self.ns),
             _ => None,
         };
         let granted = kind == "Hostname"
             || ns == self.ns
-            || is_parent(self.parents, self.ns, ns, &backend.name)
+            || (self.kind != UDP && is_parent(self.parents, self.ns, ns, &backend.name))
             || granted(self.objects, self.kind, self.ns, (ns, group, kind, &backend.name));
         let port = u32::from(backend.port.unwrap_or(0));
         // A port that the service does not have is no backend, whatever listens there.
-        let found = found.filter(|key| self.hosts.has_port(key, port));
+        let found = found.filter(|key| match self.kind {
+            UDP => self.hosts.has_udp_port(key, port),
+            _ => self.hosts.has_port(key, port),
+        });
         let filters = self.filters(&backend.filters, at)?;
         // These are executed for a whole rule only; requests do not go on without them.
         let whole = backend.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
@@ -551,20 +604,71 @@ impl<'a> Convert<'a> {
     }
 }
 
-fn cors(cors: &CorsFilter) -> ir::Cors {
-    let origin = |o: &String| match o.split_once('*') {
-        None => exact(o),
-        Some((a, b)) => {
-            let pattern = format!("{}.*{}", regex::escape(a), regex::escape(b));
-            ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }
-        }
+/// Status codes after which a request may be tried again (HTTPRouteRetryStatusCode).
+const RETRIABLE: RangeInclusive<u32> = 400..=599;
+
+/// When a request is tried again (HTTPRouteRetry): whenever no backend can have acted on it, and otherwise only after what the rule
+/// names: its codes, and the time of an attempt. A connection that breaks after the request was sent is not among these.
+fn retries(retry: &RouteRetry, per_try_ms: u64, at: &str) -> Result<ir::Retry, FieldError> {
+    let backoff = optional_duration(retry.backoff.as_deref(), || format!("{at}.backoff"))?;
+    if let Some((i, code)) = retry.codes.iter().enumerate().find(|(_, code)| !RETRIABLE.contains(*code)) {
+        let text = format!(
+            "{code} is out of range: must be between {} and {} [KARST-0017]",
+            RETRIABLE.start(),
+            RETRIABLE.end()
+        );
+        return Err((format!("{at}.codes[{i}]"), text));
+    }
+    Ok(ir::Retry {
+        attempts: retry.attempts.unwrap_or(1),
+        per_try_ms,
+        backoff_ms: if backoff == 0 { 25 } else { backoff },
+        codes: retry.codes.clone(),
+        connect_failure: true,
+        refused_stream: true,
+        reset_before_request: true,
+        attempt_timeout: true,
+        grpc: vec![GRPC_UNAVAILABLE],
+        ..Default::default()
+    })
+}
+
+/// The origins that an entry of `allowOrigins` stands for, as browsers write them: in lower case, and mostly without the port that is
+/// the scheme's own. `*` in a host stands for any text of it, dots included; alone, for every origin.
+fn origins(entry: &str) -> Vec<ir::Text> {
+    const ANY: &str = r"[^/:@\[\]]+";
+    let entry = entry.to_ascii_lowercase();
+    let Some((scheme, rest)) = entry.split_once("://") else { return vec![exact(entry.as_str())] };
+    let own = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
     };
+    let (host, port) = match rest.rfind(':').map(|colon| rest.split_at(colon)) {
+        Some((host, port)) if port.len() > 1 && port.bytes().skip(1).all(|b| b.is_ascii_digit()) => (host, port),
+        _ => (rest, own),
+    };
+    if !host.contains('*') {
+        let named = exact(format!("{scheme}://{host}{port}"));
+        return if port == own { vec![named, exact(format!("{scheme}://{host}"))] } else { vec![named] };
+    }
+    let host = match host {
+        "*" => format!(r"(?:{ANY}|\[[0-9a-f:.]+\])"),
+        _ => host.split('*').map(regex::escape).collect::<Vec<_>>().join(ANY),
+    };
+    let optional = if port == own { "?" } else { "" };
+    let pattern = format!("{}://{host}(?:{port}){optional}", regex::escape(scheme));
+    vec![ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }]
+}
+
+fn cors(cors: &CorsFilter) -> ir::Cors {
     ir::Cors {
-        origins: cors.allow_origins.iter().map(origin).collect(),
+        origins: cors.allow_origins.iter().flat_map(|entry| origins(entry)).collect(),
         methods: cors.allow_methods.clone(),
         headers: cors.allow_headers.clone(),
         expose: cors.expose_headers.clone(),
-        max_age_s: Some(cors.max_age.unwrap_or(5)),
+        // 0 is none (its minimum is 1).
+        max_age_s: Some(cors.max_age.filter(|seconds| *seconds > 0).unwrap_or(5)),
         credentials: cors.allow_credentials,
         forward_unmatched: false,
     }

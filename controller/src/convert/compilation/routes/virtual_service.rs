@@ -1,9 +1,11 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
+mod fields;
+
 use crate::convert::{
     compilation::routes::{
-        delegate,
-        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
+        delegate, fault, filter,
+        scalar::{MILLION, header_name, optional_duration, per_million},
         table::{self, Api, Precision, Ranked, RankedTcp, Tables},
     },
     facts::{
@@ -14,8 +16,10 @@ use crate::convert::{
     },
     objects::{FieldError, MESH, Objects, age},
 };
+use fields::{cors, direct, headers, redirect, retries, rewrite, set_authority, tell, text, value};
 use karst_api::route as ir;
-use karst_manifest::{kinds::*, traffic::*};
+use karst_core::claims;
+use karst_manifest::{extension::HTTPFilter, kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -161,8 +165,9 @@ impl Rules {
 fn rules(objects: &Objects<'_>, service: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
     let (mut bad, mut out) = (vec![], Rules::default());
     let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
-    let convert = Convert { objects, ns, hosts, place };
-    let name = format!("VirtualService {ns}/{}", service.metadata.name);
+    let (own, inherited) = (service.metadata.name.as_str(), vec![]);
+    let convert = Convert { objects, ns, name: own, inherited, hosts, place };
+    let name = format!("VirtualService {ns}/{own}");
     if spec.is_unread {
         return (unread(spec, &name), bad);
     }
@@ -195,6 +200,14 @@ fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
     Rules { read: Entries::default(), last }
 }
 
+/// Of several destinations at least one gets something.
+fn weighted(all: &[ir::Destination], at: &str) -> Result<(), FieldError> {
+    match !all.is_empty() && all.iter().all(|d| d.weight == 0) {
+        true => Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into())),
+        false => Ok(()),
+    }
+}
+
 /// What is done in place of a rule that cannot be executed.
 fn refused() -> ir::HttpRule {
     let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
@@ -204,13 +217,6 @@ fn refused() -> ir::HttpRule {
 /// Where connections go that are refused.
 fn nowhere() -> Vec<ir::Destination> {
     vec![ir::Destination { weight: 1, refuse_status: NO_CLUSTER, ..Default::default() }]
-}
-
-/// Adds what is wrong; what is wrong with a rule is so for each of its matches.
-fn tell(bad: &mut Vec<FieldError>, problem: FieldError) {
-    if !bad.contains(&problem) {
-        bad.push(problem);
-    }
 }
 
 pub(crate) fn compile(
@@ -289,12 +295,21 @@ struct Matched {
 struct Convert<'a> {
     objects: &'a Objects<'a>,
     ns: &'a str,
+    name: &'a str,
+    /// Filters of the route that delegates to this object.
+    inherited: Vec<&'a HTTPFilter>,
     hosts: &'a Hosts,
     /// `mesh`, or a gateway's full name.
     place: &'a str,
 }
 
-impl Convert<'_> {
+impl<'a> Convert<'a> {
+    /// The filters for an entry: its own, and those of whoever delegates to it.
+    fn filters(&self, route: &VsHttp) -> Vec<&'a HTTPFilter> {
+        let own = filter::of_virtual_service(self.objects, (self.ns, self.name, &route.name));
+        self.inherited.iter().copied().chain(own).collect()
+    }
+
     /// Is a match with these gateways meant for here?
     fn is_here(&self, gateways: &[String]) -> bool {
         gateways.is_empty()
@@ -313,9 +328,13 @@ impl Convert<'_> {
         let before = bad.len();
         let matches = self.matches(route, at, bad);
         let is_whole = bad.len() == before;
+        let filters = self.filters(route);
         for one in matches {
             let rule = match is_whole.then(|| self.action(route, at, &one.m, bad)) {
-                Some(Ok(r)) => r,
+                Some(Ok(mut r)) => {
+                    filters.iter().for_each(|f| filter::extend(&mut r, f));
+                    r
+                }
                 Some(Err(b)) => {
                     tell(bad, b);
                     refused()
@@ -377,9 +396,7 @@ impl Convert<'_> {
                 bad,
             )?);
         }
-        if rule.route.len() > 1 && compiled.destinations.iter().all(|d| d.weight == 0) {
-            return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
-        }
+        weighted(&compiled.destinations, at)?;
         if let Some(w) = &rule.rewrite {
             compiled.rewrite = Some(rewrite(w, matched, at)?);
         }
@@ -406,7 +423,7 @@ impl Convert<'_> {
             let to = Some(self.destination(mirrored, None, 1, &format!("{at}.mirror"), bad)?);
             compiled.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        compiled.fault = rule.fault.as_ref().map(|f| fault(f, at)).transpose()?;
+        compiled.fault = rule.fault.as_ref().map(|f| fault::compile(f, at)).transpose()?;
         compiled.cors = rule.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
         compiled.retry = match &rule.retries {
             None => Some(ir::Retry::istio()),
@@ -449,7 +466,8 @@ impl Convert<'_> {
         };
         // It may come later.
         let Some(delegated) = found.find(is_it) else { return };
-        let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
+        let (objects, hosts, place) = (self.objects, self.hosts, self.place);
+        let inner = Convert { objects, ns, name: &delegate.name, inherited: self.filters(rule), hosts, place };
         let name = format!("VirtualService {ns}/{}", delegate.name);
         for (index, leaf) in delegated.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
@@ -501,6 +519,15 @@ impl Convert<'_> {
                         continue;
                     }
                 };
+                if let Some(path) = claims::path(name) {
+                    match path {
+                        Ok(path) => {
+                            out.headers.push(ir::Named { name: claims::name(&path), value: Some(value), invert })
+                        }
+                        Err(e) => wrong.push((at, format!("{name:?} {e}"))),
+                    }
+                    continue;
+                }
                 // Pseudo headers are matched like the fields of their own.
                 match name.as_str() {
                     ":method" if !invert => out.method = Some(value),
@@ -581,6 +608,7 @@ impl Convert<'_> {
         if out.is_empty() {
             return Err((format!("{at}.route"), "is empty: specify a destination [KARST-0010]".into()));
         }
+        weighted(&out, at)?;
         Ok(out)
     }
 
@@ -606,14 +634,8 @@ impl Convert<'_> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni: vec![],
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, vec![]));
             }
         }
     }
@@ -642,14 +664,8 @@ impl Convert<'_> {
             bad.extend(wrong);
             if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
-                to.push(ir::TcpRule {
-                    origin: origin.into(),
-                    ports: ports(matching.port),
-                    source_labels: matching.source_labels.clone(),
-                    source_namespace: matching.source_namespace.clone(),
-                    destinations: destinations.clone(),
-                    sni,
-                });
+                let clients = (&matching.source_labels, &*matching.source_namespace);
+                to.push(tcp_rule(origin, matching.port, clients, &destinations, sni));
             }
         }
     }
@@ -669,6 +685,24 @@ fn push(
     to.push(ir::HttpRule { origin, ports: matched.ports, r#match: Some(matched.m), ..rule });
 }
 
+/// A rule for connections to a port, from clients with these labels in this namespace, whose TLS hello has one of these names.
+fn tcp_rule(
+    origin: &str,
+    port: u16,
+    (labels, namespace): (&BTreeMap<String, String>, &str),
+    destinations: &[ir::Destination],
+    sni: Vec<String>,
+) -> ir::TcpRule {
+    ir::TcpRule {
+        origin: origin.into(),
+        ports: ports(port),
+        source_labels: labels.clone(),
+        source_namespace: namespace.into(),
+        destinations: destinations.to_vec(),
+        sni,
+    }
+}
+
 /// The port of a match; none: any.
 fn ports(port: u16) -> Vec<u32> {
     if port == 0 { vec![] } else { vec![port.into()] }
@@ -686,280 +720,4 @@ fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
             (format!("{at}.{field}"), format!("is not supported in this version: {fix} [KARST-0029]"))
         })
         .collect()
-}
-
-/// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
-/// expression (Istio: canBeConvertedToPresentMatch).
-fn value(matching: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
-    let is_there = match (&matching.exact, &matching.prefix, &matching.regex) {
-        (None, None, None) => true,
-        (None, None, Some(r)) => r == "*",
-        _ => false,
-    };
-    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(matching, at) }
-}
-
-fn text(text: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
-    use ir::text::Kind;
-    let kind = match (&text.exact, &text.prefix, &text.regex) {
-        (None, None, None) => None,
-        (Some(e), None, None) => Some(Kind::Exact(e.clone())),
-        (None, Some(p), None) => Some(Kind::Prefix(p.clone())),
-        (None, None, Some(r)) => Some(Kind::Regex(regex(r, format!("{at}.regex"))?)),
-        _ => return Err((at.into(), "must set only one of exact, prefix, regex [KARST-0014]".into())),
-    };
-    Ok(ir::Text { kind })
-}
-
-type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
-
-/// Changes of requests and answers, and the new authority, which Istio lets set as a header. A header that cannot be read is told and
-/// left out: the rest holds. One that was to be set is taken out, so that nobody else's stands in its place.
-fn headers(headers: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
-    let mut authority = String::new();
-    let mut change = |changes: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
-        let mut out = ir::HeaderChange::default();
-        for (name, value) in &changes.set {
-            let at = format!("{at}.headers.{f}.set[{name}]");
-            if request && (name.eq_ignore_ascii_case("host") || name == ":authority") {
-                if value.contains('%') {
-                    let text =
-                        format!("{value:?} contains a %: operators are not supported in the authority [KARST-0025]");
-                    tell(bad, (at, text));
-                } else {
-                    authority.clone_from(value);
-                }
-                continue;
-            }
-            match header(name, value, at) {
-                Ok(h) => out.set.push(h),
-                Err(b) => {
-                    tell(bad, b);
-                    out.remove.extend(header_name(name, "").ok());
-                }
-            }
-        }
-        for (k, v) in &changes.add {
-            match header(k, v, format!("{at}.headers.{f}.add[{k}]")) {
-                Ok(h) => out.add.push(h),
-                Err(b) => tell(bad, b),
-            }
-        }
-        for k in &changes.remove {
-            match header_name(k, format!("{at}.headers.{f}.remove")) {
-                Ok(name) => out.remove.push(name),
-                Err(b) => tell(bad, b),
-            }
-        }
-        (out != ir::HeaderChange::default()).then_some(out)
-    };
-    let request = change(&headers.request, "request", true);
-    let answer = change(&headers.response, "response", false);
-    (request, answer, authority)
-}
-
-fn set_authority(rewrite: &mut Option<ir::Rewrite>, authority: String) {
-    if !authority.is_empty() {
-        rewrite.get_or_insert_default().authority = authority;
-    }
-}
-
-fn rewrite(rewrite: &VsRewrite, matched: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldError> {
-    use ir::{rewrite::Path, text::Kind};
-    let path = match (&rewrite.uri_regex_rewrite, rewrite.uri.as_str()) {
-        (Some(r), _) => Some(Path::Regex(ir::Regex {
-            r#match: regex(&r.pattern, format!("{at}.rewrite.uriRegexRewrite.match"))?,
-            rewrite: r.rewrite.clone(),
-        })),
-        (None, "") => None,
-        // In place of what was matched: a prefix, or the whole.
-        (None, uri) => Some(match matched.path.as_ref().and_then(|p| p.kind.as_ref()) {
-            Some(Kind::Exact(_) | Kind::Regex(_)) => Path::Full(uri.into()),
-            _ => Path::Prefix(uri.into()),
-        }),
-    };
-    Ok(ir::Rewrite { authority: rewrite.authority.clone(), path })
-}
-
-fn redirect(redirect: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
-    let at = format!("{at}.redirect");
-    if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
-        return Err((
-            format!("{at}.redirectCode"),
-            format!("unsupported value {}: use 301, 302, 303, 307 or 308 [KARST-0016]", redirect.redirect_code),
-        ));
-    }
-    if !matches!(redirect.derive_port.as_str(), "" | "FROM_PROTOCOL_DEFAULT" | "FROM_REQUEST_PORT") {
-        return Err((
-            format!("{at}.derivePort"),
-            format!(
-                "unsupported value {:?}: use FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT [KARST-0016]",
-                redirect.derive_port
-            ),
-        ));
-    }
-    Ok(ir::Redirect {
-        code: u32::from(redirect.redirect_code),
-        scheme: redirect.scheme.clone(),
-        authority: redirect.authority.clone(),
-        port: u32::from(redirect.port.unwrap_or(0)),
-        request_port: redirect.derive_port == "FROM_REQUEST_PORT",
-        path: (!redirect.uri.is_empty()).then(|| ir::redirect::Path::Full(redirect.uri.clone())),
-    })
-}
-
-fn direct(response: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldError> {
-    use base64::Engine;
-    let at = format!("{at}.directResponse");
-    if !(200..600).contains(&response.status) {
-        return Err((
-            format!("{at}.status"),
-            format!("invalid status {}: use 200 to 599 [KARST-0026]", response.status),
-        ));
-    }
-    let body = match &response.body {
-        None => vec![],
-        Some(VsBody { string: Some(s), .. }) => s.clone().into_bytes(),
-        Some(VsBody { bytes: Some(b), .. }) => base64::prelude::BASE64_STANDARD
-            .decode(b)
-            .map_err(|_| (format!("{at}.body.bytes"), "is not valid base64 [KARST-0027]".to_string()))?,
-        Some(_) => vec![],
-    };
-    Ok(ir::DirectResponse { status: u32::from(response.status), body })
-}
-
-pub(crate) fn fault(fault: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
-    let mut out = ir::Fault::default();
-    // Without a percentage there is no fault (Istio).
-    let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
-        (Some(p), _) => per_million(p.value, at),
-        (None, Some(p)) => per_million(f64::from(p), at),
-        (None, None) => Ok(0),
-    };
-    if let Some(delay) = &fault.delay {
-        let at = format!("{at}.fault.delay");
-        let Some(fixed_delay) = &delay.fixed_delay else {
-            return Err((
-                format!("{at}.fixedDelay"),
-                "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
-            ));
-        };
-        out.delay_ms = duration(fixed_delay).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
-        out.delay_per_million = part(&delay.percentage, delay.percent, &format!("{at}.percentage"))?;
-    }
-    if let Some(abort) = &fault.abort {
-        let at = format!("{at}.fault.abort");
-        match (abort.http_status, &abort.grpc_status) {
-            (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
-            (Some(s), _) => {
-                return Err((format!("{at}.httpStatus"), format!("invalid status {s}: use 200 to 599 [KARST-0026]")));
-            }
-            (None, Some(status)) => {
-                let code = grpc_code(status).ok_or_else(|| {
-                    (
-                        format!("{at}.grpcStatus"),
-                        format!(
-                            "invalid gRPC status {status:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
-                        ),
-                    )
-                })?;
-                out.abort_grpc = Some(code);
-            }
-            (None, None) => return Err((at, "must set httpStatus or grpcStatus [KARST-0015]".into())),
-        }
-        out.abort_per_million = part(&abort.percentage, abort.percent, &format!("{at}.percentage"))?;
-    }
-    Ok(out)
-}
-
-fn grpc_code(text: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let by_name = || NAMES.iter().position(|n| n.eq_ignore_ascii_case(text)).map(|n| n as u32);
-    text.parse().ok().filter(|n| *n <= 16).or_else(by_name)
-}
-
-fn cors(cors: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
-    let at = format!("{at}.corsPolicy");
-    let mut origins = vec![];
-    for (i, o) in cors.allow_origins.iter().enumerate() {
-        origins.push(text(o, &format!("{at}.allowOrigins[{i}]"))?);
-    }
-    // The old form, which counts only without the new one. (Of either `*` stands for all.)
-    if origins.is_empty() {
-        origins.extend(cors.allow_origin.iter().map(exact));
-    }
-    let max_age = optional_duration(cors.max_age.as_deref(), || format!("{at}.maxAge"))?;
-    Ok(ir::Cors {
-        origins,
-        methods: cors.allow_methods.clone(),
-        headers: cors.allow_headers.clone(),
-        expose: cors.expose_headers.clone(),
-        max_age_s: cors.max_age.is_some().then_some(max_age / 1000),
-        credentials: cors.allow_credentials,
-        forward_unmatched: cors.unmatched_preflights != "IGNORE",
-    })
-}
-
-fn retries(retries: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
-    let at = format!("{at}.retries");
-    let backoff = optional_duration(retries.backoff.as_deref(), || format!("{at}.backoff"))?;
-    let mut out = ir::Retry {
-        attempts: retries.attempts,
-        per_try_ms: optional_duration(retries.per_try_timeout.as_deref(), || format!("{at}.perTryTimeout"))?,
-        backoff_ms: if backoff == 0 { 25 } else { backoff },
-        same_host: retries.retry_ignore_previous_hosts == Some(false),
-        ..Default::default()
-    };
-    if retries.retry_on.trim().is_empty() {
-        let d = ir::Retry::istio();
-        return Ok(ir::Retry { grpc: d.grpc, connect_failure: true, refused_stream: true, ..out });
-    }
-    for word in retries.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
-        match word {
-            "5xx" => out.server_error = true,
-            "gateway-error" => out.gateway_error = true,
-            "reset" => out.reset = true,
-            "reset-before-request" => out.reset_before_request = true,
-            "connect-failure" => out.connect_failure = true,
-            "refused-stream" => out.refused_stream = true,
-            "retriable-4xx" => out.retriable_4xx = true,
-            // The list of codes is in the same field.
-            "retriable-status-codes" | "retriable-headers" | "envoy-ratelimited" | "http3-post-connect-failure" => {}
-            "cancelled" => out.grpc.push(1),
-            "deadline-exceeded" => out.grpc.push(4),
-            "resource-exhausted" => out.grpc.push(8),
-            "internal" => out.grpc.push(13),
-            "unavailable" => out.grpc.push(14),
-            code => match code.parse() {
-                Ok(c) if (100..600).contains(&c) => out.codes.push(c),
-                _ => {
-                    return Err((
-                        format!("{at}.retryOn"),
-                        format!(
-                            "unknown condition {word:?}: use 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, or a status code [KARST-0304]"
-                        ),
-                    ));
-                }
-            },
-        }
-    }
-    Ok(out)
 }

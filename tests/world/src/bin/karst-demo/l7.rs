@@ -4,7 +4,7 @@ use crate::table::Table;
 use karst_world::{
     Pod, PodSpec, World, app,
     pki::{Ca, indented, secret},
-    web::{self, Message, Session, TlsWeb, Web},
+    web::{self, Message, Session, TlsClient, TlsSession, TlsWeb, Web},
 };
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -437,6 +437,30 @@ fn filters(s: &Shop<'_>, t: &mut Table) {
         (175..=225).contains(&no) && others == 0,
     );
     s.w.delete("l7-filter");
+    sessions(s, t);
+}
+
+fn sessions(s: &Shop<'_>, t: &mut Table) {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: reviews, namespace: books}\nspec: {parentRefs: [{group: '', kind: Service, name: reviews}], rules: [{sessionPersistence: {cookie: {name: shop}}, backendRefs: [{name: reviews, port: 9080}]}]}\n";
+    s.w.apply("l7-session", route);
+    let stay = (0..10).filter(|_| {
+        let first = s.ask("/", &[]);
+        let cookie = first.header("set-cookie").split(';').next().unwrap_or_default().to_string();
+        let back = s.answers(10, &[("cookie", &cookie)]);
+        let own = ["v1", "v2", "v3"].iter().position(|v| *v == first.text()).map_or(0, |i| back[i]);
+        !cookie.is_empty() && own == 10
+    });
+    let stay = stay.count();
+    t.row(
+        "session persistence: 10 clients come back 10 times each",
+        "10 stay with their pod",
+        format!("{stay} stay with their pod"),
+        stay == 10,
+    );
+    let cookie = format!("{}x", s.ask("/", &[]).header("set-cookie").split(';').next().unwrap_or_default());
+    let told = (0..20).filter(|_| s.ask("/", &[("cookie", &cookie)]).header("set-cookie").starts_with("shop=")).count();
+    t.row("a session's value that was changed", "20 of 20 are given a new one", format!("{told} of 20"), told == 20);
+    s.w.delete("l7-session");
 }
 
 fn policy(s: &Shop<'_>, t: &mut Table) {
@@ -504,7 +528,39 @@ pub fn gateway(w: &mut World, t: &mut Table) {
         format!("{}, {}; {}, {}", got[0], got[1], got[2], got[3]),
         got == [200, 404, 200, 404],
     );
+    certificates(w, t, &gateway, &outside);
     behind(w, t, &gateway, &outside);
+}
+
+/// Who comes in by TLS: clients whose certificate counts.
+fn certificates(w: &World, t: &mut Table, gateway: &Pod, outside: &Pod) {
+    let (ca, partners) = (Ca::new(), Ca::new());
+    w.apply("gw-door", &secret("edge", "door", &ca.pair("www.shop.example")));
+    w.apply(
+        "gw-partners",
+        &format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: partners, namespace: edge}}\ndata:\n  ca.crt: |\n{}",
+            indented(&partners.roots())
+        ),
+    );
+    w.apply("gw", "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: edge}\nspec: {gatewayClassName: istio, tls: {frontend: {default: {validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: partners}]}}}}, listeners: [{name: web, port: 80, protocol: HTTP, hostname: '*.shop.example', allowedRoutes: {namespaces: {from: All}}}, {name: door, port: 443, protocol: HTTPS, hostname: '*.shop.example', tls: {certificateRefs: [{name: door}]}, allowedRoutes: {namespaces: {from: All}}}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: front, namespace: shop}\nspec: {parentRefs: [{name: gw, namespace: edge}], hostnames: [www.shop.example], rules: [{backendRefs: [{name: front, port: 80}]}]}\n");
+    let ask = |own: Option<(String, String)>| {
+        let client = TlsClient { own, ..TlsClient::new(ca.roots()) };
+        let session = TlsSession::new(outside, gateway.at(443), "www.shop.example", &client);
+        session.and_then(|mut s| s.ask("www.shop.example", "/")).map_or(0, |m| m.status())
+    };
+    let end = Instant::now() + Duration::from_secs(5);
+    while ask(Some(partners.pair("client"))) != 200 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let got = [ask(Some(partners.pair("client"))), ask(Some(Ca::new().pair("client"))), ask(None)];
+    let words = got.map(|status| if status == 0 { "refused".to_string() } else { status.to_string() });
+    t.row(
+        "TLS at the gateway: with a partner's certificate, a stranger's, none",
+        "200, refused, refused",
+        words.join(", "),
+        got == [200, 0, 0],
+    );
 }
 
 /// What stands between a gateway and an application: the service's own waypoint, TLS that the application speaks itself.
