@@ -49,7 +49,8 @@ impl NewPod {
 impl Running for NewPod {
     fn poll(&mut self, site: &mut Site, shared: &Arc<Shared>, is_over: bool) -> Result<bool> {
         let Some(calls) = &self.calls else {
-            if site.world.is_redirected(&self.pod) {
+            // The controller may not have seen yet what the agent has done.
+            if site.world.is_redirected(&self.pod) && site.is_member_to_the_caller(&self.pod) {
                 let (caller, pod, shared) = (site.caller.clone(), self.pod.clone(), shared.clone());
                 let place = Place::NewPod(pod.spec.node);
                 let call = move || (0..CALLS).for_each(|_| load::call(&caller, place, pod.at(8080), &shared));
@@ -66,7 +67,11 @@ impl Running for NewPod {
     }
 
     fn awaits(&self) -> &'static str {
-        if self.calls.is_none() { "the agent to take the pod in" } else { "the calls of the pod" }
+        if self.calls.is_none() {
+            "the agent to take the pod in, and the caller's node to know"
+        } else {
+            "the calls of the pod"
+        }
     }
 }
 

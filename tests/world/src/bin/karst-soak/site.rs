@@ -350,6 +350,15 @@ impl Site {
         }
     }
 
+    /// Does the caller's ztunnel know that a pod is a member? Before, it calls it as it calls anybody: in plaintext.
+    pub fn is_member_to_the_caller(&self, pod: &Pod) -> bool {
+        let node = self.caller.spec.node;
+        let Ok((_, page)) = self.world.get(node, self.ports[node], "/config_dump") else { return false };
+        let dump: serde_json::Value = serde_json::from_str(&page).unwrap_or_default();
+        let is_it = |w: &serde_json::Value| w["name"] == *pod.spec.name && w["protocol"] == "HBONE";
+        dump["workloads"].as_array().is_some_and(|all| all.iter().any(is_it))
+    }
+
     /// The certificate of the server on the calm node.
     fn serial(&self) -> Option<String> {
         let (_, page) = self.world.get(CALM, self.ports[CALM], "/config_dump").ok()?;
