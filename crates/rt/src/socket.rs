@@ -85,7 +85,8 @@ fn next_foreign_port() -> u16 {
     FOREIGN_PORTS.start + offset as u16
 }
 
-fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+/// Sets an option whose value is a number.
+pub(crate) fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the kernel reads four bytes of `value`.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

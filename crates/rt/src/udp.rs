@@ -2,6 +2,7 @@
 //! there, and sockets that are connected to one peer.
 #![allow(unsafe_code, reason = "recvmmsg and sendmmsg with IP_PKTINFO and IPV6_PKTINFO")]
 
+use crate::socket::{setopt, without_ipv6};
 use karst_core::{canonical, limits::UDP_BATCH};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
@@ -31,7 +32,7 @@ const SO_RXQ_OVFL: i32 = 40;
 pub fn listeners(port: u16, count: usize) -> io::Result<Vec<std::net::UdpSocket>> {
     let at = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let all = |at| (0..count).map(|_| listener(at)).collect::<io::Result<Vec<_>>>();
-    all(at).or_else(|e| crate::socket::without_ipv6(at, &e).map_or(Err(e), all))
+    all(at).or_else(|e| without_ipv6(at, &e).map_or(Err(e), all))
 }
 
 fn listener(at: SocketAddr) -> io::Result<std::net::UdpSocket> {
@@ -39,23 +40,16 @@ fn listener(at: SocketAddr) -> io::Result<std::net::UdpSocket> {
     if at.is_ipv6() {
         socket.set_only_v6(false)?;
         // Of datagrams of IPv4, too: with addresses that are mapped.
-        setopt(&socket, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO)?;
+        setopt(&socket, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
     } else {
-        setopt(&socket, libc::SOL_IP, libc::IP_PKTINFO)?;
+        setopt(&socket, libc::SOL_IP, libc::IP_PKTINFO, 1)?;
     }
-    setopt(&socket, libc::SOL_SOCKET, SO_RXQ_OVFL)?;
+    setopt(&socket, libc::SOL_SOCKET, SO_RXQ_OVFL, 1)?;
     // As far as the system lets it be (net.core.rmem_max).
     let _ = socket.set_recv_buffer_size(QUEUE);
     socket.set_reuse_port(true)?;
     socket.bind(&SockAddr::from(at))?;
     Ok(socket.into())
-}
-
-fn setopt(socket: &Socket, level: i32, name: i32) -> io::Result<()> {
-    let on: i32 = 1;
-    // SAFETY: the kernel reads four bytes of `on`.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), 4) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What is known of a datagram.
