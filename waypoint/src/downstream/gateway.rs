@@ -182,7 +182,7 @@ pub struct Listener {
 #[derive(PartialEq)]
 enum Signers<'a> {
     Named(&'a str),
-    Own(&'a [u8]),
+    Own { roots: &'a [u8], lists: &'a [Vec<u8>] },
 }
 
 /// What listeners that end TLS ask of clients.
@@ -200,10 +200,10 @@ impl<'a> Asked<'a> {
     fn of(tls: &'a ir::Tls) -> Self {
         // Who is asked for nothing is asked the same everywhere.
         if tls.client == ir::ClientCertificate::None as i32 {
-            return Self { client: tls.client, signers: Signers::Own(&[]), names: &[] };
+            return Self { client: tls.client, signers: Signers::Own { roots: &[], lists: &[] }, names: &[] };
         }
         let signers = match tls.client_authorities.as_str() {
-            "" => Signers::Own(&tls.client_roots),
+            "" => Signers::Own { roots: &tls.client_roots, lists: &tls.client_lists },
             name => Signers::Named(name),
         };
         Self { client: tls.client, signers, names: &tls.client_names }
@@ -500,7 +500,7 @@ impl Listener {
 /// What a listener asks of clients. (Which cipher suites it has does not matter for that.)
 fn client_auth(gateway: &ir::Gateway, tls: &ir::Tls) -> Result<Option<ClientAuth>, ListenerError> {
     let (roots, lists): (&[u8], &[Vec<u8>]) = match Asked::of(tls).signers {
-        Signers::Own(roots) => (roots, &[]),
+        Signers::Own { roots, lists } => (roots, lists),
         Signers::Named(name) => {
             let told = gateway.client_authorities.get(name);
             let told = told.ok_or_else(|| ListenerError::NoAuthorities(name.into()))?;

@@ -32,7 +32,7 @@ use std::{
     sync::Arc,
 };
 
-/// So many bytes of roots a gateway is told within its listeners, too: those before this version know no others. (What is beyond is
+/// So many bytes of roots and lists a gateway is told within its listeners, too: those before this version know no others. (What is beyond is
 /// larger than any that they have met; their listeners are closed.)
 const WITHIN_LISTENERS: usize = 64 << 10;
 
@@ -53,10 +53,12 @@ impl Shared {
     /// Says in a listener's TLS whose count.
     fn say(&mut self, authorities: &Arc<Authorities>, tls: &mut ir::Tls) {
         tls.client_authorities = self.name(authorities);
-        let within = self.within + authorities.roots.len();
+        // Both or neither: roots without their lists would let in whom they have revoked.
+        let within = self.within + authorities.roots.len() + authorities.lists.iter().map(Vec::len).sum::<usize>();
         if within <= WITHIN_LISTENERS {
             self.within = within;
             tls.client_roots.clone_from(&authorities.roots);
+            tls.client_lists.clone_from(&authorities.lists);
         }
     }
 

@@ -3,10 +3,14 @@
 use super::*;
 use karst_api::route as ir;
 
+/// The value of a field that is two deep.
+fn indented(pem: &str) -> String {
+    pem.lines().map(|l| format!("    {l}\n")).collect()
+}
+
 /// Secret `c` of namespace a.
 pub(super) fn key_pair() -> String {
     let pair = crate::ca::Signer::generate("cluster.local").unwrap();
-    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
     format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
         indented(&pair.0),
@@ -506,12 +510,14 @@ fn cipher_suites_of_a_listener_are_an_option() {
 /// The lists of the first listener's clients.
 fn client_lists(gateway: &ir::Gateway) -> Vec<Vec<u8>> {
     let tls = gateway.listeners[0].tls.as_ref().unwrap();
-    gateway.client_authorities[&tls.client_authorities].lists.clone()
+    let told = gateway.client_authorities[&tls.client_authorities].lists.clone();
+    // Gateways of the version before know only these.
+    assert_eq!(tls.client_lists, told);
+    told
 }
 
-/// Lists of revoked certificates go where the authority's certificates go; without one that is there nobody is let in, or called.
-#[test]
-fn revocation_lists_are_told_with_their_authorities() {
+/// An authority's certificate (PEM), and its list of revoked certificates.
+fn authority_with_list() -> (String, rcgen::CertificateRevocationList) {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -524,11 +530,34 @@ fn revocation_lists_are_told_with_their_authorities() {
         revoked_certs: vec![],
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    let list = list.signed_by(&ca).unwrap().pem().unwrap();
-    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    let list = list.signed_by(&ca).unwrap();
+    (ca.pem(), list)
+}
+
+/// The lists that are told of a Gateway whose clients are asked for certificates of `ca`, which `holder` is, and what is said of it.
+fn lists_of_clients(kind: &str, holder: &str) -> (Option<Vec<Vec<u8>>>, Vec<String>) {
+    let text = format!(
+        "{}{}{holder}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
+        INGRESS
+            .replace("namespace: edge", "namespace: a")
+            .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+        key_pair(),
+    );
+    let (model, problems) = run(&text);
+    (
+        model.gateways.get("a/gw").map(|gateway| client_lists(gateway)),
+        problems.iter().map(ToString::to_string).collect(),
+    )
+}
+
+/// Lists of revoked certificates go where the authority's certificates go; without one that is there nobody is let in, or called.
+#[test]
+fn revocation_lists_are_told_with_their_authorities() {
+    let (authority, list) = authority_with_list();
+    let list = list.pem().unwrap();
     let holder = |kind: &str, name: &str, namespace: &str, list: &str| {
         let data = if kind == "Secret" { "stringData" } else { "data" };
-        let (certificate, list) = (indented(&ca.pem()), indented(list));
+        let (certificate, list) = (indented(&authority), indented(list));
         let list = if list.is_empty() { list } else { format!("  ca.crl: |\n{list}") };
         format!(
             "apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{data}:\n  ca.crt: |\n{certificate}{list}---\n"
@@ -546,19 +575,7 @@ fn revocation_lists_are_told_with_their_authorities() {
         (told, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
     // Of Gateway API.
-    let api = |kind: &str, list: &str| {
-        let text = format!(
-            "{}{}{}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: {kind}, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
-            INGRESS
-                .replace("namespace: edge", "namespace: a")
-                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
-            key_pair(),
-            holder(kind, "ca", "a", list)
-        );
-        let (model, problems) = run(&text);
-        let told = model.gateways.get("a/gw").map(|g| client_lists(g));
-        (told, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
-    };
+    let api = |kind: &str, list: &str| lists_of_clients(kind, &holder(kind, "ca", "a", list));
     // Of services that TLS is spoken to.
     let backend = |kind: &str, list: &str| {
         let target = "targetRefs: [{group: '', kind: Service, name: s}]";
@@ -633,34 +650,14 @@ fn authorities_of_clients_are_told_once() {
 #[test]
 fn a_revocation_list_in_der_is_told_by_a_config_map_too() {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
-    let mut params = CertificateParams::new(vec![]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let list = rcgen::CertificateRevocationListParams {
-        this_update: date_time_ymd(2020, 1, 1),
-        next_update: date_time_ymd(2030, 1, 1),
-        crl_number: rcgen::SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: vec![],
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let der = list.signed_by(&ca).unwrap().der().to_vec();
+    let (authority, list) = authority_with_list();
+    let der = list.der().to_vec();
     let told = |coded: &str| {
-        let certificate: String = ca.pem().lines().map(|l| format!("    {l}\n")).collect();
+        let certificate = indented(&authority);
         let map = format!(
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{certificate}binaryData: {{ca.crl: '{coded}', other: AAAA}}\n---\n"
         );
-        let text = format!(
-            "{}{}{map}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]}}}}}}}}, listeners: [{{name: l, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]}}}}]}}\n",
-            INGRESS
-                .replace("namespace: edge", "namespace: a")
-                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
-            key_pair(),
-        );
-        let (model, problems) = run(&text);
-        let told = model.gateways.get("a/gw").map(|g| client_lists(g));
-        (told, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+        lists_of_clients("ConfigMap", &map)
     };
     assert_eq!(told(&BASE64_STANDARD.encode(&der)), (Some(vec![der]), vec![]));
     // What cannot be read lets nobody in.
