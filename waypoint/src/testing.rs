@@ -192,15 +192,10 @@ pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
 
 /// As [`worker`], with endpoints from elsewhere.
 pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
-    worker_told(s, role, connector).0
-}
-
-/// The same, and what it is told by.
-pub(crate) fn worker_told(s: Snapshot, role: &str, connector: Connector) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
     undrained(worker_and_drain(s, role, connector))
 }
 
-/// The same, and who begins its drain.
+/// The same, with what it is told by, and who begins its drain.
 pub(crate) fn worker_and_drain(s: Snapshot, role: &str, connector: Connector) -> Kept {
     kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
 }
@@ -208,7 +203,7 @@ pub(crate) fn worker_and_drain(s: Snapshot, role: &str, connector: Connector) ->
 /// A proxy in this role whose pod has this namespace, name and account.
 #[cfg(feature = "fuzz")]
 pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: Connector) -> Rc<Worker> {
-    undrained(kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector))).0
+    undrained(kept(Plane::named(s, role, own, |_| Secrets::fixed([]), connector)))
 }
 
 /// A worker, what it is told by, and who begins its drain.
@@ -223,10 +218,10 @@ fn kept(Plane { worker, state, spans, logs, _drain, .. }: Plane) -> Kept {
     (worker, state, _drain)
 }
 
-fn undrained((worker, state, drain): Kept) -> (Rc<Worker>, watch::Sender<Arc<Snapshot>>) {
+fn undrained((worker, _, drain): Kept) -> Rc<Worker> {
     // It never begins.
     std::mem::forget(drain);
-    (worker, state)
+    worker
 }
 
 /// A member that takes tunnels at its address, and answers every request by its name. Counts them.
