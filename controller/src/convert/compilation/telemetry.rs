@@ -84,10 +84,7 @@ pub(crate) fn of_pod(
     let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
     // What the mesh configuration says comes before all of them.
     let config = objects.mesh_config;
-    if applied.is_empty()
-        && config.access_log_file.as_deref() != Some("")
-        && config.default_providers == Default::default()
-    {
+    if applied.is_empty() && !objects.has_mesh_wide_telemetry() {
         return None;
     }
     let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {

@@ -246,7 +246,7 @@ impl GatewayListeners {
             |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
         self.all.is_empty()
             && objects.telemetry.is_empty()
-            && objects.mesh_config.default_providers.tracing.is_empty()
+            && !objects.has_mesh_wide_telemetry()
             && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))

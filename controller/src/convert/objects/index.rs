@@ -88,6 +88,12 @@ impl<'a> Objects<'a> {
         index
     }
 
+    /// Does the mesh configuration alone say something of telemetry, so that pods are told without any Telemetry?
+    pub(crate) fn has_mesh_wide_telemetry(&self) -> bool {
+        let config = self.mesh_config;
+        config.access_log_file.as_deref() == Some("") || config.default_providers != Default::default()
+    }
+
     /// Without any object.
     fn empty(state: &'a State, mesh: &'a Mesh) -> Self {
         Self {
