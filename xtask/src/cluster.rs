@@ -34,6 +34,8 @@ pub enum What {
     },
     /// Anew, with the charts installed and all that the tests on it want: for `cargo test --test cluster`.
     ForTests,
+    /// Build what runs on it and is not ours: Kubernetes and what its tests use, from Go modules.
+    Programs,
     /// Stop it and remove everything that it made.
     Down,
     /// Say what runs.
@@ -103,6 +105,14 @@ pub fn run(what: What) -> Result<()> {
     match what {
         What::Up { nodes } => c.up(nodes),
         What::ForTests => for_tests(),
+        What::Programs => {
+            crate::setup::cluster()?;
+            build::run(&c.bin)?;
+            build::istioctl(&c.bin)?;
+            build::registry(&c.bin)?;
+            build::opa(&c.bin)?;
+            build::istio_agent(&c.bin, &c.run.join("images")).map(drop)
+        }
         What::Down => c.down(),
         What::Status => c.status(),
         What::StopNode { node } => c.stop_node(node),

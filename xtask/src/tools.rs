@@ -2,7 +2,12 @@
 
 use crate::setup;
 use anyhow::{Context, Result, ensure};
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
 
 /// One of our programs, built beside this one.
 pub(crate) fn bin(name: &str) -> Result<PathBuf> {
@@ -60,6 +65,49 @@ pub(crate) fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         .context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} failed", args.join(" "));
     Ok(())
+}
+
+/// A command of this program that runs beside others, on what they leave of the cores. Whoever drops it ends it.
+pub(crate) struct Aside {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Aside {
+    /// Starts one; its output goes to `log`.
+    pub(crate) fn start(args: &[&str], log: &Path) -> Result<Self> {
+        if let Some(dir) = log.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let out = fs::File::create(log).with_context(|| format!("{}", log.display()))?;
+        let own = std::env::current_exe().context("where this program is")?;
+        let mut command = Command::new("nice");
+        command.arg("-n19").arg(own).args(args).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        // A group of its own: what it has started ends with it.
+        let child = command.process_group(0).spawn().context("cannot start nice")?;
+        Ok(Self { child, log: log.into() })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It has failed; its output is shown.
+    pub(crate) fn wait(mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        ensure!(status.success(), "{said}it has failed ({status})");
+        print!("{said}");
+        Ok(())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = Command::new("kill").args(["--", &format!("-{}", self.child.id())]).status();
+            let _ = self.child.wait();
+        }
+    }
 }
 
 #[cfg(test)]
