@@ -316,6 +316,7 @@ mod tests {
         for version in 1..400 {
             let before = model.clone();
             let key = format!("ns/s{}", random.random_range(0..4));
+            let uid = format!("cluster//Pod/{key}");
             let text = random.random_range(0..3).to_string();
             let goes = random.random_range(0..3) == 0;
             match random.random_range(0..6) {
@@ -344,11 +345,11 @@ mod tests {
                 }
                 4 if goes => drop(model.pod_ranges.remove(&key)),
                 4 => drop(model.pod_ranges.insert(key, PodRanges { ranges: vec![text] })),
-                _ if goes => drop(model.workloads.remove(&key)),
+                _ if goes => drop(model.workloads.remove(&uid)),
                 _ => {
                     let services = [(format!("ns/s{text}"), pb::PortList::default())].into();
-                    let workload = pb::Workload { uid: key.clone(), node: text, services, ..Default::default() };
-                    model.workloads.insert(key, Arc::new(workload));
+                    let workload = pb::Workload { uid: uid.clone(), node: text, services, ..Default::default() };
+                    model.workloads.insert(uid, Arc::new(workload));
                 }
             }
             let next = resources(&model, version, Some((&before, &told)));

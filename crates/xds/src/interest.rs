@@ -523,7 +523,7 @@ mod tests {
             }
             let touched: Vec<&str> = touched.iter().map(String::as_str).collect();
             let (changed, removed) = i.goes_on(&now, &touched);
-            removed.iter().for_each(|name| drop(held.remove(name)));
+            held.retain(|name| !removed.contains(name));
             held.extend(changed);
             let interest = &i.interest;
             let direct = |name: &String, e: &Entry| {

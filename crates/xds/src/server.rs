@@ -7,7 +7,7 @@
 use crate::{
     MORE, ON_DEMAND, PARTS,
     hub::{Names, Stream},
-    interest::{Difference, Interest, Touched},
+    interest::{Interest, Touched},
     snapshot::{Resources, Set},
 };
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};

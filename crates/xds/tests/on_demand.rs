@@ -22,7 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 const TYPE: &str = "address";
-const ORDER: &[&str] = &[TYPE];
+/// Removals of the first type come after everything else, in a response of their own: it is none that is asked for by name.
+const ORDER: &[&str] = &["policy", TYPE];
 const TYPES: Types = Types { order: ORDER, private: &[], variants: &[], scoped: &[] };
 const LONG: Duration = Duration::from_secs(10);
 
@@ -57,8 +58,8 @@ impl XdsSubscriber for Subscriber {
         vec![]
     }
     fn ended(&self, _: StreamEnd) {}
-    fn names(&self, _: &str) -> Option<Vec<String>> {
-        Some(self.names.clone())
+    fn names(&self, type_url: &str) -> Option<Vec<String>> {
+        (type_url == TYPE).then(|| self.names.clone())
     }
     async fn wanted(&mut self) -> Wanted {
         match self.asks.recv().await {

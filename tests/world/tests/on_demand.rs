@@ -66,6 +66,8 @@ fn a_ztunnel_that_is_replaced_asks_again() {
     for (node, port) in [(0, 15100), (1, 15100), (0, 15000)] {
         let mut old = w.replace_ztunnel(node, port);
         let _ = old.wait();
+        // Under load with each of them.
+        std::thread::sleep(Duration::from_millis(500));
     }
     let karst_world::Loaded { ok, failed, slowest_ms } = load.end();
     println!("load: {ok} ok, slowest connection took {slowest_ms} ms");

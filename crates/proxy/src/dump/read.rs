@@ -374,7 +374,7 @@ mod tests {
         let names = [Name::Address([10, 0, 0, 7].into()), Name::Host("web".into()), Name::Resource(WEB.into())];
         names.iter().for_each(|name| before.put_name(name.clone(), Mark::new(&pages)));
         let (lists, asked) = (mesh(&before), super::super::names(before.asked().unwrap(), before.network()));
-        assert_eq!(asked, json!({ "names": [WEB, "net/10.0.0.7", "~host/web"] }));
+        assert_eq!(asked, json!({ "names": ["net/10.0.0.7", WEB, "~host/web"] }));
         let dump =
             json!({ "network": "net", "workloads": lists.workloads, "services": lists.services, "onDemand": asked });
         let after = snapshot(&dump, "root").unwrap();

@@ -73,14 +73,14 @@ pub fn run(o: &Opts) -> Result<Samples> {
         if place == "cross" {
             v.push(vec![relays("tls-pipe", "read", place, &plain.pods, i)?]);
         }
-        let ways = [
+        let meshed = [
             ("karst", &ours),
             ("unread", &unread),
             ("one-thread", &single),
             ("bookless", &bookless),
             ("other", &others),
         ];
-        for (variant, worlds) in ways {
+        for (variant, worlds) in meshed {
             v.push(worlds.iter().map(|(w, mesh)| mesh.way(variant, i, pids(w).to_vec())).collect());
         }
         v.retain(|way| way.first().is_some_and(|way| !o.skips(way.variant)));
