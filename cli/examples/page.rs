@@ -1,15 +1,19 @@
 //! The page of `karst dashboard` without a cluster, for the browser's test (cli/page/test/browser.mjs): the product's own server and
 //! graph, fed with pages as proxies write them. Time is made: it moves by the lines of standard input, each answered by `ok`.
 //!
-//! `bookinfo` | `services N`: what there is. `ticks N`: N rounds of 2 s. `fault on|off`: ratings fails. `deny on|off`: a policy
-//! refuses curl at reviews.
+//! `bookinfo` | `store` | `services N`: what there is. `ticks N`: N rounds of 2 s. `fault on|off`: ratings fails. `deny on|off`: a policy
+//! refuses curl at reviews. The last of the addresses is that of the same page as it is in a cluster, where users log in.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test's program: its failure is a panic, its output is read"
 )]
 
-use karst_cli::page::{Door, Reading, Shared, State, serve};
+use karst_cli::page::{
+    Door, Guard, Reading, Shared, State,
+    judge::{Judge, JudgeError, Judged, User},
+    serve,
+};
 use karst_flows::{DURATION_BOUNDS, Flow};
 use karst_topology::Kind;
 use std::{cell::RefCell, collections::BTreeMap, fmt::Write, rc::Rc};
@@ -20,6 +24,24 @@ use tokio::{
 };
 
 const START: u64 = 1_760_000_000_000;
+
+/// In the API server's place: `NAMESPACE-token` is the token of whoever may list the pods of that namespace.
+struct Tokens;
+
+impl Judge for Tokens {
+    fn user<'a>(&'a self, token: &'a str) -> Judged<'a, User> {
+        let user = token.strip_suffix("-token").map(|namespace| User {
+            name: format!("viewer of {namespace}"),
+            groups: vec![namespace.into()],
+            ..User::default()
+        });
+        Box::pin(async move { user.ok_or(JudgeError::Refused) })
+    }
+    fn may_list_pods<'a>(&'a self, user: &'a User, namespace: Option<&'a str>) -> Judged<'a, bool> {
+        let may = user.groups.iter().any(|group| Some(group.as_str()) == namespace);
+        Box::pin(async move { Ok(may) })
+    }
+}
 
 /// Calls of one kind.
 #[derive(Clone)]
@@ -124,6 +146,22 @@ impl World {
         ];
     }
 
+    /// samples/store without a waypoint: a tenth of what is bought goes to a release that fails.
+    fn store(&mut self) {
+        let http = |from: &str, to: &str, service: &str, count| {
+            let name = |short: &str| format!("store/{short}");
+            Load::new("destination", &name(from), &name(to), &format!("{service}.store"), count)
+        };
+        self.loads = vec![
+            http("shopper-v1", "storefront-v1", "storefront", 120).slow(5),
+            http("storefront-v1", "catalog-v1", "catalog", 60).slow(2),
+            http("storefront-v1", "checkout-v1", "checkout", 54).slow(4),
+            http("storefront-v1", "checkout-v2", "checkout", 6).code(500),
+            http("checkout-v1", "catalog-v1", "catalog", 54).slow(2),
+            http("checkout-v1", "payments-v1", "payments", 54).slow(3),
+        ];
+    }
+
     fn services(&mut self, count: usize) {
         let name = |i: usize| format!("shop-{}/service-{i:03}", i % 6);
         let mut loads = vec![];
@@ -216,6 +254,7 @@ impl World {
     fn command(&mut self, words: &[&str], shared: &Shared) {
         match words {
             ["bookinfo"] => self.bookinfo(),
+            ["store"] => self.store(),
             ["services", count] => self.services(count.parse::<usize>().unwrap()),
             ["ticks", count] => (0..count.parse::<u32>().unwrap()).for_each(|_| self.tick(shared)),
             ["fault", on] => self.fault = *on == "on",
@@ -229,7 +268,9 @@ impl World {
 async fn main() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = Door::new(listener.local_addr().unwrap().port());
-    println!("{}\n{}", door.address(), door.address_once());
+    let of_cluster = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let guard = Guard::new(Rc::new(Tokens), vec![], Box::new(|_| {}));
+    println!("{}\n{}\nhttp://{}/", door.address(), door.address_once(), of_cluster.local_addr().unwrap());
     let shared: Shared = Rc::new(RefCell::new(State { cluster: "https://example:6443".into(), ..State::default() }));
     let local = LocalSet::new();
     let told = shared.clone();
@@ -243,7 +284,8 @@ async fn main() {
     local
         .run_until(async {
             tokio::select! {
-                () = serve(listener, door, shared, None) => {}
+                () = serve(listener, door, shared.clone(), None) => {}
+                () = serve(of_cluster, guard, shared, None) => {}
                 () = commands => {}
             }
         })

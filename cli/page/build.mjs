@@ -5,6 +5,8 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { licences } from './licences.mjs';
 
+// Served as they are written: the login has nothing of what is bundled.
+const PLAIN = ['index.html', 'session.js', 'login.html', 'login.css', 'login.js', 'icon.svg'];
 const here = dirname(fileURLToPath(import.meta.url));
 const result = await build({
   absWorkingDir: here,
@@ -24,8 +26,7 @@ const of = (name) => result.outputFiles.find((file) => file.path.endsWith(name))
 const files = {
   'app.js': Buffer.from(of('app.js')),
   'app.css': Buffer.from(of('style.css')),
-  'index.html': await readFile(join(here, 'src/index.html')),
-  'icon.svg': await readFile(join(here, 'src/icon.svg')),
+  ...Object.fromEntries(await Promise.all(PLAIN.map(async (name) => [name, await readFile(join(here, 'src', name))]))),
   'licences.txt': Buffer.from(await licences(here, Object.keys(result.metafile.inputs))),
 };
 let stale = 0;

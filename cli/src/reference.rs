@@ -19,6 +19,7 @@ const STATUSES: &str = "
 |---|---|
 | 0 | done |
 | 1 | something failed |
+| 2 | it cannot be said: what becomes of a call (`explain`), or what a policy would do (`policy test`, `policy suggest`) |
 | 64 | the command line is wrong |
 | 65 | a file cannot be read, or is not a valid manifest |
 | 79 | what was checked has findings |

@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 /// Istio's name of the program and of the entry's type.
 const NAME: &str = "istio-cni";
 
+/// What could not be written is tried again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Where things go.
 #[derive(Clone, Debug)]
 pub struct Install {
@@ -26,14 +29,33 @@ pub struct Install {
 }
 
 impl Install {
-    /// Copies the program, which is this one.
+    /// Copies the program, which is this one, unless it is there.
     pub fn program(&self) -> Result<()> {
         let (to, tmp) = (self.bin_dir.join(NAME), self.bin_dir.join(format!(".{NAME}.tmp")));
-        let copy = || -> io::Result<()> {
-            fs::copy("/proc/self/exe", &tmp)?;
-            fs::rename(&tmp, &to)
-        };
-        copy().with_context(|| format!("cannot install the CNI plugin at {}", to.display()))
+        if is_this_program(&to) {
+            return Ok(());
+        }
+        let copied = fs::copy("/proc/self/exe", &tmp).and_then(|_| fs::rename(&tmp, &to));
+        if copied.is_err() {
+            // Half of it takes room.
+            let _ = fs::remove_file(&tmp);
+        }
+        copied.with_context(|| format!("cannot install the CNI plugin at {}", to.display()))
+    }
+
+    /// The same at the start of an agent. One of another version serves as well until there is room: its agent's pods must not stay
+    /// without an agent for that.
+    pub fn program_or_older(&self) -> Result<()> {
+        match self.program() {
+            Err(e) if self.bin_dir.join(NAME).exists() => {
+                tracing::warn!(
+                    error = format!("{e:#}"),
+                    "the CNI plugin stays that of another version, and this is tried again"
+                );
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Keeps the entry in the list, for as long as the agent runs.
@@ -60,7 +82,15 @@ impl Install {
                 }
                 Err(_) => {}
             }
-            if changed.recv().await.is_none() {
+            let written = self.program().is_ok() && !told;
+            let changed_again = async {
+                match written {
+                    true => changed.recv().await,
+                    // Room may be made without anything happening here.
+                    false => tokio::time::timeout(RETRY, changed.recv()).await.unwrap_or(Some(())),
+                }
+            };
+            if changed_again.await.is_none() {
                 return Ok(());
             }
             // A writer may still be at it.
@@ -136,8 +166,20 @@ fn plugins<'a>(list: &'a mut Value, file: &Path) -> Result<&'a mut Vec<Value>> {
 fn write(file: &Path, list: &Value) -> Result<()> {
     // Not *.conflist, so that the runtime does not read it half written.
     let tmp = file.with_extension("karst-tmp");
-    fs::write(&tmp, serde_json::to_vec_pretty(list)?)?;
-    fs::rename(&tmp, file).with_context(|| format!("cannot write {}", file.display()))
+    let written = fs::write(&tmp, serde_json::to_vec_pretty(list)?).and_then(|()| fs::rename(&tmp, file));
+    if written.is_err() {
+        let _ = fs::remove_file(&tmp);
+    }
+    written.with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Is this file the program that runs?
+fn is_this_program(file: &Path) -> bool {
+    let read = || -> io::Result<bool> {
+        let own = "/proc/self/exe";
+        Ok(fs::metadata(own)?.len() == fs::metadata(file)?.len() && fs::read(own)? == fs::read(file)?)
+    };
+    read().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -126,7 +126,14 @@ pub fn verdict(socket: &Path, namespace: &str) -> Verdict {
 
 /// Takes the file away: with the agent goes the plugin that reads it.
 pub fn remove(socket: &Path) {
-    let _ = fs::remove_file(beside(socket));
+    remove_file(&beside(socket));
+}
+
+/// The file, and what was written of its next content.
+fn remove_file(file: &Path) {
+    for file in [file, &file.with_extension("tmp")] {
+        let _ = fs::remove_file(file);
+    }
 }
 
 /// The file, as the agent keeps it.
@@ -174,6 +181,8 @@ impl Kept {
 
     fn save(&self) {
         if let Err(e) = self.known.borrow().write(&self.file) {
+            // What stands there is not so any more: a pod that belongs to the mesh now might start without the agent.
+            remove_file(&self.file);
             let file = self.file.display();
             tracing::warn!(error = %e, "cannot write {file}: while the agent is away, new pods of all namespaces will wait for it");
         }

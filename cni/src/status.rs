@@ -1,6 +1,10 @@
 //! `karst-cni --status`: reads what is pinned, so it works whether or not the agent runs.
 
-use crate::{config::Config, records, unmeshed};
+use crate::{
+    config::Config,
+    records::{Record, Records},
+    unmeshed,
+};
 use anyhow::Context;
 use karst_rt::netns::Netns;
 use std::{collections::BTreeSet, io};
@@ -16,9 +20,10 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
     let pinned = karst_ebpf::pinned_pods(&config.bpf_dir);
     let mut pods = pinned.with_context(|| format!("cannot list the pods in {dir}{}", missing_right()))?;
     pods.sort();
+    let records = Records::within(&config.run_dir);
     let (mut head, mut unread) = (false, 0);
     for uid in pods {
-        let record = records::one(&config.run_dir.join("pods"), &uid);
+        let record = records.one(&uid);
         let name = record.as_ref().map_or_else(|| uid.clone(), |r| format!("{}/{}", r.namespace, r.name));
         if let Some(why) = record.as_ref().and_then(|r| r.closed.as_ref()) {
             println!("{name:<40} closed: {why}");
@@ -71,7 +76,7 @@ fn may_read_maps(status: &str) -> bool {
 }
 
 /// Connections from before the pod was redirected that are still open.
-fn unmeshed_of(record: &records::Record) -> String {
+fn unmeshed_of(record: &Record) -> String {
     let cookies: BTreeSet<u64> = match &record.unmeshed {
         None => return "?".into(),
         Some(c) if c.is_empty() => return "0".into(),

@@ -5,7 +5,7 @@ mod explain;
 mod line;
 mod pods;
 
-use crate::records;
+use crate::records::Records;
 use explain::is_wanted;
 use karst_ebpf::{Counter, trace::Tracer};
 use karst_rt::clock::Instant;
@@ -57,7 +57,7 @@ pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
 }
 
 fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
-    let read_pods = || Pods(records::load(&run_dir.join("pods")));
+    let read_pods = || Pods(Records::within(run_dir).load());
     let mut pods = read_pods();
     let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose()?;
     let what: Vec<Counter> = Counter::ALL.into_iter().filter(|c| is_wanted(*c, how.drops)).collect();

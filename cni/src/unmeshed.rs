@@ -4,7 +4,7 @@
 //! Which they are is found out once, when the pod is redirected, and kept by the kernel's cookies in the pod's record, also
 //! over restarts of the agent. Proven by tests/world (agent).
 
-use crate::records::{self, Record};
+use crate::records::{Record, Records};
 use karst_ebpf::MARK_MASK;
 use karst_rt::{
     netns::Netns,
@@ -17,7 +17,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
-    path::Path,
 };
 
 /// Connections of one pod that are followed; with more, the first are.
@@ -93,7 +92,7 @@ impl Unmeshed {
     }
 
     /// Looks which are still open, and closes those that are to be. `serves`: a ztunnel is there that takes what comes in their place.
-    pub fn look(&self, records: &Path, serves: bool) {
+    pub fn look(&self, records: &Records, serves: bool) {
         for (uid, tracked) in self.pods.borrow_mut().iter_mut().filter(|(_, tracked)| !tracked.cookies.is_empty()) {
             let open = match open(&tracked.netns, &tracked.cookies) {
                 Ok(o) => o,
@@ -108,12 +107,10 @@ impl Unmeshed {
                 self.close(tracked, &open);
             }
             if tracked.cookies.len() != before
-                && let Some(mut record) = records::one(records, uid)
+                && let Some(mut record) = records.one(uid)
             {
                 record.unmeshed = Some(tracked.cookies.iter().copied().collect());
-                if let Err(e) = records::save(records, &record) {
-                    tracing::warn!(pod = tracked.key, error = %e, "cannot write to {} (--run-dir)", records.display());
-                }
+                records.save(&record);
             }
         }
     }

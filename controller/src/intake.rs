@@ -4,9 +4,9 @@
 
 use crate::{
     config::Config,
-    convert::{Mesh, Named, Revision, Revisions},
+    convert::{Mesh, Named, Revision, Revisions, is_of_pods},
 };
-use karst_kube::Source;
+use karst_kube::{ChangedObjects, Source};
 use karst_manifest::{MeshConfig, Object, Problem, State, kinds::Meta, kinds::api_kind, mesh_config, parse::Located};
 use std::sync::Arc;
 
@@ -45,6 +45,12 @@ impl Intake {
     /// Waits for a change.
     pub async fn changed(&mut self) {
         self.source.changed().await;
+    }
+
+    /// What has changed since the state was read, if it is only objects that decide about pods: they are the same for every revision,
+    /// and have nothing to do with the mesh configuration.
+    pub fn changes(&mut self) -> Option<ChangedObjects> {
+        self.source.changes(|at| is_of_pods(&at.object))
     }
 
     /// The state now.

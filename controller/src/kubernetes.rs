@@ -59,6 +59,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     ]
     .map(Watch::all)
     .into();
+    watches.iter_mut().filter(|watch| watch.kind == "Pod").for_each(|watch| watch.lean = Some(lean));
     // These have a v1 in newer releases only.
     watches.push(Watch { versions: &["v1", "v1beta1"], ..Watch::all("ReferenceGrant") });
     // In Gateway API since 1.5; older charts do not give the right to it.
@@ -80,6 +81,14 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     let mut s = Watched::start(kube, watches);
     s.synced().await;
     Source::Kubernetes(Box::new(s))
+}
+
+/// There are a hundred thousand pods: of what is in each that is not looked at here, nothing is kept.
+fn lean(object: &mut Object) {
+    let Object::Pod(pod) = object else { return };
+    pod.metadata.annotations.retain(|name, _| name.contains("istio.io/") || name.contains("karst.io/"));
+    pod.status.conditions.retain(|condition| condition.kind == "Ready");
+    pod.status.conditions.shrink_to_fit();
 }
 
 const PLUGGED_IN: &str = "cacerts";
@@ -537,6 +546,18 @@ mod tests {
     use super::*;
     use crate::config::Cli;
     use clap::Parser;
+
+    #[test]
+    fn of_a_pod_what_is_not_looked_at_is_not_kept() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: ns, labels: {app: a}, annotations: {ambient.istio.io/redirection: enabled, prometheus.io/port: '9090', karst.io/x: y}}\nstatus: {phase: Running, conditions: [{type: PodScheduled, status: 'True'}, {type: Ready, status: 'True'}]}\n";
+        let mut object = karst_manifest::parse::file(std::path::Path::new("x.yaml"), text).unwrap().remove(0).object;
+        lean(&mut object);
+        let Object::Pod(pod) = object else { unreachable!("it is a Pod") };
+        let annotations: Vec<&str> = pod.metadata.annotations.keys().map(String::as_str).collect();
+        assert_eq!(annotations, ["ambient.istio.io/redirection", "karst.io/x"]);
+        assert_eq!((pod.metadata.labels.len(), pod.status.conditions.len()), (1, 1));
+        assert!(karst_manifest::enrol::is_ready(&pod));
+    }
 
     /// A revision that leads keeps no other from tending its own; the default one's Lease has the name that it had in older
     /// releases, so that an old replica and a new one of it never write at once.

@@ -30,6 +30,7 @@ mod session_keys;
 mod teller;
 mod tls;
 mod token_review;
+mod waypoint_group;
 mod webhook;
 
 use clap::Parser;

@@ -4,6 +4,7 @@
 use crate::{
     config::Cli,
     convert::{self, Mesh},
+    model::Model,
     push,
 };
 use clap::Parser;
@@ -99,6 +100,48 @@ pub fn compile(state: &State) -> Result<Compiled, OptionsError> {
     let Mesh { root_namespace, trust_domain, cluster_domain, revision, .. } = mesh;
     let revisions = std::iter::once(revision.name).chain(revision.tags).collect();
     Ok(Compiled { resources, problems, no_effect, warnings, revisions, root_namespace, trust_domain, cluster_domain })
+}
+
+/// What the controller keeps from one state of the objects to the next, without anything around it: to measure what an edit costs.
+pub struct Kept {
+    compiler: convert::Compiler,
+    model: Model,
+    told: karst_xds::Resources,
+}
+
+impl Kept {
+    /// Nothing is compiled yet.
+    ///
+    /// # Errors
+    /// An environment variable that the controller would read has no valid value.
+    pub fn new() -> Result<Self, OptionsError> {
+        let mesh = Mesh::from(&Cli::try_parse_from(["karst-controller"])?.config);
+        let (model, told) = (Model::default(), karst_xds::Resources::default());
+        Ok(Self { compiler: convert::Compiler::new(mesh), model, told })
+    }
+
+    /// Takes in the newest objects. Those that have not changed must be the same ones.
+    pub fn compile(&mut self, state: &State) {
+        self.compiler.update(state);
+    }
+
+    /// Encodes what has become of them; gives how many resources are new, other ones or gone.
+    pub fn encode(&mut self) -> usize {
+        let model = self.compiler.model().clone();
+        let next = push::resources(&model, self.told.version + 1, Some((&self.model, &self.told)));
+        let nothing = karst_xds::Set::new();
+        let changed = |(set, now): (&&'static str, &karst_xds::Set)| {
+            self.told.types.get(set).unwrap_or(&nothing).diff(now).count()
+        };
+        let count = next.types.iter().map(changed).sum();
+        (self.model, self.told) = (model, next);
+        count
+    }
+
+    /// What is wrong with the objects.
+    pub fn problems(&self) -> &[Problem] {
+        self.compiler.problems()
+    }
 }
 
 fn warnings(object: &Object) -> Vec<NoEffect> {

@@ -1,20 +1,21 @@
 //! From the model to a snapshot of xDS resources.
 
-use crate::model::Model;
+use crate::{model::Model, waypoint_group};
+use imbl::OrdMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE,
     VIRTUAL_HOST_TYPE,
     convert::policy_to_wire,
-    route::{Backend, Routes},
+    route::{Access, Backend, Routes},
     workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{
-    Entry, Resources, Set,
+    Entry, HOST_GROUP, NODE_GROUP, Resources, Set, UNNAMED_GROUP,
     server::{Types, Variant},
 };
 use prost::Message;
-use std::{collections::HashMap, sync::Arc};
+use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 /// Types in the order in which additions are sent: policies before the workloads that name them, what
 /// routes lead to before the routes.
@@ -33,6 +34,8 @@ const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 /// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
 /// proxy passes over the mark.
 const ALL_POLICIES: &str = "policies, those in dry run among them";
+/// Of these the pods of a waypoint are told what is for services that are bound to it, or were when they were told.
+const SCOPED: &[&str] = &[ACCESS_TYPE, ROUTES_TYPE];
 const VARIANTS: &[Variant] =
     &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];
 /// Sets of which older versions are kept, each with the type that a subscriber knows it by. The policies that are enforced are
@@ -78,55 +81,86 @@ impl Remembered {
 }
 
 /// What is served.
-pub const TYPES: Types = Types { order: ORDER, private: PRIVATE, variants: VARIANTS };
+pub const TYPES: Types = Types { order: ORDER, private: PRIVATE, variants: VARIANTS, scoped: SCOPED };
+
+/// The groups of a subscriber on a node that asks for addresses by name.
+pub fn near(node: &str) -> Arc<[String]> {
+    Arc::from([format!("{NODE_GROUP}{node}"), UNNAMED_GROUP.to_string()])
+}
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
-/// What is the same as in an older model has the bytes of then.
+/// What is the same as in an older model is the same resource, and its set shares it with the older one: what has changed is then
+/// found without a look at the rest.
 pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>) -> Resources {
-    let mut addresses: Set = model.workloads.iter().map(|(uid, w)| (uid.clone(), workload(w))).collect();
-    for (key, service) in &model.services {
-        let alias = |a: &pb::NetworkAddress| {
-            let ip = ip_from_bytes(&a.address)?;
-            Some(a.length.map_or_else(|| format!("{}/{ip}", a.network), |l| format!("{}/{ip}/{l}", a.network)))
+    let (no_model, no_resources) = (Model::default(), Resources::default());
+    let (before, told) = old.unwrap_or((&no_model, &no_resources));
+    let set = |name: &str| told.types.get(name).cloned().unwrap_or_default();
+    let (mut addresses, mut routes, mut virtual_hosts) = (set(ADDRESS_TYPE), set(ROUTES_TYPE), set(VIRTUAL_HOST_TYPE));
+    let (mut ranges, mut gateways) = (set(POD_RANGES_TYPE), set(GATEWAY_TYPE));
+    let (mut backends, mut access) = (set(BACKEND_TYPE), set(ACCESS_TYPE));
+
+    let is_same = |a: &Arc<pb::Workload>, b: &Arc<pb::Workload>| Arc::ptr_eq(a, b) || a == b;
+    follow(&mut addresses, &before.workloads, &model.workloads, is_same, |_, one| workload(one));
+    let bound = |key: &str| model.services.get(key).map(waypoint_group::of).unwrap_or_default();
+    for (key, now) in differences(&before.services, &model.services, |a, b| a == b) {
+        match now {
+            Some(now) => addresses.insert(key.clone(), service(now)),
+            None => addresses.remove(key),
         };
-        let address = pb::Address { r#type: Some(pb::address::Type::Service(service.clone())) };
-        addresses.insert(
-            key.clone(),
-            Entry::new(address.encode_to_vec(), service.addresses.iter().filter_map(alias).collect()),
-        );
+        // What is for a service that is bound to another waypoint is another's, though it says the same. What it leads to was told
+        // with it: the waypoint is to have it before it serves the service.
+        for set in [&mut routes, &mut access] {
+            let moved = set.get(key).filter(|entry| *entry.groups != *bound(key)).cloned();
+            if let Some(entry) = moved {
+                set.insert(key.clone(), entry.moved_to(bound(key)));
+            }
+        }
     }
-    let policies = |dry_run: bool| {
-        let some = model.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
-        some.map(|(k, p)| (k.clone(), Entry::new(policy_to_wire(p).encode_to_vec(), vec![])))
-    };
-    let enforced: Set = policies(false).collect();
-    let all_policies: Set = enforced.clone().into_iter().chain(policies(true)).collect();
-    let is_virtual = |k: &String| k.starts_with(crate::convert::VIRTUAL);
-    let before = |k: &String, r: &Arc<Routes>| {
-        let (model, resources) = old?;
-        let same = model.routes.get(k).is_some_and(|o| Arc::ptr_eq(o, r));
-        let t = if is_virtual(k) { VIRTUAL_HOST_TYPE } else { ROUTES_TYPE };
-        resources.types.get(t)?.get(k).filter(|_| same).cloned()
-    };
-    let route = |(k, r): (&String, &Arc<Routes>)| {
-        (k.clone(), before(k, r).unwrap_or_else(|| Entry::new(r.encode_to_vec(), vec![])))
-    };
-    let routes = model.routes.iter().filter(|(k, _)| !is_virtual(k)).map(route).collect();
-    let virtual_hosts = model.routes.iter().filter(|(k, _)| is_virtual(k)).map(route).collect();
-    let gateways = model.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
+    follow(&mut ranges, &before.pod_ranges, &model.pod_ranges, |a, b| a == b, |_, one| alone(one.encode_to_vec()));
+    follow(&mut gateways, &before.gateways, &model.gateways, |a, b| a == b, |_, one| alone(one.encode_to_vec()));
+    follow(
+        &mut access,
+        &before.access,
+        &model.access,
+        |a: &Arc<Access>, b| Arc::ptr_eq(a, b) || a == b,
+        |key, one| alone(one.encode_to_vec()).in_groups(bound(key)),
+    );
+    for (key, now) in differences(&before.routes, &model.routes, |a: &Arc<Routes>, b| Arc::ptr_eq(a, b) || a == b) {
+        let is_virtual = key.starts_with(crate::convert::VIRTUAL);
+        let set = if is_virtual { &mut virtual_hosts } else { &mut routes };
+        match now {
+            Some(now) if is_virtual => set.insert(key.clone(), alone(now.encode_to_vec())),
+            Some(now) => set.insert(key.clone(), alone(now.encode_to_vec()).in_groups(bound(key))),
+            None => set.remove(key),
+        };
+    }
     // Services share what the same rules say of them.
+    let changed = differences(&before.backends, &model.backends, |a: &Arc<Backend>, b| Arc::ptr_eq(a, b));
     let mut encoded: HashMap<*const Backend, Entry> = HashMap::new();
-    let backend = |(key, b): (&String, &Arc<Backend>)| {
-        let one = encoded.entry(Arc::as_ptr(b)).or_insert_with(|| {
-            let before = old.filter(|(model, _)| model.backends.get(key).is_some_and(|o| Arc::ptr_eq(o, b)));
-            let before = before.and_then(|(_, resources)| resources.types.get(BACKEND_TYPE)?.get(key).cloned());
-            before.unwrap_or_else(|| Entry::new(b.encode_to_vec(), vec![]))
-        });
-        (key.clone(), one.clone())
-    };
-    let backends = model.backends.iter().map(backend).collect();
-    let access = model.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
-    let ranges = model.pod_ranges.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
+    for (key, one) in model.backends.iter().filter(|_| !changed.is_empty()) {
+        let is_known = before.backends.get(key).is_some_and(|known| Arc::ptr_eq(known, one));
+        if let Some(entry) = backends.get(key).filter(|_| is_known) {
+            encoded.entry(Arc::as_ptr(one)).or_insert_with(|| entry.clone());
+        }
+    }
+    for (key, now) in changed {
+        match now {
+            Some(now) => {
+                let one = encoded.entry(Arc::as_ptr(now)).or_insert_with(|| alone(now.encode_to_vec()));
+                backends.insert(key.clone(), one.clone())
+            }
+            None => backends.remove(key),
+        };
+    }
+    let (mut enforced, mut all_policies) = (set(AUTHORIZATION_TYPE), set(ALL_POLICIES));
+    if old.is_none() || before.policies != model.policies {
+        let policies = |dry_run: bool| {
+            let some = model.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
+            some.map(|(k, p)| (k.clone(), alone(policy_to_wire(p).encode_to_vec())))
+        };
+        enforced = policies(false).collect();
+        all_policies = enforced.clone().into_iter().chain(policies(true)).collect();
+    }
     let types = [
         (ADDRESS_TYPE, addresses),
         (POD_RANGES_TYPE, ranges),
@@ -138,7 +172,7 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
         (VIRTUAL_HOST_TYPE, virtual_hosts),
         (GATEWAY_TYPE, gateways),
     ];
-    Resources { types: types.into(), version }
+    told.next(types.into(), version, model.scopes.clone())
 }
 
 /// The resources after a change of these workloads only.
@@ -151,13 +185,83 @@ pub fn update(old: &Resources, model: &Model, changed: &[String], version: u64) 
             None => addresses.remove(uid),
         };
     }
-    Resources { types, version }
+    old.next(types, version, old.scopes.clone())
 }
 
+/// The keys of which two versions do not hold the same, in order, and what the later one holds.
+fn differences<'a, V>(
+    before: &'a OrdMap<String, V>,
+    now: &'a OrdMap<String, V>,
+    is_same: impl Fn(&V, &V) -> bool,
+) -> Vec<(&'a String, Option<&'a V>)> {
+    if before.ptr_eq(now) {
+        return vec![];
+    }
+    let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
+    let mut out = vec![];
+    loop {
+        let order = match (before.peek(), now.peek()) {
+            (None, None) => return out,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let old = if order == Ordering::Greater { None } else { before.next() };
+        let new = if order == Ordering::Less { None } else { now.next() };
+        match (old, new) {
+            (Some((_, old)), Some((_, new))) if is_same(old, new) => {}
+            (_, Some((key, new))) => out.push((key, Some(new))),
+            (Some((key, _)), None) => out.push((key, None)),
+            (None, None) => return out,
+        }
+    }
+}
+
+/// Puts what has changed into a set.
+fn follow<V>(
+    set: &mut Set,
+    before: &OrdMap<String, V>,
+    now: &OrdMap<String, V>,
+    is_same: impl Fn(&V, &V) -> bool,
+    encode: impl Fn(&str, &V) -> Entry,
+) {
+    for (key, now) in differences(before, now, is_same) {
+        match now {
+            Some(now) => set.insert(key.clone(), encode(key, now)),
+            None => set.remove(key),
+        };
+    }
+}
+
+/// A resource that has no other name and is in no group.
+fn alone(bytes: Vec<u8>) -> Entry {
+    Entry::new(bytes, vec![])
+}
+
+/// A service: to be found by its addresses and its host; where none of these is its own alone, by all.
+fn service(service: &pb::Service) -> Entry {
+    let alias = |a: &pb::NetworkAddress| {
+        let ip = ip_from_bytes(&a.address)?;
+        Some(a.length.map_or_else(|| format!("{}/{ip}", a.network), |l| format!("{}/{ip}/{l}", a.network)))
+    };
+    let aliases = service.addresses.iter().filter_map(alias).collect();
+    let is_unnamed = service.hostname.starts_with('*') || service.addresses.iter().any(|a| a.length.is_some());
+    let unnamed = is_unnamed.then(|| UNNAMED_GROUP.to_string());
+    let groups = unnamed.into_iter().chain([format!("{HOST_GROUP}{}", service.hostname)]).collect();
+    let address = pb::Address { r#type: Some(pb::address::Type::Service(service.clone())) };
+    Entry::new(address.encode_to_vec(), aliases).in_groups(groups)
+}
+
+/// A workload: to be found by its addresses, its services and its node.
 fn workload(workload: &pb::Workload) -> Entry {
     let aliases =
         workload.addresses.iter().filter_map(|a| Some(format!("{}/{}", workload.network, ip_from_bytes(a)?))).collect();
-    Entry::new(workload_bytes(workload), aliases)
+    let mut groups: Vec<String> = workload.services.keys().cloned().collect();
+    if !workload.node.is_empty() {
+        groups.push(format!("{NODE_GROUP}{}", workload.node));
+    }
+    groups.sort();
+    Entry::new(workload_bytes(workload), aliases).in_groups(groups)
 }
 
 /// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which
@@ -196,6 +300,90 @@ mod tests {
         let changed = ["2", "3", "4"].map(String::from);
         let small = update(&resources(&a, 1, None), &b, &changed, 2);
         assert_eq!(small.types, resources(&b, 2, None).types);
+    }
+
+    /// Whatever has changed: the same as if it was encoded anew, and what has not is shared.
+    #[test]
+    fn what_follows_an_older_model_equals_a_new_encoding() {
+        use karst_api::{
+            route::{AccessPolicy, PodRanges},
+            workload::gateway_address::Destination,
+        };
+        use rand::{Rng, SeedableRng, rngs::StdRng};
+        let mut random = StdRng::seed_from_u64(7);
+        let mut model = Model::default();
+        let mut told = resources(&model, 0, None);
+        for version in 1..400 {
+            let before = model.clone();
+            let key = format!("ns/s{}", random.random_range(0..4));
+            let uid = format!("cluster//Pod/{key}");
+            let text = random.random_range(0..3).to_string();
+            let goes = random.random_range(0..3) == 0;
+            match random.random_range(0..6) {
+                0 if goes => drop(model.services.remove(&key)),
+                0 => {
+                    let hostname = format!("w{text}");
+                    let name = pb::NamespacedHostname { namespace: "ns".into(), hostname };
+                    let waypoint =
+                        pb::GatewayAddress { destination: Some(Destination::Hostname(name)), ..Default::default() };
+                    let service = pb::Service { waypoint: Some(waypoint), hostname: key.clone(), ..Default::default() };
+                    model.services.insert(key, service);
+                }
+                1 if goes => drop(model.routes.remove(&key)),
+                1 => drop(
+                    model.routes.insert(key, Arc::new(Routes { max_body_bytes: version % 3, ..Default::default() })),
+                ),
+                2 if goes => drop(model.backends.remove(&key)),
+                2 => {
+                    let shared = model.backends.values().next().filter(|_| text == "0").cloned();
+                    drop(model.backends.insert(key, shared.unwrap_or_default()));
+                }
+                3 if goes => drop(model.access.remove(&key)),
+                3 => {
+                    let policies = vec![AccessPolicy { name: text, ..Default::default() }];
+                    drop(model.access.insert(key, Arc::new(Access { policies, ..Default::default() })));
+                }
+                4 if goes => drop(model.pod_ranges.remove(&key)),
+                4 => drop(model.pod_ranges.insert(key, PodRanges { ranges: vec![text] })),
+                _ if goes => drop(model.workloads.remove(&uid)),
+                _ => {
+                    let services = [(format!("ns/s{text}"), pb::PortList::default())].into();
+                    let workload = pb::Workload { uid: uid.clone(), node: text, services, ..Default::default() };
+                    model.workloads.insert(uid, Arc::new(workload));
+                }
+            }
+            let next = resources(&model, version, Some((&before, &told)));
+            assert_eq!(next.types, resources(&model, version, None).types, "version {version}");
+            let changed: usize = next.types.iter().map(|(set, now)| told.types[set].diff(now).count()).sum();
+            assert!(changed <= 4, "{changed} resources of one change");
+            told = next;
+        }
+    }
+
+    #[test]
+    fn workloads_and_services_are_found_by_what_proxies_ask_for() {
+        use karst_core::addr::ip_to_bytes;
+        let at = |ip: &str| ip_to_bytes(ip.parse().unwrap());
+        let address = |ip: &str, length| pb::NetworkAddress { network: "net".into(), address: at(ip), length };
+        let list = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let found = |entry: Entry| (entry.aliases.to_vec(), entry.groups.to_vec());
+        let pod = pb::Workload {
+            network: "net".into(),
+            addresses: vec![at("10.0.0.1").into(), at("fd00::1").into()],
+            node: "n".into(),
+            services: ["ns/b", "ns/a"].map(|key| (key.to_string(), pb::PortList::default())).into(),
+            ..Default::default()
+        };
+        let want = (list(&["net/10.0.0.1", "net/fd00::1"]), list(&["ns/a", "ns/b", "~node/n"]));
+        assert_eq!(found(workload(&pod)), want);
+        let of = |host: &str, addresses: &[pb::NetworkAddress]| {
+            found(service(&pb::Service { hostname: host.into(), addresses: addresses.to_vec(), ..Default::default() }))
+        };
+        assert_eq!(of("a.com", &[address("10.96.0.1", None)]), (list(&["net/10.96.0.1"]), list(&["~host/a.com"])));
+        let (aliases, groups) = of("a.com", &[address("10.96.0.0", Some(24))]);
+        assert_eq!((aliases, groups), (list(&["net/10.96.0.0/24"]), list(&["~unnamed", "~host/a.com"])));
+        assert_eq!(of("*.a.com", &[]).1, list(&["~unnamed", "~host/*.a.com"]));
+        assert_eq!(*near("n"), list(&["~node/n", "~unnamed"]));
     }
 
     /// Istio's ztunnel would enforce what it is told of, whatever the mark says.

@@ -40,7 +40,7 @@ use karst_api::{
 use karst_kube::{Events, ObjectSource, Source, WatchCounts};
 use karst_manifest::{Dir, Object, State};
 use karst_rt::{admin, clock};
-use karst_xds::{Resources, server};
+use karst_xds::{Hub, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -67,7 +67,7 @@ struct Shared {
     state: ArcSwap<State>,
     /// Objects with problems, by kind and reason.
     problems: ArcSwap<BTreeMap<(&'static str, &'static str), u64>>,
-    snapshots: watch::Sender<Arc<Resources>>,
+    hub: Arc<Hub>,
     /// The versions of the snapshot.
     history: ArcSwap<History>,
     /// An older version is made anew for one who asks at a time: it takes memory and a thread.
@@ -87,13 +87,20 @@ struct Shared {
 }
 
 impl Shared {
+    /// Number of the newest snapshot, and who is subscribed.
+    fn subscribers(&self) -> (u64, Vec<Subscriber>) {
+        let (version, current) = self.hub.taken_in();
+        (version, self.subscribers.all(version, &current))
+    }
+
     /// What the debug pages show.
     fn view(&self) -> View {
+        let (version, subscribers) = self.subscribers();
         View {
-            subscribers: self.subscribers.all(),
+            subscribers,
             model: self.model.load_full(),
             pod: self.config.pod_name.clone(),
-            version: self.snapshots.borrow().version,
+            version,
             manifests: self.digest.load(Ordering::Relaxed),
             history: self.history.load_full(),
             mesh: serde_json::json!({
@@ -139,7 +146,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
     // Before anything is made from them: what changes meanwhile is seen.
     let (roots, lists) = (authority.roots(), authority.lists());
-    let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
         tokens,
@@ -147,7 +153,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         model: ArcSwap::default(),
         state: ArcSwap::default(),
         problems: ArcSwap::default(),
-        snapshots,
+        hub: Arc::default(),
         history: ArcSwap::default(),
         rebuilds: Arc::new(Semaphore::new(1)),
         subscribers: Subscribers::default(),
@@ -203,8 +209,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?, shared.discovery_gate.clone(), known);
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut watcher =
-        Watcher { shared: &shared, intake, keys, kube: kube.as_ref(), compiler, log, finder, roots, lists };
+    let mut watcher = Watcher {
+        shared: &shared,
+        intake,
+        keys,
+        kube: kube.as_ref(),
+        compiler,
+        log,
+        finder,
+        roots,
+        lists,
+        stepped: None,
+    };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
         () = watcher.run() => Ok(()),
@@ -254,6 +270,8 @@ struct Watcher<'a> {
     finder: Finder,
     roots: watch::Receiver<String>,
     lists: watch::Receiver<Option<String>>,
+    /// Since when there have been steps without a look at everything.
+    stepped: Option<Instant>,
 }
 
 impl Watcher<'_> {
@@ -276,9 +294,23 @@ impl Watcher<'_> {
                     None => std::future::pending().await,
                 }
             };
+            // What steps have left behind is taken in by a look at everything.
+            let behind = self.stepped;
+            let whole = async move {
+                match behind {
+                    Some(since) => tokio::time::sleep_until(since + WHOLE_AFTER).await,
+                    None => std::future::pending().await,
+                }
+            };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
-                () = self.intake.changed() => false,
+                () = self.intake.changed() => {
+                    if self.step() {
+                        continue;
+                    }
+                    false
+                }
+                () = whole => false,
                 Ok(()) = found.changed() => false,
                 Ok(()) = sessions.changed() => false,
                 Ok(()) = self.roots.changed() => true,
@@ -309,7 +341,21 @@ impl Watcher<'_> {
     }
 
     fn update(&mut self) -> bool {
+        self.stepped = None;
         update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log)
+    }
+
+    /// Takes in changes of pods that decide about nothing else, without a look at all other objects: of 100,000 pods a thousand may
+    /// change in a second. False: there are other changes. What is not told to proxies (the objects of the debug pages, what the
+    /// webhook compares with) follows within [`WHOLE_AFTER`].
+    fn step(&mut self) -> bool {
+        let seen = clock::Instant::now();
+        let Some(changes) = self.intake.changes() else { return false };
+        let Some(change) = self.compiler.step(&changes.objects) else { return false };
+        self.stepped.get_or_insert(seen);
+        publish(self.shared, &self.compiler, &change, seen);
+        self.shared.digest.store(changes.digest, Ordering::Relaxed);
+        true
     }
 }
 
@@ -416,6 +462,8 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// After steps that looked at pods alone, everything is looked at after this time.
+const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -436,6 +484,8 @@ fn update(
         writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
+    // Proxies first: none of them waits for what is written about objects.
+    publish(shared, compiler, &change, seen);
     if compiler.was_whole() {
         keys.issuers.want(&state);
     }
@@ -459,28 +509,32 @@ fn update(
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     let mended_or_new = now != log.problems;
     log.problems = now;
-    let model = compiler.model();
-    // Facts of pods that no proxy is told may have changed as well.
-    let old = shared.model.swap(Arc::new(model.clone()));
-    if change != Change::Nothing {
-        let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
-        let resources = match &change {
-            Change::Workloads(changed) => push::update(&shared.snapshots.borrow(), model, changed, version),
-            Change::Everything | Change::Nothing => {
-                push::resources(model, version, Some((&old, &shared.snapshots.borrow())))
-            }
-        };
-        let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
-        shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
-        let resources = Arc::new(resources);
-        shared.snapshots.send_replace(resources.clone());
-        // After the proxies are told: they do not wait for it.
-        let history = shared.history.load().record(resources, Moment::now());
-        shared.history.store(Arc::new(history));
-    }
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
     mended_or_new || compiler.was_whole() || compiler.was_told()
+}
+
+/// Tells proxies what has changed since then.
+fn publish(shared: &Shared, compiler: &Compiler, change: &Change, seen: clock::Instant) {
+    let model = compiler.model();
+    // Facts of pods that no proxy is told may have changed as well.
+    let old = shared.model.swap(Arc::new(model.clone()));
+    if *change == Change::Nothing {
+        return;
+    }
+    let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
+    let before = shared.hub.newest();
+    let resources = match change {
+        Change::Workloads(changed) => push::update(&before, model, changed, version),
+        Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
+    };
+    let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
+    shared.counts.pushes.made(version, trigger, seen, seen.elapsed());
+    let resources = Arc::new(resources);
+    shared.hub.publish(resources.clone());
+    // After the proxies are told: they do not wait for it.
+    let history = shared.history.load().record(resources, Moment::now());
+    shared.history.store(Arc::new(history));
 }
 
 /// Now, as statuses have it.
@@ -585,11 +639,11 @@ impl AggregatedDiscoveryService for Service {
         let in_use = link.as_ref().and_then(Link::in_use);
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
-        let snapshots = shared.snapshots.subscribe();
-        let peer = server::Peer { name: caller.name(), own: format!("{}/{}", caller.namespace, caller.pod) };
+        let stream = shared.hub.join();
+        let (own, near) = (format!("{}/{}", caller.namespace, caller.pod), push::near(&caller.node));
+        let peer = server::Peer { name: caller.name(), own, near };
         tracing::info!(peer = peer.name, "proxy subscribes");
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = stream.id();
         let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, karst_rt::clock::wall());
         shared.subscribers.add(id, subscriber);
         tokio::spawn(async move {
@@ -610,7 +664,7 @@ impl AggregatedDiscoveryService for Service {
                 }
             };
             let name = peer.name.clone();
-            server::serve(peer, request.into_inner(), snapshots, push::TYPES, tx, on_event).await;
+            server::serve(peer, request.into_inner(), stream, push::TYPES, tx, on_event).await;
             drop(in_use);
             shared.subscribers.remove(id);
             tracing::info!(peer = name, "proxy disconnected");
@@ -720,7 +774,7 @@ fn metrics_page(shared: &Shared) -> String {
     let is_virtual = |object: &Object| matches!(object, Object::VirtualService(_));
     metrics::page(&metrics::Facts {
         counts: &shared.counts,
-        subscribers: &shared.subscribers.all(),
+        subscribers: &shared.subscribers().1,
         watched: shared.watched.as_deref(),
         signer: &shared.authority.signer(),
         lists_stale: shared.authority.lists_stale(),

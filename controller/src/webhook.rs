@@ -514,6 +514,9 @@ mod tests {
         let own = object.replace("tls: {", "tls: {frontendValidation: {}, ");
         let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &own);
         assert!(allowed && said.len() == 1, "{said:?}");
+        let filtered = object.replace("protocol: HTTPS", "protocol: HTTPS, filters: {requests: []}");
+        let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &filtered);
+        assert!(allowed && said.len() == 1 && said[0].starts_with("spec.listeners[s]: filters: "), "{said:?}");
         let set = "metadata: {name: g, namespace: a}\nspec: {parentRef: {name: g}, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]FRONTEND}}]}";
         let kind = ("gateway.networking.k8s.io", "ListenerSet");
         assert_eq!(reviewed(WebhookPath::Warn, SERVICE, kind, &set.replace("FRONTEND", "")), (true, vec![]));

@@ -2,7 +2,7 @@
 
 use crate::{
     authz::{access::Access, error::AccessError},
-    downstream::gateway::{Gateway, GatewayError, ListenerError},
+    downstream::gateway::{Gateway, GatewayError},
     route::{error::CompileError, table::Routes},
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
@@ -42,9 +42,12 @@ pub enum PutError {
     /// What a rule does. The rest is in force.
     #[error("{0}; requests that this rule is for are answered 500 until it can be executed")]
     Rule(CompileError),
-    /// What we listen on.
+    /// What we listen on, which is not in force.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// A part of it. The rest is in force.
+    #[error("{0}; this is closed until it can be used, and the rest of the gateway is in force")]
+    Closed(GatewayError),
     /// Who may call.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -56,8 +59,13 @@ impl Snapshot {
     /// # Errors
     /// It cannot be read.
     pub fn put_outline(&mut self, bytes: &[u8]) -> Result<(), PutError> {
-        self.gateway = Some(Arc::new(Gateway::outline(&ir::Gateway::decode(bytes)?)?));
-        Ok(())
+        self.listen(Gateway::closing(&ir::Gateway::decode(bytes)?, false)?)
+    }
+
+    /// Listens, and tells of what is closed.
+    fn listen(&mut self, (gateway, wrong): (Gateway, Option<GatewayError>)) -> Result<(), PutError> {
+        self.gateway = Some(Arc::new(gateway));
+        wrong.map_or(Ok(()), |wrong| Err(PutError::Closed(wrong)))
     }
 
     fn apply(&mut self, type_url: &str, key: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
@@ -74,29 +82,15 @@ impl Snapshot {
                 return put_routes(all, key, bytes);
             }
             GATEWAY_TYPE => {
-                let read = || Ok::<_, PutError>(Gateway::new(&ir::Gateway::decode(bytes)?)?);
-                let closed = |make: fn(&ir::Gateway) -> Result<Gateway, GatewayError>| {
-                    let rest = ir::Gateway::decode(bytes).ok().and_then(|gateway| make(&gateway).ok());
-                    Some(Arc::new(rest.unwrap_or_else(Gateway::closed)))
-                };
-                match read() {
-                    Ok(gateway) => self.gateway = Some(Arc::new(gateway)),
-                    // As with those of a service: what was meant is not known, and nobody is let in until it is.
-                    Err(e @ PutError::Gateway(GatewayError::Access(_))) => {
-                        self.gateway = closed(Gateway::without_policies);
-                        return Err(e);
-                    }
-                    // The same of a listener: who would have to show what is not known.
-                    Err(e @ PutError::Gateway(GatewayError::Listener { error: ListenerError::Clients(_), .. })) => {
-                        self.gateway = closed(Gateway::without_unread_clients);
-                        return Err(e);
-                    }
-                    // What else cannot be read leaves what was before; if there was nothing, nobody is let in.
+                let read = || Ok::<_, PutError>(Gateway::closing(&ir::Gateway::decode(bytes)?, true)?);
+                return match read() {
+                    Ok(read) => self.listen(read),
+                    // What is not closed by itself leaves what was before; if there was nothing, nobody is let in.
                     Err(e) => {
                         self.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
-                        return Err(e);
+                        Err(e)
                     }
-                }
+                };
             }
             ACCESS_TYPE => {
                 let read = || Ok::<_, PutError>(Access::new(&ir::Access::decode(bytes)?)?);
@@ -165,12 +159,10 @@ impl ApplyResource for Snapshot {
         // Once for all that is found by it.
         let key: Arc<str> = name.into();
         let applied = self.apply(type_url, &key, bytes);
-        // What is refused leaves what was; but policies and wishes for certificates that cannot be read, and rules that cannot be
-        // executed, are closed.
+        // What is refused leaves what was; but policies and parts of a gateway that cannot be used, and rules that cannot be executed,
+        // are closed.
         let is_closed = match &applied {
-            Err(PutError::Rule(_))
-            | Err(PutError::Gateway(GatewayError::Access(_)))
-            | Err(PutError::Gateway(GatewayError::Listener { error: ListenerError::Clients(_), .. })) => true,
+            Err(PutError::Rule(_) | PutError::Closed(_)) => true,
             Ok(()) | Err(_) => type_url == ACCESS_TYPE,
         };
         if applied.is_ok() || is_closed {
@@ -357,14 +349,16 @@ mod tests {
         assert_eq!(enforced, ["a policy that is not understood"]);
         // What else cannot be read changes nothing.
         snapshot.put(GATEWAY_TYPE, "", &open.encode_to_vec()).unwrap();
-        let wrong = ir::Gateway { listeners: vec![ir::Listener { port: 0, ..Default::default() }], ..open };
+        let session_keys = vec![ir::SessionKey { secret: vec![1] }];
+        let wrong = ir::Gateway { listeners: vec![], session_keys, ..open };
         assert!(snapshot.put(GATEWAY_TYPE, "", &wrong.encode_to_vec()).is_err());
-        assert!(snapshot.gateway.as_ref().unwrap().access.is_none());
+        assert!(snapshot.gateway.as_ref().unwrap().ports.contains_key(&80));
     }
 
-    /// A wish of a later version: who would have been asked is not served as before, and the other listeners are.
+    /// A listener of a later version: whom it would have asked for certificates is not served as before, and the other listeners are
+    /// as they are told to be.
     #[test]
-    fn a_listener_whose_wish_for_certificates_cannot_be_read_is_not_there() {
+    fn a_listener_that_cannot_be_used_is_closed_and_does_not_hold_up_the_others() {
         let own = rcgen::generate_simple_self_signed(vec!["gateway".to_string()]).unwrap();
         let pair = ir::KeyPair { chain: own.cert.pem().into(), key: own.signing_key.serialize_pem().into() };
         let listener = |port: u32, client: i32| {
@@ -383,8 +377,18 @@ mod tests {
         snapshot.put(GATEWAY_TYPE, "", &gateway(0)).unwrap();
         assert_eq!(ports(&snapshot), [443, 8443]);
         let error = snapshot.put(GATEWAY_TYPE, "", &gateway(9)).unwrap_err().to_string();
-        assert!(error.contains("client certificate 9"), "{error}");
+        assert!(error.contains("client certificate 9; this is closed"), "{error}");
         assert_eq!(ports(&snapshot), [8443]);
+        let key: (&'static str, Arc<str>) = (GATEWAY_TYPE, "".into());
+        let told = ir::Gateway::decode(&**snapshot.told.get(&key).unwrap()).unwrap();
+        assert_eq!(told.listeners.len(), 2, "what was told is what is shown");
+        let mut later = listener(443, 0);
+        let cipher_suites = vec!["NEW".into()];
+        later.tls.as_mut().unwrap().parameters = Some(ir::TlsParameters { cipher_suites, ..Default::default() });
+        let new = ir::Gateway { listeners: vec![later, listener(9443, 0)], ..Default::default() };
+        let error = snapshot.put(GATEWAY_TYPE, "", &new.encode_to_vec()).unwrap_err().to_string();
+        assert!(error.contains("unknown cipher suite \"NEW\""), "{error}");
+        assert_eq!(ports(&snapshot), [9443], "a new listener beside it is there");
         snapshot.put(GATEWAY_TYPE, "", &gateway(0)).unwrap();
         assert_eq!(ports(&snapshot), [443, 8443]);
     }

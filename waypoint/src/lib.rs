@@ -6,7 +6,8 @@
 //! - [`route`]: the compiled routes; [`authz`]: who may call; [`session`]: who comes back to the same endpoint.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
 //! - [`tls_parameters`]: what TLS is spoken with, on both sides.
-//! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector.
+//! - [`telemetry`]: what is told of requests and connections; [`spans`]: traces, and their way to a collector; [`logs`]: the access log for
+//!   collectors.
 //! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
 mod admin;
@@ -23,6 +24,7 @@ pub mod fuzz;
 mod http;
 #[cfg(feature = "fuzz")]
 pub mod live;
+mod logs;
 mod quota;
 mod route;
 mod session;
@@ -85,7 +87,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
     let metrics = Arc::<telemetry::metrics::Metrics>::default();
-    let (spans, finished) = spans::queue::Queue::new(metrics.spans.clone());
+    let (spans, ended_spans) = spans::queue::Queue::new(metrics.spans.clone());
+    let (logs, ended_logs) = spans::queue::Queue::new(metrics.logs.clone());
     let (parking, parked) = karst_hbone::parking::new::<downstream::continued::Place>();
     tokio::task::spawn_local(karst_hbone::parking::run(parked));
     let shared = Arc::new(worker::Shared {
@@ -106,6 +109,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         ports,
         udp_ports,
         spans,
+        logs,
         config: config.clone(),
     });
     let (drain, watch) = drain::new();
@@ -117,7 +121,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     drop(listener);
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone() });
     addresses.serve(pages.clone().admin(), pages.clone().stats(), pages.readiness());
-    let exporter = spans::export::start(shared.clone(), finished);
+    let exporter = spans::export::start(shared.clone(), [ended_spans, ended_logs]);
     let certificate = ready.block("certificate");
     let (mut own, id) = (shared.secrets.clone(), shared.identity.clone());
     tokio::task::spawn_local(async move {

@@ -71,6 +71,7 @@ pub(crate) struct Plane {
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
     spans: mpsc::Receiver<Batch>,
+    logs: mpsc::Receiver<Batch>,
     _drain: Drain,
     _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
@@ -108,7 +109,8 @@ impl Plane {
         let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
         let metrics = Arc::<Metrics>::default();
-        let (queue, spans) = Queue::new(metrics.spans.clone());
+        let (spans_queue, spans) = Queue::new(metrics.spans.clone());
+        let (logs_queue, logs) = Queue::new(metrics.logs.clone());
         let (parking, parked): (Parking<Place>, _) = parking::new();
         spawn_local(parking::run(parked));
         let shared = Shared {
@@ -122,7 +124,8 @@ impl Plane {
             questions,
             metrics,
             quota: crate::quota::table::Table::default(),
-            spans: queue,
+            spans: spans_queue,
+            logs: logs_queue,
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             parking,
@@ -136,7 +139,7 @@ impl Plane {
         let (following, orders) = follow::orders();
         let worker = Worker::new(Arc::new(shared), 0, watch, connector, following);
         spawn_local(reopen::run(Rc::downgrade(&worker), orders));
-        Self { worker, state, asker, spans, _drain: drain, _other: (configured, stream, ports) }
+        Self { worker, state, asker, spans, logs, _drain: drain, _other: (configured, stream, ports) }
     }
 
     /// Tells of another mesh.
@@ -206,10 +209,12 @@ pub(crate) fn worker_named(s: Snapshot, role: &str, own: [&str; 3], connector: C
 /// A worker, what it is told by, and who begins its drain.
 type Kept = (Rc<Worker>, watch::Sender<Arc<Snapshot>>, Drain);
 
-fn kept(Plane { worker, state, spans, _drain, .. }: Plane) -> Kept {
-    let (never, stop) = tokio::sync::oneshot::channel();
-    spawn(export::run(worker.clone(), spans, stop));
-    std::mem::forget(never);
+fn kept(Plane { worker, state, spans, logs, _drain, .. }: Plane) -> Kept {
+    for queue in [spans, logs] {
+        let (never, stop) = tokio::sync::oneshot::channel();
+        spawn(export::run(worker.clone(), queue, stop));
+        std::mem::forget(never);
+    }
     (worker, state, _drain)
 }
 

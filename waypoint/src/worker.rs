@@ -2,7 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    authz::{access::Denial, jwt},
+    authz::{access::Denial, external::kept::Answers, jwt},
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -19,10 +19,14 @@ use crate::{
         upgrade::Upgrade,
     },
     http::encoders::Encoders,
+    logs,
     quota::{lease::Leases, table::Table},
     snapshot::Snapshot,
-    spans::{queue::Queue, recorder::flush_in_time},
-    telemetry::{metrics::Metrics, sink::Sink},
+    spans::{self, queue::Queue},
+    telemetry::{
+        metrics::Metrics,
+        sink::{Sink, Ways},
+    },
     upstream::{
         address::is_usable,
         connector::Connector,
@@ -92,6 +96,8 @@ pub struct Shared {
     pub flows: Books,
     /// Takes the spans of requests that are traced.
     pub spans: Queue,
+    /// Takes the access log for collectors.
+    pub logs: Queue,
     /// Who looks on.
     pub taps: Arc<Taps>,
 }
@@ -150,6 +156,8 @@ pub struct Worker {
     pub flows: Recorder,
     /// Those that were verified lately. Borrowed only while a request's are looked at.
     pub tokens: RefCell<jwt::Cache>,
+    /// What providers of external authorization have answered lately. Borrowed only while one is looked for or kept.
+    pub answers: RefCell<Answers>,
     /// Of buckets that other replicas keep.
     pub leases: Leases,
 }
@@ -168,9 +176,11 @@ impl Worker {
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let (state, way_out) = (shared.state.clone(), (shared.spans.clone(), shared.taps.clone()));
-        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), way_out));
-        tokio::task::spawn_local(flush_in_time(sink.spans.clone()));
+        let (spans, logs, taps) = (shared.spans.clone(), shared.logs.clone(), shared.taps.clone());
+        let (state, ways) = (shared.state.clone(), Ways { spans, logs, taps });
+        let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), ways));
+        tokio::task::spawn_local(spans::recorder::flush_in_time(sink.spans.clone()));
+        tokio::task::spawn_local(logs::recorder::flush_in_time(sink.logs.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
         let worker = Rc::new(Self {
@@ -180,6 +190,7 @@ impl Worker {
             settings,
             flows: shared.flows.recorder(),
             tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
+            answers: RefCell::default(),
             leases: Leases::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,

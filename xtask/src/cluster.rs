@@ -34,6 +34,8 @@ pub enum What {
     },
     /// Anew, with the charts installed and all that the tests on it want: for `cargo test --test cluster`.
     ForTests,
+    /// Build what runs on it and is not ours: Kubernetes and what its tests use, from Go modules.
+    Programs,
     /// Stop it and remove everything that it made.
     Down,
     /// Say what runs.
@@ -64,6 +66,9 @@ pub enum What {
     },
     /// Build Istio's own node agent and load its image into the nodes, for its chart at target/cluster/bin/istio-charts/istio-cni.
     IstioAgent,
+    /// Build Istio's own control plane and load its image into the nodes, for its chart at
+    /// target/cluster/bin/istio-charts/istio-control/istio-discovery.
+    Istiod,
     /// Build Prometheus and promtool (target/cluster/bin) and load the image registry.local/prometheus:1 into the nodes.
     Prometheus,
     /// Build Jaeger (target/cluster/bin) and load the image registry.local/jaeger:1 into the nodes.
@@ -100,6 +105,14 @@ pub fn run(what: What) -> Result<()> {
     match what {
         What::Up { nodes } => c.up(nodes),
         What::ForTests => for_tests(),
+        What::Programs => {
+            crate::setup::cluster()?;
+            build::run(&c.bin)?;
+            build::istioctl(&c.bin)?;
+            build::registry(&c.bin)?;
+            build::opa(&c.bin)?;
+            build::istio_agent(&c.bin, &c.run.join("images")).map(drop)
+        }
         What::Down => c.down(),
         What::Status => c.status(),
         What::StopNode { node } => c.stop_node(node),
@@ -111,6 +124,10 @@ pub fn run(what: What) -> Result<()> {
         }
         What::IstioAgent => {
             let image = build::istio_agent(&c.bin, &c.run.join("images"))?;
+            c.load(&[image])
+        }
+        What::Istiod => {
+            let image = build::istiod(&c.bin, &c.run.join("images"))?;
             c.load(&[image])
         }
         What::Prometheus => {

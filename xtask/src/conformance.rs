@@ -6,7 +6,7 @@ use crate::{
     cluster::{self, Cluster, image::Image},
     images, setup,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use std::{
@@ -26,7 +26,7 @@ use std::{
 #[derive(Args)]
 pub struct What {
     /// Which part of the suite.
-    #[arg(long, value_enum, default_value = "mesh")]
+    #[arg(long, value_enum, default_value = "all")]
     part: Part,
     /// Use the cluster that runs, with the charts that are installed there; else a fresh one is made and removed.
     #[arg(long)]
@@ -40,18 +40,41 @@ pub struct What {
 }
 
 impl What {
-    /// The mesh's part on a fresh cluster.
+    /// Ten minutes of it on a fresh cluster.
     pub fn for_tests() -> Self {
-        Self { part: Part::Mesh, keep: false, report: None, only: None }
+        Self { part: Part::Short, keep: false, report: None, only: None }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
+    /// All seven profiles, in one report.
+    All,
+    /// Of all tests some of each kind, which take ten minutes at most; `cargo xtask test` runs these.
+    Short,
     /// MESH-HTTP and MESH-GRPC with all extended features, and the tests that no profile counts.
     Mesh,
-    /// GATEWAY-HTTP, GATEWAY-GRPC, GATEWAY-TLS and GATEWAY-TCP.
+    /// GATEWAY-HTTP, GATEWAY-GRPC, GATEWAY-TLS, GATEWAY-TCP and GATEWAY-UDP.
     Gateway,
+}
+
+impl Part {
+    fn has_mesh(self) -> bool {
+        self != Self::Gateway
+    }
+
+    fn has_gateways(self) -> bool {
+        self != Self::Mesh
+    }
+
+    /// The suite is ended after this, and has failed.
+    fn longest(self) -> &'static str {
+        match self {
+            Part::Short => "10m",
+            Part::All => "150m",
+            Part::Mesh | Part::Gateway => "90m",
+        }
+    }
 }
 
 /// The namespaces of the mesh's tests.
@@ -83,15 +106,25 @@ pub fn run(what: &What) -> Result<()> {
 }
 
 fn suite(c: &Cluster, what: &What) -> Result<()> {
+    let is_whole = what.part != Part::Short && what.only.is_none();
+    ensure!(is_whole || what.report.is_none(), "a report of a part says that the rest has succeeded: run all of it");
     let out = std::path::absolute("target/conformance")?;
     fs::create_dir_all(&out)?;
     let go = &setup::go()?;
     let declared = match what.part {
+        Part::All | Part::Short => features::all(),
         Part::Mesh => features::mesh(),
         Part::Gateway => features::gateways(),
     };
     let unknown = features::unknown(&declared, &sources(&module(go, API)?.join("pkg/features"))?);
     ensure!(unknown.is_empty(), "the suite has no features {unknown:?}: correct xtask/src/conformance/features.rs");
+    let tests = sources(&module(go, SUITE)?.join("tests"))?;
+    let left_out = match what.part {
+        Part::Short => features::left_out(&tests).map_err(|missing| {
+            anyhow!("the suite has no tests {missing:?}: correct xtask/src/conformance/features.rs")
+        })?,
+        Part::All | Part::Mesh | Part::Gateway => vec![],
+    };
     println!("building the suite and the echo images");
     let test = out.join("conformance.test");
     build(
@@ -108,7 +141,7 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
         c.kubectl(&["wait", &format!("--for={until}"), "--timeout=60s", "gatewayclass/istio"])?;
     }
     let mut labels = "istio.io/dataplane-mode=ambient".to_string();
-    if what.part == Part::Mesh {
+    if what.part.has_mesh() {
         labels += ",istio.io/use-waypoint=waypoint";
         for ns in NAMESPACES {
             let file = out.join("namespace.yaml");
@@ -122,17 +155,17 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
         c.kubectl(&[&["wait", "--for=condition=Programmed", "--timeout=60s"], &gateway[..]].concat())?;
     }
     let done = Arc::new(AtomicBool::new(false));
-    let balancer = (what.part == Part::Gateway).then(|| balance(done.clone())).transpose()?;
+    let balancer = what.part.has_gateways().then(|| balance(done.clone())).transpose()?;
     let mut run = c.inside(&test);
     run.args([
         "-test.v",
-        "-test.timeout=90m",
         "-mode=default",
         "-organization=karst",
         "-project=karst",
         "-url=https://karst.io",
         "-contact=-",
     ]);
+    run.arg(format!("-test.timeout={}", what.part.longest()));
     run.arg(format!("-version={}", env!("CARGO_PKG_VERSION"))).arg(format!("-namespace-labels={labels}"));
     run.args(["-cleanup-base-resources=false", "-gateway-class=istio"]);
     run.arg(format!("-conformance-profiles={}", declared.profiles.join(",")));
@@ -140,6 +173,9 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
     run.arg(format!("-usable-address={}", cluster::balanced(USABLE))).arg(format!("-unusable-address={UNUSABLE}"));
     if let Some(t) = &what.only {
         run.arg(format!("-run-test={t}"));
+    }
+    if !left_out.is_empty() {
+        run.arg(format!("-skip-tests={}", left_out.join(",")));
     }
     let report = out.join("report.yaml");
     let _ = fs::remove_file(&report);
@@ -160,7 +196,7 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
     Ok(())
 }
 
-/// What became of each test.
+/// What became of each test that was not skipped.
 fn summary(log: &str) {
     let mut seen = [0; 3];
     for l in log.lines() {
@@ -171,7 +207,9 @@ fn summary(log: &str) {
             "FAIL" => 1,
             _ => 2,
         }] += 1;
-        println!("{what:<5} {name}");
+        if what != "SKIP" {
+            println!("{what:<5} {name}");
+        }
     }
     println!("{} passed, {} failed, {} skipped", seen[0], seen[1], seen[2]);
 }
@@ -190,12 +228,14 @@ fn module(go: &Path, name: &str) -> Result<PathBuf> {
     Ok(String::from_utf8_lossy(&got.stdout).trim().into())
 }
 
-/// The text of all Go files of a folder.
+/// The text of all Go files of a folder and those in it.
 fn sources(dir: &Path) -> Result<String> {
     let mut all = String::new();
     for entry in fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "go") {
+        if path.is_dir() {
+            all += &sources(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "go") {
             all += &fs::read_to_string(&path)?;
         }
     }

@@ -1,11 +1,12 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
-//! the product takes from `rt` alone, and that its errors are types.
+//! the product takes from `rt` alone, what its threads write together, and that its errors are types.
 
 mod circles;
 mod clocks;
 mod errors;
 mod lexer;
 mod modules;
+mod shared;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -41,7 +42,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("hbone-conformance", 0),
     ("samples", 0),
     ("meshbench", 4),
-    ("karst-controlbench", 4),
+    ("karst-controlbench", 6),
     ("xtask", 4),
 ];
 /// The pure crates, and what they must never depend on.
@@ -89,5 +90,6 @@ pub fn arrows() -> Result<()> {
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     circles::check(&meta)?;
     clocks::check(&meta)?;
-    errors::check(&meta)
+    errors::check(&meta)?;
+    shared::check(&meta)
 }

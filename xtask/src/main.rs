@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tools::{TESTED, bin, build, build_only, build_shipped, cargo};
+use tools::{TESTED, announce, bin, build, build_only, build_shipped, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -116,7 +116,11 @@ enum Task {
 enum Part {
     /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
     Lints,
-    /// Gateway API's suite for meshes.
+    /// Five minutes of faults under load.
+    Soak,
+    /// Istio's own control plane with our agent and ztunnel, which is built first.
+    Istiod,
+    /// Of Gateway API's suite, for gateways and meshes, what takes ten minutes.
     Conformance,
     /// Queries of dashboards by a Prometheus, and traces by a Jaeger, which both are built first.
     Dashboards,
@@ -151,6 +155,7 @@ fn run(task: Task) -> Result<()> {
         Task::Page(what) => page::run(&what),
         Task::Test { filter, skip } => test(&filter, &skip),
         Task::Demo { report, keep } => {
+            announce("karst-demo", DEMO_MINUTES)?;
             build_only(DEMO)?;
             let mut args = vec![];
             if let Some(r) = report {
@@ -205,6 +210,9 @@ fn root() -> PathBuf {
     p.canonicalize().unwrap_or(p)
 }
 
+/// Its programs take about so long from cold, on two cores.
+const DEMO_MINUTES: usize = 9;
+
 /// What the demo runs.
 const DEMO: &[&str] = &[
     "karst-demo",
@@ -256,6 +264,14 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         // Before half an hour of building, not after it.
         text_stages(&mut s)?;
     }
+    // Go compiles beside cargo, on what that leaves of the cores.
+    let programs = match filter.is_empty() {
+        true => {
+            setup::cluster()?;
+            Some(tools::Aside::start(&["cluster", "programs"], Path::new("target/cluster/programs.log"))?)
+        }
+        false => None,
+    };
     s.run("build", build)?;
     if filter.is_empty() {
         check_stages(&mut s)?;
@@ -271,11 +287,18 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])
     })?;
+    if let Some(programs) = programs {
+        // Before worlds, which want the cores for themselves.
+        s.run("cluster: programs", || programs.wait())?;
+    }
     if filter.is_empty() {
         s.run("page in a browser", || page::run(&page::What::for_tests()))?;
     }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
+    if filter.is_empty() && !skip.contains(&Part::Soak) {
+        s.run("soak", || soak::run(&soak::What::for_tests()))?;
+    }
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;
@@ -284,7 +307,11 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
             let all = ["test", "--release", "--workspace", "--locked", "--test", "helm", "--test", "book"];
             cargo(&[&all[..], &["--", "--ignored"]].concat(), &[])
         })?;
-        let result = s.run("cluster: tests", || cluster_tests(&[]));
+        let mut result = s.run("cluster: tests", || cluster_tests(&[]));
+        if result.is_ok() && !skip.contains(&Part::Istiod) {
+            let swap = ["--ignored", "s9_swaps_with_istios_control_plane"];
+            result = s.run("cluster: with Istio's control plane", || cluster_tests(&swap));
+        }
         if result.is_err() {
             cluster::Cluster::new()?.show_logs();
         }

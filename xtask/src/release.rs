@@ -40,8 +40,9 @@ pub(crate) struct What {
     /// The folder to write, replaced if it is a release [default: target/dist/VERSION].
     #[arg(long)]
     out: Option<PathBuf>,
-    /// For these architectures; another than this machine's is cross-built.
-    #[arg(long = "architecture", value_enum, default_values_t = [Architecture::HOST])]
+    /// For these architectures; for another than this machine's the cross compiler is installed if it is missing [default: this
+    /// machine's, and others whose compilers are there; a snapshot: this machine's]
+    #[arg(long = "architecture", value_enum)]
     architectures: Vec<Architecture>,
     /// Where releases are published: the default mirror of install.sh. Below it is a folder for each version.
     #[arg(long, default_value = "")]
@@ -62,11 +63,15 @@ pub(crate) fn run(what: &What) -> Result<()> {
     };
     Page::may_replace(&out)?;
     let progress = Progress::new();
-    for architecture in &what.architectures {
+    let architectures = match what.architectures.as_slice() {
+        [] => Architecture::possible(what.snapshot, |note| progress.say(&note)),
+        asked => asked.to_vec(),
+    };
+    for architecture in &architectures {
         architecture.build(what.snapshot)?;
         progress.say(&format!("the programs for {} are built", architecture.name()));
     }
-    let built = programs(&root, &what.architectures)?;
+    let built = programs(&root, &architectures)?;
     let page = compose(&root, &source, &built, &what.mirror)?;
     page.write(&out)?;
     progress.say(&format!("{}: {} files, {:.1} MB", out.display(), page.len(), page.bytes() as f64 / 1e6));

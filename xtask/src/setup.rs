@@ -1,10 +1,7 @@
 //! What a fresh machine lacks: Debian packages and bpf-linker. Idempotent, and quick when nothing is missing.
 
 use anyhow::{Context, Result, ensure};
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::PathBuf, process::Command};
 
 /// Package, and what for.
 const PACKAGES: &[(&str, &str)] = &[
@@ -176,11 +173,34 @@ fn python_package((package, version): (&str, &str), folder: &str, program: &str,
     Ok(program)
 }
 
+/// Installs what is missing to build for another target: packages of Debian (a compiler, a libc), and Rust's library.
+pub fn cross(triple: &str, wanted: &[(&str, &str)]) -> Result<()> {
+    packages(wanted)?;
+    if has_target(triple) {
+        return Ok(());
+    }
+    println!("setup: adding the rustup target {triple}");
+    let status = Command::new("rustup").args(["target", "add", triple]).status().context("cannot start rustup")?;
+    ensure!(
+        status.success() && has_target(triple),
+        "rustup could not add the target {triple}: add it by hand for the toolchain in rust-toolchain.toml"
+    );
+    Ok(())
+}
+
+/// Is Rust's library for a target there?
+pub fn has_target(triple: &str) -> bool {
+    sysroot().is_ok_and(|root| root.join("lib/rustlib").join(triple).join("lib").is_dir())
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let out = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot start rustc")?;
+    Ok(String::from_utf8_lossy(&out.stdout).trim().into())
+}
+
 /// rust-src: the eBPF programs build `core` for their target.
 fn components() -> Result<()> {
-    let out = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot start rustc")?;
-    let sysroot = String::from_utf8_lossy(&out.stdout).trim().to_string();
-    if Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir() {
+    if sysroot()?.join("lib/rustlib/src/rust/library/core").is_dir() {
         return Ok(());
     }
     println!("setup: adding the rustup component rust-src (the eBPF programs build core from it)");

@@ -2,7 +2,12 @@
 
 use crate::setup;
 use anyhow::{Context, Result, ensure};
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
 
 /// One of our programs, built beside this one.
 pub(crate) fn bin(name: &str) -> Result<PathBuf> {
@@ -30,6 +35,21 @@ pub(crate) fn build_only(programs: &[&str]) -> Result<()> {
     cargo(&args, &[])
 }
 
+/// Says how long a build from cold will take, if it is one: if this program is not there. `minutes`: on two cores. (How far it has
+/// come, cargo says.)
+pub(crate) fn announce(program: &str, minutes: usize) -> Result<()> {
+    if !bin(program)?.is_file() {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        println!("building from cold: about {} minutes on {cores} cores", estimate(minutes, cores));
+    }
+    Ok(())
+}
+
+/// From two cores to others. More than eight wait for the longest chain of crates.
+fn estimate(minutes: usize, cores: usize) -> usize {
+    (2 * minutes).div_ceil(cores.clamp(1, 8))
+}
+
 /// Builds everything, as it is released.
 pub(crate) fn build_shipped() -> Result<()> {
     setup::run()?;
@@ -45,4 +65,57 @@ pub(crate) fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         .context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} failed", args.join(" "));
     Ok(())
+}
+
+/// A command of this program that runs beside others, on what they leave of the cores. Whoever drops it ends it.
+pub(crate) struct Aside {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Aside {
+    /// Starts one; its output goes to `log`.
+    pub(crate) fn start(args: &[&str], log: &Path) -> Result<Self> {
+        if let Some(dir) = log.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let out = fs::File::create(log).with_context(|| format!("{}", log.display()))?;
+        let own = std::env::current_exe().context("where this program is")?;
+        let mut command = Command::new("nice");
+        command.arg("-n19").arg(own).args(args).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        // A group of its own: what it has started ends with it.
+        let child = command.process_group(0).spawn().context("cannot start nice")?;
+        Ok(Self { child, log: log.into() })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It has failed; its output is shown.
+    pub(crate) fn wait(mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        ensure!(status.success(), "{said}it has failed ({status})");
+        print!("{said}");
+        Ok(())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = Command::new("kill").args(["--", &format!("-{}", self.child.id())]).status();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimates_follow_the_number_of_cores() {
+        assert_eq!([1, 2, 4, 8, 64].map(|cores| estimate(9, cores)), [18, 9, 5, 3, 3]);
+    }
 }

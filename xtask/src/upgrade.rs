@@ -10,6 +10,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -115,8 +116,9 @@ impl Release {
         let target = std::path::absolute("target/upgrade/build")?;
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         build.current_dir(tree).env("CARGO_TARGET_DIR", &target);
-        // The toolchain is the one that the older release names.
-        build.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_MANIFEST_DIR");
+        // The toolchain is the one that the older release names. The linker of its eBPF programs is this checkout's: it looks for its
+        // own below itself, where nothing is, and then on the path.
+        build.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_MANIFEST_DIR").env("PATH", with_tools()?);
         build.args(["build", "--release", "--workspace", "--locked"]);
         build.args(COMPONENTS.iter().flat_map(|(_, program, _)| ["--bin", program]));
         let status = build.status().context("cannot start cargo")?;
@@ -135,6 +137,13 @@ impl Release {
     }
 }
 
+/// The path, and before it the tools that `cargo xtask setup` has built.
+fn with_tools() -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let tools = std::path::absolute("target/tools/bin")?;
+    Ok(std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)))?)
+}
+
 /// A program where cargo puts it: with a target in the build's configuration, in a directory of that name.
 fn find(target: &Path, program: &str) -> Result<PathBuf> {
     let named = fs::read_dir(target)?.flatten().map(|entry| entry.path().join("release").join(program));
@@ -146,10 +155,10 @@ fn find(target: &Path, program: &str) -> Result<PathBuf> {
 }
 
 fn remove_tree(tree: &Path) -> Result<()> {
-    if tree.exists() {
-        git(&["worktree", "remove", "--force", &tree.display().to_string()])?;
+    // Git knows none whose directory somebody has removed and another has made; what is left of it goes all the same.
+    if tree.exists() && git(&["worktree", "remove", "--force", &tree.display().to_string()]).is_err() {
+        fs::remove_dir_all(tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     }
-    // One whose directory somebody has removed.
     git(&["worktree", "prune"]).map(drop)
 }
 
@@ -201,6 +210,14 @@ mod tests {
         for directory in [target.clone(), target.with_extension("copy")] {
             fs::remove_dir_all(directory).unwrap();
         }
+    }
+
+    #[test]
+    fn the_tools_come_first_on_the_path() {
+        let path = with_tools().unwrap();
+        let first = std::env::split_paths(&path).next().unwrap();
+        assert!(first.is_absolute() && first.ends_with("target/tools/bin"), "{path:?}");
+        assert!(std::env::split_paths(&path).count() > 1);
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Pages {
         json!({
             "network": snapshot.network(),
             "podRanges": mesh.pod_ranges,
+            "onDemand": snapshot.asked().map(|asked| dump::names(asked, snapshot.network())),
             "workloads": mesh.workloads,
             "services": mesh.services,
             "outboundTrafficPolicy": self.shared.outbound.mode(),

@@ -130,6 +130,11 @@ pub struct Config {
     /// connections are counted.
     #[arg(long, env = "KARST_HTTP_SIGNALS", default_value_t = true, action = clap::ArgAction::Set)]
     pub http_signals: bool,
+    /// Ask the discovery server, which must be Karst's controller, for what the node's pods call instead of being told of the whole
+    /// mesh. It needs less memory in a large mesh; the first connection to a destination waits for the answer, and while the
+    /// controller is unavailable, destinations that were not called lately are refused.
+    #[arg(long, env = "XDS_ON_DEMAND", default_value_t = false, action = clap::ArgAction::Set)]
+    pub on_demand: bool,
     /// Pass open connections to the next ztunnel of the node when this one is told to stop, and take over those of the one before.
     /// If false, they may finish until the drain ends.
     #[arg(long, env = "KARST_HAND_OVER", default_value_t = true, action = clap::ArgAction::Set)]

@@ -9,11 +9,11 @@ use crate::{
     inpod::{LocalPod, LocalPods},
     outcome::Outcome,
     plan::{Plan, Refusal, Tunnel},
-    state::{Service, Workload},
+    state::{Name, Service, Workload},
     worker::{Served, Worker},
 };
 use bytes::Bytes;
-use karst_core::Identity;
+use karst_core::{Identity, limits};
 use karst_hbone::{
     continuation::{self, Token},
     copy::Counts,
@@ -133,7 +133,11 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     let (Some(source), Some(peer), Some(target)) = (&conn.source, &conn.destination, conn.hbone_addr) else {
         return Err(Outcome::NoWorkload);
     };
-    // As it is known now: another workload may have the address.
+    // As it is known now: another workload may have the address. It may be that nothing has asked for it for a long time.
+    if worker.shared.config.on_demand && !worker.snapshot().workloads.contains_key(&peer.uid) {
+        let until = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
+        worker.shared.ask(pod, vec![Name::Resource(peer.uid.clone())], until).await;
+    }
     let known = worker.snapshot().workloads.get(&peer.uid).cloned();
     let peer = known.filter(|known| known.identity == peer.identity).ok_or(Outcome::NoWorkload)?;
     // A waypoint is asked at an address of its own.

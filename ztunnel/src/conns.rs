@@ -304,8 +304,10 @@ impl Guard {
             let Some(left_out) = may_log else { return };
             let left_out = (left_out > 0).then(|| left_out.to_string());
             let policy = outcome.policy().map(|policy| ("policy", policy));
+            let rule = outcome.rule().map(|rule| rule.to_string());
+            let rule = rule.as_deref().map(|rule| ("rule", rule));
             let left_out = left_out.as_deref().map(|count| ("left_out", count));
-            let more = [Some(("error", error.as_str())), Some(("reason", outcome.reason())), policy, left_out];
+            let more = [Some(("error", error.as_str())), Some(("reason", outcome.reason())), policy, rule, left_out];
             self.all.line(&conn, level, message, &more.into_iter().flatten().collect::<Vec<_>>());
         }
     }

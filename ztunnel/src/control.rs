@@ -17,8 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 /// Types that are subscribed, in the order in which they are answered. The ranges of pods before the addresses: what is not told
 /// there is then known to be missing.
 pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE];
-/// Those that must have arrived once. (istiod does not answer for the ranges of pods.)
-pub const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
+/// Those that must have arrived once. istiod does not answer for the ranges of pods; and what is asked of it by name, it does not
+/// answer as is counted on here, so who tells on demand must show that it is ours.
+pub const fn needed(on_demand: bool) -> &'static [&'static str] {
+    if on_demand { TYPES } else { &[AUTHORIZATION_TYPE, ADDRESS_TYPE] }
+}
 
 /// Hands pods to the workers.
 pub struct PodManager {

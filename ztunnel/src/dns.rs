@@ -12,19 +12,19 @@ use crate::{
     inpod::LocalPod,
     listeners::started,
     queries::Queries,
-    state::{Service, Snapshot},
+    state::{self, Service, Snapshot},
     worker::Shared,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use hickory_proto::{
-    op::{Edns, Header, Message, MessageType, OpCode, ResponseCode, emit_message_parts},
+    op::{Edns, Header, Message, MessageType, OpCode, Query, ResponseCode, emit_message_parts},
     rr::{
         Name, RData, Record, RecordType,
         rdata::{A, AAAA, CNAME},
     },
     serialize::binary::BinEncoder,
 };
-use karst_core::limits::{DNS_MAX_PENDING, DNS_MAX_UDP, DNS_TIMEOUT};
+use karst_core::limits::{DEMAND_DNS, DNS_MAX_PENDING, DNS_MAX_UDP, DNS_TIMEOUT};
 use karst_proxy::endpoints::serving;
 use std::{
     cell::Cell,
@@ -137,9 +137,12 @@ pub enum Preamble {
 /// The start of a captured TCP connection to port 53: what is ours to answer is answered on it (RFC 7766: several messages may
 /// follow each other).
 pub async fn preamble(shared: &Shared, pod: &LocalPod, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Preamble {
-    let answer = |data: &[u8]| {
+    let answer = async |data: &[u8]| {
         shared.metrics.dns_requests.fetch_add(1, Relaxed);
-        let answer = Message::from_vec(data).ok().and_then(|q| own(shared, pod, &q, true));
+        let answer = match Message::from_vec(data) {
+            Ok(query) => own(shared, pod, &query, true).await,
+            Err(_) => None,
+        };
         if answer.is_none() {
             shared.metrics.dns_upstream.fetch_add(1, Relaxed);
         }
@@ -164,7 +167,7 @@ struct Patience {
 async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     patience: Patience,
-    answer: impl Fn(&[u8]) -> Option<Vec<u8>>,
+    answer: impl AsyncFn(&[u8]) -> Option<Vec<u8>>,
 ) -> io::Result<Preamble> {
     let mut buf = BytesMut::new();
     let mut answered = false;
@@ -173,8 +176,8 @@ async fn converse(
         let reply = loop {
             match front(&buf) {
                 Front::Message(m) => {
-                    let Some(reply) = answer(m) else { return Ok(Preamble::Forward(buf.freeze())) };
                     let used = LENGTH + m.len();
+                    let Some(reply) = answer(m).await else { return Ok(Preamble::Forward(buf.freeze())) };
                     buf.advance(used);
                     break reply;
                 }
@@ -220,21 +223,45 @@ pub fn front(b: &[u8]) -> Front<'_> {
     rest.get(..len).map_or(Front::Partial, Front::Message)
 }
 
-/// The bytes of our own answer; None: it is not ours to answer.
-fn own(shared: &Shared, pod: &LocalPod, query: &Message, tcp: bool) -> Option<Vec<u8>> {
-    let snapshot = shared.state.borrow().clone();
+/// The bytes of our own answer; None: it is not ours to answer. Where only what is asked for is told, it is asked first; as long as
+/// that is not answered, the outside is not asked, either: what it says of a name of the mesh would be believed.
+async fn own(shared: &Shared, pod: &LocalPod, query: &Message, tcp: bool) -> Option<Vec<u8>> {
     let search =
         Search { namespace: &pod.namespace, domain: &shared.config.place.cluster_domain, ipv6: shared.config.ipv6 };
+    let until = Instant::now() + DEMAND_DNS;
+    let snapshot = loop {
+        let snapshot = shared.state.borrow().clone();
+        let names = untold(&snapshot, &search, query);
+        if names.is_empty() {
+            break snapshot;
+        }
+        if !shared.ask(pod, names, until).await {
+            tracing::debug!(
+                pod = pod.key,
+                "DNS: the controller has not said in time whether the name is one of the mesh"
+            );
+            return encode(failure(query), query, tcp);
+        }
+    };
     let mut message = own_answer(&snapshot, &search, query)?;
     rotate(&mut message.answers, rand::random());
     encode(message, query, tcp)
+}
+
+/// That there is no answer now.
+fn failure(query: &Message) -> Message {
+    let mut reply = reply(query);
+    reply.metadata.response_code = ResponseCode::ServFail;
+    reply
 }
 
 /// The answer to a query that came by UDP; None: there is none to give.
 async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: Option<SocketAddr>) -> Option<Vec<u8>> {
     shared.metrics.dns_requests.fetch_add(1, Relaxed);
     let query = Message::from_vec(data).ok();
-    if let Some(answer) = query.as_ref().and_then(|q| own(shared, pod, q, false)) {
+    if let Some(query) = &query
+        && let Some(answer) = own(shared, pod, query, false).await
+    {
         return Some(answer);
     }
     // Not ours, or not even DNS: the resolver that was asked may know.
@@ -251,9 +278,7 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: Option<Socket
             tracing::debug!(pod = pod.key, resolver = ?to, error = ?failed.map(|r| r.err()), "DNS upstream");
             shared.metrics.dns_upstream_failures.fetch_add(1, Relaxed);
             let query = query?;
-            let mut reply = reply(&query);
-            reply.metadata.response_code = ResponseCode::ServFail;
-            encode(reply, &query, false)
+            encode(failure(&query), &query, false)
         }
     }
 }
@@ -297,20 +322,34 @@ fn reply(query: &Message) -> Message {
     reply
 }
 
+/// The question of a query that may be ours to answer, and the name in it.
+fn question(query: &Message) -> Option<(&Query, String)> {
+    let is_query = query.metadata.message_type == MessageType::Query && query.metadata.op_code == OpCode::Query;
+    let question = query.queries.first().filter(|_| is_query && query.queries.len() == 1)?;
+    let is_address = matches!(question.query_type(), RecordType::A | RecordType::AAAA);
+    is_address.then(|| (question, question.name().to_string().trim_end_matches('.').to_ascii_lowercase()))
+}
+
+/// The names of hosts that an answer depends on, and of which is not told. (Wildcards are always told.)
+fn untold(snapshot: &Snapshot, search: &Search<'_>, query: &Message) -> Vec<state::Name> {
+    let Some((_, asked)) = question(query).filter(|_| snapshot.asked().is_some()) else { return vec![] };
+    let mut untold = vec![];
+    for host in hosts(search, &asked) {
+        let name = state::Name::Host(host.as_str().into());
+        match snapshot.is_told(&name) {
+            // The first that there is counts.
+            true if snapshot.host(&host, search.namespace).is_some() => break,
+            true => {}
+            false => untold.push(name),
+        }
+    }
+    untold
+}
+
 /// An answer from what the mesh knows; None if it is not ours to answer.
 pub fn own_answer(snapshot: &Snapshot, search: &Search<'_>, query: &Message) -> Option<Message> {
-    if query.metadata.message_type != MessageType::Query
-        || query.metadata.op_code != OpCode::Query
-        || query.queries.len() != 1
-    {
-        return None;
-    }
-    let question = query.queries.first()?;
+    let (question, asked) = question(query)?;
     let want = question.query_type();
-    if !matches!(want, RecordType::A | RecordType::AAAA) {
-        return None;
-    }
-    let asked = question.name().to_string().trim_end_matches('.').to_ascii_lowercase();
     let (host, ips) = lookup(snapshot, search, &asked)?;
     let mut reply = reply(query);
     reply.metadata.authoritative = false;
@@ -333,8 +372,8 @@ pub fn own_answer(snapshot: &Snapshot, search: &Search<'_>, query: &Message) -> 
     Some(reply)
 }
 
-/// The host name under which a question is known, and its addresses.
-fn lookup(snapshot: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec<IpAddr>)> {
+/// The host names that may be meant by a name, in the order in which they count.
+fn hosts(search: &Search<'_>, asked: &str) -> Vec<String> {
     let Search { namespace, domain, .. } = search;
     let mut names = vec![asked.to_string()];
     let labels = asked.split('.').count();
@@ -350,9 +389,15 @@ fn lookup(snapshot: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(Stri
             names.push(short.to_string());
         }
     }
-    for name in &names {
-        if let Some(svc) = snapshot.host(name, namespace) {
-            return addresses(snapshot, svc).map(|ips| (name.clone(), ips));
+    names
+}
+
+/// The host name under which a question is known, and its addresses.
+fn lookup(snapshot: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec<IpAddr>)> {
+    let namespace = search.namespace;
+    for name in hosts(search, asked) {
+        if let Some(svc) = snapshot.host(&name, namespace) {
+            return addresses(snapshot, svc).map(|ips| (name, ips));
         }
     }
     // Wildcards, the most specific first.
@@ -428,7 +473,6 @@ fn emit(message: &Message, limit: u16) -> Option<(Vec<u8>, Header)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::op::Query;
     use karst_proxy::testing::{pod, service, snapshot};
 
     fn ask(s: &Snapshot, name: &str, kind: RecordType) -> Option<Vec<String>> {
@@ -469,6 +513,29 @@ mod tests {
         }
         assert_eq!(ask(&s, "s.ns.svc.cluster.local.", RecordType::AAAA), Some(vec![]), "known, but not in this family");
         assert_eq!(ask(&s, "s.ns.svc.cluster.local.", RecordType::SRV), None);
+    }
+
+    /// Each name that could be meant, in turn: what stands behind one that is known does not count.
+    #[test]
+    fn names_that_are_not_told_are_asked_for_first() {
+        use karst_proxy::state::{Mark, Name as Asked, Pages};
+        let pages = Pages::default();
+        let search = Search { namespace: "ns", domain: "cluster.local", ipv6: true };
+        let known = snapshot(vec![], vec![service("s", "10.96.0.1", &[(80, 80)])]);
+        let untold = |s: &Snapshot, name: &str| untold(s, &search, &query(name, RecordType::A));
+        assert!(untold(&known, "api.example.com.").is_empty(), "all is told");
+        let mut some = known.on_demand(pages.clone());
+        let host = |name: &str| Asked::Host(name.into());
+        let full = "s.ns.svc.cluster.local";
+        assert_eq!(untold(&some, "s."), [host("s"), host(full)]);
+        let long = "api.example.com.ns.svc.cluster.local.";
+        let all = [long.trim_end_matches('.'), "api.example.com", "api.example.com.ns", "api.example.com.ns.svc"];
+        assert_eq!(untold(&some, long), all.map(host));
+        some.put_name(host(full), Mark::new(&pages));
+        assert!(untold(&some, "s.ns.svc.cluster.local.").is_empty());
+        assert_eq!(untold(&some, "s."), [host("s")]);
+        let other = super::untold(&some, &search, &query("s.", RecordType::SRV));
+        assert!(other.is_empty(), "it is not ours to answer");
     }
 
     #[test]
@@ -568,7 +635,7 @@ mod tests {
         framed(&query("s.ns.svc.cluster.local.", RecordType::A))
     }
     /// What the mesh with a service `s` answers.
-    fn answer(m: &[u8]) -> Option<Vec<u8>> {
+    async fn answer(m: &[u8]) -> Option<Vec<u8>> {
         let s = snapshot(vec![], vec![service("s", "10.96.0.1", &[(80, 80)])]);
         let search = Search { namespace: "ns", domain: "cluster.local", ipv6: true };
         let q = Message::from_vec(m).ok()?;

@@ -48,7 +48,7 @@ pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, f
         return socket::reset_on_close(&tcp);
     }
     // Its client's share of the pod's connections: of the client that has the most, the oldest gives way when all are taken.
-    let source = Source::address(from.ip(), worker.snapshot().workload(from.ip()).is_some());
+    let source = Source::address(from.ip(), worker.knows(from.ip()));
     let share = match Permit::admit(&[&served.pod.usage.plaintext], &source) {
         Ok(s) => s,
         Err(e) => {
@@ -124,7 +124,7 @@ async fn admitted(
     from: SocketAddr,
 ) -> Option<(TlsStream, Identity, Rc<Permit>)> {
     let gates = [&worker.shared.gate, &served.pod.usage.gate];
-    let known = worker.snapshot().workload(from.ip()).is_some();
+    let known = worker.knows(from.ip());
     let ended = |counts: &Counts, e: Ended| {
         counts.note(e);
         tracing::debug!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel refused");
@@ -200,6 +200,9 @@ async fn connect(
         worker.refused(Direction::Inbound);
         return refuse(&mut respond, &Outcome::Limit);
     };
+    if worker.shared.config.on_demand {
+        Box::pin(worker.introduce(&served.pod, from.ip())).await;
+    }
     let (target, service) = match target(&worker.snapshot(), &served.pod.own(), &request, to) {
         Ok(t) => t,
         Err(o) => {
@@ -460,6 +463,9 @@ pub async fn open(
 
 /// Registers and authorizes.
 async fn judged(worker: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (Guard, Result<(), Outcome>) {
+    if worker.shared.config.on_demand {
+        Box::pin(worker.introduce(pod, request.from.ip())).await;
+    }
     let known = worker.workload(pod).await;
     let source = known.as_ref().and_then(|(s, _)| s.workload(request.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
@@ -503,7 +509,7 @@ async fn judged(worker: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -
 fn note(worker: &Worker, pod: &LocalPod, guard: &Guard, refused: Option<&Outcome>) {
     let decision = match refused {
         None | Some(Outcome::Denied(Verdict::Allow)) => Decision::Allowed,
-        Some(Outcome::Denied(Verdict::DeniedBy(policy))) => Decision::DeniedBy(policy),
+        Some(Outcome::Denied(Verdict::DeniedBy(policy, _))) => Decision::DeniedBy(policy),
         Some(Outcome::Denied(Verdict::NotAllowed)) => Decision::NotAllowed,
         Some(_) => return,
     };
@@ -612,7 +618,7 @@ pub fn forbids(
     let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
     match judge(snapshot, own, true, &check) {
         Ok((Verdict::Allow, _)) => None,
-        Ok((Verdict::DeniedBy(policy), _)) => Some(policy.to_string()),
+        Ok((Verdict::DeniedBy(policy, _), _)) => Some(policy.to_string()),
         Ok((Verdict::NotAllowed, _)) => Some(String::new()),
         Err(outcome) => Some(outcome.text().unwrap_or_default()),
     }

@@ -9,6 +9,7 @@ use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
 };
+use karst_core::limits::MAX_ASKING_OF_POD;
 use karst_rt::{
     admission::Admission,
     backoff::Backoff,
@@ -30,6 +31,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::sync::Semaphore;
 
 /// Ports of a pod that could not be had are tried again after this time (as Istio's ztunnel does).
 const RETRY: Duration = Duration::from_secs(5);
@@ -107,6 +109,8 @@ pub struct Usage {
     pub turns: Arc<AtomicU64>,
     /// Lines of the log about its connections that wait to be written.
     pub log: Arc<Cause>,
+    /// Names that its connections and queries may ask the control plane for at a time.
+    pub asking: Semaphore,
 }
 
 impl Default for Usage {
@@ -115,7 +119,8 @@ impl Default for Usage {
         let [connections, inbound, outbound] = Default::default();
         let (gate, plaintext) = (Gate::of_pod(descriptors), gate::plaintext(descriptors));
         let (turns, log) = Default::default();
-        Self { connections, inbound, outbound, gate, plaintext, turns, log }
+        let asking = Semaphore::new(MAX_ASKING_OF_POD);
+        Self { connections, inbound, outbound, gate, plaintext, turns, log, asking }
     }
 }
 

@@ -17,10 +17,13 @@ mod handover;
 mod inbound;
 mod inpod;
 mod istio;
+#[cfg(test)]
+mod joined;
 mod listeners;
 mod local;
 pub mod mesh_config;
 mod metrics;
+pub mod needs;
 mod outbound;
 mod outcome;
 mod parking;
@@ -43,6 +46,7 @@ use karst_api::ads;
 use karst_core::Identity;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
+    demand::Book,
     flows::Books,
     options::worker_count,
     remote::NodeMetadata,
@@ -98,9 +102,15 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
-    let first = match &config.local_xds {
-        Some(path) => local::read(path, &config.place.network)?,
-        None => state::Snapshot::new(&config.place.network).with_root(config.root_namespace()),
+    let (questions, asker) = untold::Asker::new(&config.place.network);
+    let nothing = || state::Snapshot::new(&config.place.network).with_root(config.root_namespace());
+    let (first, asker) = match &config.local_xds {
+        Some(path) => (local::read(path, &config.place.network)?, asker),
+        None if config.on_demand => {
+            let (pages, counts) = (state::Pages::default(), metrics.discovery.demand.clone());
+            (nothing().on_demand(pages.clone()), asker.on_demand(Book::new(pages, counts)))
+        }
+        None => (nothing(), asker),
     };
     let (state_tx, state) = watch::channel(Arc::new(first));
     let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
@@ -109,7 +119,6 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let mut secrets =
         secrets::Manager::new(ca, config.certificates.secret_ttl, config.place.cluster_id.clone(), stream.clone())
             .enforcing(revocation::start(config.crl.clone(), &ready));
-    let (questions, asker) = untold::Asker::new(&config.place.network);
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
     let (parking, parked) = parking::new::<parking::Parked>();
     tokio::task::spawn_local(parking::run(parked));
@@ -142,7 +151,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             });
         }
         None => {
-            let needed = (&ready, control::NEEDED);
+            let needed = (&ready, control::needed(config.on_demand));
             let writer = StateWriter::new(xds, state_tx, needed, told, metrics.discovery.clone(), asker);
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
@@ -259,6 +268,9 @@ fn node(config: &config::Config) -> ads::Node {
     let mut node = me.node();
     // What is marked as a dry run is not enforced here, so we may be told of it.
     node.client_features.push(karst_xds::DRY_RUN.into());
+    if config.on_demand {
+        node.client_features.push(karst_xds::ON_DEMAND.into());
+    }
     if config.standby {
         let yes = prost_types::Value { kind: Some(Kind::StringValue("true".into())) };
         node.metadata.get_or_insert_default().fields.insert(karst_api::SPARE.into(), yes);

@@ -12,16 +12,17 @@ use crate::{
     inpod::LocalPod,
     mesh_config::admit,
     metrics::Reporter,
+    needs::{needs, needs_of_plain},
     outcome::Outcome,
     parking::Parked,
     plan::{Balance, ByName, Plan, Refusal, binds, resolved},
     relay, signals,
-    state::{Snapshot, Workload},
+    state::Workload,
     worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
 use karst_api::handover::Offer;
-use karst_core::limits;
+use karst_core::{addr::is_host, limits};
 use karst_hbone::{
     continuation::Token,
     copy::{Counts, Pair, Tunnel},
@@ -73,10 +74,29 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut held_until = None;
     loop {
+        let mut needed = needs(&snapshot, &source, to);
         let mut planned = choose(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried);
+        if needed.is_empty() {
+            needed.extend(needs_of_plain(&snapshot, &planned));
+        }
+        if !needed.is_empty() {
+            let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
+            // As below: rare, and large.
+            if !Box::pin(worker.shared.ask(&served.pod, needed, until)).await {
+                socket::reset_on_close(&tcp);
+                return record(&worker, from, to, Some(source), None).end(&Outcome::Refused(Refusal::NotTold));
+            }
+            let Some(newer) = worker.workload(&served.pod).await else {
+                socket::reset_on_close(&tcp);
+                return record(&worker, from, to, Some(source), None).end(&Outcome::NoWorkload);
+            };
+            (snapshot, source) = newer;
+            continue;
+        }
         if let Plan::Resolve(name) = &planned {
+            let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
             // Rare, and large: not in the task of every connection.
-            planned = match Box::pin(look_up(&worker, &snapshot, &source, name, &tried)).await {
+            planned = match Box::pin(look_up(&worker, &served.pod, &source, name, &tried, until)).await {
                 Ok(plan) => plan,
                 Err(outcome) => {
                     socket::reset_on_close(&tcp);
@@ -231,18 +251,33 @@ pub async fn follow(
     }
 }
 
-/// The plan once an address of its destination's name is known.
+/// The plan once an address of its destination's name is known, and what is there.
 async fn look_up(
     worker: &Worker,
-    snapshot: &Snapshot,
+    pod: &LocalPod,
     source: &Workload,
     name: &ByName,
     tried: &[Arc<str>],
+    until: tokio::time::Instant,
 ) -> Result<Plan, Outcome> {
     worker.shared.metrics.on_demand_dns(source, &name.workload.hostname);
     let ips = worker.dialer.lookup(&name.workload.hostname, name.ipv4).await?;
-    let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize];
-    Ok(resolved(snapshot, source, name, ip, tried, &mut ByLoad(worker)))
+    let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize].to_canonical();
+    loop {
+        let snapshot = worker.snapshot();
+        let mut needed = needs(&snapshot, source, SocketAddr::new(ip, name.port));
+        let plan = resolved(&snapshot, source, name, ip, tried, &mut ByLoad(worker));
+        if needed.is_empty() {
+            needed.extend(needs_of_plain(&snapshot, &plan));
+        }
+        // An address that cannot be anybody's need not be asked for.
+        if needed.is_empty() || !is_host(ip) {
+            return Ok(plan);
+        }
+        if !worker.shared.ask(pod, needed, until).await {
+            return Err(Outcome::Refused(Refusal::NotTold));
+        }
+    }
 }
 
 /// The record of a connection that goes, or was to go, by a plan.
@@ -289,6 +324,7 @@ pub(crate) mod tests {
         gate::Gate,
         handover::desk::Desk,
         inpod::LocalPod,
+        state::Snapshot,
         worker::{Budget, Shared},
     };
     use arc_swap::ArcSwap;
@@ -298,6 +334,7 @@ pub(crate) mod tests {
         secrets::Secrets,
         testing::{pod, service, snapshot},
         unreachable::Unreachable,
+        untold::Question,
         workers::WorkerPool,
     };
     use karst_rt::drain::{self, Drain};
@@ -328,10 +365,18 @@ pub(crate) mod tests {
 
     /// The same, with these options.
     pub(crate) fn worker_with(snapshot: Snapshot, options: &[&str]) -> (Rc<Worker>, Drain) {
+        let state = watch::channel(Arc::new(snapshot)).1;
+        worker_of((state, watch::channel(true).1, mpsc::channel(1).0), options)
+    }
+
+    /// One that is told, and may ask.
+    pub(crate) fn worker_of(
+        (state, stream, questions): (watch::Receiver<Arc<Snapshot>>, watch::Receiver<bool>, mpsc::Sender<Question>),
+        options: &[&str],
+    ) -> (Rc<Worker>, Drain) {
         let config = Config::parse_from([&["ztunnel", "--access-log", "false"][..], options].concat());
         let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
         let (decides, drain) = drain::new();
-        let yes = || watch::channel(true).1;
         let (secrets, metrics) = (Secrets::fixed([]), Arc::<crate::metrics::Metrics>::default());
         let worker = Worker {
             number: 0,
@@ -346,10 +391,10 @@ pub(crate) mod tests {
             flows: karst_proxy::flows::Recorder::default(),
             shared: Arc::new(Shared {
                 config,
-                state: watch::channel(Arc::new(snapshot)).1,
-                configured: yes(),
-                stream: yes(),
-                questions: mpsc::channel(1).0,
+                state,
+                configured: watch::channel(true).1,
+                stream,
+                questions,
                 pods: ArcSwap::default(),
                 budget: Budget::of(100_000),
                 secrets,
@@ -369,13 +414,13 @@ pub(crate) mod tests {
 
     /// An application: how many connections it has had, and what they said.
     #[derive(Default)]
-    struct App {
-        connections: Cell<usize>,
+    pub(crate) struct App {
+        pub(crate) connections: Cell<usize>,
         heard: RefCell<Vec<u8>>,
     }
 
     /// One that answers, or breaks when it has heard something.
-    async fn app(ip: &str, answers: bool) -> (Rc<App>, u32) {
+    pub(crate) async fn app(ip: &str, answers: bool) -> (Rc<App>, u32) {
         let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let (app, port) = (Rc::new(App::default()), listener.local_addr().unwrap().port());
         let own = app.clone();
@@ -411,8 +456,14 @@ pub(crate) mod tests {
             workload
         }));
         let (worker, _open) = worker(snapshot(pods, vec![service("s", VIP, &[(port, 1)])]));
+        let answer = ping(&worker, &listener).await;
+        (answer, worker.unreachable.besides(&[], at.port()).len())
+    }
+
+    /// Calls where somebody listens, and what is captured is served; gives what comes back.
+    pub(crate) async fn ping(worker: &Rc<Worker>, listener: &TcpListener) -> std::io::Result<Vec<u8>> {
         let served = Served::new(LocalPod::test("client", "client", "uid"));
-        let mut client = TcpStream::connect(at).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (captured, _) = listener.accept().await.unwrap();
         let from = (CLIENT.parse().unwrap(), Caller::Pod);
         let served = spawn_local(serve(worker.clone(), served, captured, from));
@@ -421,7 +472,7 @@ pub(crate) mod tests {
         let read = client.read_to_end(&mut answer).await;
         drop(client);
         served.await.unwrap();
-        (read.map(|_| answer), worker.unreachable.besides(&[], at.port()).len())
+        read.map(|_| answer)
     }
 
     #[tokio::test]

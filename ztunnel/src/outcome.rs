@@ -135,7 +135,7 @@ impl Outcome {
         match self {
             Outcome::Done => "done",
             Outcome::Broken(_) => "broken",
-            Outcome::Denied(Verdict::DeniedBy(_)) => "policy_denied",
+            Outcome::Denied(Verdict::DeniedBy(..)) => "policy_denied",
             Outcome::Denied(Verdict::NotAllowed | Verdict::Allow) => "no_allow_policy",
             Outcome::ClosedByPolicy(_) => "closed_by_policy",
             Outcome::PolicyMissing(_) => "policy_missing",
@@ -156,8 +156,8 @@ impl Outcome {
     /// The policy (`namespace/name`) that has decided, or is waited for.
     pub fn policy(&self) -> Option<&str> {
         match self {
-            Outcome::Denied(Verdict::DeniedBy(policy))
-            | Outcome::ClosedByPolicy(Verdict::DeniedBy(policy))
+            Outcome::Denied(Verdict::DeniedBy(policy, _))
+            | Outcome::ClosedByPolicy(Verdict::DeniedBy(policy, _))
             | Outcome::PolicyMissing(policy) => Some(policy),
             Outcome::Done
             | Outcome::Broken(_)
@@ -175,6 +175,11 @@ impl Outcome {
             | Outcome::Drained
             | Outcome::HandedOver => None,
         }
+    }
+    /// The rule of that policy that has matched, by its index.
+    pub fn rule(&self) -> Option<usize> {
+        let (Outcome::Denied(verdict) | Outcome::ClosedByPolicy(verdict)) = self else { return None };
+        if let Verdict::DeniedBy(_, rule) = verdict { Some(*rule) } else { None }
     }
     /// May another endpoint be tried? The application has sent nothing yet that has gone anywhere, and what went wrong is this
     /// endpoint's matter, not the client's.
@@ -211,7 +216,7 @@ impl Outcome {
     /// For the log; None when there is nothing to say.
     pub fn text(&self) -> Option<String> {
         let verdict = |v: &Verdict| match v {
-            Verdict::DeniedBy(p) => format!("connection denied by policy {p}"),
+            Verdict::DeniedBy(p, _) => format!("connection denied by policy {p}"),
             Verdict::NotAllowed | Verdict::Allow => "connection denied: no allow policy matches".into(),
         };
         Some(match self {
@@ -250,7 +255,7 @@ mod tests {
     /// Whoever alerts on a code or searches the log by a policy goes by these.
     #[test]
     fn every_end_has_a_code_and_the_policy_that_decided() {
-        let by = Verdict::DeniedBy("ns/p".into());
+        let by = Verdict::DeniedBy("ns/p".into(), 1);
         let all = [
             (Outcome::Done, "done", None),
             (Outcome::Broken("x".into()), "broken", None),
@@ -273,6 +278,7 @@ mod tests {
         ];
         for (outcome, reason, policy) in &all {
             assert_eq!((outcome.reason(), outcome.policy()), (*reason, *policy), "{outcome:?}");
+            assert_eq!(outcome.rule(), (*policy == Some("ns/p")).then_some(1), "{outcome:?}");
         }
         // One that were not in the list would not be counted.
         assert_eq!(all.map(|(_, reason, _)| reason), Outcome::REASONS);

@@ -135,6 +135,8 @@ pub enum Refusal {
     NotInside,
     /// To an address of a pod range, and the control plane has not said who is there.
     Untold,
+    /// The control plane, which tells only what is asked for, has not said what is there ([`crate::needs`]).
+    NotTold,
     /// To an address that nobody in the mesh has, and the mesh allows only others ([`crate::mesh_config`]).
     NotInRegistry,
     /// The service does not have this port.
@@ -158,6 +160,9 @@ impl Refusal {
             Refusal::NotInside => "the destination is neither the pod's nor inside of it",
             Refusal::Untold => {
                 "the destination is in a node's pod range, and the controller did not say in time which workload has it"
+            }
+            Refusal::NotTold => {
+                "XDS_ON_DEMAND: the controller did not say in time what is at the destination, which was not called before"
             }
             Refusal::NotInRegistry => {
                 "outboundTrafficPolicy is REGISTRY_ONLY, and the destination is neither a service nor a workload of the mesh: declare it in a ServiceEntry"

@@ -119,7 +119,7 @@ mod tests {
         let run = async {
             let taps = Taps::new("node");
             let conns = Conns::new(Arc::<Metrics>::default(), taps.clone(), false);
-            let denied = Outcome::Denied(karst_policy::Verdict::DeniedBy("shop/deny".into()));
+            let denied = Outcome::Denied(karst_policy::Verdict::DeniedBy("shop/deny".into(), 0));
             conns.add(conn(Reporter::Destination)).end(&denied);
             let filter = Filter::parse("limit=3&to=b").unwrap();
             let mut lines = taps.page(&filter.to_query()).into_body();

@@ -11,11 +11,12 @@ use crate::{
     listeners::Listeners,
     mesh_config::Outbound,
     metrics::{Metrics, Reporter},
+    needs,
     outcome::Outcome,
     parking::Parking,
     plan::Balance,
     secrets::Secrets,
-    state::{Snapshot, Workload},
+    state::{Name, Snapshot, Workload},
 };
 use arc_swap::ArcSwap;
 use karst_core::limits;
@@ -27,7 +28,7 @@ use karst_proxy::{
     requests::Table,
     tap::Taps,
     unreachable::Unreachable,
-    untold::{Question, Told, Wait},
+    untold::{self, Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
 use karst_rt::{
@@ -91,6 +92,19 @@ impl Shared {
     pub fn requests(&self) -> Option<&Arc<Table>> {
         self.config.http_signals.then_some(&self.metrics.requests)
     }
+    /// Asks the control plane, which tells only what is asked for, for what a pod's connection or query depends on. False: there is
+    /// no answer in time. A pod's own wait for each other if they ask for much, and for nobody else's.
+    pub async fn ask(&self, pod: &LocalPod, names: Vec<Name>, until: Instant) -> bool {
+        let places = u32::try_from(names.len().min(limits::MAX_ASKING_OF_POD)).unwrap_or(1);
+        let answered = async {
+            let Ok(_places) = pod.usage.asking.acquire_many(places).await else {
+                return std::future::pending().await;
+            };
+            untold::ask(names, &mut self.stream.clone(), &self.questions).await;
+        };
+        tokio::time::timeout_at(until, answered).await.is_ok()
+    }
+
     /// Waits for the first configuration.
     pub async fn configured(&self) {
         if self.configured.clone().wait_for(|c| *c).await.is_err() {
@@ -319,6 +333,21 @@ impl Worker {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let questions = self.shared.questions.clone();
         served.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
+    }
+
+    /// Where only what is asked for is told: asks what the log and the metrics of a connection to a pod of ours say, and waits a moment
+    /// for it. Nothing is decided by that.
+    pub async fn introduce(&self, pod: &LocalPod, client: IpAddr) {
+        let names = needs::labels(&self.snapshot(), &pod.own(), client);
+        if !names.is_empty() && *self.shared.stream.borrow() {
+            self.shared.ask(pod, names, Instant::now() + limits::DEMAND_LABELS).await;
+        }
+    }
+
+    /// Is an address one of the mesh's, as far as is known? For shares only.
+    pub fn knows(&self, ip: IpAddr) -> bool {
+        let snapshot = self.shared.state.borrow();
+        snapshot.workload(ip).is_some() || (snapshot.asked().is_some() && snapshot.pod_ranges.contains(ip))
     }
 
     fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {

@@ -10,6 +10,14 @@
 {{ .Values.global.hub }}/{{ .Values.global.waypoint.image }}{{ with .Values.global.waypoint.digest }}@{{ . }}{{ else }}:{{ .Values.global.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{/* The image of the page, by the rules of the controller's. */}}
+{{- define "istiod.dashboard" -}}
+{{- $hub := .Values.hub | default .Values.global.hub }}
+{{- $tag := .Values.tag | default .Values.global.tag | default .Chart.AppVersion }}
+{{- $page := .Values.dashboard }}
+{{- if contains "/" $page.image }}{{ $page.image }}{{ else }}{{ $hub }}/{{ $page.image }}{{ with $page.digest }}@{{ . }}{{ else }}:{{ $tag }}{{ end }}{{ end }}
+{{- end }}
+
 {{/* The revision, as the label istio.io/rev has it. */}}
 {{- define "istiod.revision" -}}
 {{ .Values.revision | default "default" }}

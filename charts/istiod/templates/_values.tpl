@@ -282,7 +282,7 @@
 - meshConfig.defaultHttpRetryPolicy: set retries in VirtualServices or HTTPRoutes; without them a request is tried up to three times.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultProviders" }}{{- if .defaultProviders }}
-- meshConfig.defaultProviders: tracing is honoured (the first); in this version the others are envoy (access log) and prometheus (metrics).
+- meshConfig.defaultProviders: tracing (the first) and accessLogging are honoured; in this version metrics has prometheus.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultServiceExportTo" }}{{- if and .defaultServiceExportTo (ne (toJson .defaultServiceExportTo) "[\"*\"]") }}
 - meshConfig.defaultServiceExportTo: Services are for all namespaces, as in Istio's ambient mode.
@@ -306,7 +306,7 @@
 - meshConfig.enableTracing: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
 {{- if hasKey . "extensionProviders" }}{{- if .extensionProviders }}
-- meshConfig.extensionProviders: those of kind opentelemetry and zipkin take spans (docs/tasks/tracing.md), those of kind envoyExtAuthzGrpc and envoyExtAuthzHttp decide about requests (docs/tasks/external-authorization.md); others have no effect in this version: access logs and metrics have envoy and prometheus.
+- meshConfig.extensionProviders: those of kind opentelemetry and zipkin take spans (docs/tasks/tracing.md), those of kind envoyOtelAls the access log (docs/tasks/access-logs.md), those of kind envoyExtAuthzGrpc and envoyExtAuthzHttp decide about requests (docs/tasks/external-authorization.md); others have no effect in this version.
 {{- end }}{{- end }}
 {{- if hasKey . "h2UpgradePolicy" }}{{- if and .h2UpgradePolicy (ne (toString .h2UpgradePolicy) "DO_NOT_UPGRADE") }}
 - meshConfig.h2UpgradePolicy: HTTP/2 is spoken to ports that say so (appProtocol, or the name of the port).

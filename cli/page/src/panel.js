@@ -34,10 +34,10 @@ function refusals(edge, now) {
   if (!edge.refusals.length) return null;
   const items = edge.refusals.map((refusal) => {
     const [namespace, name] = refusal.policy ? refusal.policy.split('/') : [];
-    const what = refusal.method ? `${refusal.method} ${refusal.path}` : 'connection';
+    const what = refusal.method ? `${refusal.method} ${refusal.path}` : refusal.requests ? 'requests' : 'connection';
     return h('li', {},
       h('p', {}, refusal.policy ? ['denied by ', h('b', {}, refusal.policy)] : [h('b', {}, 'no ALLOW policy matches')], ` · ${ago(now - refusal.last)} · ${refusal.count} in all`),
-      h('p', { class: 'quiet' }, `${what}, port ${refusal.port}, by the ${refusal.by} · from ${refusal.caller}`),
+      h('p', { class: 'quiet' }, `${what}${refusal.port ? `, port ${refusal.port}` : ''}, by the ${refusal.by} · from ${refusal.caller}`),
       name ? [h('p', { class: 'quiet' }, `Whoever looks after namespace ${namespace} can say why:`), copyable(`kubectl -n ${namespace} get authorizationpolicy ${name} -o yaml`)] : null);
   });
   return [h('h3', {}, 'Last refusals'), h('ul', { class: 'refusals' }, items)];

@@ -10,7 +10,7 @@ assert(program, 'which program? cargo build -p karst-cli --example page');
 const server = spawn(program, { stdio: ['pipe', 'pipe', 'inherit'] });
 const lines = createInterface({ input: server.stdout })[Symbol.asyncIterator]();
 const next = async () => (await lines.next()).value;
-const address = await next(), once = await next();
+const address = await next(), once = await next(), cluster = await next();
 const say = async (command) => { server.stdin.write(`${command}\n`); assert.equal(await next(), 'ok'); };
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] });
 
@@ -21,7 +21,7 @@ async function open(url, options = {}) {
   page.on('pageerror', (error) => faults.push(error.message));
   // A refused request is a line of the console, too: only where it is asked for.
   page.on('console', (message) => { if (message.type() === 'error' && !/status of 401/.test(message.text())) faults.push(message.text()); });
-  page.on('request', (request) => { if (new URL(request.url()).origin !== new URL(address).origin) faults.push(`asks ${request.url()}`); });
+  page.on('request', (request) => { if (new URL(request.url()).origin !== new URL(url).origin) faults.push(`asks ${request.url()}`); });
   await page.goto(url);
   return { page, faults, context };
 }
@@ -40,6 +40,32 @@ test('whoever has no secret sees nothing, and the code is good once', async () =
   const { page: second, context: other } = await open(once);
   await second.waitForFunction(() => /open the address/.test(document.querySelector('#status').textContent));
   await Promise.all([context.close(), other.close()]);
+});
+
+test('in the cluster users log in, and see their own namespaces', async () => {
+  const { page, faults, context } = await open(cluster);
+  await page.waitForURL(/\/login\.html$/);
+  const log_in = async (token) => { await page.getByLabel('Your Kubernetes token').fill(token); await page.keyboard.press('Enter'); };
+  for (const [token, said] of [['guess', /does not accept this token/], ['two words', /this is not a token/]]) {
+    await log_in(token);
+    await page.locator('#said', { hasText: said }).waitFor();
+  }
+  await log_in('bookinfo-token');
+  await row(page, 'productpage-v1', 'details-v1').waitFor({ timeout: 5000 });
+  await page.locator('#user', { hasText: 'viewer of bookinfo' }).waitFor();
+  await row(page, 'other namespaces', 'productpage-v1').first().waitFor();
+  assert.doesNotMatch(await page.locator('#list').innerText(), /gateway-istio|prometheus/);
+  const kept = await page.evaluate(() => [sessionStorage.getItem('karst-token'), document.cookie, JSON.stringify(localStorage), location.href]);
+  assert.match(kept[0], /^[0-9a-f]{64}$/);
+  assert.equal(kept[1], '');
+  assert.doesNotMatch(kept.join(), /bookinfo-token/);
+  const others = await fetch(new URL('/api/graph', cluster), { headers: { 'x-karst-token': kept[0], origin: 'http://evil.example' } });
+  assert.equal(others.status, 403);
+  await page.getByRole('button', { name: 'Log out' }).click();
+  await page.waitForURL(/\/login\.html$/);
+  assert.equal((await fetch(new URL('/api/graph', cluster), { headers: { 'x-karst-token': kept[0] } })).status, 401, 'the session has ended');
+  assert.deepEqual(faults, []);
+  await context.close();
 });
 
 test('bookinfo appears with the right edges', async ({ page }) => {
@@ -129,6 +155,18 @@ test('a namespace is what touches it', async ({ page }) => {
   await page.locator('#namespace').selectOption('monitoring');
   await page.waitForFunction(() => document.querySelectorAll('#list [data-edge]').length === 1);
   await row(page, 'prometheus', 'productpage-v1').waitFor();
+  await page.locator('#namespace').selectOption('');
+});
+
+test('the store appears with the right edges, without a waypoint', async ({ page }) => {
+  await say('store'); await say('ticks 6');
+  for (const [from, to] of [['shopper-v1', 'storefront-v1'], ['storefront-v1', 'catalog-v1'], ['storefront-v1', 'checkout-v1'], ['checkout-v1', 'catalog-v1'], ['checkout-v1', 'payments-v1']]) {
+    await row(page, from, to).waitFor({ timeout: 5000 });
+  }
+  await page.locator('#namespace').selectOption('store');
+  await page.waitForFunction(() => document.querySelectorAll('#list [data-edge]').length === 6, null, { timeout: 5000 });
+  await page.locator('#list .row.bad', { hasText: 'checkout-v2' }).waitFor({ timeout: 5000 });
+  assert.equal(await page.locator('#list .row.bad').count(), 1, 'only the release that fails');
   await page.locator('#namespace').selectOption('');
 });
 

@@ -6,38 +6,20 @@
 //! - A web site that the user visits can send requests here, but has another origin, cannot set the header, and may not read the
 //!   answer. One whose name it has turned to 127.0.0.1 (DNS rebinding) is told by the Host header.
 
+use super::request::{Refused, TOKEN, own_site, random, same, text};
 use hyper::{
     HeaderMap, StatusCode,
-    header::{HOST, HeaderName, ORIGIN},
+    header::{HOST, HeaderName},
 };
 use std::cell::RefCell;
 
-const TOKEN: HeaderName = HeaderName::from_static("x-karst-token");
 const CODE: HeaderName = HeaderName::from_static("x-karst-code");
-const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What is asked of each request.
 pub struct Door {
     hosts: [String; 2],
     secret: String,
     code: RefCell<Option<String>>,
-}
-
-/// 256 bits by the system's generator.
-fn random() -> String {
-    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// In a time that does not tell where they differ.
-fn same(one: &str, other: &str) -> bool {
-    one.len() == other.len() && one.bytes().zip(other.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    // Twice the same header is nobody's browser.
-    let mut all = headers.get_all(name).iter();
-    let first = all.next()?;
-    Some(if all.next().is_some() { "" } else { first.to_str().unwrap_or_default() })
 }
 
 impl Door {
@@ -63,22 +45,13 @@ impl Door {
     ///
     /// # Errors
     /// The status to answer with, and why.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), Refused> {
         let host = text(headers, HOST).unwrap_or_default();
         let own = |name: &str| self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name));
         if !own(host) {
             return Err((StatusCode::MISDIRECTED_REQUEST, "not the name of this server"));
         }
-        if let Some(origin) = text(headers, ORIGIN)
-            && !origin.strip_prefix("http://").is_some_and(|origin| origin.eq_ignore_ascii_case(host))
-        {
-            return Err((StatusCode::FORBIDDEN, "from another origin"));
-        }
-        // `none`: typed by the user.
-        if text(headers, SITE).is_some_and(|site| !matches!(site, "same-origin" | "none")) {
-            return Err((StatusCode::FORBIDDEN, "from another site"));
-        }
-        Ok(())
+        own_site(headers, host, &["http://"])
     }
 
     /// Has it the secret?

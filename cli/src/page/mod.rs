@@ -1,14 +1,23 @@
-//! The page of `karst dashboard`: a server on loopback, for one user of this machine, and what it serves.
+//! The page of `karst dashboard`: a server on loopback for one user of this machine, or one in the cluster for all who log in; and
+//! what it serves.
 //!
-//! - [`Door`]: who may read. [`serve`]: the server. `files`: what is embedded (cli/page has the sources).
+//! - [`Door`]: who may read on one's own machine. [`Guard`]: who may in the cluster, by what a [`judge`] says; `session`: those who have
+//!   logged in. [`Site`]: the server, [`Tls`]: its HTTPS. `files`: what is embedded (cli/page has the sources).
 //! - [`State`]: what it shows. Whoever fills it ([`crate::verbs::dashboard`], or a test with recorded pages) is not known here.
 
 mod door;
 mod files;
+mod guard;
+pub mod judge;
+mod request;
 mod server;
+mod session;
+mod tls;
 
 pub use door::Door;
-pub use server::{Explainer, Question, serve};
+pub use guard::{Denied, Guard, Log};
+pub use server::{Access, Explainer, Question, Site, serve};
+pub use tls::{Tls, TlsError};
 
 use karst_topology::Topology;
 use serde::Serialize;
@@ -17,6 +26,9 @@ use std::{cell::RefCell, rc::Rc};
 /// A proxy that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unread {
+    /// The namespace that it is in; empty: it is of none.
+    #[serde(skip)]
+    pub namespace: String,
     /// Its pod, or what was asked for.
     pub name: String,
     /// Why.

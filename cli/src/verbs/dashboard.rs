@@ -1,9 +1,12 @@
 //! `dashboard`: the mesh's own page, or a port of a pod on this machine; and a browser on it.
 
+mod api_server;
 mod browser;
 mod explained;
+mod in_cluster;
 mod mesh;
 mod read;
+mod scrape;
 
 use crate::{
     cluster::{Cluster, PodName},

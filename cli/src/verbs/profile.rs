@@ -2,6 +2,7 @@
 
 use super::install::{Chosen, wrong};
 use crate::{
+    output::Format,
     problem::{Exit, Problem},
     session::Session,
 };
@@ -11,21 +12,35 @@ use karst_install::spec::profile;
 #[derive(Debug, clap::Subcommand)]
 pub enum Profile {
     /// Print the names of the profiles
-    List,
+    List(List),
     /// Print a profile, with the files and values over it
     Dump(Dump),
     /// Print how a profile differs from another
     Diff(Diff),
 }
 
+/// Options of `profile list`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  karst profile list\n  karst profile list -o json")]
+pub struct List {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
 /// Options of `profile dump`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  karst profile dump demo\n  karst profile dump --set profile=demo")]
+#[command(
+    after_help = "Examples:\n  karst profile dump demo\n  karst profile dump --set profile=demo\n  karst profile dump demo -o json"
+)]
 pub struct Dump {
     /// The profile [default: default]
     name: Option<String>,
     #[command(flatten)]
     chosen: Chosen,
+    /// Output format: table (YAML, with the profile's comments), json or yaml
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 /// Options of `profile diff`.
@@ -45,32 +60,47 @@ impl Profile {
     /// If there is no such profile, or the two of a comparison differ.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         match self {
-            Self::List => {
-                session.line("Karst configuration profiles:")?;
-                for name in profile::names() {
-                    session.line(format!("    {name}"))?;
-                }
-                Ok(())
-            }
+            Self::List(verb) => verb.run(session),
             Self::Dump(verb) => verb.run(session),
             Self::Diff(verb) => verb.run(session),
         }
     }
 }
 
+impl List {
+    fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
+        let names: Vec<&str> = profile::names().collect();
+        if let Some(text) = self.output.encode(&names)? {
+            return session.text(&text);
+        }
+        session.line("Karst configuration profiles:")?;
+        names.iter().try_for_each(|name| session.line(format!("    {name}")))
+    }
+}
+
 impl Dump {
-    fn run(mut self, session: &mut Session<'_>) -> Result<(), Problem> {
+    fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
+        let output = self.output;
+        let yaml = self.yaml(&session.global.istio_namespace)?;
+        if output == Format::Table {
+            return session.text(&yaml);
+        }
+        let value: serde_json::Value = serde_yaml_ng::from_str(&yaml)
+            .map_err(|e| Problem::new("the profile is not YAML").because(e).next("leave out -o"))?;
+        session.text(&output.encode(&value)?.unwrap_or(yaml))
+    }
+
+    fn yaml(mut self, namespace: &str) -> Result<String, Problem> {
         let plain = self.chosen.files.is_empty() && self.chosen.sets.is_empty() && self.chosen.revision.is_none();
         if plain {
             // With its comments.
             let name = self.name.as_deref().unwrap_or("default");
-            return session.text(profile::text(name).map_err(|error| wrong(&error))?);
+            return Ok(profile::text(name).map_err(|error| wrong(&error))?.to_owned());
         }
         if let Some(name) = self.name {
             self.chosen.sets.push(format!("profile={name}"));
         }
-        let yaml = self.chosen.spec(&session.global.istio_namespace)?.to_yaml();
-        session.text(&yaml)
+        Ok(self.chosen.spec(namespace)?.to_yaml())
     }
 }
 

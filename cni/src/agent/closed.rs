@@ -9,11 +9,7 @@ use super::{
     desired::Desired,
     state::{Active, Agent, Closed, Joined, open_netns},
 };
-use crate::{
-    local::Followed,
-    records::{self, Record},
-    sockets::PodSockets,
-};
+use crate::{local::Followed, records::Record, sockets::PodSockets};
 use anyhow::Context;
 use karst_ebpf::PodConfig;
 use karst_rt::{netlink::Watch, netns::Netns};
@@ -89,8 +85,7 @@ impl Agent {
             return Ok(None);
         };
         let record = Record { unmeshed: None, closed: Some(sign.to_string()), ..desired.record() };
-        records::save(&self.records(), &record)
-            .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
+        self.records.save(&record);
         let sockets = PodSockets::open(netns).context("cannot open sockets in the pod's network namespace")?;
         let config = PodConfig { closed: true, ..desired.config.clone() };
         let watch = Watch::of(netns).context("cannot follow the devices of the pod's network namespace")?;
@@ -114,9 +109,10 @@ impl Agent {
         let mut doubted = HashSet::new();
         for round in 1u32.. {
             tokio::time::sleep(LOOK).await;
+            self.records.retry();
             doubted = self.look_at_stacks(&doubted);
             if round.is_multiple_of(UNMESHED) {
-                self.unmeshed.look(&self.records(), self.hub.has_peer());
+                self.unmeshed.look(&self.records, self.hub.has_peer());
             }
         }
     }

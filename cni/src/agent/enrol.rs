@@ -11,7 +11,7 @@ use super::{
 use crate::{
     events::{Event, EventError, Request},
     local::Followed,
-    records::{self, Record},
+    records::Record,
     sockets::PodSockets,
     zds,
 };
@@ -53,7 +53,15 @@ impl Agent {
         let prepared = self.prepared.borrow_mut().remove(key).filter(|p| p.desired == *desired);
         match prepared {
             None => self.join_in(key, desired, open_netns(desired)?, None).await,
-            Some(Active { netns, sockets, .. }) => self.join_in(key, desired, netns, Some(sockets)).await,
+            Some(prepared) => {
+                let (netns, sockets) = (prepared.netns.clone(), prepared.sockets.clone());
+                let joined = self.join_in(key, desired, netns, Some(sockets)).await;
+                if joined.is_err() && !self.active.borrow().contains_key(key) {
+                    // ztunnel has these listeners: with others, it would take the pod for another one, and end its connections.
+                    self.prepared.borrow_mut().insert(key.into(), prepared);
+                }
+                joined
+            }
         }
     }
 
@@ -77,10 +85,9 @@ impl Agent {
             }
         };
         // What was open when it was redirected first.
-        let unmeshed = records::one(&self.records(), &desired.config.uid).and_then(|r| r.unmeshed);
+        let unmeshed = self.records.one(&desired.config.uid).and_then(|r| r.unmeshed);
         let mut record = Record { unmeshed, ..desired.record() };
-        records::save(&self.records(), &record)
-            .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
+        self.records.save(&record);
         let served = if known { Ok(true) } else { self.hub.add(to_zds(desired, &netns, &sockets)).await };
         if let Err(e) = &served {
             tracing::warn!(
@@ -107,9 +114,9 @@ impl Agent {
         let serves = served == Ok(true);
         // At once: what is opened from here on is captured.
         self.unmeshed.redirected(key, &mut record, &within, self.node.borrow().exempt_map().as_fd(), desired.close);
-        records::save(&self.records(), &record)?;
+        self.records.save(&record);
         if desired.close {
-            self.unmeshed.look(&self.records(), serves);
+            self.unmeshed.look(&self.records, serves);
         }
         self.report.set(&self.config.node, (&desired.info.namespace, &desired.info.name, &desired.uid), true).await?;
         Ok(if serves { Joined::Served } else { Joined::Waits })
@@ -178,7 +185,7 @@ impl Agent {
             }
             self.hub.del(&config.uid);
             self.unmeshed.forget(&config.uid);
-            records::remove(&self.records(), &config.uid);
+            self.records.remove(&config.uid);
             tracing::info!(pod = key, "pod is no longer redirected");
         }
     }

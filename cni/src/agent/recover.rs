@@ -3,7 +3,7 @@
 use super::{desired::Desired, state::Agent};
 use crate::{
     config::Config,
-    records::{self, Record},
+    records::{Record, Records},
 };
 use anyhow::Context;
 use karst_ebpf::Node;
@@ -32,8 +32,8 @@ pub(super) async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
 
 /// Removes all redirection of the node.
 pub fn cleanup(config: &Config) -> anyhow::Result<()> {
-    let dir = config.run_dir.join("pods");
-    let records = records::load(&dir);
+    let recorded = Records::within(&config.run_dir);
+    let records = recorded.load();
     Node::remove_all(&config.bpf_dir)?;
     for record in &records {
         let netns = match record.netns.as_str() {
@@ -46,7 +46,7 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
                 .and_then(|removed| removed)
                 .with_context(|| format!("routing of pod {}/{}", record.namespace, record.name))?;
         }
-        records::remove(&dir, &record.uid);
+        recorded.remove(&record.uid);
     }
     println!("removed the redirection of {} pods and all programs under {}", records.len(), config.bpf_dir.display());
     Ok(())
@@ -61,8 +61,7 @@ impl Agent {
         let active: BTreeSet<String> = self.active.borrow().keys().cloned().collect();
         let all: BTreeSet<String> = keep.union(&active).cloned().collect();
         self.report.retain(&self.config.node, state, &all).await;
-        let records: HashMap<String, Record> =
-            records::load(&self.records()).into_iter().map(|r| (r.uid.clone(), r)).collect();
+        let records: HashMap<String, Record> = self.records.load().into_iter().map(|r| (r.uid.clone(), r)).collect();
         let pinned = self.node.borrow().pinned_pods().unwrap_or_default();
         for uid in pinned.iter().filter(|u| !wanted.contains(u.as_str()) && !ours.contains(*u)) {
             let record = records.get(uid);
@@ -81,7 +80,7 @@ impl Agent {
                     tracing::warn!(pod = uid, error = %e, "cannot remove the redirection left behind by an earlier agent")
                 }
             }
-            records::remove(&self.records(), uid);
+            self.records.remove(uid);
         }
     }
 }

@@ -156,7 +156,7 @@ impl Plugin {
     fn start(config: &Config, install: &Install) -> anyhow::Result<Self> {
         let calls = events::listen(&config.events)
             .with_context(|| format!("cannot listen at {} (--events)", config.events.display()))?;
-        install.program()?;
+        install.program_or_older()?;
         let looking_after = tokio::task::spawn_local(look_after(install.clone()));
         Ok(Self { calls: Some(calls), looking_after: Some(looking_after) })
     }

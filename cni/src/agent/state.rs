@@ -4,7 +4,7 @@ use super::desired::{Announced, Desired, Rules};
 use crate::{
     config::Config,
     local::{Counts, Following},
-    records,
+    records::Records,
     sockets::PodSockets,
     source::Report,
     unmeshed::Unmeshed,
@@ -18,7 +18,6 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    path::PathBuf,
     rc::Rc,
 };
 use tokio::sync::Notify;
@@ -66,6 +65,8 @@ pub struct Agent {
     pub(super) prepared: RefCell<HashMap<String, Active>>,
     /// Connections to ztunnel.
     pub hub: Rc<Hub>,
+    /// What the next agent must know of pods.
+    pub(super) records: Records,
     /// Connections from before their pods were redirected.
     pub unmeshed: Unmeshed,
     pub(super) closed: RefCell<HashMap<String, Closed>>,
@@ -76,6 +77,7 @@ pub struct Agent {
 impl Agent {
     /// An agent that knows of no pod yet.
     pub(super) fn new(config: Config, report: Report, node: Node, hub: Rc<Hub>) -> Rc<Self> {
+        let records = Records::within(&config.run_dir);
         Rc::new(Self {
             config,
             report,
@@ -84,6 +86,7 @@ impl Agent {
             announced: RefCell::default(),
             prepared: RefCell::default(),
             hub,
+            records,
             unmeshed: Unmeshed::default(),
             closed: RefCell::default(),
             again: Notify::new(),
@@ -93,11 +96,6 @@ impl Agent {
     /// Whether the CNI plugin is part of the node's network; none where it is not installed by this agent.
     pub fn plugin_is_chained(&self) -> Option<bool> {
         self.config.install().map(|install| install.is_chained())
-    }
-
-    /// The directory of the pods' records.
-    pub(super) fn records(&self) -> PathBuf {
-        self.config.run_dir.join("pods")
     }
 
     pub(super) fn rules(&self) -> Rules<'_> {
@@ -115,7 +113,7 @@ impl Agent {
         let now = Instant::now();
         let mut records: Option<HashMap<String, Vec<IpAddr>>> = None;
         let recorded = |uid: &str| -> Option<Vec<IpAddr>> {
-            let read = || records::load(&self.records()).into_iter().map(|r| (r.uid, r.ips)).collect();
+            let read = || self.records.load().into_iter().map(|r| (r.uid, r.ips)).collect();
             records.get_or_insert_with(read).get(uid).cloned()
         };
         let mut announced = self.announced.borrow_mut();

@@ -1,13 +1,14 @@
 //! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
 //! workload, unless an endpoint is written by its address or a gateway's rules hang on it: while nothing else has changed, only
-//! the changed pods are compiled. Everything else compiles the whole.
+//! the changed pods are compiled. A route decides only about what it is for: where only routes have changed, and such pods, nothing
+//! else is compiled. Everything else compiles the whole.
 
 use crate::{
     convert::{
         compilation::{
             model::{Whole, compile_all},
             policy::Policies,
-            routes::cache::Cache,
+            routes::{build, cache::Cache},
             workload,
         },
         facts::{
@@ -24,7 +25,7 @@ use crate::{
     },
     model::Model,
 };
-use karst_kube::Notice;
+use karst_kube::{ChangedObject, Notice};
 use karst_manifest::{
     MeshConfig, Object, Problem, State,
     dir::{Keys, SessionKey},
@@ -32,7 +33,7 @@ use karst_manifest::{
     parse::Located,
 };
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -50,7 +51,12 @@ pub enum Change {
 /// The model and what it was made from.
 pub struct Compiler {
     mesh: Mesh,
+    /// All, as they were when all were looked at last.
     objects: Vec<Arc<Located>>,
+    /// What steps have taken in since then, by kind, namespace and name.
+    stepped: BTreeMap<(&'static str, String, String), Arc<Located>>,
+    /// Of these, and of what is around them, what pods are compiled by: all but pods and slices.
+    around: State,
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     keys: Arc<Keys>,
@@ -72,6 +78,8 @@ impl Compiler {
         Self {
             mesh,
             objects: vec![],
+            stepped: BTreeMap::new(),
+            around: State::default(),
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             keys: Arc::default(),
@@ -119,6 +127,60 @@ impl Compiler {
         notices(state, &self.mesh)
     }
 
+    /// Takes in changes of pods and slices, without a look at those that have not changed. None: some decide about more than
+    /// themselves, and all objects are to be looked at ([`Compiler::update`], which may be given these changes once more).
+    pub fn step(&mut self, changes: &[ChangedObject]) -> Option<Change> {
+        let policies = self.policies.as_ref()?;
+        let mut last: BTreeMap<_, &ChangedObject> = BTreeMap::new();
+        for change in changes {
+            last.insert(name(change.1.as_ref().or(change.0.as_ref())?), change);
+        }
+        let objects = Objects::new(&self.around, &self.mesh);
+        let is_local = |o: &Arc<Located>| is_of_pods(&o.object) && is_local(&objects, &self.watched, o);
+        // Also what a pod was between: it may have decided about others then.
+        if !changes.iter().flat_map(|(before, now)| before.iter().chain(now)).all(is_local) {
+            return None;
+        }
+        let gone: Vec<_> =
+            last.values().filter(|(_, now)| now.is_none()).filter_map(|(before, _)| before.clone()).collect();
+        let new: Vec<_> = last.values().filter_map(|(_, now)| now.clone()).collect();
+        for ((kind, namespace, name), (_, now)) in &last {
+            let key = (*kind, (*namespace).to_string(), (*name).to_string());
+            match now {
+                Some(now) => drop(self.stepped.insert(key, now.clone())),
+                None => drop(self.stepped.remove(&key)),
+            }
+        }
+        (self.whole, self.told) = (false, false);
+        Some(compile_pods(&objects, policies, &mut self.model, &gone, &new))
+    }
+
+    /// Takes in changes where nothing else has changed: pods that decide about no other workload, and objects that decide about
+    /// routes alone. None: there are others, and nothing was taken in.
+    fn edit(&mut self, gone: &[Arc<Located>], new: &[Arc<Located>]) -> Option<Change> {
+        let policies = self.policies.as_ref()?;
+        let split = |all: &[Arc<Located>]| -> (LocatedObjects, LocatedObjects) {
+            all.iter().cloned().partition(|o| is_of_pods(&o.object))
+        };
+        let ((gone_pods, gone), (new_pods, new)) = (split(gone), split(new));
+        if !gone.iter().chain(&new).all(|o| build::is_alone(&o.object)) {
+            return None;
+        }
+        let objects = Objects::new(&self.around, &self.mesh);
+        let are_local = gone_pods.iter().chain(&new_pods).all(|o| is_local(&objects, &self.watched, o));
+        let has_routes = !gone.is_empty() || !new.is_empty();
+        if !are_local || (has_routes && !build::can_edit(&objects, &self.routes)) {
+            return None;
+        }
+        let change = compile_pods(&objects, policies, &mut self.model, &gone_pods, &new_pods);
+        if !has_routes {
+            return Some(change);
+        }
+        self.whole = true;
+        let is_other = build::edit(&objects, (&gone, &new), &mut self.model, &mut self.problems, &mut self.routes);
+        Some(if is_other { Change::Everything } else { change })
+    }
+
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
@@ -129,46 +191,29 @@ impl Compiler {
             && self.mesh_config == state.mesh_config;
         self.whole = false;
         let (mut gone, mut new) = difference(&old, &state.objects);
+        only_stepped(std::mem::take(&mut self.stepped).into_values(), state, &mut gone, &mut new);
         let renamed = only_told(&mut gone, &mut new);
         self.told = !renamed.is_empty();
         self.routes.renamed(&renamed);
         if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
             return Change::Nothing;
         }
-        let objects = Objects::new(state, &self.mesh);
-        if same_around
-            && let Some(policies) = &self.policies
-            && gone.iter().chain(&new).all(|o| is_local(&objects, &self.watched, o))
-        {
-            // No endpoint hangs on any of them.
-            let owners = Owners::default();
-            let mut changed = Vec::new();
-            let kept: HashSet<_> = new.iter().map(|o| name(o)).collect();
-            for o in gone.iter().filter(|o| !kept.contains(&name(o))) {
-                let m = o.object.meta();
-                if let Object::Pod(p) = &o.object {
-                    self.model.pods.remove(&format!("{}/{}", m.namespace, m.name));
-                    let uid = workload::uid(&self.mesh, p);
-                    changed.extend(self.model.workloads.remove(&uid).map(|_| uid));
-                }
-            }
-            for o in new {
-                let Object::Pod(pod) = &o.object else { continue };
-                let (key, fact) = workload::pod_info(pod);
-                self.model.pods.insert(key, Arc::new(fact));
-                let uid = workload::uid(&self.mesh, pod);
-                let now = is_one(pod).then(|| workload::pod(&objects, pod, policies, &owners));
-                if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
-                    continue;
-                }
-                match now {
-                    Some(w) => self.model.workloads.insert(uid.clone(), Arc::new(w)),
-                    None => self.model.workloads.remove(&uid),
-                };
-                changed.push(uid);
-            }
-            return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
+        if !same_around || !renamed.is_empty() || !gone.iter().chain(&new).all(|o| is_of_pods(&o.object)) {
+            let around = state.objects.iter().filter(|o| !is_of_pods(&o.object)).cloned().collect();
+            self.around = State {
+                objects: around,
+                enrolled: state.enrolled.clone(),
+                absent: state.absent.clone(),
+                keys: state.keys.clone(),
+                session_keys: state.session_keys.clone(),
+                mesh_config: state.mesh_config.clone(),
+                ..State::default()
+            };
         }
+        if same_around && let Some(change) = self.edit(&gone, &new) {
+            return change;
+        }
+        let objects = Objects::new(state, &self.mesh);
         self.whole = true;
         let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
@@ -188,6 +233,74 @@ impl Compiler {
         self.model = model;
         Change::Everything
     }
+}
+
+/// Compiles pods that decide about no other workload, and only them. Of one that has changed more than once the last state counts.
+fn compile_pods(
+    objects: &Objects<'_>,
+    policies: &Policies,
+    model: &mut Model,
+    gone: &[Arc<Located>],
+    new: &[Arc<Located>],
+) -> Change {
+    // No endpoint hangs on any of them.
+    let owners = Owners::default();
+    let mut changed = Vec::new();
+    let kept: HashSet<_> = new.iter().map(|o| name(o)).collect();
+    for o in gone.iter().filter(|o| !kept.contains(&name(o))) {
+        let m = o.object.meta();
+        if let Object::Pod(p) = &o.object {
+            model.pods.remove(&format!("{}/{}", m.namespace, m.name));
+            let uid = workload::uid(objects.mesh, p);
+            changed.extend(model.workloads.remove(&uid).map(|_| uid));
+        }
+    }
+    for o in new {
+        let Object::Pod(pod) = &o.object else { continue };
+        let (key, fact) = workload::pod_info(pod);
+        model.pods.insert(key, Arc::new(fact));
+        let uid = workload::uid(objects.mesh, pod);
+        let now = is_one(pod).then(|| workload::pod(objects, pod, policies, &owners));
+        if model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
+            continue;
+        }
+        match now {
+            Some(w) => model.workloads.insert(uid.clone(), Arc::new(w)),
+            None => model.workloads.remove(&uid),
+        };
+        changed.push(uid);
+    }
+    if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) }
+}
+
+/// Adds what steps have taken in, and what was looked at neither before nor now has: an object that came by a step, and is gone by
+/// now, is in the model and in nothing else.
+fn only_stepped(
+    stepped: impl Iterator<Item = Arc<Located>>,
+    state: &State,
+    gone: &mut LocatedObjects,
+    new: &mut LocatedObjects,
+) {
+    let known: HashSet<_> = new.iter().map(Arc::as_ptr).collect();
+    let mut behind = stepped.filter(|o| !known.contains(&Arc::as_ptr(o))).peekable();
+    if behind.peek().is_none() {
+        return;
+    }
+    let pods = state.objects.iter().filter(|o| is_of_pods(&o.object));
+    let now: HashMap<_, &Arc<Located>> = pods.map(|o| (name(o), o)).collect();
+    for o in behind {
+        let now = now.get(&name(&o)).copied();
+        match now {
+            None => gone.push(o),
+            Some(now) if !known.contains(&Arc::as_ptr(now)) => new.push(now.clone()),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Is it a pod, or a slice of endpoints, which are many and change all the time?
+pub fn is_of_pods(object: &Object) -> bool {
+    matches!(object, Object::Pod(_) | Object::EndpointSlice(_))
 }
 
 /// Takes out objects of which only such statuses have changed that nothing is compiled from. Each write of ours is seen as one:
@@ -349,6 +462,112 @@ mod tests {
         }
         println!("{small} small steps, {nothing} without effect");
         assert!(small > 100 && nothing > 20);
+    }
+
+    /// What has changed, as it is watched.
+    fn changes(old: &[Arc<Located>], new: &[Arc<Located>]) -> Vec<ChangedObject> {
+        let (gone, new) = difference(old, new);
+        let same = |one: &Arc<Located>, other: &Arc<Located>| name(one) == name(other);
+        let replaced = |o: &Arc<Located>| new.iter().find(|n| same(o, n)).cloned();
+        let mut out: Vec<ChangedObject> = gone.iter().map(|o| (Some(o.clone()), replaced(o))).collect();
+        out.extend(new.iter().filter(|n| !gone.iter().any(|o| same(o, n))).map(|n| (None, Some(n.clone()))));
+        out
+    }
+
+    /// The same by changes alone as long as they will do, and with a look at everything now and then.
+    #[test]
+    fn changes_alone_lead_to_the_same_model() {
+        let mesh = crate::convert::tests::mesh();
+        let mut r = rand::rng();
+        let (mut steps, mut nothing) = (0, 0);
+        for _ in 0..100 {
+            let mut state = State::default();
+            let mut c = Compiler::new(mesh.clone());
+            c.update(&state);
+            for _ in 0..80 {
+                let (old, before) = (state.objects.clone(), c.model().clone());
+                let mut changed = vec![];
+                for _ in 0..r.random_range(1..4) {
+                    let last = state.objects.clone();
+                    step(&mut state, &mut r);
+                    changed.extend(changes(&last, &state.objects));
+                }
+                if r.random_range(0..2) == 0 {
+                    changed = changes(&old, &state.objects);
+                }
+                match c.step(&changed) {
+                    Some(Change::Nothing) => {
+                        nothing += 1;
+                        assert!(seen_by_proxies(&before) == seen_by_proxies(c.model()));
+                    }
+                    Some(Change::Workloads(changed)) => {
+                        steps += 1;
+                        let now = |model: &Model, uid: &String| model.workloads.get(uid).cloned();
+                        let told: BTreeSet<&String> = changed.iter().collect();
+                        let all = before.workloads.keys().chain(c.model().workloads.keys());
+                        let seen = all.filter(|uid| now(&before, uid) != now(c.model(), uid)).collect::<BTreeSet<_>>();
+                        assert_eq!(seen, told);
+                    }
+                    Some(Change::Everything) => panic!("a step looks at pods"),
+                    None => drop(c.update(&state)),
+                }
+                if r.random_range(0..8) == 0 {
+                    c.update(&state);
+                }
+                let whole = compile_all(&Objects::new(&state, &mesh), &mut Cache::default());
+                assert!(whole.model == *c.model() && whole.problems == c.problems());
+            }
+        }
+        println!("{steps} steps, {nothing} without effect");
+        assert!(steps > 100 && nothing > 20);
+    }
+
+    /// It is in the model, and in neither of the two states that are compared.
+    #[test]
+    fn a_pod_that_came_by_a_step_and_goes_with_an_edited_route_is_gone() {
+        let mesh = crate::convert::tests::mesh();
+        let of = |text: &str| Arc::new(parse::file("t.yaml".as_ref(), text).unwrap().remove(0));
+        let route = |timeout: &str| {
+            of(&format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x, namespace: ns0}}\nspec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], timeout: {timeout}}}]}}\n"
+            ))
+        };
+        let pod = |ip: &str| {
+            of(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: ns0, annotations: {{ambient.istio.io/redirection: enabled}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: 'True'}}]}}\n"
+            ))
+        };
+        let service = of(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: ns0}\nspec: {clusterIP: 10.96.0.1, ports: [{name: web, port: 80}]}\n",
+        );
+        let state = |all: &[&Arc<Located>]| {
+            let objects = all.iter().copied().cloned().collect();
+            State { objects, ..State::default() }
+        };
+        let (first, second, one, other) = (route("1s"), route("2s"), pod("10.0.0.8"), pod("10.0.0.9"));
+        // It was not there when all was looked at, or was another one, and then is gone or is that again.
+        for (before, after) in [
+            (None, None),
+            (None, Some(&other)),
+            (Some(&one), None),
+            (Some(&one), Some(&one)),
+            (Some(&one), Some(&other)),
+        ] {
+            // With a route, and alone.
+            for route in [&second, &first] {
+                let mut c = Compiler::new(mesh.clone());
+                c.update(&state(&[&service, &first].into_iter().chain(before).collect::<Vec<_>>()));
+                let between = pod("10.0.0.7");
+                let step = c.step(&[(before.cloned(), Some(between))]);
+                assert!(matches!(&step, Some(Change::Workloads(all)) if all.len() == 1), "{step:?}");
+                let last = state(&[&service, route].into_iter().chain(after).collect::<Vec<_>>());
+                let is_edited = !Arc::ptr_eq(route, &first);
+                let change = c.update(&last);
+                assert_eq!(change == Change::Everything, is_edited, "{change:?}");
+                let whole = compile_all(&Objects::new(&last, &mesh), &mut Cache::default());
+                assert!(whole.model == *c.model(), "{:?}", c.model().workloads);
+            }
+        }
     }
 
     /// No workload is made for an address that a pod has.

@@ -17,6 +17,7 @@ mod policies;
 mod precedence;
 mod revisions;
 mod routes;
+mod scopes;
 mod services;
 mod sessions;
 mod statuses;

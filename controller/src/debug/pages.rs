@@ -283,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_lists_every_page() {
+        let manual = include_str!("../../../docs/operations.md");
+        let row = manual.lines().find(|line| line.starts_with("| controller | `:15014/debug/…` | ")).unwrap();
+        let listed = row.split(" | ").nth(2).unwrap().split(';').next().unwrap();
+        let listed: Vec<&str> = listed.split('`').skip(1).step_by(2).collect();
+        assert_eq!(listed, PAGES.map(|(name, ..)| name));
+    }
+
+    #[test]
     fn every_page_of_the_index_is_there_and_no_other() {
         let view = view();
         for line in index().lines() {

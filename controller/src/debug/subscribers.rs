@@ -3,7 +3,7 @@
 use karst_api::ads::Node;
 use karst_xds::server::Event;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -140,9 +140,17 @@ impl Subscribers {
             subscriber.note(event, now);
         }
     }
-    /// Those of now, by number of their stream.
-    pub fn all(&self) -> Vec<Subscriber> {
-        self.lock().values().cloned().collect()
+    /// Those of now, by number of their stream. `current`: those that have taken in all that concerns them up to a snapshot's
+    /// number, whichever of them told them of something last.
+    pub fn all(&self, version: u64, current: &HashSet<u64>) -> Vec<Subscriber> {
+        let one = |(stream, subscriber): (&u64, &Subscriber)| {
+            let mut subscriber = subscriber.clone();
+            if current.contains(stream) {
+                subscriber.acked = version;
+            }
+            subscriber
+        };
+        self.lock().iter().map(one).collect()
     }
 }
 
@@ -158,12 +166,15 @@ mod tests {
         let (type_url, error) = ("t".to_string(), "bad".to_string());
         all.note(7, &Event::Sent { type_url: type_url.clone(), nonce: "1".into(), bytes: 0 }, now);
         all.note(7, &Event::Nack { type_url: type_url.clone(), error }, now);
-        let exchange = |all: &Subscribers| all.all()[0].types["t"].clone();
+        let listed = |current: &[u64]| all.all(9, &current.iter().copied().collect());
+        let exchange = |_: &Subscribers| listed(&[])[0].types["t"].clone();
         assert_eq!((exchange(&all).acked, exchange(&all).error), (None, Some("bad".into())));
         all.note(7, &Event::Accepted { type_url, nonce: "1".into() }, now);
         assert_eq!((exchange(&all).acked, exchange(&all).error), (Some("1".into()), None));
+        all.note(7, &Event::Acked { version: 4, told: true }, now);
+        assert_eq!((listed(&[6])[0].acked, listed(&[7])[0].acked), (4, 9));
         all.remove(7);
-        assert!(all.all().is_empty());
+        assert!(listed(&[7]).is_empty());
     }
 
     #[test]

@@ -142,7 +142,7 @@ mod tests {
 
     fn resources(version: u64, type_url: &'static str, entries: &[(&str, Entry)]) -> Resources {
         let set = entries.iter().map(|(name, entry)| (name.to_string(), entry.clone())).collect();
-        Resources { types: [(type_url, set)].into(), version }
+        Resources::new([(type_url, set)].into(), version)
     }
 
     #[test]

@@ -305,7 +305,7 @@ mod tests {
                 set.insert(name, Entry::new(bytes, vec![]));
             }
         }
-        Resources { types, version: old.version + 1 }
+        Resources::new(types, old.version + 1)
     }
 
     /// The naive copy.
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!((history.oldest(moment(7)), history.versions(), history.bytes()), (moment(7), 0, 0));
         let version = |number: u8| {
             let set = [("ns/web".to_string(), Entry::new(vec![number], vec![]))].into_iter().collect();
-            Arc::new(Resources { types: [(ROUTES_TYPE, set)].into(), version: number.into() })
+            Arc::new(Resources::new([(ROUTES_TYPE, set)].into(), number.into()))
         };
         for (number, at) in [(1, 100), (2, 500), (3, 1200), (4, 1600)] {
             history = history.record(version(number), moment(at));

@@ -166,7 +166,7 @@ mod tests {
     fn history() -> History {
         let version = |number: u8| {
             let set = [("shop/web".to_string(), Entry::new(vec![number], vec![]))].into_iter().collect();
-            Arc::new(Resources { types: [(ROUTES_TYPE, set)].into(), version: number.into() })
+            Arc::new(Resources::new([(ROUTES_TYPE, set)].into(), number.into()))
         };
         let history = History::default().record(version(1), moment("2026-10-02T10:00:00Z"));
         history.record(version(2), moment("2026-10-02T11:00:00Z"))

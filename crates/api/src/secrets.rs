@@ -6,7 +6,7 @@ use crate::route::{Access, Gateway};
 const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
 /// What a gateway listens on, without private keys, without what sessions are sealed with, and without the headers that are for the
-/// collector of its traces.
+/// collectors of its traces and logs.
 #[must_use]
 pub fn without_keys(mut gateway: Gateway) -> Gateway {
     let listeners = gateway.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut());
@@ -15,9 +15,11 @@ pub fn without_keys(mut gateway: Gateway) -> Gateway {
     pairs.for_each(|pair| pair.key.clear());
     gateway.session_keys.iter_mut().for_each(|key| key.secret.clear());
     gateway.access.iter_mut().for_each(without_secrets);
-    let tracing = gateway.telemetry.as_mut().and_then(|telemetry| telemetry.tracing.as_mut());
-    let headers = tracing.and_then(|tracing| tracing.collector.as_mut()).into_iter().flat_map(|c| &mut c.headers);
-    headers.for_each(|header| header.value.clear());
+    if let Some(telemetry) = &mut gateway.telemetry {
+        let tracing = telemetry.tracing.iter_mut().filter_map(|tracing| tracing.collector.as_mut());
+        let logs = telemetry.log_exports.iter_mut().filter_map(|export| export.collector.as_mut());
+        tracing.chain(logs).flat_map(|collector| &mut collector.headers).for_each(|header| header.value.clear());
+    }
     gateway
 }
 

@@ -39,10 +39,28 @@ pub const MAX_NOBODY_OF_POD: usize = 64;
 pub const MAX_NOBODY: usize = 1024;
 /// Between two questions to the control plane; they wait, so that pods cannot keep it busy with addresses of nobody.
 pub const ASK_PAUSE: Duration = Duration::from_millis(100);
+/// The same where the control plane tells only what is asked for: a connection to what was not called before waits for it.
+pub const DEMAND_PAUSE: Duration = Duration::from_millis(10);
 /// Names in one question; the others are in the next.
 pub const MAX_ASKED: usize = 256;
 /// Questions that may wait to be asked; then those who ask wait.
 pub const MAX_QUESTIONS: usize = 1024;
+/// Names that the connections and DNS queries of one pod may have open at the control plane; then the pod's own wait for each other.
+pub const MAX_ASKING_OF_POD: usize = 64;
+/// Where the control plane tells only what is asked for: the time in which uses of a name are counted as one.
+pub const DEMAND_PAGE: Duration = Duration::from_secs(60);
+/// A name that no connection and no query has used for so many pages is asked for no more.
+pub const DEMAND_IDLE_PAGES: u32 = 10;
+/// Names that a process follows; then a quarter of them is asked for no more: first those that stand for nothing, of these and of the
+/// others those that were not used for the longest time.
+pub const MAX_DEMAND_NAMES: usize = 16_384;
+/// That a name stands for nothing is believed for this long while there is no control plane, which would tell of what comes to be
+/// there; then it is unknown again, and what is called by it is refused.
+pub const DEMAND_NOBODY_AWAY: Duration = Duration::from_secs(3600);
+/// How long a query for a name that was not asked for before waits; then it is answered SERVFAIL, and the client asks again.
+pub const DEMAND_DNS: Duration = Duration::from_secs(2);
+/// How long a connection to a pod of ours waits to know who its client is, for logs and metrics alone.
+pub const DEMAND_LABELS: Duration = Duration::from_millis(250);
 /// Largest header list that a CONNECT may carry, in bytes; then the stream is reset.
 pub const MAX_HEADER_LIST: u32 = 16 << 10;
 /// HTTP/2 receive window of a stream, in bytes. The sender stops there.

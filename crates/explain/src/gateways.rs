@@ -55,7 +55,7 @@ pub(crate) fn pods(compiled: &Compiled, has_keys: bool, mesh: &Snapshot, objects
     for resource in resources {
         let Some((namespace, name)) = resource.name.split_once('/') else { continue };
         let mut alone = Waypoint::gateway(namespace, name, "");
-        // What is refused leaves nothing to listen on, as in the pod.
+        // What is refused is closed, as in the pod.
         let _ = match has_keys {
             true => alone.put(resource.type_url, &resource.name, &resource.bytes),
             false => alone.put_outline(resource.type_url, &resource.name, &resource.bytes),

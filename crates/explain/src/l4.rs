@@ -14,6 +14,7 @@ use karst_policy::{Action, Connection, Policy, Verdict, authorize};
 use karst_proxy::state::{OwnPod, Snapshot, Workload};
 use karst_ztunnel::{
     mesh_config::admit,
+    needs::needs,
     plan::{Balance, OWN_PORTS, Plan, Refusal, plan},
 };
 use std::{
@@ -39,11 +40,21 @@ impl Balance for First {
 
 /// Where a connection of a member goes.
 pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
-    let mesh = world.mesh_at(&source.workload.node);
+    let mesh = mesh_of_call(world, &source.workload, to);
     let plan = plan(mesh, as_known(mesh, &source.workload), to, &[], &mut First);
     match admit(&plan, world.outbound_at(&source.workload.node)) {
         Ok(()) => plan,
         Err(refusal) => Plan::Refuse(refusal),
+    }
+}
+
+/// What the ztunnel of a workload's node decides by where a connection goes. One that asks for what is called (XDS_ON_DEMAND) asks
+/// for the rest, and is told what the objects compile to.
+pub(crate) fn mesh_of_call<'a>(world: &'a World, source: &'a Arc<Workload>, to: SocketAddr) -> &'a Snapshot {
+    let mesh = world.mesh_at(&source.node);
+    match needs(mesh, as_known(mesh, source), to).is_empty() {
+        true => mesh,
+        false => &world.mesh,
     }
 }
 
@@ -74,7 +85,7 @@ pub(crate) fn cause(world: &World, refusal: Refusal, service: Option<&str>) -> C
     match refusal {
         Refusal::OwnPort | Refusal::NotItsAddress | Refusal::NotInside => Cause::OwnPort,
         Refusal::OwnAddress => Cause::OwnAddress,
-        Refusal::Untold => Cause::NobodyKnown,
+        Refusal::Untold | Refusal::NotTold => Cause::NobodyKnown,
         Refusal::NotInRegistry => Cause::NotInRegistry,
         Refusal::NoPort => Cause::NoSuchPort,
         Refusal::NoEndpoint | Refusal::BadAddress => no_endpoint(world, service),
@@ -191,7 +202,7 @@ fn judged(
     let root = &world.compiled.root_namespace;
     let behind = |policy: &str| peer::behind(&world.objects, root, policy, (&workload.namespace, &labels));
     let mut steps = vec![];
-    if let Verdict::DeniedBy(policy) = &verdict
+    if let Verdict::DeniedBy(policy, _) = &verdict
         && let Some(object) = behind(policy)
     {
         let why = format!(
@@ -227,7 +238,7 @@ fn judged(
             steps.push(step(Stage::Authorization, Outcome::Pass, by.and_then(|p| object(&p.key())), why));
             return (true, None, steps, None);
         }
-        Verdict::DeniedBy(policy) => {
+        Verdict::DeniedBy(policy, _) => {
             let why = format!("the DENY policy {policy} matches the connection");
             steps.push(step(Stage::Authorization, Outcome::Refuse, object(policy), why));
             (policy.to_string(), Cause::DeniedByPolicy)

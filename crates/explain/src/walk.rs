@@ -182,7 +182,7 @@ impl Way {
         let service = self.destination.service.clone().filter(|_| by_service);
         let all = match &service {
             Some(service) => {
-                let mesh = world.mesh_at(&self.source.workload.node);
+                let mesh = l4::mesh_of_call(world, &self.source.workload, self.destination.to);
                 let service = mesh.services.get(&service.key).unwrap_or(service);
                 candidates(mesh, l4::as_known(mesh, &self.source.workload), service, self.destination.to, &[])
             }

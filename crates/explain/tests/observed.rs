@@ -77,6 +77,22 @@ fn a_ztunnel_that_does_not_know_of_the_waypoint_goes_straight() {
     assert!(said(&all).contains(&("the ztunnel", "service shop/web.shop.svc.cluster.local", "waypoint")), "{all:?}");
 }
 
+/// A ztunnel that asks for what is called: what it has not asked for it would be told, and has not missed.
+#[test]
+fn what_a_ztunnel_has_not_asked_for_it_would_be_told() {
+    let mut new = world("deny-at-waypoint", "");
+    let before = explain(&new, &call()).unwrap();
+    let node = new.mesh().workloads.values().find(|w| &*w.name == "caller").unwrap().node.to_string();
+    let mut page = ztunnel(&new);
+    page["onDemand"] = json!({ "names": [] });
+    page["services"] = json!([]);
+    page["workloads"].as_array_mut().unwrap().retain(|w| w["node"] == node.as_str());
+    new.observe_ztunnel(&node, page).unwrap();
+    let answer = explain(&new, &call()).unwrap();
+    assert_eq!(answer.verdict, before.verdict);
+    assert!(said(&compare(&new, &answer)).is_empty());
+}
+
 #[test]
 fn a_waypoint_that_has_not_heard_of_a_policy_or_a_route_is_told_of() {
     let mut new = world("deny-at-waypoint", "");

@@ -126,6 +126,22 @@ fn every_chart_is_rendered_as_helm_renders_it() {
     assert!(rendered >= 60, "{rendered} renderings: most values have to be accepted by some chart");
 }
 
+/// Nodes do not replace the addresses of clients where `externalTrafficPolicy` is Local (docs/tasks/client-addresses.md).
+#[test]
+fn a_gateway_may_keep_the_addresses_of_clients() {
+    let charts = Charts::folder(&charts_folder()).unwrap();
+    let policy = |values: &str| {
+        let all = by_us(&charts, "gateway", values)?;
+        let (_, service) = all.iter().find(|((kind, ..), _)| kind == "Service").unwrap();
+        assert_eq!(service["spec"]["type"], "LoadBalancer");
+        Ok::<_, String>(service["spec"]["externalTrafficPolicy"].as_str().map(String::from))
+    };
+    assert_eq!(policy("{}"), Ok(None));
+    assert_eq!(policy("service: {externalTrafficPolicy: Local}"), Ok(Some("Local".into())));
+    let wrong = policy("service: {externalTrafficPolicy: Nearby}").unwrap_err();
+    assert!(wrong.contains("externalTrafficPolicy"), "{wrong}");
+}
+
 fn differences(helm: &Objects, ours: &Objects) -> Option<String> {
     let text = |object: Option<&Value>| object.map_or("nothing".into(), |object| format!("{object:#}"));
     let mut keys: Vec<_> = helm.keys().chain(ours.keys()).collect();

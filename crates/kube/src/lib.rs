@@ -13,7 +13,7 @@ pub mod write;
 pub use counts::{Happened, WatchCounts};
 pub use events::{Events, Notice};
 pub use source::{ObjectSource, Source};
-pub use watched::{Watch, Watched};
+pub use watched::{ChangedObject, ChangedObjects, Watch, Watched};
 pub use write::{Ref, WebhookState};
 
 use anyhow::Context;

@@ -1,7 +1,7 @@
 //! Where objects come from: the API server, or a directory of the same objects in YAML.
 
-use crate::{WatchCounts, Watched};
-use karst_manifest::{Dir, State};
+use crate::{ChangedObjects, WatchCounts, Watched};
+use karst_manifest::{Dir, State, parse::Located};
 use std::{path::PathBuf, sync::Arc};
 
 /// Where objects come from, as `--source` says it.
@@ -45,6 +45,13 @@ impl Source {
         match self {
             Source::Dir(d) => d.changed().await,
             Source::Kubernetes(k) => k.changed().await,
+        }
+    }
+    /// What has changed since the state was read, if it is only objects that are meant. None: the state is to be read.
+    pub fn changes(&mut self, are_meant: impl Fn(&Located) -> bool) -> Option<ChangedObjects> {
+        match self {
+            Source::Dir(_) => None,
+            Source::Kubernetes(k) => k.changes(are_meant),
         }
     }
     /// The state now.

@@ -5,7 +5,7 @@ use crate::{
     counts::{Happened, WatchCounts},
 };
 use futures_util::{StreamExt, TryStreamExt};
-use karst_manifest::{Problem, State, closed, kinds, parse, parse::Located};
+use karst_manifest::{Object, Problem, State, closed, kinds, parse, parse::Located};
 use karst_rt::repeated::Repeated;
 use kube::{
     Api,
@@ -43,16 +43,33 @@ pub struct Watch {
     pub labels: String,
     /// One can do without it: where it must not be read (rights of an older chart) it counts as absent.
     pub is_optional: bool,
+    /// Takes out of each object what is not looked at, so that it is not kept, and a change of it is none.
+    pub lean: Option<fn(&mut Object)>,
 }
 
 impl Watch {
     /// All objects of a kind, at version v1.
     pub fn all(kind: &'static str) -> Self {
-        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new(), is_optional: false }
+        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new(), is_optional: false, lean: None }
     }
 }
 
 type Key = (usize, String);
+
+/// An object as it was and as it is.
+pub type ChangedObject = (Option<Arc<Located>>, Option<Arc<Located>>);
+
+/// What has changed since the state was read, where only objects have.
+#[derive(Debug)]
+pub struct ChangedObjects {
+    /// In order; an object that has changed twice is there twice.
+    pub objects: Vec<ChangedObject>,
+    /// As [`State::digest`].
+    pub digest: u64,
+}
+
+/// Changes that are remembered one by one; of more the whole state is read.
+const CHANGES: usize = 4096;
 
 enum Change {
     /// The list starts anew.
@@ -82,6 +99,8 @@ pub struct Watched {
     counts: Arc<WatchCounts>,
     /// Of these, those in the state that was read last.
     read: u64,
+    /// What has changed since then, if that is only objects. None: the whole state is to be read.
+    changed: Option<Vec<ChangedObject>>,
 }
 
 impl Watched {
@@ -108,6 +127,7 @@ impl Watched {
             changes: 0,
             counts: Arc::default(),
             read: 0,
+            changed: None,
         }
     }
 
@@ -139,9 +159,18 @@ impl Watched {
         }
     }
 
+    /// What has changed since the state was read, if it is only objects that are of those kinds; they then count as read.
+    pub fn changes(&mut self, are_meant: impl Fn(&Located) -> bool) -> Option<ChangedObjects> {
+        let is_meant = |(before, now): &ChangedObject| before.iter().chain(now).all(|one| are_meant(one));
+        let objects = self.changed.as_mut().filter(|all| all.iter().all(is_meant)).map(std::mem::take)?;
+        self.read = self.changes;
+        Some(ChangedObjects { objects, digest: self.changes })
+    }
+
     /// The state now.
     pub fn state(&mut self) -> State {
         self.read = self.changes;
+        self.changed = Some(vec![]);
         State {
             objects: self.objects.values().cloned().collect(),
             problems: self.problems.values().cloned().collect(),
@@ -169,16 +198,35 @@ impl Watched {
                 let known = self.objects.keys().chain(self.problems.keys());
                 let stale: Vec<Key> = known.filter(|k| k.0 == index && !seen.contains(&k.1)).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.changes += u64::from(self.waiting.remove(&index) | self.absent.remove(&index));
+                if self.waiting.remove(&index) | self.absent.remove(&index) {
+                    self.note_more();
+                }
             }
             Change::Absent => {
                 self.listing.remove(&index);
                 let known = self.objects.keys().chain(self.problems.keys());
                 let stale: Vec<Key> = known.filter(|k| k.0 == index).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.changes += u64::from(self.waiting.remove(&index) | self.absent.insert(index));
+                if self.waiting.remove(&index) | self.absent.insert(index) {
+                    self.note_more();
+                }
             }
         }
+    }
+
+    /// An object has changed.
+    fn note(&mut self, before: Option<Arc<Located>>, now: Option<Arc<Located>>) {
+        self.changes += 1;
+        match &mut self.changed {
+            Some(all) if all.len() < CHANGES => all.push((before, now)),
+            Some(_) | None => self.changed = None,
+        }
+    }
+
+    /// Something else has changed than an object.
+    fn note_more(&mut self) {
+        self.changes += 1;
+        self.changed = None;
     }
 
     fn put(&mut self, key: Key, object: DynamicObject) {
@@ -203,13 +251,16 @@ impl Watched {
             Ok(v) => v,
             Err(e) => {
                 self.problems.insert(key.clone(), parse::unreadable(kind, &key.1, e.to_string()));
-                self.changes += 1;
+                self.note_more();
                 return;
             }
         };
         let spare = closed::has_closed(kind).then(|| value.clone());
         match parse::value(kind, value) {
-            Ok(object) => {
+            Ok(mut object) => {
+                if let Some(lean) = self.watches[key.0].lean {
+                    lean(&mut object);
+                }
                 let mended = self.problems.remove(&key).is_some();
                 self.stand_ins.remove(&key);
                 let new = Located { object, file: PathBuf::new(), line: 0 };
@@ -217,16 +268,20 @@ impl Watched {
                 if !mended && self.objects.get(&key).is_some_and(|known| **known == new) {
                     return;
                 }
-                self.objects.insert(key, Arc::new(new));
+                let new = Arc::new(new);
+                let before = self.objects.insert(key, new.clone());
+                self.note(before, Some(new));
+                if mended {
+                    self.changed = None;
+                }
             }
             Err(p) => {
                 let told = self.problems.insert(key.clone(), p.clone());
-                if !self.close(key, kind, spare) && told == Some(p) {
-                    return;
+                if self.close(key, kind, spare) || told != Some(p) {
+                    self.note_more();
                 }
             }
         }
-        self.changes += 1;
     }
 
     /// The last good state of an object that cannot be read stays. Without one, what it is to restrict is closed, as it is written
@@ -249,12 +304,15 @@ impl Watched {
     }
 
     fn drop_one(&mut self, key: &Key) {
-        let known = self.objects.remove(key).is_some();
+        let known = self.objects.remove(key);
         let bad = self.problems.remove(key).is_some();
         self.stand_ins.remove(key);
-        if known || bad {
-            self.changes += 1;
+        if known.is_some() || bad {
             self.counts.note(self.watches[key.0].kind, Happened::Delete);
+            match bad {
+                true => self.note_more(),
+                false => self.note(known, None),
+            }
         }
     }
 }
@@ -390,6 +448,45 @@ mod tests {
         tokio::time::timeout(second, all.changed()).await.unwrap();
         assert!(all.state().absent.contains("Pod"));
         assert!(tokio::time::timeout(10 * SETTLE, all.changed()).await.is_err(), "it has been read");
+    }
+
+    #[test]
+    fn changes_of_objects_are_told_one_by_one() {
+        let (_tx, events) = mpsc::channel(1);
+        let mut all = Watched::of(vec![Watch::all("Pod"), Watch::all("Service")], events);
+        let object = |kind: &str, name: &str, label: &str| {
+            let raw = json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": "n", "labels": { "l": label } } });
+            Change::Object(Box::new(serde_json::from_value(raw).unwrap()), false)
+        };
+        let told = |all: &mut Watched| {
+            let are_pods = |one: &Located| matches!(one.object, kinds::Object::Pod(_));
+            let label = |one: &Option<Arc<Located>>| one.as_ref().map(|one| one.object.meta().labels["l"].clone());
+            let changes = all.changes(are_pods)?;
+            assert_eq!(changes.digest, all.changes);
+            Some(changes.objects.iter().map(|(before, now)| (label(before), label(now))).collect::<Vec<_>>())
+        };
+        let of = |one: &str| Some(one.to_string());
+        all.apply(0, object("Pod", "a", "1"));
+        assert_eq!(told(&mut all), None, "the state was never read");
+        all.state();
+        assert_eq!(told(&mut all), Some(vec![]));
+        for change in
+            [object("Pod", "a", "2"), object("Pod", "b", "1"), object("Pod", "a", "2"), Change::Gone("n/a".into())]
+        {
+            all.apply(0, change);
+        }
+        assert_eq!(told(&mut all), Some(vec![(of("1"), of("2")), (None, of("1")), (of("2"), None)]));
+        assert_eq!((told(&mut all), all.changes == all.read), (Some(vec![]), true));
+        // Others among them: everything is to be read, and nothing is lost.
+        all.apply(0, object("Pod", "b", "3"));
+        all.apply(1, object("Service", "s", "1"));
+        assert_eq!(told(&mut all), None);
+        assert!(all.changes != all.read && all.state().objects.len() == 2);
+        all.apply(0, Change::Absent);
+        assert_eq!(told(&mut all), None, "a kind has gone");
+        all.state();
+        (0..=CHANGES).for_each(|n| all.apply(0, object("Pod", &format!("p{n}"), "1")));
+        assert_eq!(told(&mut all), None, "too many");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | DestinationRule | the same without what cannot be read; if that may say how TLS is spoken, no connection |
 //! | BackendTLSPolicy | no connection to its targets (Gateway API: an invalid policy) |
 //! | routes | a refusal of whatever no other route is for |
+//! | HTTPFilter | a refusal of the requests that it is for |
 //!
 //! Of the other kinds one that is missing opens nothing (`each_kind_that_is_refused_for_a_field_is_closed_or_opens_nothing`).
 
@@ -31,7 +32,7 @@ pub fn has_closed(kind: &str) -> bool {
 const ROUTES: [&str; 6] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "UDPRoute"];
 
 /// Kinds of which the rest is in force without what cannot be read.
-const PARTIAL: [&str; 3] = ["RequestAuthentication", "DestinationRule", "BackendTLSPolicy"];
+const PARTIAL: [&str; 4] = ["RequestAuthentication", "DestinationRule", "BackendTLSPolicy", "HTTPFilter"];
 
 /// By what it was to do (`action`).
 fn closed_spec(kind: &str, action: Option<&Value>) -> Option<Value> {
@@ -137,6 +138,7 @@ fn partial(kind: &str, mut object: Value) -> Option<Object> {
         }
         Object::DestinationRule(d) => d.spec.is_unread = left_out.iter().any(|part| part.hides_tls(&object)),
         Object::BackendTLSPolicy(p) => p.spec.is_unread = true,
+        Object::HTTPFilter(f) => f.spec.is_unread = true,
         _ => return None,
     }
     Some(read)
@@ -336,14 +338,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_filter_stays_for_its_targets() {
+        for (spec, targets) in [
+            ("{new: 1}", 0),
+            ("{new: 1, targetRefs: [{kind: Service, name: s}]}", 1),
+            ("{targetRefs: [{kind: Service, name: s, new: 1}], rateLimits: [{requests: x}]}", 1),
+            ("{targetRefs: [{kind: Service, name: s}, 1], maxRequestBytes: all}", 1),
+        ] {
+            let Object::HTTPFilter(f) = stands_for("HTTPFilter", spec) else { panic!("{spec}") };
+            assert_eq!((f.spec.target_refs.len(), f.spec.is_unread), (targets, true), "{spec}");
+        }
+    }
+
     /// A kind that is given `deny_unknown_fields` needs an answer here to what its absence opens.
     #[test]
     fn each_kind_that_is_refused_for_a_field_is_closed_or_opens_nothing() {
         for (kind, ..) in crate::kinds::KINDS {
             let object = serde_json::json!({ "metadata": { "name": "x", "namespace": "n" }, "spec": { "isNew": 1 } });
             let is_refused = value(kind, object.clone()).is_err();
-            // A port that is not listened on; a filter that routes miss, and refuse; what is logged, and no decision.
-            let opens_nothing = matches!(*kind, "IstioGateway" | "HTTPFilter" | "Telemetry");
+            // A port that is not listened on; what is logged, and no decision.
+            let opens_nothing = matches!(*kind, "IstioGateway" | "Telemetry");
             assert!(!is_refused || opens_nothing || closed(kind, object).is_some(), "{kind} vanishes");
         }
     }

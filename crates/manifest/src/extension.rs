@@ -27,6 +27,9 @@ pub struct HttpFilterSpec {
     /// Compresses responses (gzip) for clients that accept it. Off by default, because secrets in compressed responses can be
     /// guessed.
     pub compression: Option<Compression>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]): what it applies to is refused.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

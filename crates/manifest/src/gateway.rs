@@ -130,6 +130,8 @@ pub struct Listener {
     pub protocol: String,
     pub tls: Option<ListenerTls>,
     pub allowed_routes: AllowedRoutes,
+    /// Gateway API's experimental channel: whether there are some; what they say is not read.
+    pub filters: Option<IgnoredAny>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

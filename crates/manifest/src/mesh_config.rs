@@ -80,13 +80,15 @@ impl TlsDefaults {
 
 /// Istio's `defaultProviders`, as far as they are honoured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct DefaultProviders {
     /// The first takes spans.
     pub tracing: Vec<String>,
+    /// All take the access log; empty: the proxy's output does.
+    pub access_logging: Vec<String>,
 }
 
-/// Istio's `extensionProviders[]`, as far as they take spans or decide about requests.
+/// Istio's `extensionProviders[]`, as far as they take spans or logs, or decide about requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ExtensionProvider {
@@ -96,10 +98,40 @@ pub struct ExtensionProvider {
     pub opentelemetry: Option<OpenTelemetryProvider>,
     /// One that takes Zipkin's spans.
     pub zipkin: Option<ZipkinProvider>,
+    /// One that takes the access log by OTLP.
+    pub envoy_otel_als: Option<OtelAlsProvider>,
     /// One that is asked by gRPC whether a request may go on.
     pub envoy_ext_authz_grpc: Option<ExtAuthzGrpcProvider>,
     /// The same by HTTP.
     pub envoy_ext_authz_http: Option<ExtAuthzHttpProvider>,
+    /// Ours: how long an answer of external authorization is kept, and for which requests.
+    pub cache: Option<AnswerCache>,
+}
+
+/// Answers of external authorization that are kept: each for all requests that have the same values of `keys`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AnswerCache {
+    /// A duration.
+    pub ttl: String,
+    /// What of requests the provider's answers follow from.
+    pub keys: Vec<AnswerKey>,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// What of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AnswerKey {
+    /// `Method`, `Host`, `Path`, `Query`, `Header`, `SourceAddress` or `Caller`.
+    pub r#type: String,
+    /// Of the header; of a parameter of the query (empty: all of the query).
+    pub name: String,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Istio's `envoyExtAuthzGrpc` provider.
@@ -121,6 +153,9 @@ pub struct ExtAuthzGrpcProvider {
     pub status_on_error: String,
     /// None: the body is not sent.
     pub include_request_body_in_check: Option<RequestBodyInCheck>,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Istio's `envoyExtAuthzHttp` provider.
@@ -156,6 +191,9 @@ pub struct ExtAuthzHttpProvider {
     pub headers_to_downstream_on_allow: Vec<String>,
     /// Headers of the answer that the client gets with it; empty: all.
     pub headers_to_downstream_on_deny: Vec<String>,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Istio's `includeRequestBodyInCheck`.
@@ -168,6 +206,9 @@ pub struct RequestBodyInCheck {
     pub allow_partial_message: bool,
     /// By gRPC: as bytes and not as text.
     pub pack_as_bytes: bool,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// A number may be written without quotes.
@@ -271,6 +312,20 @@ pub struct ZipkinProvider {
     pub timeout: String,
     /// Sent with each export.
     pub headers: Vec<ExportHeader>,
+}
+
+/// Istio's `envoyOtelAls` provider, which is called by gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OtelAlsProvider {
+    /// `[NAMESPACE/]HOST` of a service.
+    pub service: String,
+    /// Of the service.
+    pub port: u32,
+    /// The name of the log; empty: Istio's.
+    pub log_name: String,
+    /// Not honoured: a record has all fields of the log.
+    pub log_format: Option<serde_json::Value>,
 }
 
 /// Istio's `outboundTrafficPolicy`.
@@ -483,7 +538,12 @@ extensionProviders:
         assert!(MeshConfig::read(text).unwrap_err().to_string().contains("port: invalid type"));
         let config = MeshConfig::read(&text.replace("'8000'", "8000")).unwrap();
         let grpc = config.extension_providers[0].envoy_ext_authz_grpc.as_ref().unwrap();
-        let body = RequestBodyInCheck { max_request_bytes: 10, allow_partial_message: true, pack_as_bytes: true };
+        let body = RequestBodyInCheck {
+            max_request_bytes: 10,
+            allow_partial_message: true,
+            pack_as_bytes: true,
+            unknown: BTreeMap::new(),
+        };
         assert_eq!((&*grpc.service, grpc.port, &*grpc.timeout), ("a/authz.example.com", 9000, "1s"));
         assert_eq!((grpc.fail_open, &*grpc.status_on_error), (true, "503"));
         assert_eq!((grpc.clear_route_cache, grpc.include_request_body_in_check.as_ref()), (true, Some(&body)));
@@ -498,6 +558,36 @@ extensionProviders:
         ];
         assert_eq!(lists.map(|list| &*list[0]), ["x-a", "x-b", "x-e", "x-f", "x-g"]);
         assert_eq!(http.include_additional_headers_in_check["x-c"], "d");
+        assert!(grpc.unknown.is_empty() && http.unknown.is_empty());
+        // What is not known is not passed over.
+        let text = "extensionProviders: [{name: p, cache: {ttl: 5s, keys: [{type: Path, nam: x}], tll: 5s}, envoyExtAuthzGrpc: {service: s, failopen: false, port: 1}}]";
+        let config = MeshConfig::read(text).unwrap();
+        let grpc = config.extension_providers[0].envoy_ext_authz_grpc.as_ref().unwrap();
+        assert_eq!(
+            (&*grpc.service, grpc.port, grpc.unknown.keys().map(String::as_str).collect::<Vec<_>>()),
+            ("s", 1, vec!["failopen"])
+        );
+        let cache = config.extension_providers[0].cache.as_ref().unwrap();
+        assert_eq!((&*cache.ttl, cache.unknown.keys().map(String::as_str).collect::<Vec<_>>()), ("5s", vec!["tll"]));
+        assert_eq!(
+            (&*cache.keys[0].r#type, cache.keys[0].unknown.keys().map(String::as_str).collect::<Vec<_>>()),
+            ("Path", vec!["nam"])
+        );
+    }
+
+    #[test]
+    fn providers_of_logs_are_read() {
+        let text = "
+extensionProviders:
+- name: otel
+  envoyOtelAls: {service: a/collector.example.com, port: 4317, logName: mesh, logFormat: {labels: {a: b}}}
+defaultProviders: {accessLogging: [envoy, otel]}
+";
+        let config = MeshConfig::read(text).unwrap();
+        let otel = config.extension_providers[0].envoy_otel_als.as_ref().unwrap();
+        assert_eq!((&*otel.service, otel.port, &*otel.log_name), ("a/collector.example.com", 4317, "mesh"));
+        assert!(otel.log_format.is_some());
+        assert_eq!(config.default_providers.access_logging, ["envoy", "otel"]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub struct ModeMatch {
 pub struct AccessLogging {
     #[serde(rename = "match")]
     pub matched: Option<ModeMatch>,
-    /// `envoy`: the proxy's standard output.
+    /// `envoy` (the proxy's standard output), or names of extensionProviders of kind envoyOtelAls.
     pub providers: Vec<Provider>,
     pub disabled: Option<bool>,
     pub filter: Option<LogFilter>,

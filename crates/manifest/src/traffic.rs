@@ -540,6 +540,8 @@ pub struct GwPort {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct GwTls {
     pub https_redirect: bool,
+    /// With MUTUAL and OPTIONAL_MUTUAL: client certificates that cannot be verified are accepted, too.
+    pub insecure_skip_verify: Option<bool>,
     /// PASSTHROUGH (the default), SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL, AUTO_PASSTHROUGH.
     pub mode: Option<String>,
     /// Name of a Secret in the namespace of the gateway's pods.

@@ -24,8 +24,8 @@ pub struct Connection {
 pub enum Verdict {
     /// No policy forbids it.
     Allow,
-    /// The named deny policy (`namespace/name`) matched.
-    DeniedBy(Arc<str>),
+    /// The named deny policy (`namespace/name`) matched, by the rule with this index.
+    DeniedBy(Arc<str>, usize),
     /// There are allow policies, and none of them matched.
     NotAllowed,
 }
@@ -92,8 +92,8 @@ pub fn dry_run<'a>(
 pub fn authorize<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, connection: &Connection) -> Verdict {
     let enforced = || policies.clone().filter(|p| !p.dry_run);
     for policy in enforced().filter(|policy| policy.action == Action::Deny) {
-        if policy.rules.iter().any(|r| rule(r, Action::Deny, connection)) {
-            return Verdict::DeniedBy(policy.key().into());
+        if let Some(index) = policy.rules.iter().position(|r| rule(r, Action::Deny, connection)) {
+            return Verdict::DeniedBy(policy.key().into(), index);
         }
     }
     let mut any = false;
@@ -193,9 +193,19 @@ mod tests {
     fn deny_wins_over_allow() {
         let m = Match { destination_ports: vec![80], ..Match::default() };
         let ps = [policy(Action::Allow, m.clone()), policy(Action::Deny, m)];
-        assert_eq!(authorize(ps.iter(), &conn(A, 80)), Verdict::DeniedBy("ns/p".into()));
+        assert_eq!(authorize(ps.iter(), &conn(A, 80)), Verdict::DeniedBy("ns/p".into(), 0));
         assert_eq!(authorize(ps.iter(), &conn(A, 81)), Verdict::NotAllowed);
         assert_eq!(authorize([].iter(), &conn(A, 81)), Verdict::Allow);
+    }
+
+    #[test]
+    fn a_refusal_names_the_first_rule_that_matches() {
+        let port = |port: u16| Rule {
+            clauses: vec![Clause { matches: vec![Match { destination_ports: vec![port], ..Match::default() }] }],
+        };
+        let p = Policy { rules: vec![port(80), port(81), port(81)], ..policy(Action::Deny, Match::default()) };
+        assert_eq!(authorize([&p].into_iter(), &conn(A, 80)), Verdict::DeniedBy("ns/p".into(), 0));
+        assert_eq!(authorize([&p].into_iter(), &conn(A, 81)), Verdict::DeniedBy("ns/p".into(), 1));
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! Istio's metrics of the configuration stream: the same at both proxies.
+//! Istio's metrics of the configuration stream, and ours of what is asked for by name: the same at both proxies.
 
+use crate::demand;
 use karst_xds::client::StreamEnd;
 use std::{
     collections::BTreeMap,
     fmt::Write,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -20,6 +21,10 @@ pub struct Counts {
     ended: [AtomicU64; REASONS.len()],
     /// Number and bytes, by type.
     messages: Mutex<BTreeMap<String, (u64, u64)>>,
+    /// Names that were asked for: of which there was something, and nothing.
+    answered: [AtomicU64; 2],
+    /// Names that are followed.
+    pub demand: Arc<demand::Counts>,
 }
 
 impl Counts {
@@ -42,6 +47,15 @@ impl Counts {
         }
     }
 
+    /// Names are answered: is there something of each?
+    pub fn answered(&self, found: impl Iterator<Item = bool>) {
+        let [something, nothing] = &self.answered;
+        for found in found {
+            let count = if found { something } else { nothing };
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Adds them to the metrics page.
     pub fn render(&self, out: &mut String) {
         let name = "istio_xds_connection_terminations_total";
@@ -59,6 +73,22 @@ impl Counts {
                 let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(value));
             }
         }
+        let name = "karst_xds_names_answered_total";
+        let _ = writeln!(out, "# HELP {name} Names that the controller was asked for.\n# TYPE {name} counter");
+        for (answer, count) in ["found", "nothing"].iter().zip(&self.answered) {
+            let _ = writeln!(out, "{name}{{answer=\"{answer}\"}} {}", count.load(Relaxed));
+        }
+        for (name, kind, help, count) in [
+            ("karst_xds_names_followed", "gauge", "Names that are followed, with XDS_ON_DEMAND.", &self.demand.names),
+            (
+                "karst_xds_names_evicted_total",
+                "counter",
+                "Names that are followed no more, since nothing has used them.",
+                &self.demand.evicted,
+            ),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}", count.load(Relaxed));
+        }
     }
 }
 
@@ -72,6 +102,8 @@ mod tests {
         c.received("t", 10);
         c.received("t", 5);
         c.ended(StreamEnd::Reconnect);
+        c.answered([true, false, true].into_iter());
+        c.demand.names.store(7, Relaxed);
         let mut page = String::new();
         c.render(&mut page);
         for line in [
@@ -79,6 +111,10 @@ mod tests {
             "istio_xds_message_bytes_total{url=\"t\"} 15",
             "istio_xds_connection_terminations_total{reason=\"ConnectionError\"} 0",
             "istio_xds_connection_terminations_total{reason=\"Reconnect\"} 1",
+            "karst_xds_names_answered_total{answer=\"found\"} 2",
+            "karst_xds_names_answered_total{answer=\"nothing\"} 1",
+            "karst_xds_names_followed 7",
+            "karst_xds_names_evicted_total 0",
         ] {
             assert!(page.lines().any(|l| l == line), "{line}\n{page}");
         }

@@ -1,6 +1,8 @@
 //! The books of flows ([`karst_flows`]) of a process: each worker has one that nobody else touches, and sends a copy to whoever
-//! reads the admin page. A worker that does not answer within [`PATIENCE`] is left out.
+//! reads the admin page. A worker that does not answer within [`PATIENCE`] is left out. What is refused is counted for the metrics, too
+//! (`refusals`).
 
+use crate::refusals::Refusals;
 use karst_core::limits;
 use karst_flows::{Book, Flow, Page, Seen, merge};
 use karst_rt::clock;
@@ -31,6 +33,7 @@ pub struct Books {
     workers: usize,
     since: u64,
     evicted: Arc<AtomicU64>,
+    refusals: Arc<Refusals>,
 }
 
 impl Books {
@@ -41,6 +44,7 @@ impl Books {
             workers,
             since: clock::since_epoch().as_secs(),
             evicted: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -62,7 +66,7 @@ impl Books {
                 }
             }
         });
-        Recorder { book: Some(book), evicted: self.evicted.clone() }
+        Recorder { book: Some(book), evicted: self.evicted.clone(), refusals: self.refusals.clone() }
     }
 
     /// What all workers have noted.
@@ -87,6 +91,7 @@ impl Books {
         let help = "Flows that had to make room for others in the book of flows (/flows).";
         let evicted = self.evicted.load(Relaxed);
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {evicted}");
+        self.refusals.render(out);
     }
 }
 
@@ -95,13 +100,16 @@ impl Books {
 pub struct Recorder {
     book: Option<Rc<RefCell<Book>>>,
     evicted: Arc<AtomicU64>,
+    refusals: Arc<Refusals>,
 }
 
 impl Recorder {
     /// Notes what was seen. What it is made from costs nothing where no book is kept.
     pub fn note<'a>(&self, seen: impl FnOnce() -> Seen<'a>) {
         let Some(book) = &self.book else { return };
-        if book.borrow_mut().note(&seen(), clock::since_epoch().as_secs()) {
+        let seen = seen();
+        self.refusals.note(&seen);
+        if book.borrow_mut().note(&seen, clock::since_epoch().as_secs()) {
             self.evicted.fetch_add(1, Relaxed);
         }
     }
@@ -174,9 +182,14 @@ mod tests {
             for n in 0..limits::FLOWS_OF_WORKER + 3 {
                 one.note(|| seen([10, (n >> 8) as u8, n as u8, 1]));
             }
+            one.note(|| Seen { decision: Decision::NotAllowed, ..seen([10, 0, 0, 1]) });
             let mut out = String::new();
             books.render(&mut out);
-            assert!(out.ends_with("\nkarst_flows_evicted_total 3\n"), "{out}");
+            assert!(out.contains("\nkarst_flows_evicted_total 4\n"), "{out}");
+            assert!(
+                out.contains("karst_policy_refusals_total{by=\"ztunnel\",") && out.ends_with("policy=\"-\"} 1\n"),
+                "{out}"
+            );
         };
         LocalSet::new().run_until(run).await;
     }

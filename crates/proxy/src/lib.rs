@@ -3,6 +3,7 @@
 //!
 //! - [`state`]: workloads, services and policies as one immutable snapshot.
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
+//! - [`demand`]: the names that are followed, where the control plane tells only what is asked for.
 //! - [`dial`]: the way to an endpoint; [`mod@unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`workers`]: the workers of a process as they see each other.
@@ -24,6 +25,7 @@
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod bootstrap;
+pub mod demand;
 pub mod dial;
 pub mod discovery;
 pub mod dry_run;
@@ -34,6 +36,7 @@ pub mod followed;
 pub mod labels;
 pub mod nobody;
 pub mod options;
+mod refusals;
 pub mod remote;
 pub mod requests;
 pub mod resolve;

@@ -143,7 +143,7 @@ mod tests {
             timeout(PAUSE, self.call(ip)).await.ok().map(Result::unwrap)
         }
         async fn answer(&mut self) {
-            let names = timeout(LIMIT, self.asker.names()).await.unwrap();
+            let names = timeout(LIMIT, self.asker.wanted()).await.unwrap().names;
             self.asker.answered(&names);
         }
         /// The first call, which waits for two answers.

@@ -3,9 +3,15 @@
 //! apart, that it knows of nobody. (Once is not enough: the kubelet tells of a pod's address a while after the pod has it, and a
 //! control plane that has lagged behind answers before it has caught up.) Without an answer nothing goes there
 //! (`restarts::an_address_that_is_not_told_yet_is_held`).
+//!
+//! Where the control plane tells only what is asked for, everything that is called comes here first ([`ask`]): one answer is enough
+//! then, since more is told when there is more, unless the address is of a pod range.
 
-use crate::state::Snapshot;
-use karst_core::limits::{ASK_PAUSE, MAX_ASKED, MAX_QUESTIONS};
+use crate::{
+    demand::Book,
+    state::{Mark, Name, Snapshot},
+};
+use karst_core::limits::{ASK_PAUSE, DEMAND_PAUSE, MAX_ASKED, MAX_QUESTIONS};
 use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -23,9 +29,9 @@ pub enum Told {
     Nothing,
 }
 
-/// Who is at this address? Who is known is told as everything is told; the answer only says that all of that has come.
+/// What is there of this name? What there is, is told as everything is told; the answer only says that all of that has come.
 pub struct Question {
-    ip: IpAddr,
+    name: Name,
     answer: oneshot::Sender<()>,
 }
 
@@ -51,7 +57,7 @@ impl<S: AsRef<Snapshot>> Wait<S> {
 
     /// Asks once more after an address at which nobody was.
     pub async fn is_still_nobodys(mut self, ip: IpAddr) -> bool {
-        let answer = answered(ip, &mut self.stream, &self.questions);
+        let answer = ask([Name::Address(ip)], &mut self.stream, &self.questions);
         timeout_at(self.until, answer).await.is_ok() && self.is_untold(ip)
     }
 
@@ -66,9 +72,9 @@ impl<S: AsRef<Snapshot>> Wait<S> {
             }
         };
         let nobody = async {
-            answered(ip, &mut stream, &questions).await;
+            ask([Name::Address(ip)], &mut stream, &questions).await;
             sleep(again).await;
-            answered(ip, &mut stream, &questions).await;
+            ask([Name::Address(ip)], &mut stream, &questions).await;
         };
         let told = async {
             tokio::select! {
@@ -82,46 +88,101 @@ impl<S: AsRef<Snapshot>> Wait<S> {
     }
 }
 
-/// Asks, and waits for an answer; a stream that has ended gives none, and the next one is asked.
-async fn answered(ip: IpAddr, stream: &mut watch::Receiver<bool>, questions: &mpsc::Sender<Question>) {
-    loop {
+/// Asks for names, and waits until each is answered; a stream that has ended answers nothing, and the next one is asked.
+pub async fn ask(
+    names: impl IntoIterator<Item = Name>,
+    stream: &mut watch::Receiver<bool>,
+    questions: &mpsc::Sender<Question>,
+) {
+    let mut open: Vec<Name> = names.into_iter().collect();
+    while !open.is_empty() {
         let up = stream.wait_for(|up| *up).await.is_ok();
-        let (answer, wait) = oneshot::channel();
-        if !up || questions.send(Question { ip, answer }).await.is_err() {
-            // There is nobody to ask.
-            return std::future::pending().await;
+        let mut asked = Vec::with_capacity(open.len());
+        for name in open.drain(..) {
+            let (answer, wait) = oneshot::channel();
+            if !up || questions.send(Question { name: name.clone(), answer }).await.is_err() {
+                // There is nobody to ask.
+                return std::future::pending().await;
+            }
+            asked.push((name, wait));
         }
-        if wait.await.is_ok() {
-            return;
+        for (name, wait) in asked {
+            if wait.await.is_err() {
+                open.push(name);
+            }
         }
     }
 }
+
+/// What is to be asked of the control plane, and what not any more.
+#[derive(Debug, Default)]
+pub struct Asks {
+    /// Names that are asked for.
+    pub names: Vec<String>,
+    /// Names that are followed no more, where only what is asked for is told.
+    pub left: Vec<(String, Name)>,
+}
+
+/// The questions about a name that are not answered.
+type Open = (Name, Vec<oneshot::Sender<()>>);
 
 /// Carries the questions of all workers to the control plane.
 pub struct Asker {
     questions: mpsc::Receiver<Question>,
     network: String,
+    pause: Duration,
     next: Vec<Question>,
     not_before: Instant,
     /// Asked and not answered, by name.
-    open: RefCell<HashMap<String, Vec<oneshot::Sender<()>>>>,
+    open: RefCell<HashMap<String, Open>>,
+    /// What is followed, where only what is asked for is told.
+    book: Option<RefCell<Book>>,
+    /// Of that, what has had to go.
+    left: Vec<(String, Name)>,
 }
 
 impl Asker {
-    /// For addresses of a network; and where questions are put.
+    /// For names of a network, besides everything; and where questions are put.
     pub fn new(network: &str) -> (mpsc::Sender<Question>, Self) {
         let (tx, questions) = mpsc::channel(MAX_QUESTIONS);
-        let network = network.to_string();
-        (tx, Self { questions, network, next: vec![], not_before: Instant::now(), open: RefCell::default() })
+        let (network, pause, not_before) = (network.to_string(), ASK_PAUSE, Instant::now());
+        let (open, book) = Default::default();
+        (tx, Self { questions, network, pause, next: vec![], not_before, open, book, left: vec![] })
     }
 
-    /// Waits for questions, and gives the names to ask for. Dropping it loses none.
-    pub async fn names(&mut self) -> Vec<String> {
+    /// The same for all that is told. What is asked for is followed in the book.
+    pub fn on_demand(self, book: Book) -> Self {
+        Self { pause: DEMAND_PAUSE, book: Some(RefCell::new(book)), ..self }
+    }
+
+    /// What a stream that begins is to ask for. None: everything.
+    pub fn names(&self) -> Option<Vec<String>> {
+        Some(self.book.as_ref()?.borrow().wire())
+    }
+
+    /// Waits for questions, and gives the names to ask for; or for names that are not used any more. Dropping it loses nothing.
+    pub async fn wanted(&mut self) -> Asks {
         loop {
+            if !self.left.is_empty() {
+                return Asks { left: std::mem::take(&mut self.left), ..Asks::default() };
+            }
             if self.next.is_empty() {
-                match self.questions.recv().await {
-                    Some(q) => self.next.push(q),
-                    None => std::future::pending().await,
+                let due = self.book.as_ref().map(|book| book.borrow().due());
+                let turn = async {
+                    match due {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    question = self.questions.recv() => match question {
+                        Some(q) => self.next.push(q),
+                        None => std::future::pending().await,
+                    },
+                    () = turn => {
+                        self.left.extend(self.book.iter().flat_map(|book| book.borrow_mut().turn()));
+                        continue;
+                    }
                 }
             }
             sleep_until(self.not_before).await;
@@ -132,29 +193,63 @@ impl Asker {
             }
             // Who does not wait any more needs no answer.
             self.next.retain(|q| !q.answer.is_closed());
+            let open = self.open.get_mut();
+            open.retain(|_, (_, waits)| waits.iter().any(|wait| !wait.is_closed()));
             if self.next.is_empty() {
                 continue;
             }
-            self.not_before = Instant::now() + ASK_PAUSE;
-            let open = self.open.get_mut();
-            for question in self.next.drain(..) {
-                open.entry(format!("{}/{}", self.network, question.ip)).or_default().push(question.answer);
+            self.not_before = Instant::now() + self.pause;
+            let mut names = vec![];
+            for Question { name, answer } in self.next.drain(..) {
+                let wire = name.wire(&self.network);
+                open.entry(wire.clone()).or_insert_with(|| (name, vec![])).1.push(answer);
+                names.push(wire);
             }
-            return open.keys().cloned().collect();
+            names.sort();
+            names.dedup();
+            return Asks { names, ..Asks::default() };
         }
+    }
+
+    /// These names are answered, and followed from now on, where only what is asked for is told. Before those who wait are told.
+    pub fn follow<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> Vec<(Name, Arc<Mark>)> {
+        let Some(book) = &self.book else { return vec![] };
+        let (mut book, open) = (book.borrow_mut(), self.open.borrow());
+        let one = |wire: N| {
+            let wire = wire.as_ref();
+            let name = open.get(wire).map(|(name, _)| name).or_else(|| book.name(wire))?.clone();
+            Some((name.clone(), book.put(wire, name)))
+        };
+        names.into_iter().filter_map(one).collect()
     }
 
     /// These names are answered.
-    pub fn answered(&self, names: &[String]) {
+    pub fn answered<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) {
         let mut open = self.open.borrow_mut();
-        for question in names.iter().filter_map(|n| open.remove(n)).flatten() {
-            let _ = question.send(());
+        for (_, waits) in names.into_iter().filter_map(|name| open.remove(name.as_ref())) {
+            for wait in waits {
+                let _ = wait.send(());
+            }
         }
     }
 
-    /// The stream has ended: what was asked is not answered any more.
-    pub fn forget(&self) {
+    /// Names that are too many to be followed. `has`: is there anything of a name?
+    pub fn shrink(&mut self, has: impl Fn(&Name) -> bool) -> Vec<Name> {
+        let gone = self.book.as_ref().map(|book| book.borrow_mut().shrink(has)).unwrap_or_default();
+        self.left.extend(gone.iter().cloned());
+        gone.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// There is a stream.
+    pub fn connected(&self) {
+        self.book.iter().for_each(|book| book.borrow_mut().connected());
+    }
+
+    /// The stream has ended: what was asked is not answered any more. Gives the names of which nothing is believed any more.
+    pub fn disconnected(&self, has: impl Fn(&Name) -> bool) -> Vec<Name> {
         self.open.borrow_mut().clear();
+        let gone = self.book.as_ref().map(|book| book.borrow_mut().disconnected(has)).unwrap_or_default();
+        gone.into_iter().map(|(_, name)| name).collect()
     }
 }
 
@@ -199,7 +294,7 @@ mod tests {
             })
         }
         async fn answer(&mut self) {
-            let names = self.asker.names().await;
+            let names = self.asker.wanted().await.names;
             assert_eq!(names, ["/10.0.0.9"]);
             self.asker.answered(&names);
         }
@@ -249,7 +344,7 @@ mod tests {
         let mut p = Plane::new(true);
         let w = p.wait();
         p.answer().await;
-        let names = p.asker.names().await;
+        let names = p.asker.wanted().await.names;
         p.state.send_replace(mesh(&[("a", "10.0.0.9")]));
         p.asker.answered(&names);
         assert_eq!(w.await.unwrap().0, Told::Known);
@@ -259,7 +354,7 @@ mod tests {
     async fn without_an_answer_nothing_goes_on() {
         let mut frozen = Plane::new(true);
         let w = frozen.wait();
-        let _unanswered = frozen.asker.names().await;
+        let _unanswered = frozen.asker.wanted().await;
         let (told, took) = w.await.unwrap();
         assert_eq!(told, Told::Nothing);
         assert!(took >= LIMIT);
@@ -271,9 +366,9 @@ mod tests {
     async fn the_next_stream_is_asked_again() {
         let mut p = Plane::new(true);
         let w = p.wait();
-        let _lost = p.asker.names().await;
+        let _lost = p.asker.wanted().await;
         p.stream.send_replace(false);
-        p.asker.forget();
+        p.asker.disconnected(|_| false);
         sleep(AGAIN / 3).await;
         p.stream.send_replace(true);
         p.answer().await;
@@ -295,9 +390,9 @@ mod tests {
         loop {
             tokio::select! {
                 () = &mut done => break,
-                names = p.asker.names() => {
-                    assert_eq!(names, ["/10.0.0.9"]);
-                    p.asker.answered(&names);
+                asks = p.asker.wanted() => {
+                    assert_eq!(asks.names, ["/10.0.0.9"]);
+                    p.asker.answered(&asks.names);
                     rounds += 1;
                 }
             }
@@ -308,6 +403,6 @@ mod tests {
         tokio::task::yield_now().await;
         w.abort();
         let _ = w.await;
-        assert!(timeout_at(Instant::now() + ASK_PAUSE * 2, p.asker.names()).await.is_err());
+        assert!(timeout_at(Instant::now() + ASK_PAUSE * 2, p.asker.wanted()).await.is_err());
     }
 }

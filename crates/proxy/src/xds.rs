@@ -4,9 +4,9 @@
 use crate::{
     discovery::Counts,
     remote::{ControlPlaneClient, RemoteError},
-    state::{ResourceError, Snapshot},
+    state::{Mark, Name, ResourceError, Snapshot},
     trim::Trimmer,
-    untold::Asker,
+    untold::{Asker, Asks},
 };
 use karst_api::{
     ADDRESS_TYPE, POD_RANGES_TYPE,
@@ -16,7 +16,7 @@ use karst_rt::{
     process::trim_memory,
     ready::{Blocker, Ready},
 };
-use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
+use karst_xds::client::{StreamEnd, Update, Wanted, XdsSubscriber};
 use std::{fmt::Display, sync::Arc};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -34,6 +34,14 @@ pub trait ApplyResource: Clone {
     fn remove(&mut self, type_url: &str, name: &str);
     /// A whole update is applied; this takes the place of `before`.
     fn applied(&mut self, _before: &Self) {}
+    /// From now on it is told what there is of a name, where only what is asked for is.
+    fn put_name(&mut self, _name: Name, _mark: Arc<Mark>) {}
+    /// From now on it is not.
+    fn remove_name(&mut self, _name: &Name) {}
+    /// Is there anything of a name?
+    fn has(&self, _name: &Name) -> bool {
+        false
+    }
 }
 
 /// Why a resource of the mesh is refused.
@@ -66,6 +74,15 @@ impl ApplyResource for Snapshot {
             _ => self.remove_policy(name),
         }
     }
+    fn put_name(&mut self, name: Name, mark: Arc<Mark>) {
+        Snapshot::put_name(self, name, mark);
+    }
+    fn remove_name(&mut self, name: &Name) {
+        Snapshot::remove_name(self, name);
+    }
+    fn has(&self, name: &Name) -> bool {
+        Snapshot::has(self, name)
+    }
 }
 
 /// The one writer of a state.
@@ -96,6 +113,18 @@ impl<S> StateWriter<S> {
     ) -> Self {
         let missing = needed.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
         Self { remote, state, missing, configured, stream, discovery, asker, trimmer: Trimmer::new(trim_memory) }
+    }
+}
+
+impl<S: ApplyResource> StateWriter<S> {
+    /// What is not followed any more is unknown from now on.
+    fn forget<'a>(&self, names: impl IntoIterator<Item = &'a Name>) {
+        let mut names = names.into_iter().peekable();
+        if names.peek().is_some() {
+            let mut state = S::clone(&self.state.borrow());
+            names.for_each(|name| state.remove_name(name));
+            self.state.send_replace(Arc::new(state));
+        }
     }
 }
 
@@ -135,17 +164,36 @@ impl<S: ApplyResource> XdsSubscriber for StateWriter<S> {
         vec![("clusterid".into(), self.remote.cluster_id.clone())]
     }
     fn connected(&self) {
+        self.asker.connected();
         self.stream.send_replace(true);
     }
-    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
-        (ADDRESS_TYPE, self.asker.names().await)
+    fn names(&self, type_url: &str) -> Option<Vec<String>> {
+        self.asker.names().filter(|_| type_url == ADDRESS_TYPE)
     }
-    fn answered(&mut self, names: &[String]) {
-        self.asker.answered(names);
+    async fn wanted(&mut self) -> Wanted {
+        let Asks { names, left } = self.asker.wanted().await;
+        // Before the control plane hears of it: what it may tell no more is not taken for all that there is.
+        self.forget(left.iter().map(|(_, name)| name));
+        Wanted { type_url: ADDRESS_TYPE, names, no_more: left.into_iter().map(|(wire, _)| wire).collect() }
+    }
+    fn answered(&mut self, names: &[(String, bool)]) {
+        self.discovery.answered(names.iter().map(|(_, found)| *found));
+        let wires = || names.iter().map(|(wire, _)| wire);
+        let followed = self.asker.follow(wires());
+        if !followed.is_empty() {
+            let mut state = S::clone(&self.state.borrow());
+            followed.into_iter().for_each(|(name, mark)| state.put_name(name, mark));
+            let gone = self.asker.shrink(|name| state.has(name));
+            gone.iter().for_each(|name| state.remove_name(name));
+            self.state.send_replace(Arc::new(state));
+        }
+        self.asker.answered(wires());
     }
     fn ended(&self, why: StreamEnd) {
         self.stream.send_replace(false);
-        self.asker.forget();
+        let state = self.state.borrow().clone();
+        let gone = self.asker.disconnected(|name| state.has(name));
+        self.forget(&gone);
         self.discovery.ended(why);
     }
     fn received(&self, type_url: &str, bytes: usize) {

@@ -133,6 +133,12 @@ impl Tracked {
         }
     }
 
+    /// Bytes that it takes, without the names and what the maps of its cells have.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.live.capacity() * size_of::<Tick>() + self.refusals.capacity() * size_of::<Refusal>()
+    }
+
     /// The sum of what is live.
     pub(crate) fn live(&self) -> Cell {
         let mut sum = Cell::default();

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 /// An edge of which nothing was seen for this long is not shown, in milliseconds.
 const OLD: u64 = 300_000;
+/// Id of the one node that stands for all ends whose names are not shown. No end has it ([`End::id`]).
+pub(crate) const HIDDEN: &str = "hidden";
 
 /// Who talks to whom.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -154,13 +156,24 @@ impl Edge {
     }
 }
 
+impl Node {
+    pub(crate) fn of(end: &End, kind: Kind) -> Self {
+        Self { id: end.id(), kind, namespace: end.namespace.to_string(), name: end.name.to_string() }
+    }
+
+    /// In the place of all whose names are not shown.
+    pub(crate) fn hidden() -> Self {
+        let (id, name) = (HIDDEN.into(), "other namespaces".into());
+        Self { id, kind: Kind::Outside, namespace: String::new(), name }
+    }
+}
+
 /// The ends of these edges, each once.
-pub(crate) fn nodes<'a>(edges: impl Iterator<Item = &'a Tracked>, kind: &dyn Fn(&End) -> Kind) -> Vec<Node> {
+pub(crate) fn nodes<'a>(edges: impl Iterator<Item = &'a Tracked>, node: &dyn Fn(&End) -> Node) -> Vec<Node> {
     let mut all = BTreeMap::new();
     for end in edges.flat_map(|edge| [&edge.between.source, &edge.between.destination]) {
-        let node =
-            || Node { id: end.id(), kind: kind(end), namespace: end.namespace.to_string(), name: end.name.to_string() };
-        all.entry(end.id()).or_insert_with(node);
+        let node = node(end);
+        all.entry(node.id.clone()).or_insert(node);
     }
     all.into_values().collect()
 }

@@ -27,6 +27,10 @@ pub(crate) struct Row {
     p99: f32,
 }
 
+/// Bytes of one.
+#[cfg(test)]
+pub(crate) const ROW: usize = size_of::<Row>();
+
 /// A slot as it is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -85,7 +85,7 @@ pub(crate) enum Protocol {
 }
 
 /// `unknown`, `-` and nothing are the same: not known.
-fn known(value: &str) -> Option<&str> {
+pub(crate) fn known(value: &str) -> Option<&str> {
     let cut = value.get(..value.floor_char_boundary(MAX_VALUE.min(value.len()))).unwrap_or_default();
     (!matches!(cut, "" | "unknown" | "-")).then_some(cut)
 }

@@ -38,6 +38,14 @@ impl Counters {
     }
 }
 
+#[cfg(test)]
+impl Counters {
+    /// Bytes that they take: of each an entry and a byte of the table's own.
+    pub(crate) fn bytes(&self) -> usize {
+        self.last.capacity() * (size_of::<(u64, Last)>() + 1)
+    }
+}
+
 /// A page that is being taken in.
 pub(crate) struct Round<'a> {
     counters: &'a mut Counters,

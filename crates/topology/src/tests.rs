@@ -1,8 +1,8 @@
 //! Pages of several proxies at successive times, and the graph that comes of them.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
-use crate::{Edge, Kind, Topology, graph::Mtls};
-use karst_flows::Page;
+use crate::{Edge, Kind, Sight, Topology, View, cell::BOUNDS, graph::Mtls, history::ROW, namespaces};
+use karst_flows::{Page, Verdict};
 use std::fmt::Write;
 
 const SECOND: u64 = 1000;
@@ -274,4 +274,188 @@ fn the_time_line_goes_on_and_old_edges_are_forgotten() {
     assert_eq!(topology.total(None).points.last().unwrap().rate, 10.0);
     let spark = topology.sparks()[&edge.id].clone();
     assert!(spark.len() == 60 && (spark[59] - 10.0).abs() < 0.01 && (spark[3] - 10.0).abs() < 0.01, "{spark:?}");
+}
+
+/// As proxies count refusals for Prometheus.
+fn refusals(by: &str, caller: &str, to: &str, service: &str, policy: &str, count: u64) -> String {
+    let (namespace, workload) = to.split_once('/').unwrap();
+    let protocol = if by == "ztunnel" { "tcp" } else { "http" };
+    format!(
+        "karst_policy_refusals_total{{by=\"{by}\",source_principal=\"{caller}\",destination_workload=\"{workload}\",\
+         destination_workload_namespace=\"{namespace}\",destination_service=\"{service}\",request_protocol=\"{protocol}\",\
+         policy=\"{policy}\"}} {count}\n"
+    )
+}
+
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const BATCH: &str = "spiffe://cluster.local/ns/jobs/sa/batch";
+
+/// Six rounds, with metrics and no books.
+fn by_metrics(page: impl Fn(u64) -> String) -> Topology {
+    let mut topology = Topology::without_books();
+    for round in 0..6 {
+        let now = START + round * 2 * SECOND;
+        topology.read("z", &page(round), now).unwrap();
+        topology.settle(now);
+    }
+    topology
+}
+
+#[test]
+fn refusals_are_those_of_the_metrics_where_no_book_is_read() {
+    let page = |round: u64| {
+        call("destination", "shop/web-v3", "shop/reviews-v1").connections(round, 0, "-")
+            + &refusals("ztunnel", WEB, "shop/reviews-v1", REVIEWS, "shop/no-web", 7 + round * 4)
+            + &refusals("waypoint", BATCH, "shop/unknown", REVIEWS, "-", 3 + round * 2)
+            + &refusals("ztunnel", "unknown", "shop/reviews-v1", REVIEWS, "shop/$(reboot)", round)
+    };
+    let graph = by_metrics(page).graph(None);
+    let refused: Vec<&Edge> = graph.edges.iter().filter(|edge| edge.refused > 0.0).collect();
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    let of = |source: &str| {
+        let edge = refused.iter().find(|edge| edge.source == source).unwrap();
+        (edge.refused, edge.refusals[0].clone())
+    };
+    let (rate, l4) = of("shop/web-v3");
+    assert_eq!((rate, l4.policy.as_str(), l4.count, l4.requests), (2.0, "shop/no-web", 27, false));
+    assert_eq!((l4.verdict, l4.caller.as_str(), l4.port, l4.last), (Verdict::Denied, WEB, 0, START / SECOND + 10));
+    let (rate, l7) = of("jobs/batch");
+    assert_eq!((rate, l7.policy.as_str(), l7.verdict, l7.requests), (1.0, "", Verdict::NotAllowed, true));
+    // Whoever reads the book has the same refusals there.
+    let with_books = run(6, |round| vec![("z", page(round))]);
+    assert!(with_books.graph(None).edges.iter().all(|edge| edge.refused == 0.0 && edge.refusals.is_empty()));
+}
+
+/// What is seen by whoever may look into these.
+fn sight(names: &[&str]) -> Sight {
+    Sight::Of(names.iter().map(|name| (*name).into()).collect())
+}
+
+/// Calls within and between namespaces, to outside and from there, and refusals of policies in two namespaces.
+fn several_namespaces() -> Topology {
+    by_metrics(|round| {
+        let of =
+            |from, to, service: &'static str| Call { service, ..call("destination", from, to) }.requests(round * 20);
+        let leaves = Call { service: "api.example.com", ..call("source", "shop/web", "unknown") };
+        of("shop/web", "shop/reviews-v1", REVIEWS)
+            + &of("jobs/batch", "shop/reviews-v1", REVIEWS)
+            + &of("shop/web", "bank/ledger", "ledger.bank.svc.cluster.local")
+            + &of("jobs/batch", "bank/ledger", "ledger.bank.svc.cluster.local")
+            + &of("unknown/unknown", "shop/web", "web.shop.svc.cluster.local")
+            + &leaves.requests(round * 20)
+            + &refusals("waypoint", BATCH, "shop/reviews-v1", REVIEWS, "shop/closed", round)
+            + &refusals("ztunnel", BATCH, "shop/web", "web.shop.svc.cluster.local", "istio-system/root-rule", round)
+            + &refusals("ztunnel", WEB, "bank/ledger", "ledger.bank.svc.cluster.local", "bank/no-shop", round)
+    })
+}
+
+#[test]
+fn all_is_seen_by_whoever_may_look_into_all() {
+    let topology = several_namespaces();
+    let view = View::new(&topology, &Sight::All);
+    for namespace in [None, Some("shop"), Some("bank")] {
+        assert_eq!(view.graph(namespace), topology.graph(namespace), "{namespace:?}");
+        assert_eq!(view.total(namespace), topology.total(namespace), "{namespace:?}");
+    }
+    assert_eq!(view.sparks(), topology.sparks());
+    let known = namespaces(&topology);
+    assert_eq!(known.iter().map(|name| &**name).collect::<Vec<_>>(), ["bank", "istio-system", "jobs", "shop"]);
+}
+
+#[test]
+fn of_a_namespace_that_one_may_not_look_into_nothing_is_told() {
+    let topology = several_namespaces();
+    let shop = sight(&["shop"]);
+    let graph = View::new(&topology, &shop).graph(None);
+    let all: Vec<(&str, &str, &str)> =
+        graph.edges.iter().map(|edge| (&*edge.source, &*edge.target, &*edge.service)).collect();
+    for wanted in [
+        ("shop/web", "shop/reviews-v1", REVIEWS),
+        ("hidden", "shop/reviews-v1", REVIEWS),
+        ("shop/web", "hidden", ""),
+        ("outside", "shop/web", "web.shop.svc.cluster.local"),
+        ("shop/web", "outside:api.example.com", "api.example.com"),
+    ] {
+        assert!(all.contains(&wanted), "{wanted:?} in {all:?}");
+    }
+    assert!(!all.iter().any(|(source, target, _)| source == target), "nobody's own edges: {all:?}");
+    // In no field, wherever it may be added.
+    let text = serde_json::to_string(&graph).unwrap();
+    for secret in ["jobs", "batch", "bank", "ledger", "istio-system", "root-rule", "no-shop"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+    assert_eq!(graph.nodes.iter().filter(|node| node.id == "hidden").count(), 1, "one for all");
+    let policies: Vec<&str> =
+        graph.edges.iter().flat_map(|edge| &edge.refusals).map(|refusal| &*refusal.policy).collect();
+    assert!(policies.contains(&"shop/closed") && policies.contains(&"one of another namespace"), "{policies:?}");
+    // Whoever called is not told why: that is the business of who was called.
+    let called = graph.edges.iter().find(|edge| edge.source == "shop/web" && edge.target == "hidden").unwrap();
+    assert!(called.refused > 0.0 && called.refusals.is_empty(), "{called:?}");
+    let both = sight(&["shop", "jobs"]);
+    assert!(serde_json::to_string(&View::new(&topology, &both).graph(None)).unwrap().contains(BATCH));
+}
+
+#[test]
+fn edges_sums_and_time_lines_are_of_what_is_seen() {
+    let mut topology = several_namespaces();
+    // A slot of the time line has ended.
+    topology.settle(START + 20 * SECOND);
+    let (shop, none) = (sight(&["shop"]), sight(&[]));
+    let (view, blind) = (View::new(&topology, &shop), View::new(&topology, &none));
+    let whole = topology.graph(None);
+    let (seen, hidden): (Vec<&Edge>, Vec<&Edge>) =
+        whole.edges.iter().partition(|edge| edge.source.starts_with("shop/") || edge.target.starts_with("shop/"));
+    assert!(!seen.is_empty() && !hidden.is_empty());
+    for edge in &seen {
+        assert!(view.edge_now(edge.id).is_some() && view.history(edge.id).is_some(), "{edge:?}");
+        assert!(blind.edge_now(edge.id).is_none() && blind.history(edge.id).is_none(), "{edge:?}");
+    }
+    for edge in &hidden {
+        assert!(view.edge_now(edge.id).is_none() && view.history(edge.id).is_none(), "{edge:?}");
+    }
+    let ids: Vec<u32> = view.sparks().into_keys().collect();
+    assert!(!ids.is_empty() && ids.iter().all(|id| seen.iter().any(|edge| edge.id == *id)), "{ids:?}");
+    let calls = |view: &View<'_>, namespace| view.total(namespace).points.iter().map(|point| point.rate).sum::<f64>();
+    assert!(calls(&view, None) > 0.0 && calls(&view, None) < calls(&View::new(&topology, &Sight::All), None));
+    assert_eq!(calls(&view, Some("shop")), calls(&view, None));
+    // Neither says which of the ends without a name are in a namespace.
+    for namespace in ["bank", "jobs", "nowhere"] {
+        assert!(view.graph(Some(namespace)).edges.is_empty(), "{namespace}");
+        assert!(view.total(Some(namespace)).points.is_empty(), "{namespace}");
+    }
+    assert!(blind.graph(None).nodes.is_empty() && blind.sparks().is_empty() && calls(&blind, None) == 0.0);
+}
+
+/// As the page in the cluster reads: every 5 s, both sides of 2,500 edges, each of which has calls all the time.
+#[test]
+fn an_hour_of_a_thousand_services_fits_in_48_mib_with_all_that_is_beside_it() {
+    let mut topology = Topology::without_books();
+    for round in 0..4 {
+        let now = START + round * 5 * SECOND;
+        for reporter in ["source", "destination"] {
+            topology.read(reporter, &thousand_services(reporter, round * 10), now).unwrap();
+        }
+        topology.settle(now);
+    }
+    let (edges, beside) = (topology.graph(None).edges.len(), topology.bytes());
+    assert_eq!(edges, 2500);
+    // How the time line grows and ends is proven in `history`.
+    let line = 360 * edges * ROW;
+    assert!(line <= 32 << 20 && line + beside <= 48 << 20, "{line} bytes of time line, {beside} beside it");
+}
+
+/// A page of 1,000 services, each with 2.5 callers.
+fn thousand_services(reporter: &str, count: u64) -> String {
+    let mut page = String::new();
+    for edge in 0..2500 {
+        let (from, to) = (format!("shop/caller-{}", edge % 700), format!("shop/service-{}", edge % 1000));
+        let of = Call { reporter, from: &from, to: &to, service: REVIEWS, code: 200 };
+        let labels = format!("{},request_protocol=\"http\",response_code=\"200\"", of.labels());
+        let _ = writeln!(page, "istio_requests_total{{{labels}}} {count}");
+        for bound in BOUNDS {
+            let le = if bound.is_finite() { bound.to_string() } else { "+Inf".into() };
+            let _ = writeln!(page, "istio_request_duration_milliseconds_bucket{{{labels},le=\"{le}\"}} {count}");
+        }
+    }
+    page
 }

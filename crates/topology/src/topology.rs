@@ -3,7 +3,7 @@
 use crate::{
     cell::is_error,
     edge::{Tracked, WINDOW},
-    graph::{self, Graph},
+    graph::{self, Graph, Node},
     history::{History, Line, Point, Row, SLOT},
     place::{Between, End, Kind, Labels},
     refusal::{self, Refusal},
@@ -24,13 +24,14 @@ const FORGET: u64 = 3_610_000;
 const SPARK: u64 = 60;
 
 /// The series that are read.
-const WANTED: [&str; 6] = [
+const WANTED: [&str; 7] = [
     "istio_requests_total",
     "istio_request_duration_milliseconds_bucket",
     "istio_tcp_connections_opened_total",
     "istio_tcp_connections_failed_total",
     "istio_tcp_sent_bytes_total",
     "istio_tcp_received_bytes_total",
+    refusal::COUNTER,
 ];
 
 /// Edges and nodes, from what proxies tell. Times are in milliseconds since 1970, as the caller has them.
@@ -48,6 +49,8 @@ pub struct Topology {
     /// When each round was settled that is in the live window, and how long it was.
     rounds: VecDeque<(u64, u64)>,
     dropped: u64,
+    /// Nobody reads books of flows: refusals are those of the metrics.
+    without_books: bool,
 }
 
 #[derive(Default)]
@@ -60,6 +63,12 @@ impl Topology {
     /// Nothing is known.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same for a reader who has metrics only, and no books of flows: what policies have refused is taken from them, too. (A
+    /// reader who has both would count it twice.)
+    pub fn without_books() -> Self {
+        Self { without_books: true, ..Self::default() }
     }
 
     /// Which workloads (namespace, name) are gateways and waypoints.
@@ -81,6 +90,7 @@ impl Topology {
             match by {
                 0 if round.is_first() => self.learn(sample),
                 0 => {}
+                by if sample.name == refusal::COUNTER => self.count_refused(sample, value, by, now),
                 by => self.count(sample, by, now),
             }
         }
@@ -161,6 +171,18 @@ impl Topology {
         edge.protocol = edge.protocol.max(labels.protocol);
     }
 
+    fn count_refused(&mut self, sample: &Sample<'_>, all: u64, by: u64, now: u64) {
+        if !self.without_books {
+            return;
+        }
+        let Some(refused) = refusal::Refused::read(sample, all, now / 1000) else { return };
+        let Some(id) = self.edge_of(refused.between, &refused.identity, now) else { return };
+        if let Some(edge) = self.edges.get_mut(&id) {
+            edge.refuse(refused.refusal);
+            edge.refused += by;
+        }
+    }
+
     /// The edge between two ends; it is made if there is room.
     fn edge(&mut self, between: &Between, now: u64) -> Option<u32> {
         if let Some(id) = self.by_ends.get(between) {
@@ -184,7 +206,7 @@ impl Topology {
         for flow in flows {
             let by = round.growth(&flow.key, flow.count);
             let Some(refusal) = Refusal::of(flow) else { continue };
-            let Some(id) = self.edge_of(flow, now) else { continue };
+            let Some(id) = self.edge_of(refusal::between(flow), refusal::identity(flow), now) else { continue };
             if let Some(edge) = self.edges.get_mut(&id) {
                 edge.refuse(refusal);
                 edge.refused += by;
@@ -196,9 +218,8 @@ impl Topology {
         }
     }
 
-    /// The edge that a flow belongs to: of its caller's identity, to its workload or, at a waypoint, its service.
-    fn edge_of(&mut self, flow: &Flow, now: u64) -> Option<u32> {
-        let (mut wanted, identity) = (refusal::between(flow), refusal::identity(flow));
+    /// The edge that a refusal belongs to: of its caller's identity, to its workload or, at a waypoint, its service.
+    fn edge_of(&mut self, mut wanted: Between, identity: &str, now: u64) -> Option<u32> {
         if let Some(source) = self.callers.get(identity) {
             wanted.source = source.clone();
         }
@@ -279,26 +300,48 @@ impl Topology {
 
     /// The graph as it is now. `namespace`: only edges that begin or end there.
     pub fn graph(&self, namespace: Option<&str>) -> Graph {
-        let now = self.rounds.back().map_or(0, |(at, _)| *at);
-        let seconds = self.rounds.iter().map(|(_, took)| *took).sum::<u64>() as f64 / 1000.0;
-        let wanted = self.edges.iter().filter(|(_, edge)| is_in(edge, namespace));
-        let edges = wanted.map(|(id, edge)| graph::Edge::live(*id, edge, seconds, now, &|end| self.kind(end)));
-        let edges: Vec<graph::Edge> = edges.filter(|edge| !edge.is_old).collect();
+        self.assemble(self.live(|edge| is_in(edge, namespace)), &|end| Node::of(end, self.kind(end)))
+    }
+
+    /// The wanted edges as they are now, but for old ones.
+    pub(crate) fn live(&self, wanted: impl Fn(&Tracked) -> bool) -> Vec<(&Tracked, graph::Edge)> {
+        let (now, seconds) = self.window();
+        let found = self.edges.iter().filter(|(_, edge)| wanted(edge));
+        let live = found.map(|(id, edge)| (edge, graph::Edge::live(*id, edge, seconds, now, &|end| self.kind(end))));
+        live.filter(|(_, edge)| !edge.is_old).collect()
+    }
+
+    /// A graph of these edges.
+    pub(crate) fn assemble(&self, live: Vec<(&Tracked, graph::Edge)>, node: &dyn Fn(&End) -> Node) -> Graph {
         Graph {
-            at: now,
+            at: self.window().0,
             since: self.line.since(),
             dropped: self.dropped,
-            nodes: graph::nodes(edges.iter().filter_map(|edge| self.edges.get(&edge.id)), &|end| self.kind(end)),
-            edges,
+            nodes: graph::nodes(live.iter().map(|(edge, _)| *edge), node),
+            edges: live.into_iter().map(|(_, edge)| edge).collect(),
         }
+    }
+
+    /// When the last round was settled, and how long the live window is, in seconds.
+    fn window(&self) -> (u64, f64) {
+        let now = self.rounds.back().map_or(0, |(at, _)| *at);
+        (now, self.rounds.iter().map(|(_, took)| *took).sum::<u64>() as f64 / 1000.0)
     }
 
     /// One edge; None: there is none of that number.
     pub fn edge_now(&self, id: u32) -> Option<graph::Edge> {
-        let edge = self.edges.get(&id)?;
-        let now = self.rounds.back().map_or(0, |(at, _)| *at);
-        let seconds = self.rounds.iter().map(|(_, took)| *took).sum::<u64>() as f64 / 1000.0;
-        Some(graph::Edge::live(id, edge, seconds, now, &|end| self.kind(end)))
+        self.one(id).map(|(_, edge)| edge)
+    }
+
+    /// One edge, as it is kept and as it is now.
+    pub(crate) fn one(&self, id: u32) -> Option<(&Tracked, graph::Edge)> {
+        let (edge, (now, seconds)) = (self.edges.get(&id)?, self.window());
+        Some((edge, graph::Edge::live(id, edge, seconds, now, &|end| self.kind(end))))
+    }
+
+    /// All edges, old ones too.
+    pub(crate) fn tracked(&self) -> impl Iterator<Item = &Tracked> {
+        self.edges.values()
     }
 
     /// The last hour of one edge.
@@ -309,7 +352,12 @@ impl Topology {
     /// The last hour of all edges that begin or end in a namespace. Hops to and from waypoints are left out: what passes them is
     /// told by the waypoint.
     pub fn total(&self, namespace: Option<&str>) -> History {
-        self.line.sum(|id| self.edges.get(&id).is_some_and(|edge| is_in(edge, namespace) && !self.is_hop(edge)))
+        self.sum(|edge| is_in(edge, namespace))
+    }
+
+    /// The same of the wanted edges.
+    pub(crate) fn sum(&self, wanted: impl Fn(&Tracked) -> bool) -> History {
+        self.line.sum(|id| self.edges.get(&id).is_some_and(|edge| wanted(edge) && !self.is_hop(edge)))
     }
 
     /// Of each edge, requests (else connections) per second in each of the last 60 minutes, the newest last.
@@ -331,8 +379,15 @@ impl Topology {
         [&edge.between.source, &edge.between.destination].iter().any(|end| self.kind(end) == Kind::Waypoint)
     }
 
-    fn kind(&self, end: &End) -> Kind {
+    pub(crate) fn kind(&self, end: &End) -> Kind {
         kind_of(&self.kinds, end)
+    }
+
+    /// Bytes that all of it takes, without the allocator's own and the names.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let counters = self.proxies.values().map(|proxy| proxy.counters.bytes() + proxy.flows.bytes()).sum::<usize>();
+        self.line.bytes() + self.edges.values().map(Tracked::bytes).sum::<usize>() + counters
     }
 }
 
@@ -346,7 +401,8 @@ fn kind_of(kinds: &HashMap<(String, String), Kind>, end: &End) -> Kind {
     }
 }
 
-fn is_in(edge: &Tracked, namespace: Option<&str>) -> bool {
+/// Does it begin or end in the namespace? None: any.
+pub(crate) fn is_in(edge: &Tracked, namespace: Option<&str>) -> bool {
     let ends = [&edge.between.source, &edge.between.destination];
     namespace.is_none_or(|name| ends.iter().any(|end| &*end.namespace == name))
 }

@@ -1,11 +1,16 @@
 //! The subscriber's side: one stream for all types, reconnected with jitter, resumed by the versions that are held.
 
+use futures_util::{Stream, StreamExt};
 use karst_api::ads::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status as WireStatus,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use karst_rt::backoff::Backoff;
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    time::Duration,
+};
 use tokio::sync::mpsc;
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
@@ -15,6 +20,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_CAP: Duration = Duration::from_secs(15);
 /// A stream that lasted this long counts as a success: the next reconnect starts from the first pause again.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
+/// A name that nothing has. It is asked for beside names that are asked for no more: when it is answered, what was told for those is
+/// gone, and none of that is taken for an answer to who asks for one of them again. And it is asked for beside all names where only
+/// these are told: a change that was under way may have one of these names, and is not all that there is of it.
+const BARRIER: &str = "~";
 /// Largest response that is accepted (Istio: 200 MiB).
 const MAX_MESSAGE: usize = 200 << 20;
 
@@ -44,6 +53,17 @@ pub enum StreamEnd {
     Complete,
 }
 
+/// Names that are asked for, and names that are asked for no more.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Type of the resources.
+    pub type_url: &'static str,
+    /// Each is answered by the resource or as removed.
+    pub names: Vec<String>,
+    /// What only these have named is told as removed.
+    pub no_more: Vec<String>,
+}
+
 /// What the owner of a client provides.
 pub trait XdsSubscriber {
     /// Why the server cannot be connected to.
@@ -61,13 +81,18 @@ pub trait XdsSubscriber {
     fn connected(&self) {}
     /// A stream has ended.
     fn ended(&self, _why: StreamEnd) {}
-    /// Waits until resources are to be asked for by name, besides everything: their type and names. Each is answered by the
-    /// resource or as removed; until all are, nothing more is asked for. Must not lose anything when it is dropped.
-    fn wanted(&mut self) -> impl Future<Output = (&'static str, Vec<String>)> {
+    /// The names of a type that a stream that begins is to ask for, in place of everything. None: everything.
+    fn names(&self, _type_url: &str) -> Option<Vec<String>> {
+        None
+    }
+    /// Waits until resources are to be asked for by name, in place of everything or besides: until all are answered, nothing more
+    /// is asked for. Must not lose anything when it is dropped.
+    fn wanted(&mut self) -> impl Future<Output = Wanted> {
         std::future::pending()
     }
-    /// These names, which were asked for, are answered; what the answer says has been applied.
-    fn answered(&mut self, _names: &[String]) {}
+    /// These names, which were asked for, are answered; what the answer says, all of it, has been applied. Whether there is
+    /// anything of a name is told, too. A name whose resources were refused is never answered.
+    fn answered(&mut self, _names: &[(String, bool)]) {}
     /// A message was received: its type and size in bytes.
     fn received(&self, _type_url: &str, _bytes: usize) {}
 }
@@ -75,8 +100,10 @@ pub trait XdsSubscriber {
 /// The version of a resource, as the server has called it. Of thousands of resources it is kept until a reconnect: a hash takes no
 /// more than it must (ours and istiod's are, in hexadecimal).
 #[derive(Clone, Debug, PartialEq)]
-enum Version {
+pub enum Version {
+    /// One that reads as it was written.
     Hash(u64),
+    /// Any other.
     Text(Box<str>),
 }
 
@@ -98,13 +125,15 @@ impl fmt::Display for Version {
     }
 }
 
-/// The resources of a type that are held, by name.
-type Held = HashMap<Box<str>, Version>;
+/// The versions of the resources of a type that are held, by name.
+type Versions = HashMap<Box<str>, Version>;
+/// What is held, by type.
+pub type Held = HashMap<&'static str, Versions>;
 
 /// Subscribes to all resources of the types, for ever.
 pub async fn run<H: XdsSubscriber>(mut subscriber: H, mut node: Node, types: &'static [&'static str]) {
     node.client_features.push(crate::PARTS.into());
-    let mut held: HashMap<&'static str, Held> = HashMap::new();
+    let mut held = Held::new();
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let began = tokio::time::Instant::now();
@@ -153,22 +182,16 @@ async fn stream<H: XdsSubscriber>(
     subscriber: &mut H,
     node: &Node,
     types: &'static [&'static str],
-    held: &mut HashMap<&'static str, Held>,
+    held: &mut Held,
 ) -> Result<(), Failed> {
     let channel = subscriber.connect().await.map_err(|e| Failed::Connect(e.to_string()))?;
     let token = subscriber.token().map_err(|e| Failed::Connect(e.to_string()))?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let (first, mut asked) = begin(subscriber, node, types, held);
     // Acknowledgements: one for each response, plus the first requests.
     let (tx, rx) = mpsc::channel(16);
-    for type_url in types {
-        let versions = held.get(type_url).into_iter().flatten();
-        let first = DeltaDiscoveryRequest {
-            node: Some(node.clone()),
-            type_url: type_url.to_string(),
-            initial_resource_versions: versions.map(|(name, v)| (name.to_string(), v.to_string())).collect(),
-            ..Default::default()
-        };
-        let _ = tx.send(first).await;
+    for request in first {
+        let _ = tx.send(request).await;
     }
     let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(rx));
     let mut headers = subscriber.headers();
@@ -180,40 +203,98 @@ async fn stream<H: XdsSubscriber>(
             MetadataValue::try_from(v).map_err(|_| Failed::Connect(format!("value of header {k:?} is not valid")))?;
         request.metadata_mut().insert(key, value);
     }
-    let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
+    let responses = client.delta_aggregated_resources(request).await?.into_inner();
     subscriber.connected();
     tracing::info!("configuration stream is up");
+    Ok(exchange(subscriber, types, held, &mut asked, (tx, responses)).await?)
+}
+
+/// What a stream begins with: a request for each type, and what the requests ask for by name.
+pub fn begin<H: XdsSubscriber>(
+    subscriber: &H,
+    node: &Node,
+    types: &'static [&'static str],
+    held: &Held,
+) -> (Vec<DeltaDiscoveryRequest>, PendingSubscription) {
     let mut asked = PendingSubscription::default();
+    let first = |type_url: &&'static str| {
+        let versions = held.get(type_url).into_iter().flatten();
+        let mut first = DeltaDiscoveryRequest {
+            node: Some(node.clone()),
+            type_url: type_url.to_string(),
+            initial_resource_versions: versions.map(|(name, v)| (name.to_string(), v.to_string())).collect(),
+            ..Default::default()
+        };
+        if let Some(names) = subscriber.names(type_url) {
+            // Everything, and then not: so even without a name it is not read as a request for everything.
+            first.resource_names_subscribe = names.iter().cloned().chain(["*".into()]).collect();
+            first.resource_names_unsubscribe = vec!["*".into()];
+            asked = PendingSubscription::new(type_url, names);
+        }
+        first
+    };
+    (types.iter().map(first).collect(), asked)
+}
+
+/// A stream that has begun, to its end, over whatever carries its messages.
+///
+/// # Errors
+/// The server's, for which it has ended.
+pub async fn exchange<H: XdsSubscriber>(
+    subscriber: &mut H,
+    types: &'static [&'static str],
+    held: &mut Held,
+    asked: &mut PendingSubscription,
+    (requests, mut responses): (
+        mpsc::Sender<DeltaDiscoveryRequest>,
+        impl Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Unpin,
+    ),
+) -> Result<(), tonic::Status> {
+    // The types of which only what is asked for is told.
+    let by_name: Vec<&str> = types.iter().copied().filter(|type_url| subscriber.names(type_url).is_some()).collect();
     loop {
         let response = tokio::select! {
-            response = responses.message() => match response? {
-                Some(response) => response,
+            response = responses.next() => match response {
+                Some(response) => response?,
                 None => return Ok(()),
             },
-            (type_url, names) = subscriber.wanted(), if asked.names.is_empty() => {
-                asked = PendingSubscription { type_url, names: names.clone() };
+            Wanted { type_url, mut names, no_more } = subscriber.wanted(), if asked.is_answered() => {
+                let has_barrier = !no_more.is_empty() || by_name.contains(&type_url);
+                names.extend(has_barrier.then(|| BARRIER.to_string()));
+                *asked = PendingSubscription::new(type_url, names.clone());
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
                     resource_names_subscribe: names,
+                    resource_names_unsubscribe: no_more,
                     ..Default::default()
                 };
-                if tx.send(ask).await.is_err() {
+                if requests.send(ask).await.is_err() {
                     return Ok(());
                 }
                 continue;
             }
         };
         subscriber.received(&response.type_url, prost::Message::encoded_len(&response));
-        let answered = asked.answered(&response);
-        let nonce = response.nonce.clone();
-        let (type_url, error) = match types.iter().find(|type_url| **type_url == response.type_url) {
+        asked.note(&response);
+        let (nonce, more) = (response.nonce.clone(), response.system_version_info == crate::MORE);
+        let (type_url, refused) = match types.iter().find(|type_url| **type_url == response.type_url) {
             Some(t) => (t.to_string(), take(subscriber, held.entry(t).or_default(), response)),
-            None => (response.type_url.clone(), Some(format!("type {:?} was not asked for", response.type_url))),
+            None => {
+                let why = format!("type {:?} was not asked for", response.type_url);
+                (response.type_url.clone(), vec![(response.type_url, why)])
+            }
         };
+        refused.iter().for_each(|(name, _)| asked.refuse(name));
+        // What belongs to a name may be in any part of its answer.
+        let answered = if more { vec![] } else { asked.answered(&type_url) };
         if !answered.is_empty() {
             subscriber.answered(&answered);
         }
-        let error_detail = error.map(|message| {
+        // Who is told of everything has asked besides: that subscription has done its work.
+        let is_done = !by_name.contains(&type_url.as_str());
+        let done = answered.into_iter().filter(|_| is_done).map(|(name, _)| name).collect();
+        let error_detail = (!refused.is_empty()).then(|| {
+            let message = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ");
             tracing::warn!(error = message, "refused configuration; the last good state stays in force");
             WireStatus { code: tonic::Code::InvalidArgument as i32, message, details: vec![] }
         });
@@ -221,39 +302,86 @@ async fn stream<H: XdsSubscriber>(
             type_url,
             response_nonce: nonce,
             error_detail,
-            resource_names_unsubscribe: answered,
+            resource_names_unsubscribe: done,
             ..Default::default()
         };
-        if tx.send(ack).await.is_err() {
+        if requests.send(ack).await.is_err() {
             return Ok(());
         }
     }
 }
 
 /// What is asked for by name and not answered yet.
-#[derive(Default)]
-struct PendingSubscription {
+#[derive(Debug, Default)]
+pub struct PendingSubscription {
     type_url: &'static str,
-    names: Vec<String>,
+    names: HashSet<String>,
+    /// Of these, those that a part of an answer has named, by what it has named for them. Empty: there is nothing.
+    noted: HashMap<String, Vec<String>>,
+    /// Resources that were refused.
+    refused: HashSet<String>,
 }
 
 impl PendingSubscription {
-    /// Takes out the names that this answers: their subscription has done its work.
-    fn answered(&mut self, response: &DeltaDiscoveryResponse) -> Vec<String> {
-        if response.type_url != self.type_url {
+    fn new(type_url: &'static str, names: Vec<String>) -> Self {
+        Self { type_url, names: names.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Is nothing open?
+    fn is_answered(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Notes which names a response, or a part of one, answers.
+    fn note(&mut self, response: &DeltaDiscoveryResponse) {
+        if response.type_url != self.type_url || self.names.is_empty() {
+            return;
+        }
+        for resource in &response.resources {
+            for name in [&resource.name].into_iter().chain(&resource.aliases).filter(|name| self.names.contains(*name))
+            {
+                self.noted.entry(name.clone()).or_default().push(resource.name.clone());
+            }
+        }
+        for name in response.removed_resources.iter().filter(|name| self.names.contains(*name)) {
+            self.noted.entry(name.clone()).or_default();
+        }
+    }
+
+    fn refuse(&mut self, resource: &str) {
+        if !self.is_answered() {
+            self.refused.insert(resource.into());
+        }
+    }
+
+    /// The names that are answered now, and whether there is anything of them. One that a refused resource has is none: what is
+    /// there is not known. What has come before the barrier is no answer: that comes with it.
+    fn answered(&mut self, type_url: &str) -> Vec<(String, bool)> {
+        if type_url != self.type_url {
             return vec![];
         }
-        let is = |n: &String| {
-            response.removed_resources.contains(n)
-                || response.resources.iter().any(|x| x.name == *n || x.aliases.contains(n))
-        };
-        let (answered, open) = std::mem::take(&mut self.names).into_iter().partition(is);
-        self.names = open;
+        if self.names.contains(BARRIER) && !self.noted.contains_key(BARRIER) {
+            self.noted.clear();
+            self.refused.clear();
+            return vec![];
+        }
+        let mut answered = vec![];
+        for (name, resources) in std::mem::take(&mut self.noted) {
+            self.names.remove(&name);
+            if name != BARRIER && !resources.iter().any(|resource| self.refused.contains(resource)) {
+                answered.push((name, !resources.is_empty()));
+            }
+        }
+        self.refused.clear();
         answered
     }
 }
 
-fn take<H: XdsSubscriber>(subscriber: &mut H, held: &mut Held, response: DeltaDiscoveryResponse) -> Option<String> {
+fn take<H: XdsSubscriber>(
+    subscriber: &mut H,
+    held: &mut Versions,
+    response: DeltaDiscoveryResponse,
+) -> Vec<(String, String)> {
     let mut changed = Vec::with_capacity(response.resources.len());
     let mut refused = Vec::new();
     for resource in response.resources {
@@ -288,10 +416,7 @@ fn take<H: XdsSubscriber>(subscriber: &mut H, held: &mut Held, response: DeltaDi
             held.insert(name, version);
         }
     }
-    if refused.is_empty() {
-        return None;
-    }
-    Some(refused.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "))
+    refused
 }
 
 #[cfg(test)]
@@ -312,22 +437,68 @@ mod tests {
         assert!(size_of::<(Box<str>, Version)>() <= 32);
     }
 
-    #[test]
-    fn what_was_asked_for_is_answered_by_name_by_alias_or_as_removed() {
-        let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let mut asked = PendingSubscription { type_url: "t", names: list(&["a", "b", "c", "d"]) };
-        let answer = |type_url: &str| DeltaDiscoveryResponse {
-            type_url: type_url.into(),
-            resources: vec![
-                Resource { name: "a".into(), ..Default::default() },
-                Resource { name: "x".into(), aliases: list(&["b"]), ..Default::default() },
-            ],
-            removed_resources: list(&["c", "y"]),
+    fn list(v: &[&str]) -> Vec<String> {
+        v.iter().map(ToString::to_string).collect()
+    }
+
+    fn answer(type_url: &str, resources: &[(&str, &[&str])], removed: &[&str]) -> DeltaDiscoveryResponse {
+        let one = |(name, aliases): &(&str, &[&str])| Resource {
+            name: name.to_string(),
+            aliases: list(aliases),
             ..Default::default()
         };
-        assert!(asked.answered(&answer("other")).is_empty());
-        assert_eq!(asked.answered(&answer("t")), ["a", "b", "c"]);
-        assert_eq!(asked.names, ["d"]);
-        assert!(asked.answered(&answer("t")).is_empty());
+        DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            resources: resources.iter().map(one).collect(),
+            removed_resources: list(removed),
+            ..Default::default()
+        }
+    }
+
+    fn sorted(mut all: Vec<(String, bool)>) -> Vec<(String, bool)> {
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn what_was_asked_for_is_answered_by_name_by_alias_or_as_removed() {
+        let mut asked = PendingSubscription::new("t", list(&["a", "b", "c", "d"]));
+        asked.note(&answer("other", &[("d", &[])], &[]));
+        assert!(asked.answered("other").is_empty());
+        asked.note(&answer("t", &[("a", &[]), ("x", &["b"])], &["c", "y"]));
+        let want = [("a", true), ("b", true), ("c", false)].map(|(name, found)| (name.to_string(), found));
+        assert_eq!(sorted(asked.answered("t")), want);
+        assert!(!asked.is_answered() && asked.answered("t").is_empty(), "d is open");
+    }
+
+    #[test]
+    fn what_comes_before_the_barrier_is_no_answer() {
+        let mut asked = PendingSubscription::new("t", list(&["a", "b", BARRIER]));
+        asked.note(&answer("t", &[("x", &["a"])], &["b"]));
+        asked.refuse("x");
+        assert!(asked.answered("t").is_empty() && !asked.is_answered());
+        asked.note(&answer("t", &[("x", &["a"]), ("y", &["a", "b"])], &[BARRIER]));
+        assert_eq!(sorted(asked.answered("t")), [("a".to_string(), true), ("b".to_string(), true)]);
+        assert!(asked.is_answered());
+    }
+
+    #[test]
+    fn parts_of_an_answer_are_one_answer() {
+        let mut asked = PendingSubscription::new("t", list(&["a", "b"]));
+        asked.note(&answer("t", &[("x", &["a"])], &[]));
+        asked.note(&answer("t", &[("a", &[])], &["b"]));
+        assert_eq!(sorted(asked.answered("t")), [("a".to_string(), true), ("b".to_string(), false)]);
+        assert!(asked.is_answered());
+    }
+
+    #[test]
+    fn a_name_of_a_resource_that_is_refused_is_not_answered() {
+        let mut asked = PendingSubscription::new("t", list(&["a", "b"]));
+        asked.note(&answer("t", &[("x", &["a"]), ("b", &[])], &[]));
+        asked.refuse("x");
+        assert_eq!(asked.answered("t"), [("b".to_string(), true)]);
+        assert!(asked.is_answered(), "it is not waited for");
+        asked.refuse("x");
+        assert!(asked.refused.is_empty(), "nobody asks");
     }
 }

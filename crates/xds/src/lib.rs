@@ -4,6 +4,8 @@
 //! holds and the newest snapshot, so a slow subscriber skips intermediate states and never queues them.
 
 pub mod client;
+mod hub;
+mod interest;
 pub mod server;
 mod snapshot;
 
@@ -17,4 +19,18 @@ pub const MORE: &str = "more";
 /// them: another one (an older ztunnel of Istio's) would pass over the mark and enforce them.
 pub const DRY_RUN: &str = "karst.dry-run";
 
-pub use snapshot::{Entry, Resources, Set, version};
+/// A client feature of ours: the subscriber may ask for addresses by name, and counts on what Karst's controller answers to that:
+/// the groups below, and removals of what nothing that it asks for names any more.
+pub const ON_DEMAND: &str = "karst.on-demand";
+
+/// Of addresses by name: before a host name, the group of the services of that host, in whatever namespace.
+pub const HOST_GROUP: &str = "~host/";
+/// Before a node's name, the group of its workloads: a subscriber of that node is in it without asking.
+pub const NODE_GROUP: &str = "~node/";
+/// The group of services that no name finds: by a range of addresses, or by a wildcard host. All who ask by name are in it.
+pub const UNNAMED_GROUP: &str = "~unnamed";
+/// Before the name or address of a waypoint, the group of what it executes for the services that are bound to it.
+pub const WAYPOINT_GROUP: &str = "~waypoint/";
+
+pub use hub::{Hub, Stream};
+pub use snapshot::{Entry, Resources, Scopes, Set, version};

@@ -1,20 +1,23 @@
 //! The server's side of one delta stream.
 //!
 //! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
-//! sees a workload whose policy it was not sent.
+//! sees a workload whose policy it was not sent, nor a service that it serves without the service's policies. What was there, and
+//! has come to a group that a subscriber is limited to, comes after the policies: the rules of a service that it serves from now on.
 
 use crate::{
-    MORE, PARTS,
-    snapshot::{Difference, Interest, Resources, Set},
+    MORE, ON_DEMAND, PARTS,
+    hub::{Names, Stream},
+    interest::{Interest, Touched},
+    snapshot::{Resources, Set},
 };
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use karst_rt::clock::Instant;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 /// Responses that may wait for a slow subscriber; then it is skipped until it has read them.
@@ -23,6 +26,15 @@ const QUEUE: usize = 8;
 const WHOLE: usize = 5_000;
 /// The same for subscribers that know parts: what is encoded for a stream stays allocated as long as the stream.
 const PART: usize = 500;
+/// For those of them that ask for addresses by name: they are many, and hold few.
+const SMALL_PART: usize = 64;
+/// Names of a type that a stream may follow: twice what our ztunnel does. Each is kept for as long as the stream, and any pod with a
+/// token may have one.
+const MAX_NAMES: usize = 32_768;
+/// Bytes of a name. (The longest that means something is a workload's.)
+const MAX_NAME: usize = 1_024;
+/// Pushes that may wait to be acknowledged; then the next takes the place of the last.
+const MAX_PENDING: usize = 1_024;
 
 /// Who subscribes.
 #[derive(Clone, Debug)]
@@ -31,6 +43,8 @@ pub struct Peer {
     pub name: String,
     /// The resource of each private type that it is told of.
     pub own: String,
+    /// The groups that it is in where it asks for resources by name.
+    pub near: Arc<[String]>,
 }
 
 /// The types that are served.
@@ -42,6 +56,9 @@ pub struct Types {
     pub private: &'static [&'static str],
     /// Those of which some subscribers are told something else.
     pub variants: &'static [Variant],
+    /// Those of which a subscriber that has groups ([`Resources::scopes`]) is told what is in these only, if it asks for
+    /// everything. What it was told of it is told on, until that is gone; and that it is told last.
+    pub scoped: &'static [&'static str],
 }
 
 /// Subscribers with a feature are told of another set of resources in place of a type's.
@@ -106,7 +123,7 @@ pub enum Event {
 pub async fn serve<S>(
     peer: Peer,
     mut requests: S,
-    mut snapshots: watch::Receiver<Arc<Resources>>,
+    stream: Stream,
     types: Types,
     out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     on_event: impl Fn(&Peer, Event),
@@ -114,12 +131,17 @@ pub async fn serve<S>(
     S: futures_util::Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin,
 {
     use futures_util::StreamExt;
-    let mut interests: HashMap<&'static str, Interest> = HashMap::new();
+    let mut interests = Interests::new();
+    let mut followed = HashMap::new();
     let mut nonce = 0u64;
     let mut size = WHOLE;
     let mut introduced = false;
     // Pushes that are not acknowledged yet: last nonce and number of the snapshot.
     let mut pending: VecDeque<(u64, u64)> = VecDeque::new();
+    let acked = |version: u64, told: bool| {
+        stream.has_taken_in(version);
+        on_event(&peer, Event::Acked { version, told });
+    };
     loop {
         let dirty = tokio::select! {
             r = requests.next() => match r {
@@ -132,10 +154,11 @@ pub async fn serve<S>(
                     while let Some((n, v)) = pending.front().copied().filter(|(n, _)| *n <= answered) {
                         let _ = n;
                         pending.pop_front();
-                        on_event(&peer, Event::Acked { version: v, told: true });
+                        acked(v, true);
                     }
-                    if r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == PARTS)) {
-                        size = PART;
+                    let has = |feature: &str| r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == feature));
+                    if has(PARTS) {
+                        size = if has(ON_DEMAND) { SMALL_PART } else { PART };
                     }
                     match request(&mut interests, types, r, &peer, &on_event) {
                     Ok(dirty) => dirty,
@@ -154,18 +177,20 @@ pub async fn serve<S>(
                 }
                 None => return,
             },
-            c = snapshots.changed() => if c.is_err() { return } else { true },
+            () = stream.concerned() => true,
         };
         if !dirty {
             continue;
         }
-        let now = snapshots.borrow_and_update().clone();
+        // Before it looks: what changes from now on, it is woken for.
+        follow(&stream, &interests, types, &mut followed);
+        let (now, touched) = stream.take();
         let begun = Instant::now();
-        let messages = push(&mut interests, types.order, &now, &mut nonce, size);
+        let messages = push(&mut interests, types, (&now, touched), &peer, &mut nonce, size);
         if messages.is_empty() && pending.is_empty() {
-            on_event(&peer, Event::Acked { version: now.version, told: false });
+            acked(now.version, false);
         } else {
-            pending.push_back((nonce, now.version));
+            wait(&mut pending, (nonce, now.version));
         }
         let has_news = !messages.is_empty();
         for message in messages {
@@ -178,6 +203,47 @@ pub async fn serve<S>(
         }
         if has_news {
             on_event(&peer, Event::Pushed { took: begun.elapsed() });
+        }
+    }
+}
+
+/// Notes a push that is not acknowledged. Who reads and never acknowledges costs no more than that: what is acknowledged later is
+/// acknowledged with all before it.
+fn wait(pending: &mut VecDeque<(u64, u64)>, push: (u64, u64)) {
+    if pending.len() >= MAX_PENDING {
+        pending.pop_back();
+    }
+    pending.push_back(push);
+}
+
+type Interests = HashMap<&'static str, Interest>;
+
+/// How a stream follows a type: the set that it is told of, and whether it follows all of it.
+type Followed = (&'static str, Option<Names>);
+
+/// Lets the stream be woken for what its subscriber wants now.
+fn follow(stream: &Stream, interests: &Interests, types: Types, followed: &mut HashMap<&'static str, Followed>) {
+    for (&type_url, interest) in interests {
+        let all = interest.is_for_everything().then(|| match types.scoped.contains(&type_url) {
+            true => Names::Told,
+            false => Names::NotTold,
+        });
+        let now = (interest.set.unwrap_or(type_url), all);
+        let before = followed.insert(type_url, now);
+        if before != Some(now) {
+            if let Some((set, _)) = before {
+                stream.leave_all(set);
+            }
+            match all {
+                Some(names) => stream.follow_all(now.0, names),
+                None => {
+                    stream.follow(now.0, interest.groups.iter().map(|group| group.as_str().into()));
+                    stream.follow(now.0, interest.names.iter().cloned());
+                }
+            }
+        } else if all.is_none() && !(interest.asked.is_empty() && interest.left.is_empty()) {
+            stream.leave(now.0, &interest.left);
+            stream.follow(now.0, interest.asked.iter().cloned());
         }
     }
 }
@@ -199,8 +265,8 @@ pub fn channel() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
 }
 
 fn request(
-    interests: &mut HashMap<&'static str, Interest>,
-    Types { order, private, variants }: Types,
+    interests: &mut Interests,
+    Types { order, private, variants, .. }: Types,
     request: DeltaDiscoveryRequest,
     peer: &Peer,
     on_event: &impl Fn(&Peer, Event),
@@ -211,6 +277,10 @@ fn request(
             request.type_url
         )));
     };
+    let asked = &request.resource_names_subscribe;
+    if asked.len() > MAX_NAMES || asked.iter().any(|name| name.len() > MAX_NAME) {
+        return Err(too_many(type_url));
+    }
     if let Some(e) = request.error_detail {
         on_event(peer, Event::Nack { type_url: request.type_url, error: e.message });
         return Ok(false);
@@ -219,63 +289,99 @@ fn request(
         let (type_url, nonce) = (request.type_url.clone(), request.response_nonce.clone());
         on_event(peer, Event::Accepted { type_url, nonce });
     }
-    let first = !interests.contains_key(type_url);
-    let interest = interests.entry(type_url).or_default();
     let has = |f: &str| request.node.iter().flat_map(|node| &node.client_features).any(|x| x == f);
+    let first = !interests.contains_key(type_url);
+    let held = if first { request.initial_resource_versions } else { HashMap::new() };
+    // Without our feature, what a subscriber by name holds is what it asks for (istiod's reading).
+    let named: Vec<String> = if has(ON_DEMAND) { vec![] } else { held.keys().cloned().collect() };
+    let interest = interests.entry(type_url).or_insert_with(|| Interest::new(held));
     let set = variants.iter().find(|v| v.type_url == *type_url && has(v.feature)).map(|v| v.set);
     // Who has said it once need not say it again: the node may be left out of later requests.
     let other = set.is_some() && interest.set != set;
     interest.set = set.or(interest.set);
-    if first {
-        // Without names at first: everything (the delta protocol's wildcard).
-        interest.wildcard = request.resource_names_subscribe.is_empty();
-        interest.held = request.initial_resource_versions.into_iter().map(|(name, v)| (name, v.into())).collect();
+    if other {
+        interest.look_again();
     }
     if private.contains(type_url) {
-        interest.set_wildcard(false);
-        interest.names = [peer.own.clone()].into();
+        interest.names = BTreeSet::from([peer.own.as_str().into()]);
         return Ok(first);
     }
-    let before = (interest.wildcard, interest.names.len());
-    for name in request.resource_names_subscribe {
+    if first {
+        // Without names at first: everything (the delta protocol's wildcard).
+        interest.set_everything(request.resource_names_subscribe.is_empty());
+        interest.groups = peer.near.clone();
+    }
+    let before = interest.is_for_everything();
+    for name in &request.resource_names_subscribe {
         if name == "*" {
-            interest.set_wildcard(true);
+            interest.set_everything(true);
         } else {
-            interest.asked.push(name.clone());
-            interest.names.insert(name);
+            interest.ask(name);
         }
     }
     for name in &request.resource_names_unsubscribe {
         if name == "*" {
-            interest.set_wildcard(false);
+            interest.set_everything(false);
         } else {
-            interest.names.remove(name);
+            interest.leave(name);
         }
     }
-    Ok(first || other || !interest.asked.is_empty() || before != (interest.wildcard, interest.names.len()))
+    if interest.names.len() > MAX_NAMES {
+        return Err(too_many(type_url));
+    }
+    let everything = interest.is_for_everything();
+    if first && !everything {
+        interest.names.extend(named.into_iter().map(Arc::from));
+    }
+    let named = !interest.asked.is_empty() || !interest.left.is_empty();
+    Ok(first || other || named || before != everything)
+}
+
+fn too_many(type_url: &str) -> Status {
+    Status::resource_exhausted(format!(
+        "a subscriber may ask for {MAX_NAMES} resources of type {type_url:?} by name, and by names of {MAX_NAME} bytes"
+    ))
 }
 
 fn push(
-    interests: &mut HashMap<&'static str, Interest>,
-    order: &'static [&'static str],
-    now: &Resources,
+    interests: &mut Interests,
+    Types { order, scoped, .. }: Types,
+    (now, mut touched): (&Resources, HashMap<&'static str, Touched>),
+    peer: &Peer,
     nonce: &mut u64,
     size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
     let empty = Set::new();
-    let mut out = Vec::new();
-    let mut late = Vec::new();
+    let mut all = Vec::new();
+    let mut moved = Vec::new();
     for type_url in order {
         let Some(interest) = interests.get_mut(type_url) else { continue };
-        let set = now.types.get(interest.set.unwrap_or(type_url)).unwrap_or(&empty);
-        let Difference { changed, removed } = interest.advance(set);
+        let name = interest.set.unwrap_or(type_url);
+        let set = now.types.get(name).unwrap_or(&empty);
+        if scoped.contains(type_url) {
+            interest.limit(now.scopes.get(&peer.own));
+        }
+        let touched = touched.remove(name).unwrap_or_default();
+        let difference = interest.advance(set, &now.index(name), touched);
+        moved.push((*type_url, difference.moved));
         let first = !std::mem::replace(&mut interest.answered, true);
+        all.push((type_url, difference.changed, difference.removed, first));
+    }
+    moved.retain(|(_, moved)| !moved.is_empty());
+    let mut out = Vec::new();
+    let mut late = Vec::new();
+    for (type_url, changed, removed, first) in all {
+        if *type_url != order[0] || scoped.contains(type_url) {
+            for (type_url, moved) in std::mem::take(&mut moved) {
+                out.extend(chunks(type_url, &moved, vec![], nonce, size));
+            }
+        }
         let only_removed = changed.is_empty() && !removed.is_empty();
         if changed.is_empty() && removed.is_empty() && !first {
             continue;
         }
-        if *type_url == order[0] && !removed.is_empty() {
-            late.push(response(type_url, &[], removed, nonce));
+        if (*type_url == order[0] || scoped.contains(type_url)) && !removed.is_empty() {
+            late.push((*type_url, removed));
             if only_removed {
                 continue;
             }
@@ -284,7 +390,8 @@ fn push(
             out.extend(chunks(type_url, &changed, removed, nonce, size));
         }
     }
-    out.extend(late);
+    // Nonces are in the order of sending: an acknowledgement is for all before it.
+    out.extend(late.into_iter().map(|(type_url, removed)| response(type_url, &[], removed, nonce)));
     out
 }
 
@@ -335,28 +442,37 @@ fn response(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Entry;
+    use crate::{Entry, Hub, Scopes};
 
     const ORDER: &[&str] = &["policy", "address"];
-    const TYPES: Types = Types { order: ORDER, private: &[], variants: &[] };
+    const TYPES: Types = Types { order: ORDER, private: &[], variants: &[], scoped: &[] };
+
+    fn peer(own: &str) -> Peer {
+        Peer { name: "p".into(), own: own.into(), near: Arc::default() }
+    }
+
+    /// What is sent to one that is told of this next.
+    fn told(i: &mut Interests, now: &Resources, n: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+        push(i, TYPES, (now, HashMap::new()), &peer("p"), n, WHOLE)
+    }
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
         let set = |v: &[&str]| v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect();
-        Resources { types: HashMap::from([("policy", set(policies)), ("address", set(addresses))]), version: 1 }
+        Resources::new(HashMap::from([("policy", set(policies)), ("address", set(addresses))]), 1)
     }
 
     /// What is counted as a stream's fault, a refusal, and a proxy that has taken in what it was told.
     #[tokio::test]
     async fn what_becomes_of_a_push_is_told() {
         let (requests, stream) = mpsc::channel(8);
-        let (_snapshots, newest) = watch::channel(Arc::new(snapshot(&["p"], &["abc"])));
+        let hub = Arc::<Hub>::default();
+        hub.publish(Arc::new(snapshot(&["p"], &["abc"])));
         let (tx, mut rx) = channel();
         let told = Arc::new(std::sync::Mutex::new(vec![]));
         let sink = told.clone();
-        let peer = Peer { name: "p".into(), own: "p".into() };
         let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
         let on_event = move |_: &Peer, event: Event| sink.lock().unwrap().push(event);
-        let served = tokio::spawn(serve(peer, stream, newest, TYPES, tx, on_event));
+        let served = tokio::spawn(serve(peer("p"), stream, hub.join(), TYPES, tx, on_event));
         let ask = |type_url: &str, nonce: &str| DeltaDiscoveryRequest {
             type_url: type_url.into(),
             response_nonce: nonce.into(),
@@ -380,28 +496,40 @@ mod tests {
     }
 
     #[test]
+    fn who_never_acknowledges_takes_no_memory_for_it() {
+        let mut pending = VecDeque::new();
+        (1..=3 * MAX_PENDING as u64).for_each(|n| wait(&mut pending, (n, n)));
+        assert_eq!(pending.len(), MAX_PENDING);
+        assert_eq!(
+            (pending[0], pending[MAX_PENDING - 1].0),
+            ((1, 1), 3 * MAX_PENDING as u64),
+            "in order, the newest last"
+        );
+    }
+
+    #[test]
     fn policies_come_before_addresses_and_leave_after_them() {
         let mut i = HashMap::new();
         let mut n = 0;
         let sub = |t: &str| DeltaDiscoveryRequest { type_url: t.into(), ..Default::default() };
-        let peer = Peer { name: "p".into(), own: "p".into() };
+        let peer = peer("p");
         for t in ORDER {
             assert!(request(&mut i, TYPES, sub(t), &peer, &|_, _| ()).unwrap());
         }
         let types = |v: &[DeltaDiscoveryResponse]| {
             v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>()
         };
-        let out = push(&mut i, ORDER, &snapshot(&["p"], &["a"]), &mut n, WHOLE);
+        let out = told(&mut i, &snapshot(&["p"], &["a"]), &mut n);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 0)]);
-        let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE);
+        let out = told(&mut i, &snapshot(&["q"], &["b"]), &mut n);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 1), ("policy".into(), 0, 1)]);
-        assert!(push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE).is_empty());
+        assert!(told(&mut i, &snapshot(&["q"], &["b"]), &mut n).is_empty());
     }
 
     #[test]
     fn of_a_private_type_only_the_own_resource_is_told() {
         let types = Types { order: ORDER, private: &["address"], ..TYPES };
-        let peer = Peer { name: "p".into(), own: "mine".into() };
+        let peer = peer("mine");
         let asks: [(&[&str], &[&str]); 4] =
             [(&[], &[]), (&["*"], &[]), (&["other", "mine"], &[]), (&["other"], &["mine"])];
         for (subscribe, unsubscribe) in asks {
@@ -416,7 +544,8 @@ mod tests {
                 };
                 request(&mut i, types, r, &peer, &|_, _| ()).unwrap();
             }
-            let out = push(&mut i, ORDER, &snapshot(&[], &["other", "mine"]), &mut n, WHOLE);
+            let now = (&snapshot(&[], &["other", "mine"]), HashMap::new());
+            let out = push(&mut i, types, now, &peer, &mut n, WHOLE);
             let names: Vec<_> = out.iter().flat_map(|r| &r.resources).map(|r| r.name.as_str()).collect();
             assert_eq!(names, ["mine"], "{subscribe:?} {unsubscribe:?}");
         }
@@ -426,7 +555,7 @@ mod tests {
     fn only_who_knows_a_variant_is_told_of_it() {
         const ALL: Variant = Variant { feature: "all", type_url: "policy", set: "policy and more" };
         let types = Types { variants: &[ALL], ..TYPES };
-        let peer = Peer { name: "p".into(), own: "p".into() };
+        let peer = peer("p");
         let mut s = snapshot(&["p"], &["a"]);
         s.types.insert("policy and more", snapshot(&["p", "more"], &[]).types["policy"].clone());
         let ask = |t: &str, feature: Option<&str>| {
@@ -449,15 +578,89 @@ mod tests {
             for t in ORDER {
                 request(&mut i, types, ask(t, feature), &peer, &|_, _| ()).unwrap();
             }
-            assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), [want, "address a"], "{feature:?}");
+            assert_eq!(
+                names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)),
+                [want, "address a"],
+                "{feature:?}"
+            );
         }
         // Said late, and not again.
         let (mut i, mut n) = (HashMap::new(), 0);
         assert!(request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
-        assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), ["policy p"]);
+        assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy p"]);
         assert!(request(&mut i, types, ask("policy", Some("all")), &peer, &|_, _| ()).unwrap());
         assert!(!request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
-        assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), ["policy more"]);
+        assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy more"]);
+    }
+
+    /// A service that is bound to a waypoint no more: its policies hold for who is connected by that waypoint, and if they go with
+    /// the service, they go after it.
+    #[test]
+    fn what_is_told_by_groups_comes_first_and_leaves_last() {
+        let order: &[&str] = &["policy", "access", "address"];
+        let types = Types { order, scoped: &["access"], ..TYPES };
+        let now = |access: &[(&str, &str)], bound: &str| {
+            let one = |(name, group): &(&str, &str)| {
+                (name.to_string(), Entry::new(vec![], vec![]).in_groups(vec![group.to_string()]))
+            };
+            let address = ("s".to_string(), Entry::new(bound.as_bytes().to_vec(), vec![]));
+            let sets = [("access", access.iter().map(one).collect()), ("address", Set::from_iter([address]))];
+            let own: Arc<[String]> = ["w".to_string()].into();
+            let scopes = Scopes::from_iter([("p".to_string(), own)]);
+            Resources::default().next(sets.into(), 1, scopes)
+        };
+        let (mut i, mut n) = (HashMap::new(), 0);
+        for type_url in &order[1..] {
+            let ask = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
+            request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
+        }
+        let mut said = |now: &Resources, touched: &[&str]| {
+            let touched = HashMap::from([("access", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let one = |r: &DeltaDiscoveryResponse| {
+                let names = r.resources.iter().map(|x| x.name.clone());
+                let gone = r.removed_resources.iter().map(|name| format!("-{name}"));
+                format!("{} {} {}", r.nonce, r.type_url, names.chain(gone).collect::<String>())
+            };
+            out.iter().map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &[]), ["1 access s", "2 address s"]);
+        assert_eq!(said(&now(&[("s", "v"), ("t", "v")], "v"), &["s"]), ["3 address s"]);
+        assert_eq!(said(&now(&[("t", "v")], "none"), &["s"]), ["4 address s", "5 access -s"]);
+        assert_eq!(said(&now(&[("s", "w"), ("t", "v")], "w"), &["s"]), ["6 access s", "7 address s"]);
+    }
+
+    /// A service that is bound to the waypoint from now on: whoever calls it by that is served by the rules that it has had.
+    #[test]
+    fn what_was_there_and_comes_to_a_group_is_told_before_the_addresses_and_what_is_new_after_them() {
+        let order: &[&str] = &["policy", "address", "routes"];
+        let types = Types { order, scoped: &["routes"], ..TYPES };
+        let now = |routes: Vec<(&str, Entry)>, addresses: &[&str]| {
+            let routes: Set = routes.into_iter().map(|(name, entry)| (name.to_string(), entry)).collect();
+            let addresses: Set = addresses.iter().map(|name| (name.to_string(), Entry::new(vec![], vec![]))).collect();
+            let own: Arc<[String]> = ["w".to_string()].into();
+            let scopes = Scopes::from_iter([("p".to_string(), own)]);
+            Resources::default().next(HashMap::from([("routes", routes), ("address", addresses)]), 1, scopes)
+        };
+        let (mut i, mut n) = (HashMap::new(), 0);
+        for type_url in &order[1..] {
+            let ask = DeltaDiscoveryRequest { type_url: type_url.to_string(), ..Default::default() };
+            request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
+        }
+        let mut said = |now: &Resources, touched: &[&str]| {
+            let touched = HashMap::from([("routes", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let one = |r: &DeltaDiscoveryResponse| {
+                let names = r.resources.iter().map(|x| x.name.clone()).collect::<String>();
+                format!("{} {} {names}", r.nonce, r.type_url)
+            };
+            out.iter().map(one).collect::<Vec<_>>()
+        };
+        let route = |group: &str| Entry::new(vec![], vec![]).in_groups(vec![group.to_string()]);
+        assert_eq!(said(&now(vec![("s", route("v"))], &["s"]), &[]), ["1 address s", "2 routes "]);
+        let bound = route("v").moved_to(vec!["w".to_string()]);
+        let both = now(vec![("s", bound), ("t", route("w"))], &["s", "t"]);
+        assert_eq!(said(&both, &["s", "t"]), ["3 routes s", "4 address t", "5 routes t"]);
     }
 
     #[test]
@@ -479,7 +682,7 @@ mod tests {
     #[test]
     fn who_asks_for_a_name_that_is_nobodys_is_told_so_and_keeps_all() {
         let (mut i, mut n) = (HashMap::new(), 0);
-        let peer = Peer { name: "p".into(), own: "p".into() };
+        let peer = peer("p");
         let sub = |names: &[&str]| DeltaDiscoveryRequest {
             type_url: "address".into(),
             resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -491,11 +694,11 @@ mod tests {
         };
         let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
         request(&mut i, TYPES, sub(&[]), &peer, &|_, _| ()).unwrap();
-        let out = push(&mut i, ORDER, &snapshot(&[], &["a"]), &mut n, WHOLE);
+        let out = told(&mut i, &snapshot(&[], &["a"]), &mut n);
         assert_eq!(said(out), [(list(&["a"]), vec![])]);
         for _ in 0..2 {
             assert!(request(&mut i, TYPES, sub(&["/10.0.0.9"]), &peer, &|_, _| ()).unwrap());
-            let out = push(&mut i, ORDER, &snapshot(&[], &["a"]), &mut n, WHOLE);
+            let out = told(&mut i, &snapshot(&[], &["a"]), &mut n);
             assert_eq!(said(out), [(vec![], list(&["/10.0.0.9"]))], "each time that it asks");
         }
         let done = DeltaDiscoveryRequest {
@@ -505,15 +708,49 @@ mod tests {
         };
         request(&mut i, TYPES, done, &peer, &|_, _| ()).unwrap();
         assert!(i["address"].names.is_empty());
-        let out = push(&mut i, ORDER, &snapshot(&[], &["a", "b"]), &mut n, WHOLE);
+        let out = told(&mut i, &snapshot(&[], &["a", "b"]), &mut n);
         assert_eq!(said(out), [(list(&["b"]), vec![])], "everything is still told");
+    }
+
+    /// Any pod with a token may open a stream, and ask.
+    #[test]
+    fn who_asks_for_more_names_than_anybody_needs_is_refused() {
+        let peer = peer("p");
+        let sub = |names: std::ops::Range<usize>, left: std::ops::Range<usize>| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: names.map(|n| n.to_string()).collect(),
+            resource_names_unsubscribe: left.map(|n| n.to_string()).collect(),
+            ..Default::default()
+        };
+        let mut i = HashMap::new();
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut i, TYPES, asked, &peer, &|_, _| ()).err();
+        let code = |refused: Option<Status>| refused.map(|status| status.code());
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None);
+        assert_eq!(code(ask(sub(0..MAX_NAMES, 0..0))), None, "the same once more");
+        assert_eq!(code(ask(sub(MAX_NAMES..MAX_NAMES + 2, 0..2))), None, "others in place of some");
+        assert_eq!(code(ask(sub(0..1, 0..0))), Some(Code::ResourceExhausted));
+        let (mut others, mut n) = (HashMap::new(), 0);
+        let mut ask = |asked: DeltaDiscoveryRequest| request(&mut others, TYPES, asked, &peer, &|_, _| ()).err();
+        let long = |length: usize| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: vec!["a".repeat(length)],
+            ..Default::default()
+        };
+        assert_eq!(code(ask(long(MAX_NAME))), None);
+        assert_eq!(code(ask(long(MAX_NAME + 1))), Some(Code::ResourceExhausted));
+        assert_eq!(code(ask(sub(0..MAX_NAMES + 1, 0..0))), Some(Code::ResourceExhausted));
+        // However often it asks for a name at once, it is one question.
+        let often = DeltaDiscoveryRequest { resource_names_subscribe: vec!["a".into(); 9], ..long(1) };
+        assert!(ask(often).is_none());
+        assert_eq!(others["address"].asked.len(), 2, "with the long one");
+        assert_eq!(told(&mut others, &snapshot(&[], &["a"]), &mut n)[0].resources.len(), 1);
     }
 
     #[test]
     fn an_empty_set_is_answered_once() {
         let mut i = HashMap::new();
         let mut n = 0;
-        let peer = Peer { name: "p".into(), own: "p".into() };
+        let peer = peer("p");
         request(
             &mut i,
             TYPES,
@@ -522,8 +759,8 @@ mod tests {
             &|_, _| (),
         )
         .unwrap();
-        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n, WHOLE).len(), 1);
-        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n, WHOLE).len(), 0);
+        assert_eq!(told(&mut i, &snapshot(&[], &[]), &mut n).len(), 1);
+        assert_eq!(told(&mut i, &snapshot(&[], &[]), &mut n).len(), 0);
         assert!(
             request(
                 &mut i,

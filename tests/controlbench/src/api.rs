@@ -1,6 +1,8 @@
 //! As much of an API server as the controller asks for: lists in pages, watches, one Secret, token reviews. What it serves
-//! is what a real one serves, field for field; only the objects are simulated.
+//! is what a real one serves, field for field; only the objects are simulated. Of pods in their hundred thousands each is made when
+//! it is asked for.
 
+use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
@@ -11,27 +13,74 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 use tokio::{net::TcpListener, sync::broadcast};
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// The objects, each as the text that is sent, and who watches them.
+/// Events that may wait for a watch; what it is too slow for is lost, and counted.
+const EVENTS: usize = 16_384;
+
+/// The objects of one kind, and who watches them.
+pub struct List {
+    kind: &'static str,
+    version: &'static str,
+    len: usize,
+    /// The object of a number, as the text that is sent.
+    object: Box<dyn Fn(usize) -> String + Send + Sync>,
+    events: broadcast::Sender<Bytes>,
+}
+
+impl List {
+    /// So many objects, each made when it is asked for. `api`: kind and API version.
+    pub fn new(
+        (kind, version): (&'static str, &'static str),
+        len: usize,
+        object: impl Fn(usize) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self { kind, version, len, object: Box::new(object), events: broadcast::channel(EVENTS).0 }
+    }
+
+    /// These objects.
+    pub fn of(api: (&'static str, &'static str), objects: Vec<Value>) -> Self {
+        let texts: Vec<String> = objects.iter().map(Value::to_string).collect();
+        Self::new(api, texts.len(), move |i| texts[i].clone())
+    }
+}
+
+/// The objects, and who watches them.
 pub struct Api {
-    /// By plural, then `namespace/name`.
-    pub objects: BTreeMap<&'static str, BTreeMap<String, String>>,
-    /// Kind and API version by plural.
-    pub kinds: BTreeMap<&'static str, (&'static str, &'static str)>,
+    /// By plural.
+    pub lists: BTreeMap<&'static str, List>,
     /// The Secret that the controller makes.
     pub secret: Mutex<Option<Value>>,
-    /// Plural and event.
-    pub events: broadcast::Sender<(&'static str, String)>,
-    /// Tokens and what a review says of them: account, pod, uid, node.
+    /// Tokens and what a review says of them: pod, uid, node.
     pub tokens: BTreeMap<String, [String; 3]>,
+    /// Events that a watch was too slow for.
+    pub lost: Arc<AtomicU64>,
 }
 
 impl Api {
+    /// Tells who watches that an object is another now; `object` is its text, without kind and API version.
+    ///
+    /// # Errors
+    /// Nobody watches.
+    pub fn changed(&self, plural: &str, object: &str) -> anyhow::Result<()> {
+        let list = self.lists.get(plural).with_context(|| format!("{plural} are not served"))?;
+        let rest = object.strip_prefix('{').context("an object")?;
+        let text = format!(
+            "{{\"type\":\"MODIFIED\",\"object\":{{\"kind\":\"{}\",\"apiVersion\":\"{}\",{rest}}}\n",
+            list.kind, list.version
+        );
+        list.events.send(text.into()).ok().with_context(|| format!("nobody watches {plural}"))?;
+        Ok(())
+    }
+
     /// The Secret's certificate authority, once the controller has made it.
     pub fn root(&self) -> Option<String> {
         let s = self.secret.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,18 +145,19 @@ impl Api {
                 json_of(200, &json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": {} }))
             }
             (&Method::GET, plural) => {
-                let Some((plural, all)) = self.objects.get_key_value(plural) else { return status(404) };
+                let Some(list) = self.lists.get(plural) else { return status(404) };
                 if arg("watch").is_some_and(|w| w == "true" || w == "1") {
-                    return self.watch(plural);
+                    return self.watch(list);
                 }
                 let limit = arg("limit").and_then(|l| l.parse().ok()).unwrap_or(usize::MAX);
                 let from: usize = arg("continue").and_then(|c| c.parse().ok()).unwrap_or(0);
-                let items: Vec<&str> = all.values().skip(from).take(limit).map(String::as_str).collect();
-                let next = from + items.len();
-                let more = if next < all.len() { next.to_string() } else { String::new() };
-                let (kind, version) = self.kinds[plural];
+                let next = list.len.min(from.saturating_add(limit));
+                let items: Vec<String> = (from..next).map(&list.object).collect();
+                let more = if next < list.len { next.to_string() } else { String::new() };
                 let text = format!(
-                    r#"{{"kind":"{kind}List","apiVersion":"{version}","metadata":{{"resourceVersion":"1","continue":"{more}"}},"items":[{}]}}"#,
+                    r#"{{"kind":"{}List","apiVersion":"{}","metadata":{{"resourceVersion":"1","continue":"{more}"}},"items":[{}]}}"#,
+                    list.kind,
+                    list.version,
                     items.join(",")
                 );
                 typed(200, Bytes::from(text))
@@ -116,13 +166,16 @@ impl Api {
         }
     }
 
-    fn watch(&self, plural: &'static str) -> Response<Body> {
-        let events = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
-        let mine = events.filter_map(move |e| async move {
-            let (p, text) = e.ok()?;
-            (p == plural).then(|| Ok(Frame::data(Bytes::from(text))))
+    fn watch(&self, list: &List) -> Response<Body> {
+        let events = tokio_stream::wrappers::BroadcastStream::new(list.events.subscribe());
+        let lost = self.lost.clone();
+        let each = events.filter_map(move |event| {
+            let text = event.inspect_err(|BroadcastStreamRecvError::Lagged(n)| {
+                lost.fetch_add(*n, Relaxed);
+            });
+            std::future::ready(text.ok().map(|text| Ok(Frame::data(text))))
         });
-        let mut r = Response::new(BodyExt::boxed_unsync(StreamBody::new(mine)));
+        let mut r = Response::new(BodyExt::boxed_unsync(StreamBody::new(each)));
         r.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
         r
     }

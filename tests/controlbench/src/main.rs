@@ -4,44 +4,62 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test's failure is a panic")]
 
 mod api;
+mod load;
 mod objects;
+mod routes;
+mod rows;
+mod ztunnels;
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
 use clap::Parser;
-use karst_api::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    ads::{DeltaDiscoveryRequest, Node, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
-};
-use objects::Size;
-use serde_json::{Value, json};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use load::Book;
+use objects::{Pods, Size};
+use rows::{Row, at_quantile, tell};
 use std::{
+    collections::BTreeSet,
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
-use tonic::{
-    Request,
-    transport::{Certificate, ClientTlsConfig, Endpoint},
-};
+use ztunnels::{Told, Ztunnels, until};
+
+/// Connections that have not shown who they are, of one address: the controller takes some hundred.
+const AT_ONCE: usize = 64;
 
 #[derive(Parser)]
 struct Args {
-    /// Services.
-    #[arg(long, default_value_t = 1000)]
-    services: usize,
-    /// Pods.
-    #[arg(long, default_value_t = 10_000)]
-    pods: usize,
-    /// Nodes, each with a ztunnel that subscribes.
-    #[arg(long, default_value_t = 100)]
-    nodes: usize,
-    /// Changes of a pod that are timed.
+    /// The large mesh: 10,000 services, 100,000 pods, 5,000 nodes whose ztunnels ask for what 20 services are (but the first,
+    /// which is told of all), 1,000 changes a second. Each can be given in place.
+    #[arg(long)]
+    large: bool,
+    /// Services [default: 1000].
+    #[arg(long)]
+    services: Option<usize>,
+    /// Pods [default: 10000].
+    #[arg(long)]
+    pods: Option<usize>,
+    /// Nodes, each with a ztunnel that subscribes [default: 100].
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// Services that each ztunnel but the first asks for; 0: they are told of the whole mesh [default: 0].
+    #[arg(long)]
+    called: Option<usize>,
+    /// Changes of a pod that are timed, one after the other, if there is no rate.
     #[arg(long, default_value_t = 300)]
     changes: usize,
+    /// Changes of pods in a second, whatever becomes of those before; 0: one after the other [default: 0].
+    #[arg(long)]
+    rate: Option<usize>,
+    /// Seconds of that.
+    #[arg(long, default_value_t = 10)]
+    seconds: usize,
+    /// Measure how long it takes to compile 5,000 VirtualServices and 20,000 HTTPRoutes of 10,000 services, and to compile one that
+    /// is edited (`--changes` of them), instead of all else.
+    #[arg(long)]
+    routes: bool,
     /// Also write the rows as JSON.
     #[arg(long)]
     report: Option<PathBuf>,
@@ -62,12 +80,25 @@ fn main() -> Result<()> {
 }
 
 async fn run(a: Args) -> Result<()> {
-    ensure!(
-        a.services > 0 && a.nodes > 0 && a.pods >= a.services,
-        "at least one service and node, and a pod for each service"
-    );
-    let size = Size { namespaces: 50.min(a.services), services: a.services, pods: a.pods, nodes: a.nodes };
-    println!("{} services, {} pods, {} nodes", a.services, a.pods, a.nodes);
+    let pick = |given: Option<usize>, large, usual| given.unwrap_or(if a.large { large } else { usual });
+    let services = pick(a.services, 10_000, if a.routes { 10_000 } else { 1000 });
+    let size = Size {
+        namespaces: 50.min(services),
+        services,
+        pods: pick(a.pods, 100_000, 10_000),
+        nodes: pick(a.nodes, 5000, 100),
+    };
+    let (called, rate) = (pick(a.called, 20, 0), pick(a.rate, 1000, 0));
+    let goal = |large: Option<f64>, usual| if a.large { large } else { usual };
+    ensure!(size.fits(), "a pod for each service at least, 250 for each node at most, 60,000 services, 30,000 nodes");
+    if a.routes {
+        return tell(&routes::run(size, a.changes)?, a.report.as_deref());
+    }
+    ensure!(a.changes.max(rate * a.seconds) <= size.pods, "each pod changes once at most: fewer changes, or more pods");
+    ensure!(called <= size.services, "--called is more than there are services");
+    let open = karst_rt::process::raise_descriptor_limit()?;
+    ensure!(open > size.nodes as u64 + 100, "{open} descriptors are too few for {} ztunnels", size.nodes);
+    println!("{services} services, {} pods, {} nodes", size.pods, size.nodes);
     let api = Arc::new(objects::mesh(size));
     let (l, at) = api::listen().await?;
     tokio::spawn(api.clone().serve(l));
@@ -75,45 +106,119 @@ async fn run(a: Args) -> Result<()> {
     let begun = Instant::now();
     let (controller, port) = start(at)?;
     let pid = controller.0.id();
-    let mut first = wait_for_stream(&api, port, "token-0").await?;
+    let ztunnels = Ztunnels::new(&api, port).await?;
+    let mut first = ztunnels.subscribe(0, None).await?;
     let subscribed = begun.elapsed();
-    let resources = until_quiet(&mut first, size).await;
+    let all = size.pods + size.services + size.nodes;
+    let resources = until(&mut first, all).await;
     let synced = begun.elapsed();
-    println!("in sync after {:.2} s: {resources} resources", synced.as_secs_f64());
-    ensure!(resources >= a.pods + a.services, "only {resources} resources have come");
-    let rss_alone = rss_mib(pid);
+    println!("in sync after {:.2} s: {resources} addresses", synced.as_secs_f64());
+    ensure!(resources >= all, "only {resources} of {all} addresses have come");
+    let rss_alone = status_mib(pid, "VmRSS:");
 
-    let mut others = Vec::new();
-    for i in 1..a.nodes {
-        others.push(wait_for_stream(&api, port, &format!("token-{i}")).await?);
-    }
-    for o in &mut others {
-        until_quiet(o, size).await;
-    }
+    let book = Arc::new(Mutex::new(Book::new(size)));
+    let others = others(&ztunnels, size, called, &book).await?;
     // They go on reading, as ztunnels do.
-    for mut o in others {
-        tokio::spawn(async move { while o.recv().await.is_some() {} });
+    for mut told in others {
+        let book = book.clone();
+        tokio::spawn(async move {
+            while let Some(heard) = told.recv().await {
+                load::open(&book).heard(&heard);
+            }
+        });
     }
-    println!("{} ztunnels have everything after {:.1} s", a.nodes, begun.elapsed().as_secs_f64());
+    println!("{} ztunnels have everything after {:.1} s", size.nodes, begun.elapsed().as_secs_f64());
+    let mut rows: Vec<Row> = vec![
+        ("sync: first ztunnel has everything", "s", synced.as_secs_f64(), goal(None, Some(2.0))),
+        ("  of which until discovery answers", "s", subscribed.as_secs_f64(), None),
+        ("memory, one ztunnel", "MiB RSS", rss_alone, None),
+        ("memory, all ztunnels", "MiB RSS", status_mib(pid, "VmRSS:"), goal(Some(1024.0), Some(150.0))),
+    ];
     let cpu_before = cpu_s(pid);
+    if rate == 0 {
+        let mut delays = one_by_one(&api, size, a.changes, &mut first).await?;
+        delays.sort_by(f64::total_cmp);
+        rows.push(("pod change to push, p50", "ms", at_quantile(&delays, 0.5), None));
+        rows.push(("pod change to push, p99", "ms", at_quantile(&delays, 0.99), goal(Some(100.0), Some(20.0))));
+        rows.push(("pod change to push, max", "ms", at_quantile(&delays, 1.0), None));
+        rows.push((
+            "CPU for each change, all ztunnels",
+            "ms",
+            (cpu_s(pid) - cpu_before) / a.changes as f64 * 1e3,
+            None,
+        ));
+    } else {
+        let whole = Arc::new(Mutex::new(Book::new(size)));
+        load::open(&whole).follows(0..size.pods);
+        let of_first = whole.clone();
+        tokio::spawn(async move {
+            while let Some(heard) = first.recv().await {
+                load::open(&of_first).heard(&heard);
+            }
+        });
+        println!("{rate} changes a second for {} s", a.seconds);
+        let took = load::run(&api, size, &[book.clone(), whole.clone()], (rate, a.seconds)).await?.as_secs_f64();
+        let cpu = cpu_s(pid) - cpu_before;
+        let missing = load::open(&book).missing() + load::open(&whole).missing();
+        ensure!(missing == 0, "{missing} pushes have not come within 10 s of the last change");
+        let lost = api.lost.load(std::sync::atomic::Ordering::Relaxed);
+        ensure!(lost == 0, "the controller was too slow for {lost} events");
+        let (delays, of_whole) = (load::open(&book).delays(), load::open(&whole).delays());
+        let changes = (rate * a.seconds) as f64;
+        rows.push(("changes", "per s", changes / took, None));
+        rows.push(("pushes of them", "per s", (delays.len() + load::open(&whole).pushes()) as f64 / took, None));
+        rows.push(("pod change to push, p50", "ms", at_quantile(&delays, 0.5), None));
+        rows.push(("pod change to push, p99", "ms", at_quantile(&delays, 0.99), goal(Some(100.0), None)));
+        rows.push(("pod change to push, max", "ms", at_quantile(&delays, 1.0), None));
+        rows.push(("  to who is told of all, p99", "ms", at_quantile(&of_whole, 0.99), goal(Some(100.0), None)));
+        rows.push(("CPU for each change, all ztunnels", "ms", cpu / changes * 1e3, None));
+        rows.push(("memory after that", "MiB RSS", status_mib(pid, "VmRSS:"), goal(Some(1024.0), None)));
+    }
+    rows.push(("memory, the most there was", "MiB RSS", status_mib(pid, "VmHWM:"), goal(Some(1024.0), None)));
+    tell(&rows, a.report.as_deref())
+}
+
+/// Subscribes for all nodes but the first, and waits until each has what it is to have.
+async fn others(ztunnels: &Ztunnels, size: Size, called: usize, book: &load::Shared) -> Result<Vec<Told>> {
+    let mut of_node: Vec<Vec<usize>> = vec![vec![]; size.nodes];
+    (0..size.pods).for_each(|i| of_node[size.seat(i).0].push(i));
+    let of_node = &of_node;
+    let subscribe = move |node: usize| async move {
+        if called == 0 {
+            let mut told = ztunnels.subscribe(node, None).await?;
+            let (came, all) = (until(&mut told, size.pods + size.services + size.nodes).await, size.pods);
+            ensure!(came >= all, "node {node}: only {came} addresses have come");
+            load::open(book).follows(0..all);
+            return Ok(told);
+        }
+        let services: BTreeSet<usize> = (0..called).map(|k| (node * 13 + k * 997) % size.services).collect();
+        // As it asks when a connection is made: what is at the address; then the service that is, with its endpoints.
+        let names = services.iter().map(|s| size.service(*s)).flat_map(|(ip, key)| [format!("/{ip}"), key]).collect();
+        let mut pods: BTreeSet<usize> = services.iter().flat_map(|s| size.of_service(*s)).collect();
+        pods.extend(&of_node[node]);
+        let mut told = ztunnels.subscribe(node, Some(names)).await?;
+        // Its own pod is on the node, too.
+        let all = pods.len() + services.len() + 1;
+        let came = until(&mut told, all).await;
+        ensure!(came == all, "node {node}: {came} addresses have come, not {all}");
+        load::open(book).follows(pods);
+        Ok(told)
+    };
+    stream::iter(1..size.nodes).map(subscribe).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Changes one pod after the other; gives how long each took to the stream, in ms.
+async fn one_by_one(api: &api::Api, size: Size, changes: usize, first: &mut Told) -> Result<Vec<f64>> {
+    let pods = Pods::new();
     let mut delays = Vec::new();
-    for k in 0..a.changes {
-        // Pods in an order that is spread over everything; each goes from ready to not ready.
-        let i = (k * 7919) % a.pods;
-        let p = size.place(i);
-        let uid = format!("Kubernetes//Pod/{}/{}", p.namespace, p.name);
-        let event = |o: Value| format!("{}\n", json!({ "type": "MODIFIED", "object": o }));
-        let mut o = objects::pod(&p, false, k + 2);
-        (o["kind"], o["apiVersion"]) = (json!("Pod"), json!("v1"));
-        let mut s = objects::slice(size, i % a.services, Some((i, false)), k + 2);
-        (s["kind"], s["apiVersion"]) = (json!("EndpointSlice"), json!("discovery.k8s.io/v1"));
-        let (pod, slice) = (event(o), event(s));
+    for k in 0..changes {
+        let i = load::order(size, k);
+        let uid = size.place(i).uid();
         let sent = Instant::now();
-        api.events.send(("pods", pod)).ok().context("nobody watches")?;
-        api.events.send(("endpointslices", slice)).ok().context("nobody watches")?;
+        load::change(api, &pods, size, i, |_| true, k)?;
         let came = async {
-            while let Some(names) = first.recv().await {
-                if names.contains(&uid) {
+            while let Some(heard) = first.recv().await {
+                if heard.names.contains(&uid) {
                     return true;
                 }
             }
@@ -124,29 +229,7 @@ async fn run(a: Args) -> Result<()> {
         delays.push(sent.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let cpu = (cpu_s(pid) - cpu_before) / a.changes as f64 * 1e3;
-    delays.sort_by(f64::total_cmp);
-    let at = |q: f64| delays[((delays.len() - 1) as f64 * q) as usize];
-    let rows = [
-        ("sync: first ztunnel has everything", "s", synced.as_secs_f64(), 2.0),
-        ("  of which until discovery answers", "s", subscribed.as_secs_f64(), f64::NAN),
-        ("memory, one ztunnel", "MiB RSS", rss_alone, f64::NAN),
-        ("memory, all ztunnels", "MiB RSS", rss_mib(pid), 150.0),
-        ("pod change to push, p50", "ms", at(0.5), f64::NAN),
-        ("pod change to push, p99", "ms", at(0.99), 20.0),
-        ("pod change to push, max", "ms", at(1.0), f64::NAN),
-        ("CPU for each change, all ztunnels", "ms", cpu, f64::NAN),
-    ];
-    println!("\n{:<36} {:>10} {:<8} {:>8}", "what", "measured", "unit", "goal");
-    for (what, unit, v, goal) in &rows {
-        let goal = if goal.is_nan() { String::new() } else { format!("{goal}") };
-        println!("{what:<36} {v:>10.2} {unit:<8} {goal:>8}");
-    }
-    if let Some(p) = a.report {
-        let row = |(case, unit, v, _): &(&str, &str, f64, f64)| json!({ "case": case.trim(), "variant": "karst", "unit": unit, "median": v, "low": v, "high": v });
-        fs::write(p, serde_json::to_string_pretty(&rows.iter().map(row).collect::<Vec<_>>())?)?;
-    }
-    Ok(())
+    Ok(delays)
 }
 
 fn start(api: std::net::SocketAddr) -> Result<(Controller, u16)> {
@@ -172,61 +255,10 @@ fn start(api: std::net::SocketAddr) -> Result<(Controller, u16)> {
     Ok((Controller(child, dir), port))
 }
 
-/// Subscribes as a node's ztunnel; gives the names in each response.
-async fn wait_for_stream(api: &api::Api, port: u16, token: &str) -> Result<mpsc::UnboundedReceiver<Vec<String>>> {
-    let end = Instant::now() + Duration::from_secs(60);
-    let channel = loop {
-        if let Some(root) = api.root() {
-            let pem = base64::prelude::BASE64_STANDARD.decode(&root).context("the controller's Secret")?;
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(pem))
-                .domain_name("istiod.istio-system.svc");
-            let e = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?.tls_config(tls)?;
-            if let Ok(c) = e.connect().await {
-                break c;
-            }
-        }
-        ensure!(Instant::now() < end, "the controller does not answer");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    let (tx, rx) = mpsc::channel(16);
-    let node = Node { id: token.into(), client_features: vec!["karst.parts".into()], ..Node::default() };
-    for t in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
-        let r = DeltaDiscoveryRequest { node: Some(node.clone()), type_url: t.into(), ..Default::default() };
-        tx.send(r).await?;
-    }
-    let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(rx));
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(200 << 20);
-    let mut stream = client.delta_aggregated_resources(request).await?.into_inner();
-    let (out, names) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok(Some(m)) = stream.message().await {
-            let ack = DeltaDiscoveryRequest { type_url: m.type_url, response_nonce: m.nonce, ..Default::default() };
-            let names = m.resources.into_iter().map(|r| r.name).collect();
-            if tx.send(ack).await.is_err() || out.send(names).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(names)
-}
-
-/// Reads until the whole mesh has come.
-async fn until_quiet(s: &mut mpsc::UnboundedReceiver<Vec<String>>, size: Size) -> usize {
-    let mut n = 0;
-    while n < size.pods + size.services + size.nodes {
-        match tokio::time::timeout(Duration::from_secs(10), s.recv()).await {
-            Ok(Some(names)) => n += names.len(),
-            _ => return n,
-        }
-    }
-    n
-}
-
-fn rss_mib(pid: u32) -> f64 {
+/// A figure of a process's memory, by its name in /proc.
+fn status_mib(pid: u32, name: &str) -> f64 {
     let t = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = t.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let kib = t.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
 }
 

@@ -6,6 +6,7 @@ mod addon;
 pub mod dashboard;
 pub mod exercise;
 mod files;
+mod following;
 mod held;
 mod jaeger;
 pub mod panels;
@@ -15,6 +16,7 @@ pub mod traces;
 pub mod visits;
 
 pub use files::Files;
+pub use following::Following;
 pub use held::Held;
 pub use jaeger::Jaeger;
 pub use karst_world::Load;

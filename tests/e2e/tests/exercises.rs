@@ -62,10 +62,13 @@ fn every_line_that_is_shown_must_be_said() {
 fn the_pages_that_are_followed_show_what_their_commands_print() {
     for (name, page) in [
         ("client-addresses", include_str!("../../../docs/exercises/client-addresses.md")),
+        ("datagrams", include_str!("../../../docs/exercises/datagrams.md")),
         ("external-authorization", include_str!("../../../docs/exercises/external-authorization.md")),
         ("live-traffic", include_str!("../../../docs/exercises/live-traffic.md")),
         ("past", include_str!("../../../docs/exercises/past.md")),
+        ("rate-limits", include_str!("../../../docs/exercises/rate-limits.md")),
         ("signals", include_str!("../../../docs/exercises/signals.md")),
+        ("tokens", include_str!("../../../docs/exercises/tokens.md")),
     ] {
         let shown = steps(page).iter().filter(|step| step.shown.is_some()).count();
         // No block of what is shown has lost its commands.

@@ -13,6 +13,8 @@ use std::{
 const MARK: &[u8] = b"plaintext-marker-of-the-upgrade-test";
 const APPS: &str = include_str!("../manifests/apps.yaml");
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: bookinfo, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+/// With its group: `gateway` may be Istio's.
+const GATEWAY: &str = "gateways.gateway.networking.k8s.io/waypoint";
 /// The CRD's schema lets it in, the webhook does not.
 const INVALID: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: invalid, namespace: app}\nspec: {action: DENY}\n";
 /// After a step things go on for so long, under load.
@@ -158,7 +160,7 @@ fn traffic() -> Traffic {
     let page = Pod::by_label("bookinfo", "app=productpage");
     wait_redirected(&[&client, &echo, &page], true);
     apply(WAYPOINT);
-    kubectl(&["-n", "bookinfo", "wait", "--for=condition=Programmed", "gateway/waypoint", "--timeout=90s"]);
+    kubectl(&["-n", "bookinfo", "wait", "--for=condition=Programmed", GATEWAY, "--timeout=90s"]);
     kubectl(&["label", "namespace", "bookinfo", "--overwrite", "istio.io/use-waypoint=waypoint"]);
     wait_for("the shop is bound to its waypoint", LONG, || {
         let service = get(&["service", "-n", "bookinfo", "productpage"]);
@@ -202,7 +204,7 @@ fn from_an_older_release_to_this_one_and_back() {
     let agent = || tags("istio-system", "k8s-app=istio-cni-node");
     let ztunnel = || tags("istio-system", "app=ztunnel");
     let canary = || tags("istio-system", "app=istiod,istio.io/rev=canary");
-    let label = |value: &str| drop(kubectl(&["-n", "bookinfo", "label", "gateway/waypoint", "--overwrite", value]));
+    let label = |value: &str| drop(kubectl(&["-n", "bookinfo", "label", GATEWAY, "--overwrite", value]));
 
     table.step(&traffic, "older release", &format!("{before} by istiod"), || {}, waypoint);
     table.step(&traffic, "base", "", || new.install("istio-base", "base", &[]), String::new);

@@ -395,7 +395,18 @@ fn same_node_connections_keep_identity_policy_metrics_and_logs() {
 
 #[test]
 fn services_balance_fail_over_and_are_found_by_name() {
-    let mut w = World::start(Options::default()).unwrap();
+    services(Options::default());
+}
+
+/// A ztunnel that is told only of what is asked for does the same.
+#[test]
+fn services_balance_fail_over_and_are_found_by_name_on_demand() {
+    let ztunnel_env = vec![("XDS_ON_DEMAND".into(), "true".into())];
+    services(Options { ztunnel_env, ..Options::default() });
+}
+
+fn services(options: Options) {
+    let mut w = World::start(options).unwrap();
     w.namespace("app", true);
     let client = w.mesh_pod(PodSpec::new("app", "client", 0));
     let backends: Vec<Pod> =

@@ -189,6 +189,30 @@ fn a_member_that_asks_for_an_identity_is_closed() {
     s.until("an answer again", |answer| answer.is_some());
 }
 
+/// A route that leads back to its gateway sends nothing round.
+#[test]
+fn a_gateway_is_no_endpoint() {
+    const ROUND: &str = "apiVersion: v1
+kind: Service
+metadata: {name: round, namespace: edge}
+spec: {clusterIP: 10.96.1.9, selector: {gateway.networking.k8s.io/gateway-name: gw}, ports: [{name: udp, port: 53, protocol: UDP}, {name: tcp, port: 53}]}
+";
+    let s = Site::new();
+    s.w.apply("round", ROUND);
+    s.w.apply("route", &weights(1, 0));
+    s.until("an answer", |answer| answer.is_some());
+    let back = route("{name: round, port: 53}").replace("name: dns, namespace: app", "name: dns, namespace: edge");
+    s.w.apply("route", &back);
+    s.until("no answer", |answer| answer.is_none());
+    wait_for("the complaint", PATIENCE, || s.w.log_text("controller.log").contains("[KARST-0323]").then_some(()));
+    let opened = s.metric("karst_udp_sessions_opened_total");
+    for _ in 0..3 {
+        assert_eq!(ask(&s.socket(), "x"), None);
+    }
+    assert_eq!(s.metric("karst_udp_sessions_opened_total"), opened);
+    assert!(s.metric("karst_udp_datagrams_dropped_total{reason=\"no_endpoint\"}") >= 3);
+}
+
 /// Ever new clients that never take an answer: their sessions are bounded, and who is there stays served.
 #[test]
 fn a_flood_is_bounded() {

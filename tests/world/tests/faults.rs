@@ -101,3 +101,34 @@ fn a_full_disk_stays_full_until_it_is_emptied() {
         (w.log_text("ztunnel0.log").len() > before + grown).then_some(())
     });
 }
+
+/// An agent that begins anew while nothing can be written takes up what is redirected already: no connection ends, none is refused,
+/// and a new pod joins. What could not be written is, once there is room.
+#[test]
+fn an_agent_on_a_full_disk_keeps_its_pods_and_takes_new_ones() {
+    let mut w = World::start(Options { nodes: 1, disk_mib: Some(32), ..Options::default() }).unwrap();
+    w.namespace("app", true);
+    let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 0)));
+    let _echo = app::Echo::start(&b, 8080, "");
+    let mut held = a.connect(b.at(8080)).unwrap();
+    app::ping(&mut held, b"before").unwrap();
+    w.fill_disk().unwrap();
+    for _ in 0..2 {
+        w.stop_agent(0, libc::SIGKILL);
+        w.fill_disk().unwrap();
+        w.start_agent(0).unwrap();
+        wait_for("the agent has taken up its pods", LIMIT, || {
+            let (_, page) = w.get(0, 15014, "/metrics").ok()?;
+            page.lines().any(|l| l == "karst_enrolled_pods 2").then_some(())
+        });
+        app::ping(&mut held, b"the same connection").unwrap();
+        app::ping(&mut a.connect(b.at(8080)).unwrap(), b"another").unwrap();
+    }
+    let late = w.mesh_pod(PodSpec::new("app", "late", 0));
+    app::ping(&mut late.connect(b.at(8080)).unwrap(), b"of a new pod").unwrap();
+    let recorded = || fs::read_dir(w.dir.join("run0/pods")).unwrap().count();
+    assert_eq!(recorded(), 2, "the disk was not full");
+    w.empty_disk().unwrap();
+    wait_for("the new pod is recorded", LIMIT, || (recorded() == 3).then_some(()));
+    app::ping(&mut held, b"still the same").unwrap();
+}

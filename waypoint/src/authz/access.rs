@@ -12,10 +12,10 @@ use crate::{
     authz::{
         error::AccessError,
         external::provider::Provider,
-        jwt::{Token, Tokens},
+        jwt::{Token, TokenError, Tokens},
     },
     http::entry::{self, Names},
-    telemetry::flag::DENIED_BY,
+    telemetry::{access_log::one_word, flag::DENIED_BY},
 };
 use http::{HeaderMap, HeaderName, header};
 use karst_api::route::{self as ir, AccessAction};
@@ -143,6 +143,18 @@ pub struct Denial {
     pub details: String,
     /// The DENY policy that matches (`namespace/name`); empty: no ALLOW policy does.
     pub policy: String,
+}
+
+impl Denial {
+    /// A stream goes on no longer: the token that it has begun with is not good any more.
+    pub fn of_token(why: TokenError) -> Self {
+        let error = format!("its token is not good any more: {why}");
+        Self {
+            details: format!("jwt_authn_access_denied{{{}}}", one_word(&why.to_string())),
+            error,
+            policy: String::new(),
+        }
+    }
 }
 
 impl Verdict<'_> {

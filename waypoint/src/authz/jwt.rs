@@ -3,7 +3,8 @@
 
 use crate::authz::{
     error::AccessError,
-    token_cache::{Key as CacheKey, Outcome, TokenCache},
+    generations::{Key as CacheKey, key},
+    token_cache::{Outcome, TokenCache},
 };
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -30,7 +31,27 @@ pub type Cache = TokenCache<(usize, Arc<Token>)>;
 
 /// Whose tokens are taken, compiled.
 #[derive(Debug, Default)]
-pub struct Tokens(Vec<Rule>);
+pub struct Tokens {
+    rules: Vec<Rule>,
+    /// The hash of all that they say; without rules, none.
+    hash: CacheKey,
+}
+
+/// A token that was good, for who judges it again when others are taken: a stream may be open for days.
+pub struct Shown {
+    text: Box<str>,
+    /// The hash of the rules that it was judged by last.
+    rules: CacheKey,
+    /// What it says. None: nobody knows its issuer any more.
+    token: Option<Arc<Token>>,
+}
+
+impl Shown {
+    /// What it says.
+    pub fn token(&self) -> Option<Arc<Token>> {
+        self.token.clone()
+    }
+}
 
 struct Rule {
     issuer: String,
@@ -132,12 +153,47 @@ impl Tokens {
     /// # Errors
     /// If the message is not of this version; then nobody is to use it.
     pub fn new(all: &[ir::Jwt]) -> Result<Self, AccessError> {
-        Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
+        let rules: Vec<Rule> = all.iter().map(Rule::new).collect::<Result<_, _>>()?;
+        let mut context = digest::Context::new(&digest::SHA256);
+        rules.iter().for_each(|rule| context.update(&rule.hash));
+        let hash = if rules.is_empty() { CacheKey::default() } else { key(&context.finish()) };
+        Ok(Self { rules, hash })
+    }
+
+    /// The token by which a request is judged, if it has one: of those that are looked for, the first.
+    pub fn shown<'a>(&'a self, headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
+        self.rules.iter().find_map(|rule| rule.tokens(headers, uri).next()).map(|(text, _)| text)
+    }
+
+    /// Keeps one that was good.
+    pub fn kept(&self, text: &str, token: Arc<Token>) -> Shown {
+        Shown { text: text.into(), rules: self.hash, token: Some(token) }
+    }
+
+    /// Judges one again that was good by other rules. Its time is not looked at again: who was let in may outlive it. One whose issuer
+    /// nobody knows any more stands for nobody.
+    ///
+    /// # Errors
+    /// Its issuer is known, and it is not good.
+    pub fn judge_again(&self, shown: &mut Shown) -> Result<(), TokenError> {
+        if shown.rules == self.hash {
+            return Ok(());
+        }
+        let issuer = peek(&shown.text)?;
+        let mut judged = Ok(None);
+        for rule in self.rules.iter().filter(|rule| rule.issuer == issuer) {
+            judged = rule.read(&shown.text, false).map(|token| Some(Arc::new(token)));
+            if judged.is_ok() {
+                break;
+            }
+        }
+        (shown.token, shown.rules) = (judged?, self.hash);
+        Ok(())
     }
 
     /// The headers that hold tokens, and those that are made of them.
     pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
-        self.0.iter().flat_map(|r| {
+        self.rules.iter().flat_map(|r| {
             let made = r.payload.iter().chain(r.claims.iter().map(|(h, _)| h));
             made.chain(r.headers.iter().map(|(h, _)| h))
         })
@@ -148,13 +204,13 @@ impl Tokens {
     /// # Errors
     /// Why the request is not to go on, in Envoy's words.
     pub fn verify(&self, parts: &mut Parts, cache: &mut Cache) -> Result<Option<Arc<Token>>, TokenError> {
-        if self.0.is_empty() {
+        if self.rules.is_empty() {
             return Ok(None);
         }
         let now = jsonwebtoken::get_current_timestamp();
         let found = self.found(&parts.headers, &parts.uri, (cache, now))?;
         // A client's own would pass for what was verified.
-        for rule in &self.0 {
+        for rule in &self.rules {
             for name in rule.payload.iter().chain(rule.claims.iter().map(|(name, _)| name)) {
                 parts.headers.remove(name);
             }
@@ -182,7 +238,7 @@ impl Tokens {
     /// The token that one with these claims would be, were it signed by its issuer. None: no rule would take it.
     pub fn assume(&self, claims: &Map<String, Value>) -> Option<Token> {
         let issuer = claims.get("iss")?.as_str()?;
-        let rule = self.0.iter().find(|r| r.issuer == issuer && r.is_for_us(claims))?;
+        let rule = self.rules.iter().find(|r| r.issuer == issuer && r.is_for_us(claims))?;
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
         let principal = format!("{issuer}/{subject}");
         Some(Token { principal, claims: claims.clone(), spaced: rule.spaced.clone() })
@@ -196,7 +252,7 @@ impl Tokens {
     ) -> Result<Option<Good<'_>>, TokenError> {
         let mut good: Option<Good<'_>> = None;
         let mut seen: Vec<&str> = vec![];
-        for r in &self.0 {
+        for r in &self.rules {
             for (text, header) in r.tokens(headers, uri) {
                 if seen.contains(&text) {
                     // The same one once more: it does not go on there either.
@@ -236,7 +292,7 @@ impl Tokens {
             return Err(TokenError::TooLong);
         }
         let here: Vec<&Rule> =
-            self.0.iter().filter(|rule| rule.tokens(headers, uri).any(|(other, _)| other == text)).collect();
+            self.rules.iter().filter(|rule| rule.tokens(headers, uri).any(|(other, _)| other == text)).collect();
         let key = cache_key(&here, text);
         if let Some((at, token)) = cache.get(&key, now)
             && let Some(rule) = here.get(*at).copied()
@@ -287,14 +343,7 @@ fn cache_key(rules: &[&Rule], text: &str) -> CacheKey {
     context.update(&(text.len() as u64).to_be_bytes());
     context.update(text.as_bytes());
     rules.iter().for_each(|rule| context.update(&rule.hash));
-    bytes(&context.finish())
-}
-
-/// Those of SHA-256 are 32.
-fn bytes(hash: &digest::Digest) -> CacheKey {
-    let mut out = CacheKey::default();
-    out.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
-    out
+    key(&context.finish())
 }
 
 /// The issuer, as the token says; nothing is verified yet.
@@ -334,7 +383,7 @@ impl Rule {
             forward: jwt.forward,
             claims: jwt.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
             spaced: jwt.space_delimited.clone().into(),
-            hash: bytes(&digest::digest(&digest::SHA256, &jwt.encode_to_vec())),
+            hash: key(&digest::digest(&digest::SHA256, &jwt.encode_to_vec())),
         })
     }
 
@@ -366,11 +415,16 @@ impl Rule {
     }
 
     fn verify(&self, token: &str) -> Result<Token, TokenError> {
+        self.read(token, true)
+    }
+
+    /// `in_time`: it must hold at the moment.
+    fn read(&self, token: &str, in_time: bool) -> Result<Token, TokenError> {
         let keys = self.keys.as_ref().map_err(|_| TokenError::NoKeys)?;
         let head = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Header)?;
         let mut validation = Validation::new(head.alg);
         validation.leeway = SKEW;
-        validation.validate_nbf = true;
+        (validation.validate_exp, validation.validate_nbf) = (in_time, in_time);
         // A token that does not end is the issuer's business (Envoy).
         validation.required_spec_claims.clear();
         validation.set_issuer(&[&self.issuer]);
@@ -694,6 +748,51 @@ mod tests {
             let _ = tokens.found(&p.headers, &p.uri, (&mut cache, now));
             assert_eq!(cache.counts.of(Outcome::Cached), before);
         }
+    }
+
+    #[test]
+    fn a_token_is_judged_again_by_other_rules_and_by_no_others() {
+        let token = signed(&json!({ "iss": "me", "sub": "you", "exp": 1, "aud": "y" }), &KEY);
+        let point = OTHER.public_key_raw();
+        let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
+        let others = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": x, "y": y }] }).to_string();
+        let changed = |change: fn(&mut ir::Jwt)| {
+            let mut rule = rule();
+            change(&mut rule);
+            vec![rule]
+        };
+        let both = {
+            let mut keys: Value = serde_json::from_str(&jwks()).unwrap();
+            let more: Value = serde_json::from_str(&others).unwrap();
+            keys["keys"].as_array_mut().unwrap().push(more["keys"][0].clone());
+            vec![ir::Jwt { jwks: keys.to_string(), ..rule() }]
+        };
+        let (known, unknown) = (Ok(Some("me/you".to_string())), Ok(None));
+        for (rules, wanted) in [
+            (vec![rule()], known.clone()),
+            // Keys come and go.
+            (both, known.clone()),
+            (changed(|r| r.audiences = vec!["y".into()]), known.clone()),
+            (vec![changed(|r| r.audiences = vec!["z".into()]).remove(0), rule()], known),
+            (vec![ir::Jwt { jwks: others, ..rule() }], Err(TokenError::Signature)),
+            (changed(|r| r.audiences = vec!["z".into()]), Err(TokenError::Audience)),
+            (changed(|r| r.broken = "no keys".into()), Err(TokenError::NoKeys)),
+            (changed(|r| r.issuer = "else".into()), unknown.clone()),
+            (vec![], unknown),
+        ] {
+            let first = Tokens::new(&[rule()]).unwrap();
+            let p = request(&[("authorization", &format!("Bearer {token}"))], "/");
+            let text = first.shown(&p.headers, &p.uri).unwrap();
+            assert_eq!(text, token);
+            let said = Token { principal: "me/you".into(), claims: Map::new(), spaced: Arc::new([]) };
+            let mut shown = first.kept(text, Arc::new(said));
+            let judged = Tokens::new(&rules).unwrap().judge_again(&mut shown);
+            assert_eq!(judged.map(|()| shown.token().map(|t| t.principal.clone())), wanted, "{rules:?}");
+        }
+        let mut p = request(&[("authorization", "Basic x")], "/");
+        assert!(Tokens::new(&[rule()]).unwrap().shown(&p.headers, &p.uri).is_none());
+        p.headers.clear();
+        assert!(Tokens::default().shown(&p.headers, &p.uri).is_none());
     }
 
     /// What the cache is for. Measured on two cores, ES256: see what it prints (`--nocapture`).

@@ -3,5 +3,6 @@
 pub mod access;
 pub mod error;
 pub mod external;
+pub mod generations;
 pub mod jwt;
 pub mod token_cache;

@@ -258,7 +258,7 @@ fn pods_of_waypoints(
 }
 
 /// The same as [`endpoints`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
-/// (`lent` in `upstream/open.rs`).
+/// (`lent` in `upstream/open.rs`); and who calls is no endpoint: it would call itself without end.
 fn udp_endpoints(
     snapshot: &Snapshot,
     own: &Workload,
@@ -266,8 +266,8 @@ fn udp_endpoints(
     to: SocketAddr,
 ) -> Vec<(Arc<Workload>, SocketAddr)> {
     let all = udp_candidates(&snapshot.mesh, own, service, to).into_iter();
-    let own = |w: &Workload| !w.hbone || w.namespace == service.namespace;
-    all.filter(|(workload, ..)| own(workload)).map(|(workload, address, _)| (workload, address)).collect()
+    let may = |w: &Workload, to: SocketAddr| (!w.hbone || w.namespace == service.namespace) && !own.has(to.ip());
+    all.filter(|(workload, to, _)| may(workload, *to)).map(|(workload, address, _)| (workload, address)).collect()
 }
 
 /// Those that are about to end.

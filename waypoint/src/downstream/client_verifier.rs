@@ -44,18 +44,24 @@ pub struct ClientAuth {
 }
 
 impl ClientAuth {
-    /// As a listener says. None: nothing is asked.
+    /// As a listener says, of certificates that these may have signed, in PEM, and have not revoked: each of `lists` has several in
+    /// PEM, or one in DER. None: nothing is asked.
     ///
     /// # Errors
     /// What of it cannot be used.
-    pub fn new(tls: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Self>, VerifierError> {
-        let wanted = ir::ClientCertificate::try_from(tls.client).map_err(|_| VerifierError::Wish(tls.client))?;
+    pub fn new(
+        client: i32,
+        roots: &[u8],
+        lists: &[Vec<u8>],
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Option<Self>, VerifierError> {
+        let wanted = ir::ClientCertificate::try_from(client).map_err(|_| VerifierError::Wish(client))?;
         let takes_none = match wanted {
             ir::ClientCertificate::None => return Ok(None),
-            ir::ClientCertificate::Required => false,
+            ir::ClientCertificate::Required | ir::ClientCertificate::Any => false,
             ir::ClientCertificate::Optional | ir::ClientCertificate::Unverified => true,
         };
-        let all = CertificateDer::pem_slice_iter(&tls.client_roots).collect::<Result<Vec<_>, _>>();
+        let all = CertificateDer::pem_slice_iter(roots).collect::<Result<Vec<_>, _>>();
         let mut roots = RootCertStore::empty();
         // One that cannot be used signs for nobody; the others are not worse for it.
         roots.add_parsable_certificates(all.map_err(VerifierError::Roots)?);
@@ -63,7 +69,7 @@ impl ClientAuth {
         // The whole chain is looked up; of an issuer without a list nothing is known, and who is not known stays out. A list stays in
         // force after its `nextUpdate`, as those of the mesh.
         let unread = |e| VerifierError::Lists(Box::new(e));
-        for lists in &tls.client_lists {
+        for lists in lists {
             Lists::read(lists).map_err(unread)?;
             builder = builder.with_crls(split(lists).map_err(unread)?);
         }
@@ -72,8 +78,9 @@ impl ClientAuth {
         }
         let verifier = builder.build()?;
         Ok(Some(match wanted {
-            ir::ClientCertificate::Unverified => {
-                Self { verifier: Arc::new(Anything(verifier.clone())), strict: Some(verifier) }
+            ir::ClientCertificate::Unverified | ir::ClientCertificate::Any => {
+                let any = Anything { strict: verifier.clone(), is_mandatory: !takes_none };
+                Self { verifier: Arc::new(any), strict: Some(verifier) }
             }
             ir::ClientCertificate::None | ir::ClientCertificate::Optional | ir::ClientCertificate::Required => {
                 Self { verifier, strict: None }
@@ -91,16 +98,21 @@ impl ClientAuth {
     }
 }
 
-/// Takes whatever is shown, and nothing as well. (That who shows it has its key is proven nevertheless.)
+/// Takes whatever is shown. (That who shows it has its key is proven nevertheless.)
 #[derive(Debug)]
-struct Anything(Arc<dyn ClientCertVerifier>);
+struct Anything {
+    /// Which looks at the rest.
+    strict: Arc<dyn ClientCertVerifier>,
+    /// Something must be.
+    is_mandatory: bool,
+}
 
 impl ClientCertVerifier for Anything {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.is_mandatory
     }
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.strict.root_hint_subjects()
     }
     fn verify_client_cert(
         &self,
@@ -116,7 +128,7 @@ impl ClientCertVerifier for Anything {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, signature)
+        self.strict.verify_tls12_signature(message, cert, signature)
     }
     fn verify_tls13_signature(
         &self,
@@ -124,10 +136,10 @@ impl ClientCertVerifier for Anything {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, signature)
+        self.strict.verify_tls13_signature(message, cert, signature)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.strict.supported_verify_schemes()
     }
 }
 
@@ -176,8 +188,7 @@ mod tests {
 
     fn auth(client: ir::ClientCertificate, roots: &str) -> Result<Option<ClientAuth>, VerifierError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ir::Tls { client: client as i32, client_roots: roots.as_bytes().to_vec(), ..Default::default() };
-        ClientAuth::new(&tls, &provider)
+        ClientAuth::new(client as i32, roots.as_bytes(), &[], &provider)
     }
 
     #[test]
@@ -186,9 +197,12 @@ mod tests {
         let (trusted, other) = (authority("a"), authority("b"));
         let (right, wrong) = (client(&trusted, 1), client(&other, 1));
         let now = UnixTime::now();
-        for (wanted, mandatory, takes_wrong) in
-            [(Wanted::Required, true, false), (Wanted::Optional, false, false), (Wanted::Unverified, false, true)]
-        {
+        for (wanted, mandatory, takes_wrong) in [
+            (Wanted::Required, true, false),
+            (Wanted::Optional, false, false),
+            (Wanted::Unverified, false, true),
+            (Wanted::Any, true, true),
+        ] {
             let auth = auth(wanted, &trusted.pem()).unwrap().unwrap();
             let takes = |cert: &CertificateDer<'_>| auth.verifier.verify_client_cert(cert, &[], now).is_ok();
             assert!(auth.verifier.offer_client_auth() && !auth.verifier.root_hint_subjects().is_empty());
@@ -204,7 +218,7 @@ mod tests {
     #[test]
     fn without_an_authority_nobody_is_asked_in_vain() {
         use ir::ClientCertificate as Wanted;
-        for wanted in [Wanted::Required, Wanted::Optional, Wanted::Unverified] {
+        for wanted in [Wanted::Required, Wanted::Optional, Wanted::Unverified, Wanted::Any] {
             let no_pem = "-----BEGIN CERTIFICATE-----\n*\n-----END CERTIFICATE-----\n";
             let no_certificate = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
             for roots in ["", no_pem, no_certificate] {
@@ -216,18 +230,17 @@ mod tests {
         let good = format!("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n{}", authority("a").pem());
         assert!(auth(Wanted::Required, &good).unwrap().is_some());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let later = ir::Tls { client: 9, ..Default::default() };
-        assert_eq!(ClientAuth::new(&later, &provider).unwrap_err().to_string(), "client certificate 9");
+        assert_eq!(ClientAuth::new(9, &[], &[], &provider).unwrap_err().to_string(), "client certificate 9");
     }
 
     #[test]
     fn who_is_revoked_does_not_count_nor_who_cannot_be_looked_up() {
         use ir::ClientCertificate as Wanted;
         let (ca, other) = (authority("a"), authority("b"));
-        let auth = |wanted: Wanted, client_lists: Vec<Vec<u8>>| {
-            let client_roots = [ca.pem(), other.pem()].concat().into_bytes();
-            let tls = ir::Tls { client: wanted as i32, client_roots, client_lists, ..Default::default() };
-            ClientAuth::new(&tls, &Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        let auth = |wanted: Wanted, lists: Vec<Vec<u8>>| {
+            let roots = [ca.pem(), other.pem()].concat();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            ClientAuth::new(wanted as i32, roots.as_bytes(), &lists, &provider)
         };
         let [revoked, good, unknown] = [client(&ca, 7), client(&ca, 8), client(&other, 7)];
         let now = UnixTime::now();

@@ -107,6 +107,11 @@ impl Open {
     }
 
     fn refused(&self, access: &Access) -> Option<Denial> {
+        let shown = self.request.as_ref().and_then(|request| request.token.as_ref());
+        if let Some(Err(why)) = shown.map(|shown| access.tokens.judge_again(&mut shown.borrow_mut())) {
+            return Some(Denial::of_token(why));
+        }
+        let token = shown.and_then(|shown| shown.borrow().token());
         let path = self.request.as_ref().map(|r| Path::new(&r.path));
         let request = self.request.as_ref().zip(path.as_ref()).map(|(request, path)| Request {
             method: request.method.as_str(),
@@ -114,7 +119,7 @@ impl Open {
             path,
             headers: &request.headers.all,
             known: request.headers.known.as_deref(),
-            token: request.token.as_deref(),
+            token: token.as_deref(),
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);

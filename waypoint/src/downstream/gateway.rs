@@ -104,6 +104,9 @@ pub enum ListenerError {
     /// Certificates of clients that nobody can look at.
     #[error(transparent)]
     Clients(#[from] VerifierError),
+    /// Nobody is told of who may sign them.
+    #[error("client authorities {0:?} are missing")]
+    NoAuthorities(String),
     /// A cipher suite or a curve of a later version.
     #[error(transparent)]
     Parameters(#[from] ParametersError),
@@ -129,21 +132,13 @@ fn read(p: &ir::KeyPair) -> Result<Pair, KeyPairError> {
     Ok((chain, PrivateKeyDer::from_pem_slice(&p.key).map_err(KeyPairError::Key)?))
 }
 
-/// The gateway's own certificate for endpoints, or why there is none.
-fn backend_certificate(own: &ir::BackendCertificate) -> Result<Result<Pair, BrokenCertificate>, GatewayError> {
-    match &own.pair {
-        Some(pair) => {
-            let bad = |error| GatewayError::Credential { name: "spec.tls.backend".into(), error };
-            read(pair).map(Ok).map_err(bad)
-        }
-        None => Ok(Err(BrokenCertificate(own.broken.clone()))),
-    }
-}
-
 /// One port.
 #[derive(Debug, Default)]
 pub struct Port {
     listeners: Vec<Arc<Listener>>,
+    /// The host names of those that cannot be used. They are nobody else's: another listener may ask less of clients.
+    closed: Vec<Vec<String>>,
+    /// Of the listeners, and then of those that are closed.
     by_host: ByHost,
 }
 
@@ -183,22 +178,35 @@ pub struct Listener {
     chains: Vec<Vec<u8>>,
 }
 
+/// Who may sign certificates of clients: authorities of the gateway that have a name, or (an older controller's) the listener's own.
+#[derive(PartialEq)]
+enum Signers<'a> {
+    Named(&'a str),
+    Own { roots: &'a [u8], lists: &'a [Vec<u8>] },
+}
+
 /// What listeners that end TLS ask of clients.
 #[derive(PartialEq)]
 struct Asked<'a> {
     client: i32,
-    roots: &'a [u8],
-    lists: &'a [Vec<u8>],
+    signers: Signers<'a>,
     names: &'a [String],
 }
+
+/// What is asked, and who looks at what is shown: once for all listeners that ask the same, since what is revoked may be much.
+type Asking<'a> = Vec<(Option<Asked<'a>>, Option<ClientAuth>)>;
 
 impl<'a> Asked<'a> {
     fn of(tls: &'a ir::Tls) -> Self {
         // Who is asked for nothing is asked the same everywhere.
         if tls.client == ir::ClientCertificate::None as i32 {
-            return Self { client: tls.client, roots: &[], lists: &[], names: &[] };
+            return Self { client: tls.client, signers: Signers::Own { roots: &[], lists: &[] }, names: &[] };
         }
-        Self { client: tls.client, roots: &tls.client_roots, lists: &tls.client_lists, names: &tls.client_names }
+        let signers = match tls.client_authorities.as_str() {
+            "" => Signers::Own { roots: &tls.client_roots, lists: &tls.client_lists },
+            name => Signers::Named(name),
+        };
+        Self { client: tls.client, signers, names: &tls.client_names }
     }
 }
 
@@ -219,110 +227,88 @@ impl Gateway {
     ///
     /// # Errors
     /// What cannot be used, and of which listener.
+    #[cfg(any(test, feature = "fuzz"))]
     pub fn new(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
-        Self::compile(gateway, true)
+        whole(Self::closing(gateway, true)?)
     }
 
-    /// The same of one whose policies cannot be read: nobody is let in.
-    ///
-    /// # Errors
-    /// As [`Gateway::new`], of the rest.
-    pub fn without_policies(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
-        let rest = ir::Gateway { access: None, ..gateway.clone() };
-        Ok(Self { access: Some(Access::closed()), ..Self::new(&rest)? })
-    }
-
-    /// The same of one of whose listeners it cannot be read what they ask of clients: these are not there.
-    ///
-    /// # Errors
-    /// As [`Gateway::new`], of the rest.
-    pub fn without_unread_clients(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
-        let is_read = |listener: &&ir::Listener| listener.tls.as_ref().is_none_or(|tls| client_auth(tls).is_ok());
-        let listeners = gateway.listeners.iter().filter(is_read).cloned().collect();
-        Self::new(&ir::Gateway { listeners, ..gateway.clone() })
-    }
-
-    /// The same without keys, for who only asks what it would do: nothing can be shown to clients or endpoints.
+    /// The same without keys.
     ///
     /// # Errors
     /// As [`Gateway::new`].
+    #[cfg(test)]
     pub fn outline(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
-        Self::compile(gateway, false)
+        whole(Self::closing(gateway, false)?)
     }
 
-    fn compile(gateway: &ir::Gateway, has_keys: bool) -> Result<Self, GatewayError> {
-        let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-        let mut asked: Vec<(Option<Asked<'_>>, Option<ClientAuth>)> = vec![];
-        for listener in &gateway.listeners {
-            let bad = |error: ListenerError| GatewayError::Listener { origin: listener.origin.clone(), error };
-            let port = u16::try_from(listener.port)
-                .ok()
-                .filter(|p| *p > 0)
-                .ok_or_else(|| bad(ListenerError::Port(listener.port)))?;
-            let called = u16::try_from(listener.called).map_err(|_| bad(ListenerError::Port(listener.called)))?;
-            let protocol = ListenerProtocol::try_from(listener.protocol)
-                .map_err(|_| bad(ListenerError::Protocol(listener.protocol)))?;
-            if protocol == ListenerProtocol::Https && listener.tls.is_none() {
-                return Err(bad(ListenerError::NoTls));
-            }
-            let tls = listener.tls.as_ref().filter(|_| has_keys);
-            let own = listener.tls.as_ref().map(Asked::of);
-            let requires_certificate =
-                own.as_ref().is_some_and(|own| own.client == ir::ClientCertificate::Required as i32);
-            let known = asked.iter().position(|(known, _)| *known == own);
-            let (asks, clients) = match known.and_then(|asks| Some((asks, asked.get(asks)?.1.clone()))) {
-                Some(known) => known,
-                None => {
-                    // For all that ask the same: what is revoked may be much.
-                    let clients = tls.map(client_auth).transpose().map_err(bad)?.flatten();
-                    asked.push((own, clients.clone()));
-                    (asked.len() - 1, clients)
+    /// Compiles; each part that cannot be used is closed, and the rest is in force: such a listener takes nobody, such policies let
+    /// nobody in, such a certificate is shown to no endpoint; of such telemetry nothing is in force. And the first that is wrong. Without
+    /// keys (`has_keys`), for who only asks what it would do, nothing can be shown to clients or endpoints.
+    ///
+    /// # Errors
+    /// What else cannot be used: then nothing is to be.
+    pub fn closing(gateway: &ir::Gateway, has_keys: bool) -> Result<(Self, Option<GatewayError>), GatewayError> {
+        let (mut wrong, mut asked, mut ports) = (vec![], Asking::new(), BTreeMap::<u16, Port>::new());
+        for said in &gateway.listeners {
+            match Listener::new(gateway, said, has_keys, &mut asked) {
+                Ok((port, listener)) => ports.entry(port).or_default().listeners.push(Arc::new(listener)),
+                Err(error) => {
+                    wrong.push(GatewayError::Listener { origin: said.origin.clone(), error });
+                    if let Some(port) = port_number(said.port) {
+                        ports.entry(port).or_default().closed.push(said.hosts.clone());
+                    }
                 }
-            };
-            let tls = tls.map(|t| Tls::new(t, protocol, clients)).transpose().map_err(bad)?;
-            ports.entry(port).or_default().listeners.push(Arc::new(Listener {
-                origin: listener.origin.clone(),
-                routes: listener.routes.clone(),
-                protocol,
-                hosts: listener.hosts.clone(),
-                terminates_tls: listener.tls.is_some(),
-                tls,
-                redirect: listener.redirect,
-                grpc_web: listener.grpc_web,
-                asks,
-                requires_certificate,
-                called: if called == 0 { port } else { called },
-                chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
-            }));
+            }
         }
-        ports.values_mut().for_each(|p| p.by_host = ByHost::new(p.listeners.iter().map(|l| l.hosts.as_slice())));
+        ports.retain(|_, port| !port.listeners.is_empty());
+        ports.values_mut().for_each(Port::index);
         let mut udp = BTreeMap::new();
-        for listener in &gateway.udp {
-            let bad =
-                |port| GatewayError::Listener { origin: listener.origin.clone(), error: ListenerError::Port(port) };
-            let port = u16::try_from(listener.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(listener.port))?;
-            let called = u16::try_from(listener.called).map_err(|_| bad(listener.called))?;
-            // Two of one port have been told apart before; the first counts.
-            udp.entry(port).or_insert_with(|| UdpListener {
-                origin: listener.origin.clone(),
-                routes: format!("{}/*", listener.routes).into(),
-                called: if called == 0 { port } else { called },
-            });
+        for said in &gateway.udp {
+            match UdpListener::new(said) {
+                // Two of one port have been told apart before; the first counts.
+                Ok((port, listener)) => {
+                    udp.entry(port).or_insert(listener);
+                }
+                Err(error) => wrong.push(GatewayError::Listener { origin: said.origin.clone(), error }),
+            }
         }
-        let pair = |(name, k): (&String, &ir::KeyPair)| {
-            read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
-        };
-        let credentials = gateway.credentials.iter().filter(|_| has_keys).map(pair).collect::<Result<_, _>>()?;
+        let unread = |name: &str, error| GatewayError::Credential { name: name.into(), error };
+        let mut credentials = BTreeMap::new();
+        for (name, pair) in gateway.credentials.iter().filter(|_| has_keys) {
+            match read(pair) {
+                Ok(pair) => drop(credentials.insert(name.clone(), pair)),
+                Err(error) => wrong.push(unread(name, error)),
+            }
+        }
         let own = gateway.backend_certificate.as_ref().filter(|own| has_keys || own.pair.is_none());
-        let backend_certificate = own.map(backend_certificate).transpose()?;
-        let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
-        let telemetry = telemetry?.map(Arc::new);
+        let backend_certificate = own.map(|own| match own.pair.as_ref().map(read) {
+            Some(Ok(pair)) => Ok(pair),
+            Some(Err(error)) => {
+                let text = error.to_string();
+                wrong.push(unread("spec.tls.backend", error));
+                Err(BrokenCertificate(text))
+            }
+            None => Err(BrokenCertificate(own.broken.clone())),
+        });
+        let access = gateway.access.as_ref().map(|access| {
+            Access::new(access).unwrap_or_else(|error| {
+                wrong.push(error.into());
+                Access::closed()
+            })
+        });
+        let telemetry = gateway.telemetry.as_ref().and_then(|said| match Telemetry::new(said) {
+            Ok(telemetry) => Some(Arc::new(telemetry)),
+            // What is told of requests decides about none, and policies do not wait for it.
+            Err(error) => {
+                wrong.push(error.into());
+                None
+            }
+        });
         let topology = Topology::new(gateway.topology.as_ref())?;
-        let access = gateway.access.as_ref().map(Access::new).transpose()?;
         let backend_parameters = gateway.backend_parameters.clone();
         let session_keys: &[ir::SessionKey] = if has_keys { &gateway.session_keys } else { &[] };
         let session_keys = SessionKeys::new(session_keys)?;
-        Ok(Self {
+        let own = Self {
             ports,
             udp,
             access,
@@ -332,7 +318,8 @@ impl Gateway {
             topology,
             backend_parameters,
             session_keys,
-        })
+        };
+        Ok((own, wrong.into_iter().next()))
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -353,16 +340,45 @@ impl Gateway {
     }
 }
 
+/// A gateway of which nothing is closed.
+#[cfg(any(test, feature = "fuzz"))]
+fn whole((gateway, wrong): (Gateway, Option<GatewayError>)) -> Result<Gateway, GatewayError> {
+    wrong.map_or(Ok(gateway), Err)
+}
+
+/// None: it is no number of a port.
+fn port_number(number: u32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port > 0)
+}
+
+/// Where a listener is, and the port that clients call.
+fn ports(port: u32, called: u32) -> Result<(u16, u16), ListenerError> {
+    let own = port_number(port).ok_or(ListenerError::Port(port))?;
+    match u16::try_from(called) {
+        Ok(0) => Ok((own, own)),
+        Ok(called) => Ok((own, called)),
+        Err(_) => Err(ListenerError::Port(called)),
+    }
+}
+
 impl Port {
-    /// All of it, in order.
+    fn index(&mut self) {
+        let open = self.listeners.iter().map(|l| l.hosts.as_slice());
+        self.by_host = ByHost::new(open.chain(self.closed.iter().map(Vec::as_slice)));
+    }
+
+    /// All that take anything, in order.
     pub fn listeners(&self) -> &[Arc<Listener>] {
         &self.listeners
     }
 
     /// The listeners for a name (that of a request, or of a TLS hello): of those that it fits, the ones with the longest
-    /// name of their own, in order.
+    /// name of their own, in order; none, if one of them is closed.
     pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
-        self.by_host.find(name).iter().filter_map(move |place| self.listeners.get(*place))
+        let places = self.by_host.find(name);
+        let is_closed = places.iter().any(|place| *place >= self.listeners.len());
+        let open: &[usize] = if is_closed { &[] } else { places };
+        open.iter().filter_map(move |place| self.listeners.get(*place))
     }
 
     /// The port that clients call, who do not know where we listen.
@@ -381,7 +397,58 @@ impl Port {
     }
 }
 
+impl UdpListener {
+    /// Compiles, with the port that it is at.
+    fn new(said: &ir::UdpListener) -> Result<(u16, Self), ListenerError> {
+        let (port, called) = ports(said.port, said.called)?;
+        let routes = format!("{}/*", said.routes).into();
+        Ok((port, Self { origin: said.origin.clone(), routes, called }))
+    }
+}
+
 impl Listener {
+    /// Compiles, with the port that it is at.
+    fn new<'a>(
+        gateway: &'a ir::Gateway,
+        said: &'a ir::Listener,
+        has_keys: bool,
+        asked: &mut Asking<'a>,
+    ) -> Result<(u16, Self), ListenerError> {
+        let (port, called) = ports(said.port, said.called)?;
+        let protocol = ListenerProtocol::try_from(said.protocol).map_err(|_| ListenerError::Protocol(said.protocol))?;
+        if protocol == ListenerProtocol::Https && said.tls.is_none() {
+            return Err(ListenerError::NoTls);
+        }
+        let tls = said.tls.as_ref().filter(|_| has_keys);
+        let own = said.tls.as_ref().map(Asked::of);
+        let requires_certificate = own.as_ref().is_some_and(|own| own.client == ir::ClientCertificate::Required as i32);
+        let known = asked.iter().position(|(known, _)| *known == own);
+        let (asks, clients) = match known.and_then(|asks| Some((asks, asked.get(asks)?.1.clone()))) {
+            Some(known) => known,
+            None => {
+                let clients = tls.map(|tls| client_auth(gateway, tls)).transpose()?.flatten();
+                asked.push((own, clients.clone()));
+                (asked.len() - 1, clients)
+            }
+        };
+        let tls = tls.map(|tls| Tls::new(tls, protocol, clients)).transpose()?;
+        let listener = Self {
+            origin: said.origin.clone(),
+            routes: said.routes.clone(),
+            protocol,
+            hosts: said.hosts.clone(),
+            terminates_tls: said.tls.is_some(),
+            tls,
+            redirect: said.redirect,
+            grpc_web: said.grpc_web,
+            asks,
+            requires_certificate,
+            called,
+            chains: said.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
+        };
+        Ok((port, listener))
+    }
+
     /// The names of its virtual hosts begin so, before a slash.
     pub fn route_name(&self) -> &str {
         &self.routes
@@ -431,8 +498,16 @@ impl Listener {
 }
 
 /// What a listener asks of clients. (Which cipher suites it has does not matter for that.)
-fn client_auth(tls: &ir::Tls) -> Result<Option<ClientAuth>, ListenerError> {
-    Ok(ClientAuth::new(tls, &Arc::new(tls_parameters::provider(None)?))?)
+fn client_auth(gateway: &ir::Gateway, tls: &ir::Tls) -> Result<Option<ClientAuth>, ListenerError> {
+    let (roots, lists): (&[u8], &[Vec<u8>]) = match Asked::of(tls).signers {
+        Signers::Own { roots, lists } => (roots, lists),
+        Signers::Named(name) => {
+            let told = gateway.client_authorities.get(name);
+            let told = told.ok_or_else(|| ListenerError::NoAuthorities(name.into()))?;
+            (&told.roots, &told.lists)
+        }
+    };
+    Ok(ClientAuth::new(tls.client, roots, lists, &Arc::new(tls_parameters::provider(None)?))?)
 }
 
 impl Tls {
@@ -638,7 +713,8 @@ mod tests {
         let clock = Arc::new(Clock(AtomicU64::new(1_893_456_000 - 3600)));
         for version in rustls::ALL_VERSIONS {
             clock.0.store(1_893_456_000 - 3600, Relaxed);
-            let mut tls = Tls::new(&listener, ListenerProtocol::Tls, client_auth(&listener).unwrap()).unwrap();
+            let clients = client_auth(&ir::Gateway::default(), &listener).unwrap();
+            let mut tls = Tls::new(&listener, ListenerProtocol::Tls, clients).unwrap();
             Arc::get_mut(&mut tls.server).unwrap().time_provider = clock.clone();
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
             let mut roots = RootCertStore::empty();
@@ -816,7 +892,7 @@ mod tests {
             let tls = ir::Tls {
                 certificates: vec![pair.clone()],
                 client: client as i32,
-                client_roots: own.cert.pem().into(),
+                client_authorities: "ca".into(),
                 ..Default::default()
             };
             let protocol = ListenerProtocol::Https as i32;
@@ -825,14 +901,99 @@ mod tests {
         let (required, optional) = (ir::ClientCertificate::Required, ir::ClientCertificate::Optional);
         let none = ir::ClientCertificate::None;
         let listeners = [("a", required), ("b", optional), ("c", required), ("d", none)];
-        let listeners = listeners.map(|(origin, client)| asking(origin, client)).into();
-        let g = Gateway::new(&ir::Gateway { listeners, ..Default::default() }).unwrap();
+        let listeners: Vec<ir::Listener> = listeners.map(|(origin, client)| asking(origin, client)).into();
+        let authorities = ir::ClientAuthorities { roots: own.cert.pem().into(), lists: vec![] };
+        let client_authorities = [("ca".to_string(), authorities)].into();
+        let told = ir::Gateway { listeners, client_authorities, ..Default::default() };
+        let g = Gateway::new(&told).unwrap();
         let all = g.ports[&80].listeners();
         let clients = |index: usize| all[index].tls.as_ref().unwrap().clients.as_ref().map(|c| c.verifier.clone());
         let [Some(a), Some(b), Some(c), None] = [0, 1, 2, 3].map(clients) else { panic!("{all:?}") };
         assert!(Arc::ptr_eq(&a, &c) && !Arc::ptr_eq(&a, &b));
         assert!(all[0].asks_like(&all[2]) && !all[0].asks_like(&all[1]) && !all[1].asks_like(&all[3]));
         assert_eq!([0, 1, 2, 3].map(|i: usize| all[i].requires_certificate()), [true, false, true, false]);
+        // Whose certificates count is not known: only who asks for none is served.
+        let untold = ir::Gateway { client_authorities: Default::default(), ..told.clone() };
+        let (g, wrong) = Gateway::closing(&untold, true).unwrap();
+        assert_eq!(wrong.unwrap().to_string(), "a: client authorities \"ca\" are missing");
+        assert_eq!(g.ports[&80].listeners().iter().map(|l| &*l.origin).collect::<Vec<_>>(), ["d"]);
+        // An older controller's listeners have roots of their own.
+        let mut older = untold;
+        for tls in older.listeners.iter_mut().filter_map(|l| l.tls.as_mut()) {
+            (tls.client_authorities, tls.client_roots) = (String::new(), own.cert.pem().into());
+        }
+        let g = Gateway::new(&older).unwrap();
+        assert!(g.ports[&80].listeners()[0].tls.as_ref().unwrap().clients.is_some());
+    }
+
+    /// A collector's protocol of a newer controller, say.
+    #[test]
+    fn telemetry_that_cannot_be_used_holds_up_no_policy() {
+        let collector = ir::Collector { service: "ns/c".into(), port: 4317, protocol: 9, ..Default::default() };
+        let export = ir::LogExport { collector: Some(collector), ..Default::default() };
+        let gateway = ir::Gateway {
+            listeners: vec![listener("a", &["*"])],
+            telemetry: Some(ir::Telemetry { log_exports: vec![export], ..Default::default() }),
+            access: Some(ir::Access::default()),
+            ..Default::default()
+        };
+        let (g, wrong) = Gateway::closing(&gateway, true).unwrap();
+        assert!(g.telemetry.is_none() && g.access.is_some() && g.ports.contains_key(&80));
+        let wrong = wrong.unwrap().to_string();
+        assert!(wrong.starts_with("telemetry: access log: "), "{wrong}");
+    }
+
+    /// A listener of a newer controller: its names are not served by one with a wider name, which may ask for less.
+    #[test]
+    fn a_listener_that_cannot_be_used_is_closed_and_the_others_are_in_force() {
+        let own = rcgen::generate_simple_self_signed(vec!["gateway".to_string()]).unwrap();
+        let pair = ir::KeyPair { chain: own.cert.pem().into(), key: own.signing_key.serialize_pem().into() };
+        let https = |origin: &str, port: u32, hosts: &[&str]| {
+            let tls = Some(ir::Tls { certificates: vec![pair.clone()], ..Default::default() });
+            let protocol = ListenerProtocol::Https as i32;
+            ir::Listener { port, protocol, tls, ..listener(origin, hosts) }
+        };
+        let tls = |listener: &mut ir::Listener, change: fn(&mut ir::Tls)| change(listener.tls.as_mut().unwrap());
+        let (mut suite, mut curve) = (https("suite", 443, &["a.com", "*.b.com"]), https("curve", 8443, &["*"]));
+        tls(&mut suite, |tls| {
+            let cipher_suites = vec!["NEW".into()];
+            tls.parameters = Some(ir::TlsParameters { cipher_suites, ..Default::default() });
+        });
+        tls(&mut curve, |tls| {
+            tls.parameters = Some(ir::TlsParameters { curves: vec!["NEW".into()], ..Default::default() });
+        });
+        let later = ir::Listener { protocol: 9, ..listener("later", &["*"]) };
+        let nowhere = ir::Listener { port: 0, ..listener("nowhere", &["*"]) };
+        let listeners = vec![suite, https("wide", 443, &["*"]), curve, later, nowhere];
+        let udp = |origin: &str, port| ir::UdpListener { origin: origin.into(), port, ..Default::default() };
+        let credentials = [("bad", ir::KeyPair::default()), ("good", pair.clone())];
+        let gateway = ir::Gateway {
+            listeners,
+            udp: vec![udp("none", 0), udp("dns", 53)],
+            credentials: credentials.map(|(name, pair)| (name.to_string(), pair)).into(),
+            backend_certificate: Some(ir::BackendCertificate {
+                pair: Some(ir::KeyPair::default()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let (g, wrong) = Gateway::closing(&gateway, true).unwrap();
+        assert_eq!(wrong.unwrap().to_string(), "suite: unknown cipher suite \"NEW\"");
+        assert_eq!(g.ports.keys().copied().collect::<Vec<_>>(), [443], "where none is left nobody is taken");
+        let found = |name: Option<&'static str>| g.ports[&443].find(name).map(|l| &*l.origin).collect::<Vec<_>>();
+        for (name, want) in [
+            (Some("b.com"), &["wide"][..]),
+            (Some("c.com"), &["wide"]),
+            (None, &["wide"]),
+            (Some("a.com"), &[]),
+            (Some("x.b.com"), &[]),
+        ] {
+            assert_eq!(found(name), want, "{name:?}");
+        }
+        assert_eq!(g.udp.keys().copied().collect::<Vec<_>>(), [53]);
+        assert_eq!(g.credentials.keys().collect::<Vec<_>>(), ["good"]);
+        assert!(g.backend_certificate.unwrap().unwrap_err().0.starts_with("key: "));
+        assert!(Gateway::new(&gateway).is_err());
     }
 
     #[test]

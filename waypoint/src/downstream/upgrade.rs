@@ -1,11 +1,11 @@
 //! What is kept of a request that has become a byte stream (WebSocket), so that policies that come later can judge it.
 
 use crate::{
-    authz::{access::Access, jwt::Token},
+    authz::{access::Access, jwt::Shown},
     http::entry::{self, Names},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use std::{net::IpAddr, sync::Arc};
+use std::{cell::RefCell, net::IpAddr, sync::Arc};
 
 /// The request that a stream has begun with, as it was judged.
 pub struct Upgrade {
@@ -13,7 +13,8 @@ pub struct Upgrade {
     pub authority: String,
     pub path: String,
     pub headers: Kept,
-    pub token: Option<Arc<Token>>,
+    /// The token that it was judged by, if it had one.
+    pub token: Option<RefCell<Shown>>,
     /// The client, as trusted proxies have told.
     pub client: IpAddr,
 }

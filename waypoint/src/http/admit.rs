@@ -30,7 +30,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 /// Why a request does not come in.
 pub(super) enum Refused {
@@ -121,6 +121,11 @@ pub(super) fn admit(
 ) -> Result<Verified, Refused> {
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
     let access = entrance.access;
+    // The header that holds it may not go on.
+    let shown = access.filter(|_| call.entry.websocket).and_then(|access| {
+        let text = access.tokens.shown(&parts.headers, &parts.uri)?;
+        Some((&access.tokens, text.to_string()))
+    });
     let (token, denied) = match access {
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
@@ -132,7 +137,8 @@ pub(super) fn admit(
     if call.entry.websocket {
         let (method, path, authority) = (parts.method.clone(), parts.uri.path().into(), authority.as_str().into());
         let (headers, client) = (Kept::of(&parts.headers, access), call.client.ip());
-        let token = token.clone();
+        let shown = shown.zip(token.clone());
+        let token = shown.map(|((tokens, text), token)| RefCell::new(tokens.kept(&text, token)));
         record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token, client }));
     }
     Ok(token)

@@ -22,6 +22,8 @@ pub(super) struct Call<'a> {
     pub(super) topology: Topology,
     /// The client, as trusted proxies tell.
     pub(super) client: SocketAddr,
+    /// Its head says of the client what a gateway tells on.
+    pub(super) is_introduced: bool,
 }
 
 impl<'a> Call<'a> {

@@ -14,6 +14,7 @@ use crate::{
             question::{BodyPart, Party, Prepared, Question},
         },
     },
+    clock,
     http::{
         answer::{local_reply, local_reply_of, log_reply},
         ask::{CheckError, ask},
@@ -22,7 +23,7 @@ use crate::{
         entry,
         forwarded::introduce,
         headers::identify,
-        names,
+        kept_answer, names,
         reply::{self, ResponseBody},
     },
     telemetry::{
@@ -31,7 +32,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header, request::Parts, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts, uri::PathAndQuery};
 use http_body::Body;
 use karst_core::Identity;
 use karst_policy::Path;
@@ -167,15 +168,33 @@ async fn enforce(
         })?),
         None => None,
     };
-    let error = match asked(call, provider, parts, body, record, part).await {
+    // By what the client has sent, and those before it and a gateway have made of it.
+    let now = clock::now();
+    let headers = question_headers(call, parts);
+    let kept =
+        provider.cache.as_ref().map(|rule| (kept_answer::key(call, rule, parts, &headers, part.as_ref()), rule.ttl));
+    let known = kept.and_then(|(key, _)| call.worker.answers.borrow_mut().get(&key, now));
+    let [allowed, denied] = match known {
+        Some(_) => [Outcome::AllowedCached, Outcome::DeniedCached],
+        None => [Outcome::Allowed, Outcome::Denied],
+    };
+    let answer = match known {
+        Some(answer) => Ok(answer),
+        None => asked(call, provider, (&*parts, &headers), body, record, part).await.inspect(|answer| {
+            if let Some((key, ttl)) = kept {
+                call.worker.answers.borrow_mut().keep(key, answer, (now, ttl));
+            }
+        }),
+    };
+    let error = match answer {
         Ok(Answer::Denied(refusal)) => {
-            count(call, provider, Outcome::Denied);
+            count(call, provider, denied);
             let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
         Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
             Ok(()) => {
-                count(call, provider, Outcome::Allowed);
+                count(call, provider, allowed);
                 return Ok(Some(changes));
             }
             Err(invalid) => CheckError::from(invalid),
@@ -215,41 +234,46 @@ async fn read(rule: BodyRule, body: &mut RequestBody) -> Result<BodyPart, Stoppe
 async fn asked(
     call: &Call<'_>,
     provider: &Provider,
-    parts: &Parts,
+    head: (&Parts, &HeaderMap),
     body: &RequestBody,
     record: &RequestLog,
     part: Option<BodyPart>,
 ) -> Result<Answer, CheckError> {
-    let prepared = prepared(call, provider, parts, body, record, part)?;
+    let prepared = prepared(call, provider, head, body, record, part)?;
     ask(call.worker, call.snapshot, provider, &prepared, provider.timeout).await
 }
 
-/// The question about a request: what is asked is what is judged and sent on.
+/// The headers of a request as providers are told them.
+fn question_headers(call: &Call<'_>, parts: &Parts) -> HeaderMap {
+    let mut headers = parts.headers.clone();
+    // What is written later where it is sent on, and once only.
+    if call.downstream.is_at_gateway() && !call.is_introduced {
+        let _ = introduce(call.downstream, call.topology, call.client, &mut headers);
+    }
+    headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    if call.entry.websocket {
+        entry::upgrade(&mut headers);
+    }
+    headers
+}
+
+/// The question about a request: what is asked is what is judged and sent on. `headers`: its [`question_headers`].
 fn prepared(
     call: &Call<'_>,
     provider: &Provider,
-    parts: &Parts,
+    (parts, headers): (&Parts, &HeaderMap),
     body: &RequestBody,
     record: &RequestLog,
     part: Option<BodyPart>,
 ) -> Result<Prepared, CheckError> {
-    let Call { worker, downstream, entry, topology, client, .. } = *call;
-    let mut headers = parts.headers.clone();
-    // What is written later where it is sent on.
-    if downstream.is_at_gateway() {
-        let _ = introduce(downstream, topology, client, &mut headers);
-    }
-    headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    if entry.websocket {
-        entry::upgrade(&mut headers);
-    }
+    let Call { worker, downstream, .. } = *call;
     let question = Question {
         method: &parts.method,
         path: parts.uri.path_and_query().map_or("/", PathAndQuery::as_str),
         authority: call.authority().as_str(),
         scheme: parts.uri.scheme_str().unwrap_or(downstream.scheme()),
         protocol: record.protocol,
-        headers: &headers,
+        headers,
         size: body.size_hint().exact(),
         body: part,
         time: record.time,
@@ -268,7 +292,8 @@ fn prepared(
 /// other policies in dry run.
 fn try_out(call: &Call<'_>, asks: &Asks<'_>, parts: &Parts, body: &RequestBody, record: &RequestLog) {
     let Ok(place) = asks.provider.trials.clone().try_acquire_owned() else { return };
-    let Ok(prepared) = prepared(call, asks.provider, parts, body, record, None) else { return };
+    let headers = question_headers(call, parts);
+    let Ok(prepared) = prepared(call, asks.provider, (parts, &headers), body, record, None) else { return };
     let (worker, snapshot, provider) = (call.worker.clone(), call.snapshot.clone(), asks.provider.clone());
     let (policy, downstream) = (asks.policy.to_string(), call.downstream.clone());
     tokio::task::spawn_local(async move {

@@ -82,7 +82,15 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
     let own = &worker.shared.identity;
     forwarded::tell_certificates(&downstream, topology, certificates, own, &mut parts.headers);
     trace(&worker, &downstream, &mut parts, &mut record);
-    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry, topology, client };
+    let call = Call {
+        worker: &worker,
+        downstream: &downstream,
+        snapshot: &snapshot,
+        entry: &entry,
+        topology,
+        client,
+        is_introduced: false,
+    };
     let entrance = match enter(&call, &parts.headers) {
         Ok(entrance) => entrance,
         Err(refused) => return refused.answer(&call, &parts, record),
@@ -155,6 +163,7 @@ async fn allowed(
         return Refused::Limited(over).answer(call, &parts, record);
     }
     introduced(call, &mut parts, &mut record);
+    let call = &Call { is_introduced: true, ..*call };
     let rule = match find(call, routes, &parts, token.as_deref()) {
         Ok(rule) => rule,
         Err(refused) => return refused.answer(call, &parts, record),

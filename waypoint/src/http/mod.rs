@@ -21,6 +21,7 @@ pub(crate) mod forwarded;
 mod grpc_web;
 pub mod handle;
 mod headers;
+mod kept_answer;
 mod mirror;
 pub mod names;
 mod outgoing;

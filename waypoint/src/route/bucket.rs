@@ -1,6 +1,7 @@
 //! Which bucket of a rate limit a request takes from: a hash (SHA-256, cut) of the values of the limit's keys. Whatever clients send, a
 //! bucket's name has one size, and nobody finds values that lead to another's bucket.
 
+use crate::authz::generations;
 use aws_lc_rs::digest;
 use http::HeaderName;
 use karst_api::route as ir;
@@ -87,6 +88,11 @@ impl BucketHash {
             IpAddr::V4(ip) => self.value(&ip.octets()),
             IpAddr::V6(ip) => self.value(&ip.octets()[..8]),
         }
+    }
+
+    /// All of the hash.
+    pub fn whole(self) -> generations::Key {
+        generations::key(&self.0.finish())
     }
 
     /// The name.

@@ -4,7 +4,9 @@
 
 use crate::{
     spans::{
+        encode::Producer,
         names::{DESTINATION, SOURCE},
+        rules::Collector,
         writer::{Form, Tags},
     },
     telemetry::stream_info::{Chosen, StreamInfo},
@@ -22,7 +24,7 @@ use std::{
 const MOST: usize = 256;
 
 /// This proxy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Own {
     /// As it introduces itself to the control plane: `waypoint~IP~POD.NS~NS.svc.DOMAIN`.
     pub node_id: Arc<str>,
@@ -33,6 +35,23 @@ pub struct Own {
     pub hostname: Arc<str>,
     pub account: Arc<str>,
     pub is_gateway: bool,
+}
+
+impl Own {
+    /// This proxy as it tells a collector of itself, and as Istio names it: a waypoint by its account, a gateway by what it calls itself.
+    /// `workload`: this proxy, if it is known.
+    pub fn producer(&self, workload: Option<&Arc<Workload>>, collector: &Collector) -> Producer {
+        let name = workload.filter(|_| self.is_gateway).map_or(&self.account, |workload| &workload.canonical_name);
+        let about = [
+            ("service.namespace", &self.namespace),
+            ("service.instance.id", &self.hostname),
+            ("k8s.namespace.name", &self.namespace),
+            ("k8s.pod.name", &self.hostname),
+        ];
+        let about = about.map(|(key, value)| (key.to_string(), value.to_string()));
+        let attributes = about.into_iter().chain(collector.resource.iter().cloned()).collect();
+        Producer { service: format!("{name}.{}", self.namespace), attributes }
+    }
 }
 
 /// What runs of tags depend on besides the object that they are found by.

@@ -1,5 +1,6 @@
 //! Spans in the forms that collectors take: OpenTelemetry's messages (protobuf), and Zipkin's JSON (v2). A message is one buffer that
 //! spans are appended to as they end, and that is sent as it is: nothing is built before it is encoded, and nothing is copied after.
+//! Records of the log are framed as spans are: the messages around both have the same numbers.
 
 use crate::spans::{
     context::SpanContext,
@@ -134,6 +135,11 @@ impl Message {
             Form::Otlp => self.otlp_end(head, at),
             Form::Zipkin => self.zipkin_end(),
         }
+    }
+
+    /// Appends a record of the log, which is encoded (OpenTelemetry's alone).
+    pub fn record(&mut self, record: &[u8]) {
+        delimited(&mut self.buffer, field::SPAN, record);
     }
 
     /// What stands before a span's attributes. Returns where the span's own bytes begin.

@@ -1,7 +1,7 @@
-//! The exporter: one task of the control thread that takes batches of spans from the queue and sends them to their collectors, as
-//! any other call to a service is sent: by its endpoints, through a tunnel if they take it, with the TLS that a DestinationRule
-//! asks for. It never holds up a request: what a collector does not take in time is dropped and counted. A batch is sent as the
-//! worker has written it, and its buffer goes back there.
+//! The exporter: one task of the control thread that takes batches of spans, and of records of the log, from their queues and sends them
+//! to their collectors, as any other call to a service is sent: by its endpoints, through a tunnel if they take it, with the TLS that a
+//! DestinationRule asks for. It never holds up a request: what a collector does not take in time is dropped and counted. A batch is
+//! sent as the worker has written it, and its buffer goes back there. Neither of both waits for the other's collector.
 
 use crate::{
     clock,
@@ -11,7 +11,7 @@ use crate::{
         names,
     },
     spans::{
-        queue::{Batch, CAPACITY, Counts},
+        queue::{Batch, CAPACITY, Counts, Signal},
         rules::Collector,
     },
     upstream::{
@@ -44,7 +44,7 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// While a collector cannot be reached it is tried once in this time: meanwhile the queue fills, and spans cost nothing.
+/// While a collector cannot be reached it is tried once in this time: meanwhile the queue fills, and what finds no place costs nothing.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
 const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
@@ -54,11 +54,27 @@ const LAST: Duration = Duration::from_secs(2);
 const MAX_ANSWER: usize = 64 << 10;
 /// Endpoints that an export is tried at.
 const TRIES: usize = 2;
-/// What spans are sent to by gRPC.
-const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// gRPC: the collector cannot take them now.
 const UNAVAILABLE: u16 = 14;
 const UNKNOWN: u16 = 2;
+
+impl Signal {
+    /// What it is sent to by gRPC.
+    fn grpc_path(self) -> &'static str {
+        match self {
+            Self::Spans => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        }
+    }
+
+    /// Where it is counted.
+    fn counts(self, worker: &Worker) -> &Counts {
+        match self {
+            Self::Spans => &worker.shared.metrics.spans,
+            Self::Logs => &worker.shared.metrics.logs,
+        }
+    }
+}
 
 /// Why an export has failed.
 #[derive(Debug, thiserror::Error)]
@@ -110,37 +126,39 @@ impl ExportError {
 
 /// The exporter of a process.
 pub struct Exporter {
-    stop: oneshot::Sender<()>,
+    stops: [oneshot::Sender<()>; 2],
     task: tokio::task::JoinHandle<()>,
     /// The workers' drain is none of its: it has something to do when they have nothing.
     _drain: drain::Drain,
 }
 
-/// Starts it, on this thread's `LocalSet`.
-pub fn start(shared: Arc<Shared>, queue: mpsc::Receiver<Batch>) -> Exporter {
-    let ((drain, watch), (stop, stopped)) = (drain::new(), oneshot::channel());
+/// Starts it, on this thread's `LocalSet`: of spans, and of the log.
+pub fn start(shared: Arc<Shared>, [spans, logs]: [mpsc::Receiver<Batch>; 2]) -> Exporter {
+    let (drain, watch) = drain::new();
+    let ((no_more_spans, spans_end), (no_more_logs, logs_end)) = (oneshot::channel(), oneshot::channel());
     let task = tokio::task::spawn_local(async move {
         // What connections and tunnels are kept in is a worker's; this one has no number, and serves nobody.
         let (following, orders) = follow::orders();
         let network = Connector::Network(NetnsConnector::host());
         let worker = Worker::new(shared, usize::MAX, watch, network, following);
         tokio::task::spawn_local(reopen::run(Rc::downgrade(&worker), orders));
-        run(worker, queue, stopped).await;
+        tokio::join!(run(worker.clone(), spans, spans_end), run(worker, logs, logs_end));
     });
-    Exporter { stop, task, _drain: drain }
+    Exporter { stops: [no_more_spans, no_more_logs], task, _drain: drain }
 }
 
 impl Exporter {
     /// Sends what is still there, for at most [`LAST`].
     pub async fn finish(self) {
-        let _ = self.stop.send(());
+        for stop in self.stops {
+            let _ = stop.send(());
+        }
         let _ = tokio::time::timeout(LAST, self.task).await;
     }
 }
 
 /// Exports until it is told to stop; then what is in the queue is the last.
 pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Batch>, mut stop: oneshot::Receiver<()>) {
-    let counts = worker.shared.metrics.spans.clone();
     let mut trouble = Repeated::default();
     loop {
         let first = tokio::select! {
@@ -151,19 +169,19 @@ pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Batch>, mut stop:
             }
         };
         let Some(first) = first else { return };
-        let mut is_reached = export(&worker, first, &counts, &mut trouble).await;
+        let mut is_reached = export(&worker, first, &mut trouble).await;
         // What waits already belongs to the same round, within limits: it is asked in between whether there is an end.
         for _ in 1..CAPACITY {
             if !is_reached {
                 break;
             }
             let Ok(next) = queue.try_recv() else { break };
-            is_reached = export(&worker, next, &counts, &mut trouble).await;
+            is_reached = export(&worker, next, &mut trouble).await;
         }
         // Tunnels to collectors that have gone are not kept.
         worker.dialer.retire(&worker.snapshot().mesh);
         for over in trouble.end_round() {
-            tracing::info!("export of spans: {over}");
+            tracing::info!("export: {over}");
         }
         if !is_reached && !queue.is_closed() {
             tokio::select! {
@@ -175,20 +193,21 @@ pub async fn run(worker: Rc<Worker>, mut queue: mpsc::Receiver<Batch>, mut stop:
 }
 
 /// Sends a batch; what is not taken is counted, and told in the log. False: the collector is not there.
-async fn export(worker: &Rc<Worker>, batch: Batch, counts: &Counts, trouble: &mut Repeated) -> bool {
-    let Batch { collector, count, message, buffers } = batch;
-    let sent = tokio::time::timeout(collector.timeout, send(worker, &collector, &message)).await;
+async fn export(worker: &Rc<Worker>, batch: Batch, trouble: &mut Repeated) -> bool {
+    let Batch { signal, collector, count, message, buffers } = batch;
+    let sent = tokio::time::timeout(collector.timeout, send(worker, signal, &collector, &message)).await;
     let all = count as u64;
     let (rejected, is_reached) = match sent.unwrap_or(Err(ExportError::Late(collector.timeout))) {
         Ok(rejected) => (rejected.min(all), true),
         Err(error) => {
             let text = format!("{}:{}: {error}", collector.service, collector.port);
             if let Some(line) = trouble.note(&text) {
-                tracing::warn!("spans could not be exported and are dropped: {line}");
+                tracing::warn!("{} could not be exported and are dropped: {line}", signal.name());
             }
             (all, !error.is_unreachable())
         }
     };
+    let counts = signal.counts(worker);
     counts.dropped_failed.fetch_add(rejected, Relaxed);
     counts.exported.fetch_add(all - rejected, Relaxed);
     give_back(message, &buffers);
@@ -204,8 +223,8 @@ fn give_back(message: Bytes, buffers: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// Sends a batch, to another endpoint if the first is not there. Returns how many spans the collector has rejected.
-async fn send(worker: &Rc<Worker>, collector: &Collector, message: &Bytes) -> Result<u64, ExportError> {
+/// Sends a batch, to another endpoint if the first is not there. Returns how many of its items the collector has rejected.
+async fn send(worker: &Rc<Worker>, signal: Signal, collector: &Collector, message: &Bytes) -> Result<u64, ExportError> {
     let snapshot = worker.snapshot();
     let OwnCall { set, from } =
         OwnCall::to(worker, &snapshot, &collector.service, collector.port).ok_or(ExportError::NoService)?;
@@ -213,7 +232,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, message: &Bytes) -> Re
     loop {
         let index = worker.choose(&set, None, &tried, clock::now()).ok_or(ExportError::NoEndpoint)?;
         tried.push(index);
-        match once(worker, collector, (&*set, index, from), message.clone()).await {
+        match once(worker, (signal, collector), (&*set, index, from), message.clone()).await {
             Err(e) if e.may_retry() && tried.len() < TRIES.min(set.live().len()) => {}
             ended => return ended,
         }
@@ -223,7 +242,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, message: &Bytes) -> Re
 /// Sends a body to one endpoint.
 async fn once(
     worker: &Rc<Worker>,
-    collector: &Collector,
+    (signal, collector): (Signal, &Collector),
     (set, index, from): (&EndpointSet, usize, SocketAddr),
     body: Bytes,
 ) -> Result<u64, ExportError> {
@@ -232,7 +251,7 @@ async fn once(
     let has_other = || false;
     let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held, trace: &|| None };
     let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
-    let request = request(collector, &set.service, body).ok_or(ExportError::Host)?;
+    let request = request(signal, collector, &set.service, body).ok_or(ExportError::Host)?;
     let answered = match is_grpc {
         true => http2(worker, &attempt, request, &sent).await,
         false => http1(worker, &attempt, request, &sent).await,
@@ -245,7 +264,7 @@ async fn once(
     taken(response, after, is_grpc).await
 }
 
-fn request(collector: &Collector, service: &Service, body: Bytes) -> Option<Request<Counted>> {
+fn request(signal: Signal, collector: &Collector, service: &Service, body: Bytes) -> Option<Request<Counted>> {
     let authority = format!("{}:{}", service.hostname, collector.port);
     let mut request = Request::new(Counted::new(Body::Bytes(body), Rc::default()));
     *request.method_mut() = http::Method::POST;
@@ -267,12 +286,12 @@ fn request(collector: &Collector, service: &Service, body: Bytes) -> Option<Requ
     let timeout = format!("{}m", collector.timeout.as_millis().min(MAX_GRPC_TIMEOUT));
     headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
     *request.version_mut() = Version::HTTP_2;
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(GRPC_PATH);
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(signal.grpc_path());
     *request.uri_mut() = uri.build().ok()?;
     Some(request)
 }
 
-/// How many spans an answer rejects.
+/// How many items an answer rejects. (Of both signals it has the same fields.)
 async fn taken(response: Response<Incoming>, after: ConnectionDisposition, is_grpc: bool) -> Result<u64, ExportError> {
     let (head, body) = response.into_parts();
     let (body, trailers) = read(body).await.map_err(ExportError::Read)?;

@@ -1,5 +1,5 @@
-//! Spans on their way from the workers to the exporter: a bounded queue of batches that nobody waits at. What finds no place is
-//! dropped and counted.
+//! Spans, and records of the log, on their way from the workers to the exporter: for each of both a bounded queue of batches that nobody
+//! waits at. What finds no place is dropped and counted.
 
 use crate::spans::rules::Collector;
 use bytes::Bytes;
@@ -15,9 +15,37 @@ use tokio::sync::mpsc;
 /// Batches that wait, at most: of about 1 MiB each. Beyond, workers keep the one that they fill, and drop what it has no room for.
 pub const CAPACITY: usize = 16;
 
-/// Spans of requests that have ended, as their collector takes them.
+/// What is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Traces.
+    Spans,
+    /// The access log.
+    Logs,
+}
+
+impl Signal {
+    /// What its items are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spans => "spans",
+            Self::Logs => "records of the access log",
+        }
+    }
+
+    /// Its metrics: of what was exported, and of what was dropped.
+    fn metrics(self) -> [&'static str; 2] {
+        match self {
+            Self::Spans => ["karst_trace_spans_exported_total", "karst_trace_spans_dropped_total"],
+            Self::Logs => ["karst_log_records_exported_total", "karst_log_records_dropped_total"],
+        }
+    }
+}
+
+/// Items of requests that have ended, as their collector takes them.
 #[derive(Debug)]
 pub struct Batch {
+    pub signal: Signal,
     pub collector: Arc<Collector>,
     /// How many they are.
     pub count: usize,
@@ -26,7 +54,7 @@ pub struct Batch {
     pub buffers: mpsc::Sender<Vec<u8>>,
 }
 
-/// What has become of spans.
+/// What has become of them.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub exported: AtomicU64,
@@ -56,7 +84,7 @@ impl Queue {
         place.map(|place| place.send(make())).is_ok()
     }
 
-    /// So many spans have found no place.
+    /// So many items have found no place.
     pub fn count_dropped(&self, count: usize) {
         self.counts.dropped_full.fetch_add(count as u64, Relaxed);
     }
@@ -64,18 +92,19 @@ impl Queue {
 
 impl Counts {
     /// Metrics, in the text format.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, signal: Signal, out: &mut String) {
+        let (what, [exported, dropped]) = (signal.name(), signal.metrics());
         let _ = writeln!(
             out,
-            "# HELP karst_trace_spans_exported_total Spans that a collector has taken.\n# TYPE karst_trace_spans_exported_total counter\nkarst_trace_spans_exported_total {}",
+            "# HELP {exported} How many {what} a collector has taken.\n# TYPE {exported} counter\n{exported} {}",
             self.exported.load(Relaxed)
         );
         let _ = writeln!(
             out,
-            "# HELP karst_trace_spans_dropped_total Spans dropped because the queue was full or the collector did not take them.\n# TYPE karst_trace_spans_dropped_total counter"
+            "# HELP {dropped} How many {what} were dropped because the queue was full or the collector did not take them.\n# TYPE {dropped} counter"
         );
         for (reason, count) in [("queue_full", &self.dropped_full), ("export_failed", &self.dropped_failed)] {
-            let _ = writeln!(out, "karst_trace_spans_dropped_total{{reason=\"{reason}\"}} {}", count.load(Relaxed));
+            let _ = writeln!(out, "{dropped}{{reason=\"{reason}\"}} {}", count.load(Relaxed));
         }
     }
 }
@@ -100,7 +129,7 @@ mod tests {
             let is_taken = queue.push(|| {
                 made.set(made.get() + 1);
                 let (collector, buffers) = (collector.clone(), buffers.clone());
-                Batch { collector, count: 2, message: Bytes::new(), buffers }
+                Batch { signal: Signal::Spans, collector, count: 2, message: Bytes::new(), buffers }
             });
             if !is_taken {
                 queue.count_dropped(2);
@@ -113,7 +142,7 @@ mod tests {
         push();
         assert_eq!(made.get(), CAPACITY, "what is dropped is not made");
         let mut page = String::new();
-        queue.counts.render(&mut page);
+        queue.counts.render(Signal::Spans, &mut page);
         assert!(page.contains("karst_trace_spans_dropped_total{reason=\"queue_full\"} 4"), "{page}");
     }
 }

@@ -283,7 +283,11 @@ fn text(value: Option<&HeaderValue>) -> String {
 }
 
 impl Collector {
-    fn new(said: &ir::Collector) -> Result<Self, TracingError> {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// What cannot be called.
+    pub fn new(said: &ir::Collector) -> Result<Self, TracingError> {
         let port = u16::try_from(said.port).ok().filter(|port| *port > 0).ok_or(TracingError::Port(said.port))?;
         let protocol = CollectorProtocol::try_from(said.protocol).map_err(|_| TracingError::Protocol(said.protocol))?;
         let path = match said.path.as_str() {

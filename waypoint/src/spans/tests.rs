@@ -3,6 +3,7 @@
 
 use crate::{
     spans::{
+        batches::OPEN,
         common::{Common, Own},
         encode::{Message, Producer},
         names::is_standard,
@@ -627,9 +628,9 @@ fn a_worker_that_ends_hands_over_what_it_has() {
 fn each_collector_has_its_batch_and_old_ones_are_not_kept_open() {
     run(async {
         let mut r = Recorded::new(false);
-        let all: Vec<Tracing> = (0..6).map(|_| tracing(|_, _| {})).collect();
+        let all: Vec<Tracing> = (0..OPEN + 2).map(|_| tracing(|_, _| {})).collect();
         all.iter().for_each(|tracing| (0..2).for_each(|_| r.request(tracing)));
-        // Four are open; the two that were opened first have left.
+        // So many are open; the two that were opened first have left.
         for tracing in &all[..2] {
             let batch = r.queue.try_recv().unwrap();
             assert!(Arc::ptr_eq(&batch.collector, &tracing.collector) && batch.count == 4);

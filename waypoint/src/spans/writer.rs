@@ -8,6 +8,8 @@ use std::io::Write;
 pub const VARINT: usize = 5;
 /// Fields of OpenTelemetry's messages as they begin (their number, and the kind of what follows): of a span its attributes,
 const ATTRIBUTE: u8 = 9 << 3 | 2;
+/// those of a record of the log,
+const RECORD_ATTRIBUTE: u8 = 6 << 3 | 2;
 /// of an attribute both parts,
 const KEY: u8 = 1 << 3 | 2;
 const VALUE: u8 = 2 << 3 | 2;
@@ -35,14 +37,21 @@ impl From<CollectorProtocol> for Form {
 pub struct Tags<'a> {
     out: &'a mut Vec<u8>,
     form: Form,
+    /// OpenTelemetry's field that one is.
+    field: u8,
     /// Names that are left out: a user has given them values of their own.
     without: &'a [&'a str],
 }
 
 impl<'a> Tags<'a> {
-    /// Appends to a buffer.
+    /// Appends those of a span to a buffer.
     pub fn new(out: &'a mut Vec<u8>, form: Form, without: &'a [&'a str]) -> Self {
-        Self { out, form, without }
+        Self { out, form, field: ATTRIBUTE, without }
+    }
+
+    /// Appends those of a record of the log.
+    pub fn of_record(out: &'a mut Vec<u8>) -> Self {
+        Self { out, form: Form::Otlp, field: RECORD_ATTRIBUTE, without: &[] }
     }
 
     /// A text; what is empty is not there.
@@ -67,7 +76,7 @@ impl<'a> Tags<'a> {
         match self.form {
             Form::Otlp => {
                 if !self.is_without(key) {
-                    attribute(self.out, key, 1 + varint_length(number));
+                    attribute(self.out, self.field, key, 1 + varint_length(number));
                     self.out.push(INT);
                     varint(self.out, number);
                 }
@@ -94,7 +103,7 @@ impl<'a> Tags<'a> {
         match self.form {
             Form::Otlp => {
                 let length: usize = parts.iter().map(|part| part.len()).sum();
-                attribute(self.out, key, 1 + varint_length(length as u64) + length);
+                attribute(self.out, self.field, key, 1 + varint_length(length as u64) + length);
                 self.out.push(STRING);
                 varint(self.out, length as u64);
                 parts.iter().for_each(|part| self.out.extend_from_slice(part.as_bytes()));
@@ -111,21 +120,28 @@ impl<'a> Tags<'a> {
 }
 
 /// The beginning of an attribute (`KeyValue`), whose value (`AnyValue`) has this length.
-fn attribute(out: &mut Vec<u8>, key: &str, value: usize) {
+fn attribute(out: &mut Vec<u8>, field: u8, key: &str, value: usize) {
     let length = 1 + varint_length(key.len() as u64) + key.len() + 1 + varint_length(value as u64) + value;
     out.reserve(length + 1 + VARINT);
     if length < 0x80 {
         // Mostly each length is one byte.
-        out.extend_from_slice(&[ATTRIBUTE, length as u8, KEY, key.len() as u8]);
+        out.extend_from_slice(&[field, length as u8, KEY, key.len() as u8]);
         out.extend_from_slice(key.as_bytes());
         out.extend_from_slice(&[VALUE, value as u8]);
         return;
     }
-    out.push(ATTRIBUTE);
+    out.push(field);
     varint(out, length as u64);
     delimited(out, KEY, key.as_bytes());
     out.push(VALUE);
     varint(out, value as u64);
+}
+
+/// A field that is a value (`AnyValue`), of a text.
+pub fn text_value(out: &mut Vec<u8>, field: u8, text: &str) {
+    out.push(field);
+    varint(out, (1 + varint_length(text.len() as u64) + text.len()) as u64);
+    delimited(out, STRING, text.as_bytes());
 }
 
 /// A number of any length in protobuf.

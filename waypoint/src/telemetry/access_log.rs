@@ -1,4 +1,4 @@
-//! A line of the access log.
+//! A line of the access log: as text or as JSON, and its fields.
 
 use crate::telemetry::stream_info::StreamInfo;
 use http::HeaderValue;
@@ -9,42 +9,96 @@ use std::{
     fmt::{self, Display, Write as _},
 };
 
-/// Envoy's default line, as Istio has it.
-pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
-    let time = log::timestamp(info.time);
-    let cluster = info.cluster();
-    let upstream = info.workload.as_ref().map(|(_, a)| a.to_string()).unwrap_or_default();
-    let (details, termination) = match info.carried {
+/// A value of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field<'a> {
+    Text(&'a str),
+    Number(u64),
+    Nothing,
+}
+
+/// A text; what is empty is nothing.
+fn some(text: &str) -> Field<'_> {
+    if text.is_empty() { Field::Nothing } else { Field::Text(text) }
+}
+
+/// The details of an answer, and those of the end of a connection: a line has one of both.
+fn details(info: &StreamInfo) -> (&str, &str) {
+    match info.carried {
         Some(_) => ("", &*info.details),
         None => (&*info.details, ""),
-    };
+    }
+}
+
+fn upstream(info: &StreamInfo) -> String {
+    info.workload.as_ref().map(|(_, a)| a.to_string()).unwrap_or_default()
+}
+
+/// The fields of a line by Envoy's names, but for those of a trace.
+pub fn fields(info: &StreamInfo, took_ms: u64, sent: u64, mut tell: impl FnMut(&'static str, Field<'_>)) {
+    let (details, termination) = details(info);
+    tell("start_time", Field::Text(&log::timestamp(info.time)));
+    tell("method", Field::Text(info.method.as_str()));
+    tell("path", Field::Text(info.path()));
+    tell("protocol", Field::Text(info.protocol));
+    tell("response_code", Field::Number(info.answered.into()));
+    tell("response_flags", Field::Text(info.flag.text()));
+    tell("response_code_details", some(details));
+    tell("connection_termination_details", some(termination));
+    tell("upstream_transport_failure_reason", some(&info.error));
+    tell("bytes_received", Field::Number(info.received.get()));
+    tell("bytes_sent", Field::Number(sent));
+    tell("duration", Field::Number(took_ms));
+    tell("upstream_service_time", info.upstream_ms.map_or(Field::Nothing, Field::Number));
+    tell("x_forwarded_for", some(&text(&info.forwarded_for)));
+    tell("user_agent", some(&text(&info.user_agent)));
+    tell("request_id", some(&text(&info.request_id)));
+    tell("authority", some(&text(&info.authority)));
+    tell("upstream_host", some(&upstream(info)));
+    tell("upstream_cluster", Field::Text(&info.cluster()));
+    tell("upstream_local_address", Field::Nothing);
+    tell("downstream_local_address", Field::Text(&info.to.to_string()));
+    tell("downstream_remote_address", Field::Text(&info.from.to_string()));
+    tell("downstream_peer", Field::Text(info.principal()));
+    tell("requested_server_name", some(info.sni.as_deref().unwrap_or_default()));
+    tell("route_name", Field::Text(&info.route));
+}
+
+/// A line of the log.
+pub fn line(info: &StreamInfo, took_ms: u64, sent: u64) -> String {
+    match log::format() {
+        log::Format::Text => text_line(info, took_ms, sent),
+        log::Format::Json => json_line(info, took_ms, sent),
+    }
+}
+
+fn json_line(info: &StreamInfo, took_ms: u64, sent: u64) -> String {
+    let mut all = serde_json::Map::new();
+    fields(info, took_ms, sent, |name, field| {
+        let value: serde_json::Value = match field {
+            Field::Text(text) => text.into(),
+            Field::Number(number) => number.into(),
+            Field::Nothing => serde_json::Value::Null,
+        };
+        all.insert(name.into(), value);
+    });
+    if let Some(trace) = &info.trace {
+        all.insert("trace_id".into(), trace.trace_id().into());
+        all.insert("span_id".into(), trace.span_id().into());
+    }
+    serde_json::Value::Object(all).to_string()
+}
+
+/// Envoy's default line, as Istio has it.
+pub fn text_line(info: &StreamInfo, took_ms: u64, sent: u64) -> String {
+    let (details, termination) = details(info);
     let (forwarded_for, user_agent) = (text(&info.forwarded_for), text(&info.user_agent));
     let (request_id, authority) = (text(&info.request_id), text(&info.authority));
-    let sni = info.sni.as_deref().unwrap_or_default();
-    if log::format() == log::Format::Json {
-        let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
-        let mut line = serde_json::json!({
-            "start_time": time, "method": info.method.as_str(), "path": info.path(), "protocol": info.protocol,
-            "response_code": info.answered, "response_flags": info.flag.text(),
-            "response_code_details": some(details), "connection_termination_details": some(termination),
-            "upstream_transport_failure_reason": some(&info.error), "bytes_received": info.received.get(),
-            "bytes_sent": sent, "duration": took_ms, "upstream_service_time": info.upstream_ms,
-            "x_forwarded_for": some(&forwarded_for), "user_agent": some(&user_agent), "request_id": some(&request_id),
-            "authority": some(&authority), "upstream_host": some(&upstream), "upstream_cluster": cluster,
-            "upstream_local_address": null, "downstream_local_address": info.to.to_string(),
-            "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal(),
-            "requested_server_name": some(sni), "route_name": info.route,
-        });
-        if let (Some(trace), Some(fields)) = (&info.trace, line.as_object_mut()) {
-            fields.insert("trace_id".into(), trace.trace_id().into());
-            fields.insert("span_id".into(), trace.span_id().into());
-        }
-        return line.to_string();
-    }
     let mut out = String::with_capacity(500);
     let _ = write!(
         out,
-        "[{time}] \"{} {} {}\" {} {} {} {} \"{}\" {} {sent} {took_ms} ",
+        "[{}] \"{} {} {}\" {} {} {} {} \"{}\" {} {sent} {took_ms} ",
+        log::timestamp(info.time),
         info.method,
         Or(info.path()),
         info.protocol,
@@ -61,15 +115,16 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
     };
     let _ = write!(
         out,
-        "\"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {cluster} - {} {} {} \"{}\"",
+        "\"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} - {} {} {} \"{}\"",
         Or(&forwarded_for),
         Or(&user_agent),
         Or(&request_id),
         Or(&authority),
-        Or(&upstream),
+        Or(&upstream(info)),
+        info.cluster(),
         info.to,
         info.from,
-        Or(sni),
+        Or(info.sni.as_deref().unwrap_or_default()),
         Or(&info.route),
     );
     if let Some(trace) = &info.trace {

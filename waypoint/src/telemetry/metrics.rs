@@ -4,7 +4,7 @@ use crate::{
     authz::{external::counts::Counts as ExternalCounts, token_cache::Counts as TokenCounts},
     downstream::{gate::Gate, udp},
     quota::counts::Counts as SharedLimitCounts,
-    spans::queue::Counts as SpanCounts,
+    spans::queue::{Counts as ExportCounts, Signal},
     telemetry::{key::Key, rules::AllLabels},
 };
 use karst_api::route::Metric;
@@ -159,7 +159,9 @@ pub struct Metrics {
     /// Connections that went on in another stream, because the process at one of their ends was replaced.
     pub followed: AtomicU64,
     /// Of traces.
-    pub spans: Arc<SpanCounts>,
+    pub spans: Arc<ExportCounts>,
+    /// The access log for collectors.
+    pub logs: Arc<ExportCounts>,
     /// Of external authorization.
     pub external: ExternalCounts,
     /// Of datagrams.
@@ -227,7 +229,8 @@ impl Metrics {
         gate.render(&mut out);
         self.traffic.render(&mut out);
         self.discovery.render(&mut out);
-        self.spans.render(&mut out);
+        self.spans.render(Signal::Spans, &mut out);
+        self.logs.render(Signal::Logs, &mut out);
         self.external.render(&mut out);
         self.udp.render(&mut out);
         self.tokens.render(&mut out);

@@ -3,6 +3,7 @@
 
 use crate::{
     downstream::upgrade::Upgrade,
+    logs::record::Record,
     snapshot::Snapshot,
     spans::{request::RequestSpans, tags::Ended},
     telemetry::{
@@ -86,8 +87,9 @@ impl RequestLog {
         let took = self.started.elapsed();
         let telemetry = self.telemetry.take();
         let rules = telemetry.as_deref();
-        if let (Some(spans), Some(tracing)) = (self.spans.take(), rules.and_then(|t| t.tracing.as_deref())) {
-            self.sink.trace(Ended { info: self, tracing, spans: &spans, sent, took });
+        let spans = self.spans.take();
+        if let (Some(spans), Some(tracing)) = (spans.as_deref(), rules.and_then(|t| t.tracing.as_deref())) {
+            self.sink.trace(Ended { info: self, tracing, spans, sent, took });
         }
         match &self.carried {
             // Istio's metrics are of TCP.
@@ -113,7 +115,11 @@ impl RequestLog {
         }
         self.sink.tap(self, took, sent);
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {
-            access_log::write(access_log::line(self, took.as_millis(), sent));
+            access_log::write(access_log::line(self, took.as_millis() as u64, sent));
+        }
+        for export in rules.iter().flat_map(|t| &t.exports).filter(|export| export.takes(self, sent)) {
+            let trace = spans.as_deref().map(|spans| spans.context).or(self.trace.as_deref().copied());
+            self.sink.export(export, Record { info: self, took, sent, trace });
         }
     }
 

@@ -2,6 +2,7 @@
 //! attributes. Costs nothing where nobody has asked for it.
 
 use crate::{
+    logs::rules::{Export, ExportError},
     spans::rules::{Tracing, TracingError},
     telemetry::{
         expression::{ExpressionError, evaluate, program, text},
@@ -32,7 +33,9 @@ pub struct Telemetry {
     pub wants_headers: bool,
     /// Which requests are traced; none: the headers of traces pass as they are.
     pub tracing: Option<Arc<Tracing>>,
-    /// What it was made from, but for traces.
+    /// Where the access log goes besides the proxy's output.
+    pub exports: Vec<Export>,
+    /// What it was made from, but for traces and exports.
     said: ir::Telemetry,
 }
 
@@ -59,6 +62,9 @@ pub enum TelemetryError {
     /// What is said of traces.
     #[error("tracing: {0}")]
     Tracing(#[from] TracingError),
+    /// A collector of the access log.
+    #[error("access log: {0}")]
+    Export(#[from] ExportError),
     /// A metric of a later version.
     #[error("metric {0}")]
     Metric(i32),
@@ -86,11 +92,13 @@ impl Telemetry {
         let values = texts.iter().map(|t| program(t)).collect::<Result<_, ExpressionError>>()?;
         let filter = if telemetry.log_filter.is_empty() { None } else { Some(program(&telemetry.log_filter)?) };
         texts.push(&telemetry.log_filter);
+        texts.extend(telemetry.log_exports.iter().map(|export| export.filter.as_str()));
         let wants_headers = texts.iter().any(|t| t.contains("headers"));
         let tracing = telemetry.tracing.as_ref().map(Tracing::new).transpose()?.map(Arc::new);
-        // What is said of traces changes no series.
-        let said = ir::Telemetry { tracing: None, ..telemetry.clone() };
-        Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, tracing, said })
+        let exports = telemetry.log_exports.iter().map(Export::new).collect::<Result<_, _>>()?;
+        // What is said of traces and exports changes no series.
+        let said = ir::Telemetry { tracing: None, log_exports: vec![], ..telemetry.clone() };
+        Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, tracing, exports, said })
     }
 
     /// Does it say the same of metrics and logs as another?
@@ -171,5 +179,20 @@ mod tests {
         assert!(Telemetry::new(&ir::Telemetry { metrics, ..Default::default() }).is_err());
         let same = |a, b| Telemetry::same(filter(a).ok().as_ref(), filter(b).ok().as_ref());
         assert!(same("true", "true") && !same("true", "false") && !Telemetry::same(filter("true").ok().as_ref(), None));
+    }
+
+    #[test]
+    fn collectors_of_the_log_change_no_series() {
+        let collector = ir::Collector { service: "ns/c".into(), port: 4317, ..Default::default() };
+        let export = |filter: &str| ir::LogExport {
+            collector: Some(collector.clone()),
+            filter: filter.into(),
+            ..Default::default()
+        };
+        let with = |log_exports| Telemetry::new(&ir::Telemetry { log_exports, ..Default::default() }).unwrap();
+        let (none, one) = (with(vec![]), with(vec![export("request.headers['a'] == 'b'")]));
+        assert!(Telemetry::same(Some(&none), Some(&one)));
+        assert_eq!((none.exports.len(), one.exports.len(), none.wants_headers, one.wants_headers), (0, 1, false, true));
+        assert!(Telemetry::new(&ir::Telemetry { log_exports: vec![export("(")], ..Default::default() }).is_err());
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     config::Config,
+    logs::{self, record::Record, rules::Export},
     snapshot::Snapshot,
-    spans::{common::Own, queue::Queue, recorder::Recorder, tags::Ended},
+    spans::{self, common::Own, queue::Queue, tags::Ended},
     telemetry::{
         flag::ResponseFlag,
         key::{Key, KeyRef},
@@ -26,38 +27,46 @@ pub struct Sink {
     metrics: Arc<Metrics>,
     taps: Arc<Taps>,
     series: RefCell<HashMap<Key, Arc<Series>, RandomState>>,
-    pub spans: Rc<Recorder>,
+    pub spans: Rc<spans::recorder::Recorder>,
+    pub logs: Rc<logs::recorder::Recorder>,
     myself: RefCell<Myself>,
+}
+
+/// Where is told of what has ended, besides the metrics.
+pub struct Ways {
+    /// Takes the spans of requests that are traced.
+    pub spans: Queue,
+    /// Takes the access log for collectors.
+    pub logs: Queue,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
 }
 
 /// This proxy, as the state has it that was looked at last.
 struct Myself {
     state: watch::Receiver<Arc<Snapshot>>,
     workload: Option<Arc<Workload>>,
+    /// It is another state than that of the spans recorded last.
+    is_new: bool,
 }
 
 impl Myself {
-    /// Looks at the newest state. True: it is another one.
-    fn look(&mut self, config: &Config) -> bool {
+    /// Looks at the newest state.
+    fn look(&mut self, config: &Config) {
         let changed = self.state.has_changed();
         // Where there is nobody any more who would tell of a change, it is asked for each time.
         if changed.as_ref().is_ok_and(|changed| !changed) {
-            return false;
+            return;
         }
         let workload = config.own_pod(&self.state.borrow_and_update().mesh).cloned();
         self.workload = workload;
-        changed.is_ok()
+        self.is_new |= changed.is_ok();
     }
 }
 
 impl Sink {
-    /// Counts in these metrics, gives spans to this queue, and tells these taps.
-    pub fn new(
-        config: Config,
-        state: watch::Receiver<Arc<Snapshot>>,
-        metrics: Arc<Metrics>,
-        (spans, taps): (Queue, Arc<Taps>),
-    ) -> Self {
+    /// Counts in these metrics, and tells by these ways.
+    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>, ways: Ways) -> Self {
         let own = Own {
             node_id: config.node().id.into(),
             mesh_id: config.certificates.trust_domain.as_str().into(),
@@ -67,17 +76,28 @@ impl Sink {
             account: config.account.as_str().into(),
             is_gateway: config.is_gateway(),
         };
-        let mut myself = Myself { state: state.clone(), workload: None };
+        let mut myself = Myself { state: state.clone(), workload: None, is_new: false };
         myself.state.mark_changed();
-        let (spans, myself) = (Rc::new(Recorder::new(spans, own)), RefCell::new(myself));
-        Self { config, state, metrics, taps, series: RefCell::default(), spans, myself }
+        let Ways { spans, logs, taps } = ways;
+        let spans = Rc::new(spans::recorder::Recorder::new(spans, own.clone()));
+        let logs = Rc::new(logs::recorder::Recorder::new(logs, own));
+        let (series, myself) = (RefCell::default(), RefCell::new(myself));
+        Self { config, state, metrics, taps, series, spans, logs, myself }
     }
 
     /// Records the spans of a request that has ended.
     pub fn trace(&self, ended: Ended<'_>) {
         let mut myself = self.myself.borrow_mut();
-        let is_new = myself.look(&self.config);
+        myself.look(&self.config);
+        let is_new = std::mem::take(&mut myself.is_new);
         self.spans.add(myself.workload.as_ref(), is_new, ended);
+    }
+
+    /// Records a request or connection that has ended, for a collector of the log.
+    pub fn export(&self, export: &Export, record: Record<'_>) {
+        let mut myself = self.myself.borrow_mut();
+        myself.look(&self.config);
+        self.logs.add(export, myself.workload.as_ref(), record);
     }
 
     /// Tells whoever looks on what has ended.

@@ -244,7 +244,8 @@ async fn dialogue_in_tls(to: SocketAddr, config: rustls::ClientConfig, bytes: &[
 }
 
 #[test]
-fn applications_are_told_of_certificates_that_clients_show() {
+fn applications_are_told_of_certificates_that_clients_show_as_each_mode_says() {
+    use ir::ForwardClientCert as Mode;
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -279,28 +280,42 @@ fn applications_are_told_of_certificates_that_clients_show() {
             false => config.with_no_client_auth(),
         }
     };
-    let request =
-        b"GET / HTTP/1.1\r\nhost: s\r\nx-forwarded-client-cert: URI=spiffe://td/ns/a/sa/admin\r\nconnection: close\r\n\r\n";
+    let sent = "URI=spiffe://td/ns/a/sa/admin";
+    let request = format!("GET / HTTP/1.1\r\nhost: s\r\nx-forwarded-client-cert: {sent}\r\nconnection: close\r\n\r\n")
+        .into_bytes();
     run(async {
         let e = Endpoint::of_http1(|_| OK.into()).await;
-        let gateway = Listening::of(&e, |port| {
-            let protocol = ir::ListenerProtocol::Https as i32;
-            let listener = ir::Listener { tls: Some(tls), protocol, ..listener(port) };
-            listening(listener, ir::Topology::default(), None)
-        });
-        for shows in [true, false] {
-            let a = dialogue_in_tls(gateway.at, config(shows), request).await;
-            assert!(a.starts_with("HTTP/1.1 200 "), "{a}");
-            let head = e.heads.borrow_mut().pop().unwrap();
-            let told = values(&head, "x-forwarded-client-cert");
-            if !shows {
-                assert!(told.is_empty(), "{head}");
-                continue;
+        let hash = karst_hbone::names::fingerprint(client.0.der());
+        let start = format!("By=spiffe://td/ns/edge/sa/gw;Hash={hash};Cert=\"-----BEGIN%20CERTIFICATE-----%0A");
+        let end = ";URI=spiffe://td/ns/a/sa/client;DNS=client.example";
+        // Of who has shown a certificate: what it has sent goes on, what is known is told. Of who has shown none: what it has sent.
+        for (mode, goes_on, is_told, of_nobody) in [
+            (Mode::Standard, false, true, false),
+            (Mode::Sanitize, false, false, false),
+            (Mode::ForwardOnly, true, false, false),
+            (Mode::AppendForward, true, true, false),
+            (Mode::SanitizeSet, false, true, false),
+            (Mode::AlwaysForwardOnly, true, false, true),
+        ] {
+            let tls = tls.clone();
+            let gateway = Listening::of(&e, |port| {
+                let protocol = ir::ListenerProtocol::Https as i32;
+                let listener = ir::Listener { tls: Some(tls), protocol, ..listener(port) };
+                listening(listener, ir::Topology { forward_client_cert: mode as i32, ..Default::default() }, None)
+            });
+            for shows in [true, false] {
+                let a = dialogue_in_tls(gateway.at, config(shows), &request).await;
+                assert!(a.starts_with("HTTP/1.1 200 "), "{mode:?}: {a}");
+                let head = e.heads.borrow_mut().pop().unwrap();
+                let told = values(&head, "x-forwarded-client-cert");
+                let (goes_on, is_told) = if shows { (goes_on, is_told) } else { (of_nobody, false) };
+                let first = told.first().copied().unwrap_or_default();
+                assert_eq!(told.len(), usize::from(goes_on || is_told), "{mode:?} {shows}: {head}");
+                let rest = if goes_on { first.strip_prefix(sent).unwrap_or("-") } else { first };
+                let known = if goes_on { rest.strip_prefix(',') } else { Some(rest) };
+                let is_known = known.is_some_and(|k| k.starts_with(&start) && k.ends_with(end));
+                assert!(if is_told { is_known } else { rest.is_empty() }, "{mode:?} {shows}: {head}");
             }
-            let hash = karst_hbone::names::fingerprint(client.0.der());
-            let start = format!("By=spiffe://td/ns/edge/sa/gw;Hash={hash};Cert=\"-----BEGIN%20CERTIFICATE-----%0A");
-            let end = ";URI=spiffe://td/ns/a/sa/client;DNS=client.example";
-            assert!(told.len() == 1 && told[0].starts_with(&start) && told[0].ends_with(end), "{head}");
         }
     });
 }

@@ -12,7 +12,7 @@ use crate::{
     },
     worker::Worker,
 };
-use http::{Method, Request, Response, StatusCode, Uri, Version, header, uri::Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri::Scheme};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -214,33 +214,40 @@ pub async fn extended(
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
-    let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
-    let (mut connection, _) = match found {
-        Ok(found) => found,
-        // By TLS it says itself that it speaks HTTP/1.1 only.
-        Err(ConnectError::Tls(TlsError::NoHttp2)) => return upgrade(worker, attempt, request, sent).await,
-        Err(error) => return Err(error.into()),
-    };
-    let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
-    let patience = tokio::time::timeout(limits::CONNECT_TIMEOUT, connection.announced.takes_extended());
-    if !matches!(patience.await, Ok(true)) {
-        drop(after);
-        return upgrade(worker, attempt, request, sent).await;
-    }
-    let request = as_extended(request).ok_or_else(|| Error::Protocol("a host that HTTP/2 cannot ask for".into()))?;
-    sent.set(true);
-    match connection.send.try_send_request(request).await {
-        Ok(answer) => Ok((as_upgraded(answer), after)),
-        Err(mut error) => {
-            sent.set(error.take_message().is_none());
-            Err(failure(error.error()))
+    let (parts, mut body) = request.into_parts();
+    loop {
+        let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
+        let (mut connection, fresh) = match found {
+            Ok(found) => found,
+            // By TLS it says itself that it speaks HTTP/1.1 only.
+            Err(ConnectError::Tls(TlsError::NoHttp2)) => {
+                return upgrade(worker, attempt, Request::from_parts(parts, body), sent).await;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
+        let patience = tokio::time::timeout(limits::CONNECT_TIMEOUT, connection.announced.takes_extended());
+        let takes = matches!(patience.await, Ok(true));
+        // One that has gone meanwhile says nothing of what the endpoint takes.
+        if connection.send.ready().await.is_err() && !fresh {
+            continue;
+        }
+        if !takes {
+            drop(after);
+            return upgrade(worker, attempt, Request::from_parts(parts, body), sent).await;
+        }
+        let head = as_extended(&parts).ok_or_else(|| Error::Protocol("a host that HTTP/2 cannot ask for".into()))?;
+        sent.set(true);
+        match connection.send.try_send_request(Request::from_parts(head, body)).await {
+            Ok(answer) => return Ok((as_upgraded(answer), after)),
+            Err(error) => body = unseen(error, fresh, sent)?.into_body(),
         }
     }
 }
 
-/// A request for WebSocket as HTTP/2 asks (RFC 8441 §4): without a key.
-fn as_extended(request: Request<Counted>) -> Option<Request<Counted>> {
-    let (mut parts, body) = request.into_parts();
+/// The head of a request for WebSocket as HTTP/2 asks (RFC 8441 §4): without a key.
+fn as_extended(asked: &Parts) -> Option<Parts> {
+    let mut parts = asked.clone();
     let host = parts.headers.remove(header::HOST)?;
     for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_KEY] {
         parts.headers.remove(name);
@@ -249,7 +256,7 @@ fn as_extended(request: Request<Counted>) -> Option<Request<Counted>> {
     parts.uri = Uri::builder().scheme(Scheme::HTTP).authority(host.to_str().ok()?).path_and_query(path).build().ok()?;
     (parts.method, parts.version) = (Method::CONNECT, Version::HTTP_2);
     parts.extensions.insert(Protocol::from_static("websocket"));
-    Some(Request::from_parts(parts, body))
+    Some(parts)
 }
 
 /// The answer as HTTP/1.1 would have given it: 101 where bytes follow.

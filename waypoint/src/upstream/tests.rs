@@ -325,7 +325,7 @@ fn what_may_be_a_members_address_is_held() {
         let held = spawn_local(to_endpoint(plane.worker.clone()));
         for _ in 0..2 {
             assert!(!held.is_finished());
-            let names = timeout(PATIENCE, plane.asker.names()).await.unwrap();
+            let names = timeout(PATIENCE, plane.asker.wanted()).await.unwrap().names;
             assert_eq!(names, ["/127.77.2.1"]);
             plane.asker.answered(&names);
         }

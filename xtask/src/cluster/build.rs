@@ -49,7 +49,7 @@ fn go_build_with(directory: &str, tags: &str, flags: &str, out: &str, programs: 
 pub fn run(out: &Path) -> Result<()> {
     let fresh = !out.join("kube").is_file();
     if fresh {
-        println!("building Kubernetes {KUBERNETES}, etcd, CoreDNS and helm from Go modules; about 4 minutes");
+        println!("building Kubernetes {KUBERNETES}, etcd, CoreDNS and helm from Go modules; 4 to 10 minutes");
     }
     fs::create_dir_all(out)?;
     let version = "k8s.io/component-base/version";
@@ -146,8 +146,37 @@ pub fn jaeger(bin: &Path) -> Result<PathBuf> {
 /// Where Istio's node agent is to be found by its chart: hub, name and tag.
 const ISTIO_AGENT: &str = "registry.local/istio/install-cni:1";
 
+/// Where Istio's control plane is to be found by its chart.
+const ISTIOD: &str = "registry.local/istio/pilot:1";
+
+/// Beside the programs, `istio-charts` leads to the charts of Istio's module.
+fn istio_charts(bin: &Path) -> Result<()> {
+    let module = said("go", &["list", "-m", "-f", "{{.Dir}}", "istio.io/istio"], Path::new(ISTIO))?;
+    let charts = bin.join("istio-charts");
+    let _ = fs::remove_file(&charts);
+    Ok(std::os::unix::fs::symlink(Path::new(module.trim()).join("manifests/charts"), charts)?)
+}
+
+/// Istio's control plane, from the module of `xtask/istioctl/go.mod`; gives its image's file, for the chart
+/// `istio-charts/istio-control/istio-discovery` beside the programs. Quick when nothing has changed, else some minutes on two cores.
+pub fn istiod(bin: &Path, out: &Path) -> Result<PathBuf> {
+    let program = bin.join("pilot-discovery");
+    if !program.is_file() {
+        println!("building Istio's control plane from Go modules; it takes minutes");
+    }
+    fs::create_dir_all(bin)?;
+    fs::create_dir_all(out)?;
+    let all = ["istio.io/istio/pilot/cmd/pilot-discovery"];
+    go_build(ISTIO, ISTIO_VERSION, &program.display().to_string(), &all)?;
+    istio_charts(bin)?;
+    let entry = "/usr/local/bin/pilot-discovery";
+    let file = out.join("istio-pilot.tar");
+    Image::new(ISTIOD, &[entry]).file(program, entry).write(&file)?;
+    Ok(file)
+}
+
 /// Istio's node agent and its CNI plugin, from the module of `xtask/istioctl/go.mod`, in an image with nft of this machine (Istio's own
-/// image has it from a distribution); gives the image's file. Beside the programs, `istio-charts` leads to that module's charts.
+/// image has it from a distribution); gives the image's file, for the chart `istio-charts/istio-cni` beside the programs.
 /// Quick when nothing has changed, else about 3 minutes on two cores.
 pub fn istio_agent(bin: &Path, out: &Path) -> Result<PathBuf> {
     if !bin.join("install-cni").is_file() {
@@ -157,10 +186,7 @@ pub fn istio_agent(bin: &Path, out: &Path) -> Result<PathBuf> {
     fs::create_dir_all(out)?;
     let programs = ["istio.io/istio/cni/cmd/install-cni", "istio.io/istio/cni/cmd/istio-cni"];
     go_build(ISTIO, ISTIO_VERSION, &format!("{}/", bin.display()), &programs)?;
-    let module = said("go", &["list", "-m", "-f", "{{.Dir}}", "istio.io/istio"], Path::new(ISTIO))?;
-    let charts = bin.join("istio-charts");
-    let _ = fs::remove_file(&charts);
-    std::os::unix::fs::symlink(Path::new(module.trim()).join("manifests/charts"), charts)?;
+    istio_charts(bin)?;
     let nft = PathBuf::from("/usr/sbin/nft");
     let mut image = Image::new(ISTIO_AGENT, &["/usr/local/bin/install-cni"])
         .file(bin.join("install-cni"), "/usr/local/bin/install-cni")

@@ -1,5 +1,6 @@
 //! Pages that list names, against the sources: docs/metrics.md has every metric that a program renders, docs/labels.md every label
-//! and annotation of Istio's and ours that it knows; and neither has others.
+//! and annotation of Istio's and ours that it knows, the table in docs/operations.md every debug page of proxies and node agents; and
+//! none has others. (Those of the controller are compared by its own test.)
 
 use super::sources::{self, Source};
 use anyhow::{Context, Result, ensure};
@@ -7,6 +8,14 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 const METRICS: &str = "docs/metrics.md";
 const LABELS: &str = "docs/labels.md";
+const OPERATIONS: &str = "docs/operations.md";
+
+/// Files that serve debug pages, and what the table calls their program.
+const SERVERS: [(&str, &str); 3] = [
+    ("ztunnel/src/admin.rs", "ztunnel"),
+    ("waypoint/src/admin.rs", "waypoint, gateway"),
+    ("cni/src/metrics.rs", "node agent"),
+];
 
 /// Names of the same form that are no labels: of controllers, field managers and the like. Each is in the sources.
 const NO_LABELS: &[&str] = &[
@@ -39,7 +48,33 @@ pub(super) fn check() -> Result<Vec<String>> {
     // Labels of Kubernetes' own may be listed, too.
     let texts: BTreeSet<String> = all.iter().flat_map(|source| source.literals.iter().cloned()).collect();
     faults.extend(differences(LABELS, "label", &labels, &listed(LABELS)?, &texts));
+    let operations = fs::read_to_string(OPERATIONS).with_context(|| OPERATIONS.to_string())?;
+    for (file, program) in SERVERS {
+        let source = all.iter().find(|source| source.path == Path::new(file));
+        let served =
+            served(source.with_context(|| format!("{file} is not in the sources any more: name the new one"))?);
+        ensure!(!served.is_empty(), "{file} serves no page: the search is broken");
+        let what = format!("debug page of {program},");
+        faults.extend(differences(OPERATIONS, &what, &served, &pages_listed(&operations, program), &BTreeSet::new()));
+    }
     Ok(faults)
+}
+
+/// The paths that a file serves: literals that are one as a whole.
+fn served(source: &Source) -> BTreeSet<String> {
+    let is_path = |text: &&String| {
+        text.strip_prefix('/').is_some_and(|rest| !rest.is_empty())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'/' || byte == b'_')
+    };
+    source.literals.iter().filter(is_path).cloned().collect()
+}
+
+/// Those that the table of debug pages has for a program, without their queries.
+fn pages_listed(text: &str, program: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter(|line| line.starts_with(&format!("| {program} | ")));
+    let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let paths = words.filter(|word| word.starts_with('/')).map(|word| word.split('?').next().unwrap_or(word));
+    paths.map(String::from).collect()
 }
 
 /// The metrics that docs/metrics.md lists.
@@ -120,6 +155,14 @@ mod tests {
         let file =
             ["istio.io/rev", "networking.istio.io/v1", "istio.io/WaypointBound", "see istio.io/rev", "example.com/rev"];
         assert_eq!(labels(&source(&file)), ["istio.io/rev"]);
+    }
+
+    #[test]
+    fn debug_pages_are_paths_of_a_program() {
+        let file = ["/flows", "/", "GET", "/config_dump", "pages: /metrics\\n", "/Upper"];
+        assert_eq!(served(&source(&file)), ["/config_dump", "/flows"].map(String::from).into());
+        let table = "| a | `x:1` | `/flows`, ours `/config_dump?all` (see `b`) | who |\n| b | `y` | `/other` | who |\n";
+        assert_eq!(pages_listed(table, "a"), ["/config_dump", "/flows"].map(String::from).into());
     }
 
     #[test]

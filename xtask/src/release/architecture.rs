@@ -1,12 +1,13 @@
-//! What a release is built for. amd64 is what is tested; arm64 is cross-built with Debian's compiler where that is
-//! installed, and nobody has run it on such a machine yet.
+//! What a release is built for. amd64 is what is tested; arm64 is cross-built with Debian's compiler, and nobody has run it on such
+//! a machine yet.
 
 use crate::{cluster::image, setup, tools};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use std::{path::PathBuf, process::Command};
 
 /// An architecture of Linux.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Architecture {
     /// x86-64.
     Amd64,
@@ -57,6 +58,48 @@ impl Architecture {
         }
     }
 
+    /// Debian's packages by which another machine builds for it, and what for.
+    fn packages(self) -> [(&'static str, &'static str); 2] {
+        let [compiler, library] = match self {
+            Self::Amd64 => ["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+            Self::Arm64 => ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+        };
+        [(compiler, "compiling and linking for another architecture"), (library, "linking it statically")]
+    }
+
+    /// Of another machine's architecture: its C compiler.
+    fn compiler(self) -> String {
+        format!("{}gcc", self.prefix())
+    }
+
+    /// Those that a release is built for where nothing is said: this machine's, and others whose compilers and libraries are there. A
+    /// snapshot is for this machine. What is left out, and why, goes to `note`.
+    pub(crate) fn possible(snapshot: bool, mut note: impl FnMut(String)) -> Vec<Self> {
+        let mut all = vec![Self::HOST];
+        for other in Self::value_variants().iter().copied().filter(|one| !one.is_host() && !snapshot) {
+            match other.obstacle() {
+                None => all.push(other),
+                Some(why) => note(format!(
+                    "not for {}: {why} (--architecture {} --architecture {} installs it)",
+                    other.name(),
+                    Self::HOST.name(),
+                    other.name()
+                )),
+            }
+        }
+        all
+    }
+
+    /// Why another machine's architecture cannot be built for at the moment.
+    fn obstacle(self) -> Option<String> {
+        let compiler = self.compiler();
+        let is_there = Command::new(&compiler).arg("--version").output().is_ok_and(|out| out.status.success());
+        if !is_there {
+            return Some(format!("there is no {compiler}"));
+        }
+        (!setup::has_target(self.triple())).then(|| format!("Rust's library for {} is not there", self.triple()))
+    }
+
     /// Is it this machine's?
     pub(crate) fn is_host(self) -> bool {
         self.name() == image::HOST
@@ -90,19 +133,33 @@ impl Architecture {
         if self.is_host() {
             return tools::cargo(&args, &[]);
         }
-        let compiler = format!("{}gcc", self.prefix());
-        let found = Command::new(&compiler).arg("--version").output().is_ok_and(|out| out.status.success());
-        let package = compiler.replace("x86_64", "x86-64").split("-gcc").next().unwrap_or_default().to_string();
-        ensure!(
-            found,
-            "{} cannot be built here: there is no {compiler}. Install gcc-{package} and libc6-dev-{}-cross, and run rustup target add {}",
-            self.name(),
-            self.name(),
-            self.triple()
-        );
+        setup::cross(self.triple(), &self.packages())?;
+        if let Some(why) = self.obstacle() {
+            let [(compiler, _), (library, _)] = self.packages();
+            let (name, triple) = (self.name(), self.triple());
+            bail!(
+                "{name} cannot be built here: {why}. Install {compiler} and {library}, and run rustup target add {triple}"
+            );
+        }
+        let compiler = self.compiler();
         args.extend(["--target", self.triple()]);
         let name = self.triple().replace('-', "_");
         let linker = format!("CARGO_TARGET_{}_LINKER", name.to_uppercase());
         tools::cargo(&args, &[(&linker, &compiler), (&format!("CC_{name}"), &compiler)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_said_and_a_snapshot_is_for_this_machine() {
+        let (mut notes, mut none) = (vec![], vec![]);
+        let all = Architecture::possible(false, |note| notes.push(note));
+        assert_eq!(all.len() + notes.len(), Architecture::value_variants().len(), "{all:?} {notes:?}");
+        assert_eq!(all.first(), Some(&Architecture::HOST));
+        assert_eq!(Architecture::possible(true, |note| none.push(note)), [Architecture::HOST]);
+        assert_eq!(none, [""; 0]);
     }
 }

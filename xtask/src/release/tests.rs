@@ -71,7 +71,8 @@ fn a_release_is_whole_and_two_runs_give_equal_bytes() {
     wanted.insert(format!("karst-{version}.intoto.json"));
     wanted.extend(CHARTS.map(|name| format!("{name}-{version}.tgz")));
     wanted.extend(
-        ["pilot", "install-cni", "ztunnel", "waypoint"].map(|i| format!("{i}-{version}-linux-{arch}.cdx.json")),
+        ["pilot", "install-cni", "ztunnel", "waypoint", "dashboard"]
+            .map(|i| format!("{i}-{version}-linux-{arch}.cdx.json")),
     );
     assert_eq!(names, wanted);
 
@@ -123,7 +124,7 @@ impl Read {
 /// Every image is a list with what it is for this machine, by the digest that the values pin, and has its program.
 fn images_are_whole(layout: &Read, version: &str, pinned: &str) {
     let named = layout.named();
-    let wanted = ["install-cni", "pilot", "waypoint", "ztunnel"].map(|name| format!("{name}:{version}"));
+    let wanted = ["dashboard", "install-cni", "pilot", "waypoint", "ztunnel"].map(|name| format!("{name}:{version}"));
     assert_eq!(named.keys().collect::<Vec<_>>(), wanted.iter().collect::<Vec<_>>());
     for (name, entry) in named {
         assert!(pinned.contains(entry["digest"].as_str().unwrap()), "{name} is not in {pinned}");

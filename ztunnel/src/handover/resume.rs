@@ -17,9 +17,11 @@ use crate::{
     outcome::Outcome,
     parking::{self, Bound, Parked},
     relay,
+    state::Name,
     worker::{Direction, Place, Worker},
 };
 use karst_api::handover::{Answer, Offer};
+use karst_core::limits;
 use karst_hbone::{
     continuation::Token,
     copy::{Pair, Parts, Tunnel},
@@ -83,6 +85,17 @@ impl Pods {
             worker.refused(direction);
             Refusal::Outcome(Outcome::Limit)
         })
+    }
+
+    /// Where only what is asked for is told: the process before has asked for what the ends are, and this one has not.
+    async fn recall(&self, worker: &Worker, offer: &Offer) {
+        let Some(pod) = self.source.as_ref().or(self.destination.as_ref()) else { return };
+        let ends = || offer.source.iter().chain(&offer.destination);
+        let uids = ends().flat_map(|end| [&end.source_workload, &end.destination_workload, &end.service]);
+        let uids = uids.filter(|uid| !uid.is_empty()).map(|uid| Name::Resource(uid.as_str().into()));
+        let clients = ends().filter_map(|end| Some(Name::Address(end.source_address.parse::<SocketAddr>().ok()?.ip())));
+        let names = uids.chain(clients).filter(|name| !worker.snapshot().is_told(name)).collect();
+        worker.shared.ask(pod, names, tokio::time::Instant::now() + limits::HOLD_TIMEOUT).await;
     }
 
     /// Both ends, as far as they are here, by what is known now.
@@ -156,6 +169,9 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
         Ok(place) => place,
         Err(why) => return refuse(why).await,
     };
+    if worker.shared.config.on_demand {
+        Box::pin(pods.recall(&worker, &offer)).await;
+    }
     let (client, is_plaintext) = match pods.conns(&worker, &offer) {
         Ok((None, Some(conn))) => (conn.source_addr.ip(), !offer.tunnel),
         Ok((Some(conn), _)) => (conn.source_addr.ip(), false),
@@ -165,7 +181,7 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
     // Captured plaintext has its client's share, too.
     let share = match &pods.destination {
         Some(pod) if is_plaintext => {
-            let source = Source::address(client, worker.snapshot().workload(client).is_some());
+            let source = Source::address(client, worker.knows(client));
             match Permit::admit(&[&pod.usage.plaintext], &source) {
                 Ok(share) => Some(share),
                 Err(e) => {

@@ -1,6 +1,11 @@
 //! `dashboard mesh`: the page of the mesh, by the user's own rights: pods are listed, and proxies are read, as the kubeconfig's user may.
 
-use super::{browser::browse, explained, read};
+use super::{
+    browser::browse,
+    explained,
+    in_cluster::{self, InCluster},
+    read::{self, Way},
+};
 use crate::{
     page::{Door, State, serve},
     problem::Problem,
@@ -18,7 +23,10 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 The page is for this machine's 127.0.0.1, and for who has the address that is printed: it has a secret. It reads the proxies' own
 metrics every 2 seconds by a port-forward, with your rights: list pods, create pods/portforward. The last hour is from when this
-began; nothing is kept when it ends (Ctrl+C).";
+began; nothing is kept when it ends (Ctrl+C).
+
+With --in-cluster it is the page of a whole cluster: in a pod, which reads the proxies as Prometheus does. Whoever logs in sees the
+namespaces whose pods they may list.";
 
 /// Where it is served, and whether a browser is opened.
 #[derive(Clone, Debug, Args)]
@@ -36,17 +44,22 @@ pub(super) struct Mesh {
         require_equals = true
     )]
     browser: bool,
+    #[command(flatten)]
+    in_cluster: InCluster,
 }
 
 impl Mesh {
     /// Is any option given?
     pub(super) fn is_set(&self) -> bool {
-        self.port != 0 || !self.browser
+        self.port != 0 || !self.browser || self.in_cluster.is_set()
     }
 }
 
 /// Serves until it is interrupted.
 pub(super) async fn run(session: &mut Session<'_>, asked: &Mesh) -> Result<(), Problem> {
+    if asked.in_cluster.is_set() {
+        return in_cluster::run(session, &asked.in_cluster).await;
+    }
     let cluster = session.cluster().await?;
     let failed = |e: std::io::Error| {
         Problem::new(format!("cannot listen on 127.0.0.1:{}", asked.port))
@@ -65,11 +78,12 @@ pub(super) async fn run(session: &mut Session<'_>, asked: &Mesh) -> Result<(), P
         session.note("no browser could be started: open the address yourself");
     }
     let explainer = explained::explainer(session.global.clone());
+    let namespace = session.global.namespace.clone();
     let local = LocalSet::new();
     let served = local.run_until(async {
         tokio::select! {
             () = serve(listener, door, shared.clone(), Some(explainer)) => {}
-            () = read::run(cluster.clone(), session.global.namespace.clone(), proxies, shared.clone()) => {}
+            () = read::run(Way::Forwarded, cluster.clone(), namespace, proxies, shared.clone()) => {}
             _ = tokio::signal::ctrl_c() => {}
         }
     });

@@ -1,5 +1,6 @@
 //! Reads the proxies, round after round, into what the page shows.
 
+use super::scrape::{ScrapeError, scrape};
 use crate::{
     cluster::{Cluster, PodName},
     known::{ADMIN, GATEWAYS, METRICS},
@@ -12,26 +13,56 @@ use karst_flows::Page;
 use karst_rt::clock::{Instant, since_epoch};
 use karst_topology::{Kind, text};
 use kube::ResourceExt;
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-/// A round begins this long after the one before began, or when that has ended.
-const EVERY: Duration = Duration::from_secs(2);
 /// Pods are listed again after this many rounds, and books of flows are read in every such round.
 const LIST_EVERY: u64 = 10;
 /// See [`LIST_EVERY`].
 const FLOWS_EVERY: u64 = 2;
-/// Proxies that are read at a time: each is a port-forward through the API server.
-const AT_ONCE: usize = 8;
 /// A proxy that has not answered within this time is passed over in this round.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Label that says which controller has made a Gateway's pods, and its value for waypoints.
 const MANAGED: &str = "gateway.istio.io/managed";
 const OF_WAYPOINTS: &str = "istio.io-mesh-controller";
 
+/// How proxies are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the API server, with the right to forward ports: metrics and books of flows.
+    Forwarded,
+    /// At their own addresses, as Prometheus reads them: metrics, which everybody in the cluster may read. The books are on loopback.
+    Direct,
+}
+
+impl Way {
+    /// A round begins this long after the one before began, or when that has ended. Who reads all day asks less often.
+    fn every(self) -> Duration {
+        match self {
+            Self::Forwarded => Duration::from_secs(2),
+            Self::Direct => Duration::from_secs(5),
+        }
+    }
+
+    /// Proxies that are read at a time: each is a connection of its own through the API server; in a pod, whose memory is limited,
+    /// each is a page that is held.
+    fn at_once(self) -> usize {
+        match self {
+            Self::Forwarded => 8,
+            Self::Direct => 2,
+        }
+    }
+}
+
 /// A proxy to be read.
 #[derive(Clone, Debug)]
 pub(super) struct Proxy {
     pod: PodName,
+    /// None: it has none yet.
+    address: Option<IpAddr>,
     /// Of a waypoint or gateway: the workload that its pods belong to, and which of both.
     gateway: Option<((String, String), Kind)>,
 }
@@ -51,8 +82,13 @@ pub(super) async fn proxies(cluster: &Cluster, namespace: Option<&str>) -> Resul
         (Err(problem), Ok(gateways)) if gateways.is_empty() => return Err(problem),
         (ztunnels, gateways) => (ztunnels.unwrap_or_default(), gateways.unwrap_or_default()),
     };
-    let all = ztunnels.iter().map(|pod| Proxy { pod: pod.into(), gateway: None });
-    Ok(all.chain(gateways.iter().map(|pod| Proxy { pod: pod.into(), gateway: Some(gateway(pod)) })).collect())
+    let proxy = |pod: &Pod, gateway| Proxy { pod: pod.into(), address: address(pod), gateway };
+    let all = ztunnels.iter().map(|pod| proxy(pod, None));
+    Ok(all.chain(gateways.iter().map(|pod| proxy(pod, Some(gateway(pod))))).collect())
+}
+
+fn address(pod: &Pod) -> Option<IpAddr> {
+    pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()
 }
 
 /// Its workload has the Gateway's name, or that with the class's; the pod's name tells, without its two random parts.
@@ -72,52 +108,68 @@ enum UnreadError {
     /// The line that says what has failed: where it is shown, nobody can take the next step.
     #[error("{}", .0.to_string().lines().next().unwrap_or_default())]
     Asked(Problem),
+    #[error("its pod has no address yet")]
+    NoAddress,
+    #[error(transparent)]
+    Scraped(ScrapeError),
     #[error(transparent)]
     Text(text::Error),
 }
 
 /// What a proxy has answered.
 struct Answer {
+    namespace: String,
     name: String,
     metrics: Result<String, UnreadError>,
     flows: Option<Result<Page, UnreadError>>,
 }
 
-async fn ask(cluster: &Cluster, proxy: &Proxy, with_flows: bool) -> Answer {
+async fn ask(way: Way, cluster: &Cluster, proxy: &Proxy, with_flows: bool) -> Answer {
     let metrics = async {
-        let page = tokio::time::timeout(PATIENCE, cluster.get(&proxy.pod, METRICS, "/metrics")).await;
-        page.map_err(|_| UnreadError::Late)?.map_err(UnreadError::Asked)
+        let page = async {
+            match way {
+                Way::Forwarded => cluster.get(&proxy.pod, METRICS, "/metrics").await.map_err(UnreadError::Asked),
+                Way::Direct => {
+                    let at = SocketAddr::new(proxy.address.ok_or(UnreadError::NoAddress)?, METRICS);
+                    scrape(at).await.map_err(UnreadError::Scraped)
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, page).await.map_err(|_| UnreadError::Late)?
     };
     let flows = async {
-        if !with_flows {
+        if !with_flows || way == Way::Direct {
             return None;
         }
         let page = tokio::time::timeout(PATIENCE, cluster.page::<Page>(&proxy.pod, ADMIN, "/flows")).await;
         Some(page.map_err(|_| UnreadError::Late).and_then(|page| page.map_err(UnreadError::Asked)))
     };
     let (metrics, flows) = tokio::join!(metrics, flows);
-    Answer { name: proxy.pod.to_string(), metrics, flows }
+    Answer { namespace: proxy.pod.namespace.clone(), name: proxy.pod.to_string(), metrics, flows }
 }
 
-/// Reads until it is dropped.
-pub(super) async fn run(cluster: Cluster, namespace: Option<String>, mut all: Vec<Proxy>, shared: Shared) {
-    let mut rounds = tokio::time::interval(EVERY);
+/// Reads until it is dropped. `all`: those that were listed; without any they are listed at once.
+pub(super) async fn run(way: Way, cluster: Cluster, namespace: Option<String>, mut all: Vec<Proxy>, shared: Shared) {
+    let mut rounds = tokio::time::interval(way.every());
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unlisted = None;
     for round in 0u64.. {
         rounds.tick().await;
-        if round > 0 && round.is_multiple_of(LIST_EVERY) {
+        if all.is_empty() || round > 0 && round.is_multiple_of(LIST_EVERY) {
             match proxies(&cluster, namespace.as_deref()).await {
                 Ok(listed) => (all, unlisted) = (listed, None),
-                Err(problem) => unlisted = Some(Unread { name: "list of pods".into(), why: problem.to_string() }),
+                Err(problem) => {
+                    let (namespace, why) = (cluster.istio_namespace.clone(), problem.to_string());
+                    unlisted = Some(Unread { namespace, name: "list of pods".into(), why });
+                }
             }
         }
         let began = Instant::now();
         let with_flows = round.is_multiple_of(FLOWS_EVERY);
         let mut reading = Reading::default();
         reading.unread.extend(unlisted.clone());
-        let asked = stream::iter(&all).map(|proxy| ask(&cluster, proxy, with_flows));
-        let mut answers = asked.buffer_unordered(AT_ONCE);
+        let asked = stream::iter(&all).map(|proxy| ask(way, &cluster, proxy, with_flows));
+        let mut answers = asked.buffer_unordered(way.at_once());
         // One after the other: the pages of a large mesh together would be gigabytes.
         while let Some(answer) = answers.next().await {
             take(&shared, answer, &mut reading);
@@ -132,17 +184,20 @@ fn now() -> u64 {
 }
 
 /// Takes in what a proxy has answered.
-fn take(shared: &Shared, Answer { name, metrics, flows }: Answer, reading: &mut Reading) {
+fn take(shared: &Shared, Answer { namespace, name, metrics, flows }: Answer, reading: &mut Reading) {
     let (mut state, now) = (shared.borrow_mut(), now());
     let metrics = metrics.and_then(|page| state.topology.read(&name, &page, now).map_err(UnreadError::Text));
     match metrics {
         Ok(()) => reading.read += 1,
-        Err(e) => reading.unread.push(Unread { name: name.clone(), why: e.to_string() }),
+        Err(e) => {
+            let namespace = namespace.clone();
+            reading.unread.push(Unread { namespace, name: name.clone(), why: e.to_string() });
+        }
     }
     match flows {
         Some(Ok(page)) => state.topology.read_flows(&name, &page.flows, now),
         Some(Err(e)) => {
-            reading.unread.push(Unread { name: format!("{name}, book of flows"), why: e.to_string() });
+            reading.unread.push(Unread { namespace, name: format!("{name}, book of flows"), why: e.to_string() });
         }
         None => {}
     }
@@ -179,10 +234,17 @@ mod tests {
     fn a_round_is_shown_with_who_could_not_be_read() {
         let shared = Shared::default();
         let name = |name: &str| PodName { namespace: "istio-system".into(), name: name.into() };
-        let all = ["a", "b"].map(|pod| Proxy { pod: name(pod), gateway: None });
+        let all = ["a", "b"].map(|pod| Proxy { pod: name(pod), address: None, gateway: None });
+        let namespace = || "istio-system".to_owned();
         let answers = [
-            Answer { name: all[0].pod.to_string(), metrics: Ok("up 1\n".into()), flows: Some(Ok(Page::default())) },
             Answer {
+                namespace: namespace(),
+                name: all[0].pod.to_string(),
+                metrics: Ok("up 1\n".into()),
+                flows: Some(Ok(Page::default())),
+            },
+            Answer {
+                namespace: namespace(),
                 name: all[1].pod.to_string(),
                 metrics: Ok("no metrics".into()),
                 flows: Some(Err(UnreadError::Asked(Problem::new("404").next("x")))),

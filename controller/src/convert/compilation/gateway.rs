@@ -5,7 +5,7 @@ use crate::{
         compilation::{access, telemetry},
         facts::{
             backend_certificate,
-            ca_certificates::of_secret,
+            ca_certificates::{Authorities, ContentsError, of_secret},
             client_tls,
             gateway::{by_label, is_ingress, of_pod},
             listener::{GatewayListener, ListenerParent},
@@ -27,20 +27,66 @@ use karst_manifest::{
     traffic::GwServer,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
 };
 
-/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod. `out`: the rest of its TLS.
+/// So many bytes of roots and lists a gateway is told within its listeners, too: those before this version know no others. (What is beyond is
+/// larger than any that they have met; their listeners are closed.)
+const WITHIN_LISTENERS: usize = 64 << 10;
+
+/// What Secrets hold of authorities, each read once, whichever pods and servers it is for. By [`address`].
+type Read = HashMap<usize, Result<Arc<Authorities>, Arc<ContentsError>>>;
+
+/// Whose certificates of clients count at the listeners of one gateway, under names that these have for them.
+#[derive(Default)]
+struct Shared {
+    /// By [`address`].
+    names: HashMap<usize, String>,
+    told: BTreeMap<String, ir::ClientAuthorities>,
+    /// Bytes that stand within listeners.
+    within: usize,
+}
+
+impl Shared {
+    /// Says in a listener's TLS whose count.
+    fn say(&mut self, authorities: &Arc<Authorities>, tls: &mut ir::Tls) {
+        tls.client_authorities = self.name(authorities);
+        // Both or neither: roots without their lists would let in whom they have revoked.
+        let within = self.within + authorities.roots.len() + authorities.lists.iter().map(Vec::len).sum::<usize>();
+        if within <= WITHIN_LISTENERS {
+            self.within = within;
+            tls.client_roots.clone_from(&authorities.roots);
+            tls.client_lists.clone_from(&authorities.lists);
+        }
+    }
+
+    /// The same for the same, wherever it stands.
+    fn name(&mut self, authorities: &Arc<Authorities>) -> String {
+        if let Some(name) = self.names.get(&address(&**authorities)) {
+            return name.clone();
+        }
+        let Authorities { roots, lists } = &**authorities;
+        let same = self.told.iter().find(|(_, told)| told.roots == *roots && told.lists == *lists);
+        let name = same.map_or_else(|| self.told.len().to_string(), |(name, _)| name.clone());
+        let new = || ir::ClientAuthorities { roots: roots.clone(), lists: lists.clone() };
+        self.told.entry(name.clone()).or_insert_with(new);
+        self.names.insert(address(&**authorities), name.clone());
+        name
+    }
+}
+
+/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod. Its certificates are added to `out`, the rest of
+/// its TLS; whose certificates of clients count is given back.
 fn credentials(
     objects: &Objects<'_>,
-    server: &GwServer,
-    index: usize,
+    (server, index): (&GwServer, usize),
     ns: &str,
     listener: &GatewayListener,
+    read: &mut Read,
     out: &mut ir::Tls,
-) -> Result<(), FieldError> {
+) -> Result<Arc<Authorities>, FieldError> {
     let settings = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
     if out.modern && out.only_tls12 {
@@ -63,7 +109,7 @@ fn credentials(
         out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e.to_string()))?);
     }
     if listener.client == ir::ClientCertificate::None {
-        return Ok(());
+        return Ok(Arc::default());
     }
     let first = names[0].trim_end_matches("-cacert");
     let own = if settings.ca_cert_credential_name.is_empty() {
@@ -81,9 +127,9 @@ fn credentials(
             ),
         )
     })?;
-    let authorities = of_secret(holder).map_err(|e| (field("credentialName"), e.to_string()))?;
-    (out.client_roots, out.client_lists) = (authorities.roots, authorities.lists.into_iter().collect());
-    Ok(())
+    let read_now = || of_secret(holder).map(Arc::new).map_err(Arc::new);
+    let found = read.entry(address(holder)).or_insert_with(read_now);
+    found.clone().map_err(|e| (field("credentialName"), e.to_string()))
 }
 
 /// What each pod of a gateway listens on, by `namespace/name` of the pod.
@@ -110,15 +156,21 @@ pub(crate) fn compile(
     let has_sessions = session::in_use(objects);
     let named = by_label(objects);
     tell_of_listeners(objects, listeners, problems);
-    let mut told: BTreeSet<(String, String)> = BTreeSet::new();
+    let (mut told, mut read) = (BTreeSet::<(String, String)>::new(), Read::default());
     for pod in &objects.pods {
         let Some(served) = listeners.pods.get(&address(*pod)) else { continue };
         let (meta, mut gateway) = (&pod.metadata, ir::Gateway::default());
         let own = of_pod(&named, pod);
+        let mut shared = Shared::default();
         for served in served {
             let Some(listener) = listeners.all.get(served.listener) else { continue };
-            match shown_by(objects, listener, &meta.namespace) {
-                Ok(tls) => listen(&mut gateway, listener, served, tls),
+            match shown_by(objects, listener, &meta.namespace, &mut read) {
+                Ok((mut tls, authorities)) => {
+                    if listener.client != ir::ClientCertificate::None {
+                        shared.say(&authorities, &mut tls);
+                    }
+                    listen(&mut gateway, listener, served, tls);
+                }
                 Err((at, (field, text))) => {
                     if told.insert((listener.id.clone(), text.clone())) {
                         problems.push(problem(at, field, text));
@@ -126,6 +178,7 @@ pub(crate) fn compile(
                 }
             }
         }
+        gateway.client_authorities = shared.told;
         let listens = !gateway.listeners.is_empty() || !gateway.udp.is_empty();
         if listens {
             gateway.access = access::of_pod(objects, policies, pod, own, false);
@@ -178,20 +231,24 @@ fn tell_of_listeners(objects: &Objects<'_>, listeners: &GatewayListeners, proble
     }
 }
 
-/// What a listener shows to clients of a pod in this namespace; or what is wrong with it, and with which object.
+/// What a listener shows to clients of a pod in this namespace, and whose certificates of theirs count; or what is wrong with it, and
+/// with which object.
 fn shown_by<'a>(
     objects: &Objects<'a>,
     listener: &GatewayListener,
     ns: &str,
-) -> Result<ir::Tls, (&'a Located, FieldError)> {
+    read: &mut Read,
+) -> Result<(ir::Tls, Arc<Authorities>), (&'a Located, FieldError)> {
     let mut tls = listener.tls(&objects.mesh_config.tls_defaults);
+    let mut authorities = listener.client_authorities.clone();
     if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
         && listener.terminates_tls
         && let Some((at, i)) = istio(objects, namespace, gateway)
     {
-        credentials(objects, &i.spec.servers[*n], *n, ns, listener, &mut tls).map_err(|wrong| (at, wrong))?;
+        let server = (&i.spec.servers[*n], *n);
+        authorities = credentials(objects, server, ns, listener, read, &mut tls).map_err(|wrong| (at, wrong))?;
     }
-    Ok(tls)
+    Ok((tls, authorities))
 }
 
 /// Tells a gateway to listen.

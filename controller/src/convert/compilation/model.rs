@@ -5,7 +5,7 @@ use crate::{
         compilation::{
             gateway, node, policy,
             routes::{build, cache::Cache},
-            service, workload,
+            scope, service, workload,
         },
         facts::{
             endpoint,
@@ -56,5 +56,6 @@ pub(crate) fn compile_all(objects: &Objects<'_>, cache: &mut Cache) -> Whole {
     build::compile(objects, &listeners, &judged, &mut model, &mut problems, cache);
     model.gateways = gateway::compile(objects, &listeners, &judged, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
+    model.scopes = scope::compile(objects, &model);
     Whole { model, problems, policies, watched: owners.watched(), listeners }
 }

@@ -59,10 +59,10 @@ impl Policies {
         };
         match authorize(self.of_datagrams.iter().filter(applies), &nobody) {
             Verdict::Allow => None,
-            Verdict::DeniedBy(by) if by.contains("/istio_converted_") || by.contains("/converted_peer_") => {
+            Verdict::DeniedBy(by, _) if by.contains("/istio_converted_") || by.contains("/converted_peer_") => {
                 Some("PeerAuthentication with mode STRICT".into())
             }
-            Verdict::DeniedBy(by) => Some(format!("AuthorizationPolicy {by}")),
+            Verdict::DeniedBy(by, _) => Some(format!("AuthorizationPolicy {by}")),
             Verdict::NotAllowed => {
                 Some("AuthorizationPolicies, none of which allows callers without an identity".into())
             }

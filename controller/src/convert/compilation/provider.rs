@@ -7,16 +7,20 @@ use crate::convert::{
     compilation::routes::scalar,
     objects::{FieldError, Objects},
 };
-use error::MAX_BODY;
+use error::{CacheError, KEYS, MAX_BODY, UnknownField};
 pub(crate) use error::{ProviderError, SettingError};
 use karst_api::route as ir;
 use karst_manifest::{
     MeshConfig, PolicyAction,
     gatewayapi::ExternalAuth,
     kinds::AuthorizationPolicy,
-    mesh_config::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider, RequestBodyInCheck},
+    mesh_config::{AnswerCache, AnswerKey, ExtAuthzGrpcProvider, ExtAuthzHttpProvider, RequestBodyInCheck},
 };
+use serde_json::Value;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
+/// How long an answer may be kept: up to an hour, in milliseconds.
+const TTL: RangeInclusive<u64> = 1..=3_600_000;
 /// What a question has of its own, whatever the request.
 const OWN_HEADERS: [&str; 9] = [
     "host",
@@ -49,10 +53,23 @@ pub(crate) fn unusable(config: &MeshConfig, policy: &AuthorizationPolicy) -> Opt
     ))
 }
 
-/// The same, where there is a mesh configuration to judge by: at admission, and where objects are read from files, there is none.
+/// The same, or what of the provider has no effect, where there is a mesh configuration to judge by: at admission, and where objects
+/// are read from files, there is none.
 pub(crate) fn problem(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Option<FieldError> {
     let is_configured = *objects.mesh_config != MeshConfig::default();
-    unusable(objects.mesh_config, policy).filter(|_| is_configured)
+    let all = || unusable(objects.mesh_config, policy).or_else(|| without_effect(objects.mesh_config, policy));
+    is_configured.then(all).flatten()
+}
+
+fn without_effect(config: &MeshConfig, policy: &AuthorizationPolicy) -> Option<FieldError> {
+    let named = policy.spec.provider.as_ref().filter(|_| policy.spec.action() == PolicyAction::Custom)?;
+    let provider = config.extension_providers.iter().find(|p| p.name == named.name)?;
+    let body = provider.envoy_ext_authz_http.as_ref()?.include_request_body_in_check.as_ref()?;
+    let text = format!(
+        "{:?}: envoyExtAuthzHttp.includeRequestBodyInCheck.packAsBytes has no effect: by HTTP a body is sent as it is [KARST-0030]",
+        named.name
+    );
+    body.pack_as_bytes.then(|| ("spec.provider.name".into(), text))
 }
 
 /// The provider of a name.
@@ -68,7 +85,52 @@ pub(crate) fn compile(config: &MeshConfig, name: &str) -> Result<ir::AuthzProvid
         (Some(_), Some(_)) => Err(ProviderError::Both),
         (None, None) => Err(ProviderError::Kind),
     };
-    Ok(ir::AuthzProvider { name: name.into(), ..made? })
+    let cache = found.cache.as_ref().map(cache).transpose()?;
+    Ok(ir::AuthzProvider { name: name.into(), cache, ..made? })
+}
+
+/// A field that nobody knows may be one that was to close: without it the provider is not asked.
+fn known(unknown: &BTreeMap<String, Value>, at: &str) -> Result<(), UnknownField> {
+    match unknown.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(UnknownField(format!("{at}{name}"))),
+    }
+}
+
+/// How long an answer is kept, and for which requests.
+fn cache(said: &AnswerCache) -> Result<ir::AuthzCache, CacheError> {
+    known(&said.unknown, "")?;
+    let ttl_ms = scalar::duration(&said.ttl)?;
+    if !TTL.contains(&ttl_ms) {
+        return Err(CacheError::Range(said.ttl.clone()));
+    }
+    if !(1..=KEYS).contains(&said.keys.len()) {
+        return Err(CacheError::Count(said.keys.len()));
+    }
+    let keys = said.keys.iter().enumerate().map(|(index, key)| cache_key(key, &format!("keys[{index}]")));
+    Ok(ir::AuthzCache { ttl_ms, keys: keys.collect::<Result<_, _>>()? })
+}
+
+fn cache_key(said: &AnswerKey, at: &str) -> Result<ir::AuthzCacheKey, CacheError> {
+    use ir::authz_cache_key::Key;
+    known(&said.unknown, &format!("{at}."))?;
+    let unnamed = |key: Key| match said.name.is_empty() {
+        true => Ok(key),
+        false => Err(CacheError::Named { at: at.into(), kind: said.r#type.clone() }),
+    };
+    let key = match said.r#type.as_str() {
+        "Method" => unnamed(Key::Method(true))?,
+        "Host" => unnamed(Key::Host(true))?,
+        "Path" => unnamed(Key::Path(true))?,
+        "Query" if said.name.is_empty() => Key::Query(true),
+        "Query" => Key::Parameter(said.name.clone()),
+        "Header" if is_token(&said.name) => Key::Header(said.name.clone()),
+        "Header" => return Err(CacheError::Header { at: at.into(), name: said.name.clone() }),
+        "SourceAddress" => unnamed(Key::SourceAddress(true))?,
+        "Caller" => unnamed(Key::Caller(true))?,
+        other => return Err(CacheError::Kind { at: at.into(), kind: other.into() }),
+    };
+    Ok(ir::AuthzCacheKey { key: Some(key) })
 }
 
 /// What both kinds have: who is asked (by a name or within a namespace, and a port), for how long, what is sent of a body, and what
@@ -93,6 +155,7 @@ fn either(
 
 fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, SettingError> {
     let ExtAuthzGrpcProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    known(&provider.unknown, "")?;
     let sent = provider.include_request_body_in_check.as_ref();
     let mut out = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     out.set_protocol(ir::AuthzProtocol::AuthzGrpc);
@@ -101,6 +164,7 @@ fn by_grpc(provider: &ExtAuthzGrpcProvider) -> Result<ir::AuthzProvider, Setting
 
 fn by_http(provider: &ExtAuthzHttpProvider) -> Result<ir::AuthzProvider, SettingError> {
     let ExtAuthzHttpProvider { service, port, timeout, fail_open, status_on_error, .. } = provider;
+    known(&provider.unknown, "")?;
     let sent = provider.include_request_body_in_check.as_ref();
     let common = either((service, *port), timeout, sent, (*fail_open, status_on_error))?;
     let mut request = patterns("includeRequestHeadersInCheck", &provider.include_request_headers_in_check)?;
@@ -204,6 +268,7 @@ fn status(text: &str) -> Result<u32, SettingError> {
 
 fn body(said: Option<&RequestBodyInCheck>) -> Result<Option<ir::CheckBody>, SettingError> {
     let Some(said) = said else { return Ok(None) };
+    known(&said.unknown, "includeRequestBodyInCheck.")?;
     if !(1..=MAX_BODY).contains(&said.max_request_bytes) {
         return Err(SettingError::Body(said.max_request_bytes));
     }

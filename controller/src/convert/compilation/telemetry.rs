@@ -1,5 +1,5 @@
-//! Istio's Telemetry: what waypoints and gateways write into their access logs and metrics, and ([`traces`]) which requests they
-//! trace.
+//! Istio's Telemetry: what waypoints and gateways write into their metrics, where their access logs go ([`logs`]), and which requests
+//! they trace ([`traces`]).
 //!
 //! The one of the mesh (root namespace), of the pod's namespace and of the pod (by selector or `targetRefs`) are laid over each
 //! other, the nearest last: a field that it has replaces what was said before (Istio's order). Of several of one rank the
@@ -8,7 +8,7 @@
 use crate::convert::{
     compilation::{
         expression::{ExpressionError, expression},
-        traces,
+        logs, traces,
     },
     facts::attached::{self, Attached},
     objects::{FieldError, Objects, age, problem},
@@ -17,8 +17,7 @@ use karst_api::route as ir;
 use karst_manifest::{MeshConfig, Problem, kinds::*, telemetry::*};
 use std::{borrow::Cow, collections::BTreeMap};
 
-/// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
-const LOG: &str = "envoy";
+/// What serves the proxy's metrics. Others cannot be configured.
 const METRICS: &str = "prometheus";
 /// Metrics of waypoints and gateways that can be changed, by Istio's names and by their own.
 const KNOWN: [(&str, &str, ir::Metric); 4] = [
@@ -50,6 +49,10 @@ pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) 
             let found = traces::provider_problem(objects.mesh_config, &format!("spec.tracing[{i}]"), t);
             reported.extend(found.map(|(field, text)| problem(at, field, text)));
         }
+        for (i, l) in telemetry.spec.access_logging.iter().enumerate().filter(|_| is_configured) {
+            let found = logs::provider_problems(objects.mesh_config, &format!("spec.accessLogging[{i}]"), l);
+            reported.extend(found.into_iter().map(|(field, text)| problem(at, field, text)));
+        }
         if bad.is_empty() {
             out.push(Cow::Borrowed(*telemetry));
         } else if ineffective_reason(objects, telemetry).is_none() {
@@ -80,9 +83,8 @@ pub(crate) fn of_pod(
     let all = all.iter().map(|t| &**t);
     let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
     // What the mesh configuration says comes before all of them.
-    let file = objects.mesh_config.access_log_file.as_deref();
-    let traces_by_default = !objects.mesh_config.default_providers.tracing.is_empty();
-    if applied.is_empty() && file != Some("") && !traces_by_default {
+    let config = objects.mesh_config;
+    if applied.is_empty() && !objects.has_mesh_wide_telemetry() {
         return None;
     }
     let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {
@@ -92,21 +94,11 @@ pub(crate) fn of_pod(
     applied.sort_by_key(|t| (rank(t), age(&t.metadata)));
     applied.dedup_by_key(|t| rank(t));
     let ours = |mode: &str| MODES[..2].contains(&mode) || (mode == "CLIENT") == client;
-    let mut out = ir::Telemetry { no_log: file == Some(""), ..Default::default() };
-    let mut is_said = false;
+    let mut out = ir::Telemetry::default();
+    let logging = applied.iter().flat_map(|t| &t.spec.access_logging);
+    logs::tell(config, logging.filter(|l| ours(l.matched.as_ref().map_or("", |m| &m.mode))), &mut out);
     let mut shapes: BTreeMap<ir::Metric, ir::Shape> = BTreeMap::new();
     for spec in applied.iter().map(|t| &t.spec) {
-        for logging in spec.access_logging.iter().filter(|l| provided(&l.providers, LOG)) {
-            if !ours(logging.matched.as_ref().map_or("", |m| &m.mode)) {
-                continue;
-            }
-            // Who asks for a log gets one, though the mesh writes none.
-            out.no_log = logging.disabled.unwrap_or(is_said && out.no_log);
-            is_said = true;
-            if let Some(f) = &logging.filter {
-                out.log_filter.clone_from(&f.expression);
-            }
-        }
         for change in spec.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
             if ours(change.matched.as_ref().map_or("", |m| &m.mode)) {
                 for m in metrics(change.matched.as_ref()) {
@@ -251,24 +243,17 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
             target.kind
         ));
     }
-    let mut others = vec![];
-    let mut unknown = |at: String, named: &[Provider], ours: &str| {
-        for provider in named.iter().filter(|p| p.name != ours) {
+    for (i, m) in spec.metrics.iter().enumerate() {
+        for provider in m.providers.iter().filter(|p| p.name != METRICS) {
             out.push(format!(
-                "{at}.providers: {:?} is not supported in this version: only {ours} is [KARST-0030]",
+                "spec.metrics[{i}].providers: {:?} is not supported in this version: only {METRICS} is [KARST-0030]",
                 provider.name
             ));
         }
-    };
+    }
     for (i, t) in spec.tracing.iter().enumerate().filter(|(_, t)| t.providers.len() > 1) {
         let first = t.providers.first().map_or("", |p| &p.name);
-        others.push(format!("spec.tracing[{i}].providers: only the first, {first:?}, takes spans [KARST-0030]"));
-    }
-    for (i, l) in spec.access_logging.iter().enumerate() {
-        unknown(format!("spec.accessLogging[{i}]"), &l.providers, LOG);
-    }
-    for (i, m) in spec.metrics.iter().enumerate() {
-        unknown(format!("spec.metrics[{i}]"), &m.providers, METRICS);
+        out.push(format!("spec.tracing[{i}].providers: only the first, {first:?}, takes spans [KARST-0030]"));
     }
     for (index, m) in spec.metrics.iter().enumerate() {
         for (j, o) in m.overrides.iter().enumerate() {
@@ -277,7 +262,6 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
             }
         }
     }
-    out.extend(others);
     out
 }
 

@@ -159,13 +159,18 @@ fn plain(text: &str) -> Result<(), TagError> {
     if parts.iter().all(kept) { Ok(()) } else { Err(TagError::Response(text.into())) }
 }
 
-fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a ExtensionProvider> {
+/// The provider of a name.
+pub(crate) fn named<'a>(config: &'a MeshConfig, name: &str) -> Option<&'a ExtensionProvider> {
     config.extension_providers.iter().find(|p| p.name == name)
 }
 
 /// What of a provider has no effect.
 fn ignored(config: &MeshConfig, name: &str) -> Option<String> {
-    let provider = named(config, name)?.opentelemetry.as_ref()?;
+    let named = named(config, name)?;
+    if named.cache.is_some() {
+        return Some("cache has no effect: it is for providers of external authorization [KARST-0030]".into());
+    }
+    let provider = named.opentelemetry.as_ref()?;
     let detectors = provider.resource_detectors.as_ref();
     let field = if provider.dynatrace_sampler.is_some() {
         "dynatraceSampler"
@@ -236,7 +241,8 @@ fn zipkin(provider: &ZipkinProvider) -> Result<ir::Collector, SettingError> {
     Ok(out)
 }
 
-fn target(service: &str, port: u32) -> Result<ir::Collector, SettingError> {
+/// A collector that is a port of a service, called by gRPC unless more is said.
+pub(crate) fn target(service: &str, port: u32) -> Result<ir::Collector, SettingError> {
     address(service, port)?;
     Ok(ir::Collector { service: service.into(), port, ..Default::default() })
 }

@@ -31,11 +31,12 @@ pub(crate) enum ContentsError {
 }
 
 /// Who may sign certificates, and which of them count no more.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Authorities {
     /// PEM, with a line break at the end.
     pub(crate) roots: Vec<u8>,
-    /// Several lists in PEM, or one in DER; None: none are kept.
-    pub(crate) lists: Option<Vec<u8>>,
+    /// Each has several lists in PEM, or one in DER; none: none are kept.
+    pub(crate) lists: Vec<Vec<u8>>,
 }
 
 /// What a ConfigMap or Secret holds, and what it is called.
@@ -80,7 +81,7 @@ fn checked(found: Found) -> Result<Authorities, ContentsError> {
     if let Some(Err(e)) = found.lists.as_deref().map(Lists::read) {
         return Err(ContentsError::Lists(found.name, e));
     }
-    Ok(Authorities { roots, lists: found.lists })
+    Ok(Authorities { roots, lists: found.lists.into_iter().collect() })
 }
 
 fn roots(name: &str, found: Option<Vec<u8>>) -> Result<Vec<u8>, ContentsError> {

@@ -10,6 +10,7 @@ use crate::convert::{
 };
 use karst_api::route as ir;
 use karst_manifest::kinds::*;
+use std::{collections::HashMap, sync::Arc};
 
 /// The reasons of Gateway API.
 const BAD_REFERENCE: &str = "InvalidCACertificateRef";
@@ -18,14 +19,23 @@ const NO_CERTIFICATE: &str = "NoValidCACertificate";
 /// Whatever clients show is taken.
 const FALLBACK: &str = "AllowInsecureFallback";
 
-/// What is asked of clients at a port.
+/// What is asked of clients at the ports of one Gateway, each looked at once: ListenerSets may add thousands of listeners to one.
 #[derive(Default)]
+pub(crate) struct Ports(HashMap<u16, ClientValidation>);
+
+impl Ports {
+    /// At one port of the Gateway.
+    pub(crate) fn at(&mut self, objects: &Objects<'_>, gateway: &Gateway, port: u16) -> ClientValidation {
+        self.0.entry(port).or_insert_with(|| at_port(objects, gateway, port)).clone()
+    }
+}
+
+/// What is asked of clients at a port.
+#[derive(Clone, Default)]
 pub(crate) struct ClientValidation {
     pub(crate) client: ir::ClientCertificate,
-    /// PEM: who may sign their certificates.
-    pub(crate) roots: Vec<u8>,
-    /// Which of these do not count any more: lists, in PEM or DER.
-    pub(crate) lists: Vec<Vec<u8>>,
+    /// Whose certificates count.
+    pub(crate) authorities: Arc<Authorities>,
     /// Why it cannot be asked, so that nobody is served: a reason of Gateway API and the words.
     pub(crate) refused: Option<(&'static str, String)>,
     /// Why some of what is referred to cannot be used.
@@ -33,7 +43,7 @@ pub(crate) struct ClientValidation {
 }
 
 /// Of a Gateway at a port.
-pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> ClientValidation {
+fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> ClientValidation {
     let mut out = ClientValidation::default();
     let (at, config) = config(gateway, port);
     let Some(validation) = &config.validation else { return out };
@@ -50,11 +60,12 @@ pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> Cl
         let text = format!("{at}.caCertificateRefs: is empty: specify a ConfigMap with ca.crt [KARST-0010]");
         out.unresolved = Some((BAD_REFERENCE, text));
     }
+    let mut all = Authorities::default();
     for (index, reference) in validation.ca_certificate_refs.iter().enumerate() {
         match referenced(objects, &gateway.metadata.namespace, reference) {
             Ok(found) => {
-                out.roots.extend(found.roots);
-                out.lists.extend(found.lists);
+                all.roots.extend(found.roots);
+                all.lists.extend(found.lists);
             }
             Err((reason, text)) => {
                 out.unresolved = Some((reason, format!("{at}.caCertificateRefs[{index}]: {text}")));
@@ -62,9 +73,10 @@ pub(crate) fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> Cl
         }
     }
     // One that can be used is enough; with none nobody could be told from anybody.
-    if out.roots.is_empty() && out.refused.is_none() {
+    if all.roots.is_empty() && out.refused.is_none() {
         out.refused = out.unresolved.as_ref().map(|(_, text)| (NO_CERTIFICATE, text.clone()));
     }
+    out.authorities = Arc::new(all);
     out
 }
 

@@ -3,7 +3,8 @@
 
 use crate::convert::{
     facts::{
-        frontend_tls,
+        ca_certificates::Authorities,
+        frontend_tls::{self, ClientValidation},
         host::common,
         secret::{ReferenceError, referenced},
         topology, validate,
@@ -15,6 +16,15 @@ use karst_api::route::ListenerProtocol as Protocol;
 use karst_core::tls::{CipherSuite, Version};
 use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
 use std::{collections::HashMap, sync::Arc};
+
+/// What a listener asks for that cannot be honoured, and without which it lets nobody in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unhonoured {
+    /// Its clients are to show certificates.
+    Certificates,
+    /// Its requests are to pass these first.
+    Filters,
+}
 
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
@@ -28,8 +38,7 @@ pub(crate) struct GatewayListener {
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
-    /// Its clients are to show certificates, by a field that cannot be honoured.
-    pub(crate) asks: bool,
+    pub(crate) asks: Option<Unhonoured>,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
     /// Why it cannot be as it is: a reason of Gateway API and the words.
@@ -39,10 +48,8 @@ pub(crate) struct GatewayListener {
     pub(crate) unresolved: Option<(&'static str, String)>,
     pub(crate) certificates: Vec<ir::KeyPair>,
     pub(crate) client: ir::ClientCertificate,
-    /// PEM: who may sign certificates of clients, where that is not found for each pod.
-    pub(crate) client_roots: Vec<u8>,
-    /// Of their certificates, those that are revoked: lists, in PEM or DER.
-    pub(crate) client_lists: Vec<Vec<u8>>,
+    /// Whose certificates of clients count, where that is not found for each pod.
+    pub(crate) client_authorities: Arc<Authorities>,
     pub(crate) client_names: Vec<String>,
     pub(crate) min_version: Option<Version>,
     pub(crate) max_version: Option<Version>,
@@ -89,15 +96,14 @@ impl GatewayListener {
             udp: false,
             hosts,
             terminates_tls: false,
-            asks: false,
+            asks: None,
             kinds: vec![],
             refused: None,
             conflict: None,
             unresolved: None,
             certificates: vec![],
             client: ir::ClientCertificate::None,
-            client_roots: vec![],
-            client_lists: vec![],
+            client_authorities: Arc::default(),
             client_names: vec![],
             min_version: None,
             max_version: None,
@@ -107,7 +113,8 @@ impl GatewayListener {
         }
     }
 
-    /// Its TLS, without what is found for each pod. `defaults`: of the mesh, for what it does not say itself.
+    /// Its TLS, without what is found for each pod, and without whose certificates of clients count. `defaults`: of the mesh, for what
+    /// it does not say itself.
     pub(crate) fn tls(&self, defaults: &TlsDefaults) -> ir::Tls {
         let own = Some(&self.cipher_suites).filter(|own| !own.is_empty());
         let parameters = ir::TlsParameters {
@@ -117,12 +124,11 @@ impl GatewayListener {
         ir::Tls {
             certificates: self.certificates.clone(),
             client: self.client as i32,
-            client_roots: self.client_roots.clone(),
-            client_lists: self.client_lists.clone(),
             client_names: self.client_names.clone(),
             modern: self.min_version.or(defaults.min_version()) == Some(Version::V1_3),
             only_tls12: self.max_version == Some(Version::V1_2),
             parameters: (parameters != ir::TlsParameters::default()).then_some(parameters),
+            ..Default::default()
         }
     }
 
@@ -164,8 +170,7 @@ impl GatewayListener {
     pub(crate) fn asks_like(&self, other: &Self) -> bool {
         #[cfg(test)]
         COMPARED.with(|count| count.set(count.get() + 1));
-        (self.client, &self.client_roots, &self.client_lists)
-            == (other.client, &other.client_roots, &other.client_lists)
+        (self.client, &self.client_authorities) == (other.client, &other.client_authorities)
     }
 
     /// Does it take anything?
@@ -186,6 +191,9 @@ thread_local! {
 const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// Option of a listener's `tls`: cipher suites of TLS 1.2, separated by commas (Istio's).
 const CIPHER_SUITES: &str = "gateway.istio.io/tls-cipher-suites";
+/// What is said of a listener with filters.
+const FILTERED: &str =
+    "filters: filters of listeners are not supported, so the listener is rejected: use filters of routes [KARST-0029]";
 /// The reason of a listener that would take what is not to be taken.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
@@ -215,12 +223,13 @@ pub(crate) fn set_warnings(set: &ListenerSet) -> Vec<String> {
     refused(&set.spec.listeners).collect()
 }
 
-/// Of listeners that end TLS, those that ask clients for certificates by a field that cannot be honoured.
+/// Those that ask for what cannot be honoured.
 fn refused(all: &[Listener]) -> impl Iterator<Item = String> {
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = move |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
-    all.iter().filter(ends).filter_map(one)
+    let asks = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
+    let filtered = |l: &Listener| l.filters.as_ref().map(|_| format!("spec.listeners[{}]: {FILTERED}", l.name));
+    all.iter().filter(ends).filter_map(asks).chain(all.iter().filter_map(filtered))
 }
 
 /// Options of listeners' TLS that nothing follows from: what is said as they are written.
@@ -258,29 +267,37 @@ fn refusal(field: &str) -> String {
     )
 }
 
-/// What a listener would have taken with certificates, another at its port with a wider name does not take without. What a
-/// ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
+/// What a listener would have taken with certificates, or through filters, another at its port with a wider name does not take without.
+/// What a ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
-    let mut asking: HashMap<Option<SetName>, Vec<(u16, String, String)>> = HashMap::new();
-    for asks in all.iter().filter(|f| f.asks) {
-        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone());
+    type Asking = (u16, String, String, Unhonoured);
+    let mut asking: HashMap<Option<SetName>, Vec<Asking>> = HashMap::new();
+    for (asks, what) in all.iter().filter_map(|f| Some((f, f.asks?))) {
+        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone(), what);
         asking.entry(asks.set().cloned()).or_default().push(one);
     }
     if asking.is_empty() {
         return;
     }
-    for candidate in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
-        let takes = |(port, host, _): &&(u16, String, String)| {
-            *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
+    let is_one = |f: &&mut GatewayListener| (f.terminates_tls || f.protocol == Protocol::Http) && f.refused.is_none();
+    for candidate in all.iter_mut().filter(is_one) {
+        let takes = |(port, host, _, what): &&Asking| {
+            let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
+            goes_there && *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
         let own = candidate.set().cloned();
         let of_set = own.is_some().then(|| asking.get(&own)).flatten();
         let mut concerning = asking.get(&None::<SetName>).into_iter().chain(of_set).flatten();
-        if let Some((_, host, id)) = concerning.find(takes) {
+        if let Some((_, host, id, what)) = concerning.find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
-            let text = format!(
-                "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
-            );
+            let text = match what {
+                Unhonoured::Certificates => format!(
+                    "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
+                ),
+                Unhonoured::Filters => format!(
+                    "listener {listener} has filters for {host:?}, which are not supported, and this listener would accept the same requests without them: use another port [KARST-0029]"
+                ),
+            };
             candidate.refused = Some((UNSUPPORTED, text));
         }
     }
@@ -292,6 +309,7 @@ pub(crate) fn listener(
     gateway: &Gateway,
     set: Option<&ListenerSet>,
     spec: &Listener,
+    asked: &mut frontend_tls::Ports,
 ) -> GatewayListener {
     // What stands in an object refers to what is around that object.
     let (kind, meta) = set.map_or((GATEWAY, &gateway.metadata), |set| (LISTENER_SET, &set.metadata));
@@ -357,25 +375,28 @@ pub(crate) fn listener(
             listener.unresolved =
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
-        ask_clients(objects, gateway, spec, &mut listener);
+        ask_clients(spec, || asked.at(objects, gateway, spec.port), &mut listener);
         match cipher_suites(&tls.options) {
             Ok(all) => listener.cipher_suites = all,
             Err(e) => listener.refused = Some((UNSUPPORTED, e.to_string())),
         }
     }
+    if spec.filters.is_some() {
+        (listener.asks, listener.refused) = (Some(Unhonoured::Filters), Some((UNSUPPORTED, FILTERED.into())));
+    }
     listener
 }
 
-/// What clients of a listener that ends TLS are to show.
-fn ask_clients(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener, listener: &mut GatewayListener) {
+/// What clients of a listener that ends TLS are to show: what is `asked` at its port.
+fn ask_clients(spec: &Listener, asked: impl FnOnce() -> ClientValidation, listener: &mut GatewayListener) {
     if let Some(field) = client_certificates(spec) {
-        listener.asks = true;
+        listener.asks = Some(Unhonoured::Certificates);
         listener.refused = Some((UNSUPPORTED, refusal(&field)));
         return;
     }
-    let asked = frontend_tls::at_port(objects, gateway, spec.port);
+    let asked = asked();
     (listener.client, listener.refused) = (asked.client, asked.refused);
-    (listener.client_roots, listener.client_lists) = (asked.roots, asked.lists);
+    listener.client_authorities = asked.authorities;
     if listener.unresolved.is_none() {
         listener.unresolved = asked.unresolved;
     }
@@ -439,11 +460,15 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         server.port.number,
         hosts,
     );
-    listener.client = match tls.mode() {
-        ServerTlsMode::Mutual => ir::ClientCertificate::Required,
-        ServerTlsMode::OptionalMutual => ir::ClientCertificate::Optional,
+    listener.client = match (tls.mode(), tls.insecure_skip_verify == Some(true)) {
+        (ServerTlsMode::Mutual, false) => ir::ClientCertificate::Required,
+        (ServerTlsMode::Mutual, true) => ir::ClientCertificate::Any,
+        (ServerTlsMode::OptionalMutual, false) => ir::ClientCertificate::Optional,
+        (ServerTlsMode::OptionalMutual, true) => ir::ClientCertificate::Unverified,
         // One that is not known is refused below.
-        ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_) => ir::ClientCertificate::None,
+        (ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_), _) => {
+            ir::ClientCertificate::None
+        }
     };
     listener.client_names = tls.subject_alt_names;
     // What cannot be spoken is refused below.

@@ -13,6 +13,15 @@ use std::collections::{HashMap, HashSet};
 /// add listeners does not decide about these.
 const OWN_PORTS: [u16; 4] = [15000, waypoint::PORT, 15020, 15021];
 
+/// Ports that a Gateway's Service may have (as many as an EndpointSlice is documented to). Each is one of each node, too, of which a
+/// cluster has 2768 by default: who may add listeners does not get all of these.
+const MAX_SERVICE_PORTS: usize = 100;
+/// One of them is for the readiness of the pods.
+const MAX_PORTS: usize = MAX_SERVICE_PORTS - 1;
+
+/// Gateway API's reason for a port that cannot be had.
+const PORT_UNAVAILABLE: &str = "PortUnavailable";
+
 /// The sets of each Gateway, by its namespace and name; those first whose listeners count first (Gateway API: the oldest, then by
 /// `namespace/name`).
 pub(crate) fn by_gateway<'a>(objects: &Objects<'a>) -> HashMap<(&'a str, &'a str), Vec<&'a ListenerSet>> {
@@ -87,14 +96,24 @@ pub(crate) fn is_ours(objects: &Objects<'_>, of: &Gateway) -> bool {
 }
 
 /// Of the listeners that sets add to a Gateway, in their order, those have a conflict that want what one before them has: one of the
-/// Gateway's own, or of a set before. Who has it keeps it.
+/// Gateway's own, or of a set before. Who has it keeps it. And those are refused for whose ports its Service has no room.
 pub(crate) fn conflicts(own: &[GatewayListener], added: &mut [GatewayListener]) {
     let mut taken: HashMap<(u16, bool), Port> = HashMap::new();
     // One of the Gateway's own that is in conflict with another is nobody else's chance.
     for listener in own.iter().filter(|l| l.refused.is_none()) {
         taken.entry((listener.port, listener.udp)).or_default().take(listener);
     }
+    let mut ports: HashSet<(u16, bool)> = own.iter().map(|l| (l.port, l.udp)).collect();
     for listener in added.iter_mut().filter(|l| l.refused.is_none()) {
+        let at = (listener.port, listener.udp);
+        if ports.len() >= MAX_PORTS && !ports.contains(&at) {
+            let text = format!(
+                "the Service of the Gateway has {MAX_SERVICE_PORTS} ports already: use one of these, or another Gateway [KARST-0509]"
+            );
+            listener.refused = Some((PORT_UNAVAILABLE, text));
+            continue;
+        }
+        ports.insert(at);
         let port = taken.entry((listener.port, listener.udp)).or_default();
         listener.conflict = port.conflict(listener);
         if listener.conflict.is_none() {
@@ -135,5 +154,5 @@ impl Port {
 /// Why a listener cannot be added to a Gateway, whatever else is there: Gateway API's reason, and the words.
 pub(crate) fn unavailable(port: u16) -> Option<(&'static str, String)> {
     let text = || format!("port {port} is the proxy's own: use another port [KARST-0509]");
-    OWN_PORTS.contains(&port).then(|| ("PortUnavailable", text()))
+    OWN_PORTS.contains(&port).then(|| (PORT_UNAVAILABLE, text()))
 }

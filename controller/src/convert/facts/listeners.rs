@@ -7,6 +7,7 @@ use crate::convert::{
     facts::{
         client_tls,
         export::Export,
+        frontend_tls,
         gateway::{by_label, is_ingress, of_pod, selected},
         host::{closeness, common, full_host, full_name},
         listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
@@ -139,15 +140,15 @@ impl GatewayListeners {
 
     /// The listeners of a Gateway, then those of its sets as far as it allows these.
     fn merge(&mut self, objects: &Objects<'_>, of: &Gateway, sets: &[&ListenerSet]) {
-        let (meta, start) = (&of.metadata, self.all.len());
-        self.all.extend(of.spec.listeners.iter().map(|l| listener(objects, of, None, l)));
+        let (meta, start, mut asked) = (&of.metadata, self.all.len(), frontend_tls::Ports::default());
+        self.all.extend(of.spec.listeners.iter().map(|l| listener(objects, of, None, l, &mut asked)));
         let own = self.all.len();
         self.of.insert(parent_key(GATEWAY, &meta.namespace, &meta.name), start..own);
         let allows = |s: &&ListenerSet| listener_set::refusal(objects, of, &s.metadata.namespace).is_none();
         for set in sets.iter().copied().filter(allows) {
             let first = self.all.len();
             self.all.extend(set.spec.listeners.iter().map(|l| {
-                let mut added = listener(objects, of, Some(set), l);
+                let mut added = listener(objects, of, Some(set), l, &mut asked);
                 added.refused = added.refused.or_else(|| listener_set::unavailable(l.port));
                 added
             }));
@@ -245,7 +246,7 @@ impl GatewayListeners {
             |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
         self.all.is_empty()
             && objects.telemetry.is_empty()
-            && objects.mesh_config.default_providers.tracing.is_empty()
+            && !objects.has_mesh_wide_telemetry()
             && objects.mesh_config.tls_defaults == TlsDefaults::default()
             && !objects.gateways.values().copied().any(for_pods)
             && !objects.gateways.values().any(|g| topology::is_at_waypoint(objects, g))

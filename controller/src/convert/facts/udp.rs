@@ -1,7 +1,8 @@
 //! UDP ports of Services. They are told only where there are UDPRoutes: nobody else sends datagrams anywhere.
 //!
 //! Endpoints are the pods and WorkloadEntries that a Service selects, and, of a Service that selects nothing, the addresses in its
-//! EndpointSlices that are no pod's.
+//! EndpointSlices that are no pod's. Gateways are none: what one is sent by a gateway it might send there again, and datagrams have no
+//! count of hops that would end that.
 
 use crate::convert::{
     facts::{
@@ -34,6 +35,20 @@ fn key(objects: &Objects<'_>, service: &Service) -> String {
 
 /// The UDP ports of a pod, by the Services that select it.
 pub(crate) fn of_pod(objects: &Objects<'_>, pod: &Pod) -> Vec<(String, UdpPorts)> {
+    if is_gateway(pod) { vec![] } else { selected(objects, pod) }
+}
+
+/// Those of a gateway's pod, which is no endpoint of them.
+pub(crate) fn of_gateway(objects: &Objects<'_>, pod: &Pod) -> Vec<(String, UdpPorts)> {
+    if is_gateway(pod) { selected(objects, pod) } else { vec![] }
+}
+
+/// Is it one of Gateway API? (No other has UDP.)
+fn is_gateway(pod: &Pod) -> bool {
+    pod.metadata.labels.contains_key(GATEWAY_NAME)
+}
+
+fn selected(objects: &Objects<'_>, pod: &Pod) -> Vec<(String, UdpPorts)> {
     if !is_used(objects) {
         return vec![];
     }

@@ -27,7 +27,7 @@ const ROUTE: [&str; 2] = [
     "spec.rules[].backendRefs[].{group,kind,name,namespace,port,weight}",
 ];
 const LISTENERS: [&str; 2] = [
-    "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
+    "spec.listeners[].{name,hostname,port,protocol,filters,tls.{mode,frontendValidation,options.*,certificateRefs[].{group,kind,name,namespace}}}",
     "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
 ];
 const SESSION: &str = "spec.rules[].sessionPersistence.{type,absoluteTimeout,idleTimeout,cookie.{name,path,lifetimeType},header.name,sessionName,cookieConfig.lifetimeType}";
@@ -129,7 +129,7 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.selector.*",
             "spec.servers[].{hosts[],port.{number,protocol}}",
-            "spec.servers[].tls.{mode,httpsRedirect,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
+            "spec.servers[].tls.{mode,httpsRedirect,insecureSkipVerify,credentialName,credentialNames[],caCertCredentialName,subjectAltNames[],minProtocolVersion,maxProtocolVersion,cipherSuites[]}",
         ],
     ),
     (

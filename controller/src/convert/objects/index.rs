@@ -88,6 +88,12 @@ impl<'a> Objects<'a> {
         index
     }
 
+    /// Does the mesh configuration alone say something of telemetry, so that pods are told without any Telemetry?
+    pub(crate) fn has_mesh_wide_telemetry(&self) -> bool {
+        let config = self.mesh_config;
+        config.access_log_file.as_deref() == Some("") || config.default_providers != Default::default()
+    }
+
     /// Without any object.
     fn empty(state: &'a State, mesh: &'a Mesh) -> Self {
         Self {
@@ -230,11 +236,14 @@ pub(crate) fn label_keys<'a>(objects: &Objects<'a>) -> BTreeSet<&'a str> {
     for l in policies.filter_map(|p| p.load_balancer.as_ref()?.locality_lb_setting.as_ref()) {
         keys.extend(l.failover_priority.iter().map(|p| p.split_once('=').map_or(p.as_str(), |(k, _)| k)));
     }
-    for (_, service) in &objects.virtual_services {
-        let http = service.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tcp = service.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tls = service.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        keys.extend(http.chain(tcp).chain(tls).map(String::as_str));
-    }
+    keys.extend(objects.virtual_services.iter().flat_map(|(_, service)| source_labels(service)));
     keys
+}
+
+/// Labels of clients that a VirtualService asks for.
+pub(crate) fn source_labels(service: &VirtualService) -> impl Iterator<Item = &str> {
+    let http = service.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+    let tcp = service.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+    let tls = service.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+    http.chain(tcp).chain(tls).map(String::as_str)
 }

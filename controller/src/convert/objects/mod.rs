@@ -13,7 +13,7 @@ mod revisions;
 
 pub(crate) use age::{Age, age};
 pub(crate) use identity::{address, rename};
-pub(crate) use index::Objects;
+pub(crate) use index::{Objects, source_labels};
 pub(crate) use labels::selects;
 pub use mesh::{Mesh, Template};
 pub(crate) use names::{

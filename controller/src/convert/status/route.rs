@@ -225,15 +225,24 @@ fn executed(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<Co
 
 /// What is wrong with the filters that it names.
 fn extensions(objects: &Objects<'_>, meta: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
-    let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
-    let lost = |r: &&ExtensionRef| filter::find(objects, &meta.namespace, r).is_none();
-    named.into_iter().find(lost).map(|r| match filter::is_one(r) {
-        true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", meta.namespace, r.name)),
-        false => (
-            "InvalidKind",
-            format!("{} {:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]", r.kind, r.name),
-        ),
-    })
+    let mut named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
+    let wrong = |r: &ExtensionRef| {
+        let ns = &meta.namespace;
+        Some(match filter::find(objects, ns, r).map(filter::compile) {
+            Some(Ok(_)) => return None,
+            Some(Err((field, text))) => ("InvalidFilter", format!("HTTPFilter {ns}/{}: {field}: {text}", r.name)),
+            None if filter::is_one(r) => {
+                ("FilterNotFound", format!("HTTPFilter {ns}/{} not found [KARST-0307]", r.name))
+            }
+            None => {
+                let (kind, name) = (&r.kind, &r.name);
+                let text =
+                    format!("{kind} {name:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]");
+                ("InvalidKind", text)
+            }
+        })
+    };
+    named.find_map(wrong)
 }
 
 /// Why nothing is reached by a host name.

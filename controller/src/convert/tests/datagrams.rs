@@ -251,6 +251,30 @@ fn who_asks_for_an_identity_is_closed() {
     assert!(p.is_empty(), "{p:?}");
 }
 
+/// What is sent from one to another could be sent back, without end.
+#[test]
+fn a_gateway_is_no_endpoint_of_datagrams() {
+    const ROUND: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: round, namespace: edge}\nspec: {clusterIP: 10.96.0.8, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{port: 53, protocol: UDP}]}\n---\n";
+    let to_itself = route("name: r", "{name: g}", "{name: round, port: 53}").replace("namespace: a", "namespace: edge");
+    let text = [GATEWAY_POD, ROUND, &gateway(&listener("udp", 53, "UDP")), &to_itself].concat();
+    let (m, p) = run(&text);
+    assert!(m.workloads["Kubernetes//Pod/edge/gw"].karst_udp_services.is_empty());
+    let told: Vec<_> = p.iter().filter(|p| p.field == "spec.rules[0].backendRefs[0]").collect();
+    assert_eq!(told.len(), 1, "{p:?}");
+    assert!(told[0].message.contains("Service edge/round are gateways"), "{p:?}");
+    let (reasons, why) = said(&text);
+    assert_eq!(reasons, ["Accepted False UnsupportedValue", "ResolvedRefs True ResolvedRefs"]);
+    assert!(why.contains("[KARST-0323]; their datagrams are dropped"), "{why}");
+    // Another endpoint of the same Service is one.
+    let other = "apiVersion: v1\nkind: Pod\nmetadata: {name: d, namespace: edge, labels: {app: dns}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}], conditions: [{type: Ready, status: 'True'}]}\n---\n";
+    let both = text.replace("selector: {gateway.networking.k8s.io/gateway-name: g}", "selector: {app: dns}");
+    let both = [both.replace("gateway-name: g}}", "gateway-name: g, app: dns}}").as_str(), other].concat();
+    let (m, p) = run(&both);
+    assert!(p.is_empty(), "{p:?}");
+    assert_eq!(m.workloads["Kubernetes//Pod/edge/d"].karst_udp_services.len(), 1);
+    assert!(m.workloads["Kubernetes//Pod/edge/gw"].karst_udp_services.is_empty());
+}
+
 /// The Service of a Gateway has a port for each number and protocol, and each its own name.
 #[test]
 fn services_of_gateways_have_udp_ports() {

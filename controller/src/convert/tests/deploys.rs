@@ -124,7 +124,7 @@ fn a_waypoint_gets_what_it_needs_once() {
 /// `parametersRef`, of waypoints as of other gateways.
 #[test]
 fn parameters_change_what_is_deployed() {
-    const MAP: &str = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: options, namespace: a}\ndata:\n  deployment: 'spec: {replicas: 3, template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 222m}}}]}}}'\n  service: 'metadata: {labels: {gateway.istio.io/managed: null}}'\n  horizontalPodAutoscaler: 'spec: {minReplicas: 2, maxReplicas: 5}'\n  podDisruptionBudget: 'spec: {minAvailable: 1}'\n";
+    const MAP: &str = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: options, namespace: a}\ndata:\n  deployment: 'spec: {replicas: 3, template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 222m}}}]}}}'\n  service: '{metadata: {labels: {gateway.istio.io/managed: null}}, spec: {externalTrafficPolicy: Local}}'\n  horizontalPodAutoscaler: 'spec: {minReplicas: 2, maxReplicas: 5}'\n  podDisruptionBudget: 'spec: {minAvailable: 1}'\n";
     let with = |class: &str, kind: &str, map: &str| {
         let parameters = format!(
             "infrastructure: {{parametersRef: {{group: '', kind: {kind}, name: options}}, labels: {{team: x}}}}"
@@ -151,6 +151,8 @@ fn parameters_change_what_is_deployed() {
         assert_eq!((&hpa["scaleTargetRef"]["name"], &hpa["maxReplicas"]), (&name.into(), &5.into()));
         assert_eq!(of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"][GATEWAY_NAME], "w");
         assert!(of("Service")["metadata"]["labels"][MANAGED].is_string(), "it stays ours");
+        assert_eq!(of("Service")["spec"]["externalTrafficPolicy"], "Local");
+        assert_eq!(of("Service")["spec"]["ports"][0]["name"], "status-port", "what is not said stays");
         // What is asked for no more is removed, and before that nothing is said to be there.
         let made = d["metadata"]["annotations"].as_object().unwrap();
         let annotations = made.iter().map(|(k, v)| format!("{k}: {v}")).collect::<Vec<_>>().join(", ");

@@ -1,6 +1,7 @@
 //! What gateways listen on.
 
 use super::*;
+use karst_api::route as ir;
 
 /// The value of a field that is two deep.
 fn indented(pem: &str) -> String {
@@ -235,6 +236,39 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     assert_eq!(of(&format!("frontendValidation: {CA}")), ["one", "wide"]);
 }
 
+/// Filters of listeners (GEP-5224, experimental) may ask somebody whether a request may come in: without them it does not.
+#[test]
+fn listeners_with_filters_are_refused() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    let text = |filters: &str| {
+        format!(
+            "{POD}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
+            {{name: one, port: 80, protocol: HTTP, hostname: a.x.com{filters}}},
+            {{name: wide, port: 80, protocol: HTTP, hostname: '*.x.com'}},
+            {{name: narrow, port: 80, protocol: HTTP, hostname: a.a.x.com}},
+            {{name: other, port: 8080, protocol: HTTP}}]}}\n"
+        )
+    };
+    let served = |text: &str| -> Vec<String> {
+        let all = run(text).0.gateways["a/p"].listeners.clone();
+        all.iter().map(|l| l.origin.rsplit('/').next().unwrap().to_string()).collect()
+    };
+    assert_eq!(served(&text("")), ["one", "wide", "narrow", "other"]);
+    let asking = text(
+        ", filters: {requests: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: s, port: 80}}}]}",
+    );
+    assert_eq!(served(&asking), ["narrow", "other"]);
+    let w = written(&asking);
+    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    for (listener, says) in [(0, "filters of listeners are not supported"), (1, "listener one has filters")] {
+        let all = status["listeners"][listener]["conditions"].as_array().unwrap();
+        let accepted = all.iter().find(|c| c["type"] == "Accepted").unwrap();
+        assert_eq!(accepted["reason"], "UnsupportedValue");
+        let message = accepted["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.ends_with("[KARST-0029]"), "{message}");
+    }
+}
+
 /// ConfigMap of this namespace and name with an authority's certificate.
 pub(super) fn authority(ns: &str, name: &str) -> String {
     let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
@@ -275,7 +309,12 @@ fn clients_of_a_port_are_asked_for_certificates() {
             let id = format!("Gateway/a/g/{}", l["name"].as_str().unwrap());
             let served = m.gateways["a/p"].listeners.iter().find(|l| l.origin == id);
             let asked = served.map_or("-", |l| l.tls.as_ref().map_or("", |t| t.client().as_str_name()));
-            assert!(asked != "REQUIRED" || !served.unwrap().tls.as_ref().unwrap().client_roots.is_empty());
+            if asked == "REQUIRED" {
+                let tls = served.unwrap().tls.as_ref().unwrap();
+                let told = &m.gateways["a/p"].client_authorities[&tls.client_authorities];
+                // Those before this version know only what is in the listener.
+                assert!(!told.roots.is_empty() && told.roots == tls.client_roots);
+            }
             format!("{asked} {} {}", reason(l, "Accepted"), reason(l, "ResolvedRefs"))
         };
         let [one, two, plain] = [0usize, 1, 2].map(|i| one(&status["listeners"][i]));
@@ -407,6 +446,35 @@ fn a_server_for_the_host_of_one_that_asks_otherwise_is_left_out() {
     }
 }
 
+/// Istio's `insecureSkipVerify` of servers: certificates are asked for, and what is shown need not be verified.
+#[test]
+fn certificates_of_clients_that_cannot_be_verified_may_be_accepted() {
+    for (tls, want) in [
+        ("mode: MUTUAL", "REQUIRED"),
+        ("mode: MUTUAL, insecureSkipVerify: false", "REQUIRED"),
+        ("mode: MUTUAL, insecureSkipVerify: true", "ANY"),
+        ("mode: OPTIONAL_MUTUAL", "OPTIONAL"),
+        ("mode: OPTIONAL_MUTUAL, insecureSkipVerify: true", "UNVERIFIED"),
+        // Nothing is verified there in any case.
+        ("mode: SIMPLE, insecureSkipVerify: true", "NONE"),
+    ] {
+        let text = [
+            INGRESS,
+            &key_pair().replace("namespace: a", "namespace: edge"),
+            &authority("edge", "c-cacert").replace("ConfigMap", "Secret").replace("\ndata:", "\nstringData:"),
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: s, protocol: HTTPS}}, hosts: ['*'], tls: {{credentialName: c, {tls}}}}}]}}\n"
+            ),
+        ]
+        .concat();
+        let (model, problems) = run(&text);
+        assert!(problems.is_empty(), "{tls}: {problems:?}");
+        let told = model.gateways["edge/gw"].listeners[0].tls.clone().unwrap();
+        assert_eq!(told.client().as_str_name(), want, "{tls}");
+        assert_eq!(told.client_authorities.is_empty(), want == "NONE", "{tls}");
+    }
+}
+
 /// Istio's option of listeners of Gateway API.
 #[test]
 fn cipher_suites_of_a_listener_are_an_option() {
@@ -439,6 +507,15 @@ fn cipher_suites_of_a_listener_are_an_option() {
     assert_eq!(said, ["spec.listeners[0].tls.options[example.com/x]: has no effect [KARST-0030]"]);
 }
 
+/// The lists of the first listener's clients.
+fn client_lists(gateway: &ir::Gateway) -> Vec<Vec<u8>> {
+    let tls = gateway.listeners[0].tls.as_ref().unwrap();
+    let told = gateway.client_authorities[&tls.client_authorities].lists.clone();
+    // Gateways of the version before know only these.
+    assert_eq!(tls.client_lists, told);
+    told
+}
+
 /// An authority's certificate (PEM), and its list of revoked certificates.
 fn authority_with_list() -> (String, rcgen::CertificateRevocationList) {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, date_time_ymd};
@@ -467,8 +544,10 @@ fn lists_of_clients(kind: &str, holder: &str) -> (Option<Vec<Vec<u8>>>, Vec<Stri
         key_pair(),
     );
     let (model, problems) = run(&text);
-    let tls = model.gateways.get("a/gw").and_then(|g| g.listeners[0].tls.clone());
-    (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect())
+    (
+        model.gateways.get("a/gw").map(|gateway| client_lists(gateway)),
+        problems.iter().map(ToString::to_string).collect(),
+    )
 }
 
 /// Lists of revoked certificates go where the authority's certificates go; without one that is there nobody is let in, or called.
@@ -492,8 +571,8 @@ fn revocation_lists_are_told_with_their_authorities() {
             holder("Secret", "c-cacert", "edge", list)
         );
         let (model, problems) = run(&text);
-        let tls = model.gateways.get("edge/gw").and_then(|g| g.listeners[0].tls.clone());
-        (tls.map(|tls| tls.client_lists), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+        let told = model.gateways.get("edge/gw").map(|g| client_lists(g));
+        (told, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
     // Of Gateway API.
     let api = |kind: &str, list: &str| lists_of_clients(kind, &holder(kind, "ca", "a", list));
@@ -531,6 +610,40 @@ fn revocation_lists_are_told_with_their_authorities() {
         let says = problems.iter().all(|p| p.contains("data[\"ca.crl\"]: contains no revocation list"));
         assert!(says && problems[0].ends_with("[KARST-0505]"), "{problems:?}");
     }
+}
+
+/// Thousands of listeners may ask for certificates of the same authorities.
+#[test]
+fn authorities_of_clients_are_told_once() {
+    let of = |times: usize| {
+        let pem = crate::ca::Signer::generate("cluster.local").unwrap().0.repeat(times);
+        let indented: String = pem.lines().map(|l| format!("    {l}\n")).collect();
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{indented}---\n"
+        );
+        let tls = "tls: {certificateRefs: [{name: c}]}";
+        let listeners: Vec<String> =
+            (0..3).map(|n| format!("{{name: l{n}, port: 443, hostname: h{n}.com, protocol: HTTPS, {tls}}}")).collect();
+        let text = format!(
+            "{}{}{map}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, tls: {{frontend: {{default: {{validation: {{caCertificateRefs: [{{group: '', kind: ConfigMap, name: ca}}]}}}}}}}}, listeners: [{}]}}\n",
+            INGRESS
+                .replace("namespace: edge", "namespace: a")
+                .replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+            key_pair(),
+            listeners.join(", ")
+        );
+        let (model, problems) = run(&text);
+        assert!(problems.is_empty(), "{problems:?}");
+        model.gateways["a/gw"].clone()
+    };
+    let told = |g: &ir::Gateway| g.listeners.iter().map(|l| l.tls.clone().unwrap()).collect::<Vec<_>>();
+    let few = of(1);
+    assert_eq!((few.listeners.len(), few.client_authorities.len()), (3, 1));
+    assert!(told(&few).iter().all(|tls| tls.client_authorities == "0" && !tls.client_roots.is_empty()));
+    // What is large stands nowhere else.
+    let many = of(500);
+    assert_eq!((many.listeners.len(), many.client_authorities.len()), (3, 1));
+    assert!(told(&many).iter().all(|tls| tls.client_authorities == "0" && tls.client_roots.is_empty()));
 }
 
 /// kubectl writes a file that is no text to `binaryData` (of a Secret there is one `data` for all).

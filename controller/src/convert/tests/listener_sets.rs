@@ -358,6 +358,39 @@ fn the_service_of_a_gateway_has_the_ports_of_its_sets() {
     assert_eq!(ports(&text), own);
 }
 
+/// Who may add listeners does not get every port of every node: what is beyond is refused, and others go on.
+#[test]
+fn a_gateway_has_no_more_ports_than_a_service_may() {
+    let many = |from: u16, count: u16| -> Vec<String> {
+        (from..from + count).map(|port| format!("{{name: p{port}, port: {port}, protocol: TCP}}")).collect()
+    };
+    let later = [many(2060, 60), vec![http("web", "late.com"), "{name: u, port: 2000, protocol: UDP}".into()]].concat();
+    let text = [
+        gateway(&from("All"), &http("own", "own.com")).replace(MADE, ""),
+        set("edge", "a", &many(2000, 60)),
+        set("edge", "b", &later),
+    ]
+    .concat();
+    let w = written(&text);
+    let (_, service) = w.objects.iter().find(|(r, _)| r.kind == "Service").unwrap();
+    assert_eq!(service["spec"]["ports"].as_array().unwrap().len(), 100);
+    let accepted = |set: &str| -> Vec<bool> {
+        let status = status(&w, "ListenerSet", set);
+        let all = status["listeners"].as_array().unwrap().iter().map(|l| reasons(l)[0].clone());
+        all.map(|r| match r.as_str() {
+            "Accepted True Accepted" => true,
+            "Accepted False PortUnavailable" => false,
+            other => panic!("{other}"),
+        })
+        .collect()
+    };
+    assert_eq!(accepted("edge/a"), [true; 60]);
+    // 98 are left beside the Gateway's own; a port that is there already costs none.
+    let want = [vec![true; 38], vec![false; 22], vec![true, false]].concat();
+    assert_eq!(accepted("edge/b"), want);
+    assert_eq!(listened(&text).len(), 1 + 60 + 38 + 1);
+}
+
 /// What a set asks of clients, and nobody can honour, is no reason to take others' listeners away: those of the Gateway would all be
 /// gone by one line of whoever may add to it.
 #[test]

@@ -124,6 +124,57 @@ fn filters_limit_virtual_services() {
     assert_eq!(rule.limits.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["a/f 0", "a/g 0"]);
 }
 
+/// A filter that cannot be read is no filter that is not there: what it is for does not go on without it.
+#[test]
+fn a_filter_that_cannot_be_read_closes_what_it_is_for() {
+    let filter = |target: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: f, namespace: a}}\nspec: {{targetRefs: [{{{target}}}], {spec}}}\n---\n"
+        )
+    };
+    let (of_route, of_service) =
+        ("group: networking.istio.io, kind: VirtualService, name: v, sectionName: two", "kind: Service, name: s");
+    let to = "route: [{destination: {host: s}}]";
+    let routes = virtual_service(
+        "name: v, namespace: a",
+        &format!("hosts: [s], http: [{{name: one, match: [{{uri: {{prefix: /one}}}}], {to}}}, {{name: two, {to}}}]"),
+    );
+    // What each rule answers by itself; 0: nothing.
+    let of = |text: &[&str]| {
+        let (m, p) = run(&[&[SHOP][..], text].concat().concat());
+        let told = &m.routes["a/s.a.svc.cluster.local"];
+        let rules = &told.producer.as_ref().unwrap().http;
+        let answers = rules.iter().map(|r| r.response.as_ref().map_or(0, |r| r.status)).collect::<Vec<_>>();
+        // That no waypoint executes it is not of interest here.
+        let fields = p.iter().map(|p| p.field.clone()).filter(|field| field != "spec.targetRefs[0]");
+        (answers, told.limits.len(), fields.collect::<Vec<_>>())
+    };
+    let (good, bad) = ("rateLimits: [{requests: 5}]", "rateLimits: [{requests: 0}]");
+    assert_eq!(of(&[&routes, &filter(of_route, good)]), (vec![0, 0], 0, vec![]));
+    let told = vec!["spec.rateLimits[0].requests".to_string()];
+    assert_eq!(of(&[&routes, &filter(of_route, bad)]), (vec![0, 503], 0, told.clone()));
+    // Of a Service it is for all requests, however they are routed.
+    assert_eq!(of(&[&routes, &filter(of_service, good)]), (vec![0, 0], 1, vec![]));
+    assert_eq!(of(&[&routes, &filter(of_service, bad)]), (vec![500], 0, told.clone()));
+    assert_eq!(of(&[&filter(of_service, bad)]), (vec![500], 0, told));
+    // One of a newer version of the API, as the API server has it.
+    let newer = serde_json::json!({
+        "metadata": { "name": "f", "namespace": "a" },
+        "spec": { "targetRefs": [{ "kind": "Service", "name": "s" }], "newer": 1 },
+    });
+    let stand_in = karst_manifest::closed::closed("HTTPFilter", newer).unwrap();
+    let mut objects = parse::file("t.yaml".as_ref(), &[SHOP, &routes].concat()).unwrap();
+    objects.push(Located { object: stand_in, file: "f".into(), line: 1 });
+    let state = State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() };
+    let (m, p) = compile(&state, &mesh());
+    let rules = &m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http;
+    assert_eq!(
+        (rules.len(), rules[0].response.as_ref().unwrap().status, &*rules[0].origin),
+        (1, 500, "HTTPFilter a/f")
+    );
+    assert!(p.iter().any(|p| p.field == "spec" && p.message.ends_with("[KARST-0001]")), "{p:?}");
+}
+
 /// Limits of size and compression are a VirtualService's as they are a Service's; of several the smallest limit counts.
 #[test]
 fn filters_limit_sizes_of_virtual_services_and_compress() {

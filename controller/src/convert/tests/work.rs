@@ -186,3 +186,46 @@ fn conditions_of_others_stay() {
         assert!(kinds.len() == 2 && kinds[1] == "Reconciled" && all[1]["lastTransitionTime"] == "t", "{kind}: {all:?}");
     }
 }
+
+/// A route decides about what it is for, and nothing else is compiled for it: not even the pods that have changed meanwhile decide
+/// otherwise.
+#[test]
+fn an_edit_of_a_route_compiles_what_it_is_for() {
+    let pod = |n: usize, ready: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{n}, namespace: ns0, uid: u{n}, labels: {{app: a}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: 10.0.0.{n}}}], conditions: [{{type: Ready, status: '{ready}'}}]}}\n---\n"
+        )
+    };
+    let http = |path: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: h, namespace: ns0}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s3}}], rules: [{{matches: [{{path: {path}}}], backendRefs: [{{name: s3, port: 80}}]}}]}}\n---\n"
+        )
+    };
+    let text = |ready: &str, routes: &str| services(1, 5) + &pod(1, ready) + &pod(2, "True") + routes;
+    let mut c = Compiler::new(mesh());
+    let mut last =
+        state(&State::default(), &text("True", &(route("a", "s1", "") + &route("b", "s2", "") + &http("{value: /x}"))));
+    c.update(&last);
+    let (a, b) = (|| route("a", "s1", ""), |host: &str| route("b", host, ""));
+    let steps = [
+        ("True", a() + &b("s4") + &http("{value: /x}")),
+        ("True", a() + &b("s4") + &http("{value: /y}")),
+        ("False", a() + &b("s3") + &http("{value: /y}")),
+        ("False", a() + &http("{value: /y}")),
+        ("False", a() + &http("{type: None, value: /y}")),
+        ("False", a()),
+    ];
+    for (ready, routes) in steps {
+        let before = c.model().clone();
+        last = state(&last, &text(ready, &routes));
+        assert_eq!((c.update(&last), c.was_whole()), (Change::Everything, true));
+        let now = c.model();
+        let own = |name: &str| format!("ns0/{name}.ns0.svc.cluster.local");
+        assert!(Arc::ptr_eq(&before.routes[&own("s1")], &now.routes[&own("s1")]));
+        // Compiled anew, it would be another one.
+        let uid = now.workloads.keys().find(|uid| uid.ends_with("p2")).unwrap();
+        assert!(Arc::ptr_eq(&before.workloads[uid], &now.workloads[uid]));
+        let (model, problems) = compile(&last, &mesh());
+        assert!(model == *now && problems == c.problems());
+    }
+}

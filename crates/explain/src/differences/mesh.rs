@@ -23,6 +23,8 @@ pub(super) fn of_ztunnel(world: &World, answer: &Explanation, dump: &Value) -> V
 /// The same of a waypoint or gateway, which has other policies.
 pub(super) fn of_mesh(world: &World, answer: &Explanation, dump: &Value) -> Vec<Difference> {
     let mut out = vec![];
+    // A ztunnel that asks for what is called has not missed what it lacks.
+    let is_partial = dump["onDemand"].is_object();
     let mut concerned: BTreeSet<String> = answer.endpoints.iter().map(|e| e.workload.clone()).collect();
     let pods =
         answer.steps.iter().filter(|s| matches!(s.step, Stage::Source | Stage::Plan)).filter_map(|s| s.object.as_ref());
@@ -31,12 +33,18 @@ pub(super) fn of_mesh(world: &World, answer: &Explanation, dump: &Value) -> Vec<
     for workload in world.mesh.workloads.values().filter(|w| concerned.contains(&of(w))) {
         let named = |v: &&Value| text(v, "namespace") == &*workload.namespace && text(v, "name") == &*workload.name;
         let known = section(dump, "workloads").into_iter().find(named);
+        if known.is_none() && is_partial {
+            continue;
+        }
         of_workload(&of(workload), workload, known, &mut out);
     }
     if let Some(service) = answer.service.as_ref().and_then(|key| world.mesh.services.get(key.as_str())) {
         let key = &*service.key;
         let named = |v: &&Value| format!("{}/{}", text(v, "namespace"), text(v, "hostname")) == key;
-        of_service(world, service, section(dump, "services").into_iter().find(named), &mut out);
+        let known = section(dump, "services").into_iter().find(named);
+        if known.is_some() || !is_partial {
+            of_service(world, service, known, &mut out);
+        }
     }
     out
 }

@@ -3,6 +3,7 @@
 use super::difference::Difference;
 use crate::{answer::Explanation, observed::Told, world::World};
 use karst_api::{ACCESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
+use karst_proxy::endpoints::is_waypoint;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,9 +18,17 @@ pub(super) fn of_proxy(world: &World, answer: &Explanation, pod: &str, told: &[T
     let mut services: BTreeSet<String> = answer.service.iter().cloned().collect();
     let workloads = answer.endpoints.iter().filter_map(|e| world.mesh.workload(e.address.ip()));
     services.extend(workloads.flat_map(|w| &w.services).map(|(key, _)| key.to_string()));
-    let concerns = |type_url: &str, name: &str| {
-        types.contains(&type_url) && (type_url == VIRTUAL_HOST_TYPE || services.contains(name))
-            || (type_url == GATEWAY_TYPE && name == pod)
+    // Routes and policies are told to the waypoint of a service only.
+    let own = world.mesh.workloads.values().find(|w| format!("{}/{}", w.namespace, w.name) == pod);
+    let is_bound = |key: &str| {
+        let both = own.zip(world.mesh.services.get(key));
+        both.is_some_and(|(own, service)| service.waypoints.iter().any(|(g, _)| is_waypoint(&world.mesh, own, g)))
+    };
+    let concerns = |type_url: &str, name: &str| match type_url {
+        GATEWAY_TYPE => name == pod,
+        VIRTUAL_HOST_TYPE => types.contains(&type_url),
+        ACCESS_TYPE | ROUTES_TYPE => types.contains(&type_url) && services.contains(name) && is_bound(name),
+        _ => types.contains(&type_url) && services.contains(name),
     };
     let mut both: BTreeMap<(&str, &str), [Option<&[u8]>; 2]> = BTreeMap::new();
     for resource in world.compiled.resources.iter().filter(|r| concerns(r.type_url, &r.name)) {

@@ -113,7 +113,7 @@ impl<'a> Judge<'a> {
         };
         match authorize(policies.into_iter(), &check) {
             Verdict::Allow => Judgement::Allowed,
-            Verdict::DeniedBy(policy) => Judgement::Refused(policy.to_string()),
+            Verdict::DeniedBy(policy, _) => Judgement::Refused(policy.to_string()),
             Verdict::NotAllowed => Judgement::Refused(String::new()),
         }
     }

@@ -4,4 +4,4 @@ mod read;
 mod write;
 
 pub use read::{DumpError, section, snapshot, text, told_besides};
-pub use write::{Mesh, mesh};
+pub use write::{Mesh, mesh, names};

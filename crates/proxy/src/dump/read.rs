@@ -1,6 +1,6 @@
 //! A snapshot from the lists of `/config_dump`, ours or that of Istio's ztunnel: each a list, or an object by names.
 
-use crate::state::{ResourceError, Snapshot};
+use crate::state::{Mark, Name, Pages, ResourceError, Snapshot};
 use karst_api::{route as ir, workload as pb};
 use karst_core::addr::ip_to_bytes;
 use karst_policy::Policy;
@@ -69,6 +69,13 @@ pub fn snapshot(dump: &Value, root: &str) -> Result<Snapshot, DumpError> {
     for (node, all) in dump["podRanges"].as_object().into_iter().flatten() {
         let ranges = strings(all);
         out.put_pod_ranges(node, &ir::PodRanges { ranges }.encode_to_vec())?;
+    }
+    if let Some(names) = dump["onDemand"]["names"].as_array() {
+        let pages = Pages::default();
+        out = out.on_demand(pages.clone());
+        for name in names.iter().filter_map(Value::as_str) {
+            out.put_name(Name::of_wire(name, out.network()), Mark::new(&pages));
+        }
     }
     Ok(out)
 }
@@ -358,6 +365,20 @@ mod tests {
         assert_eq!(after.services, before.services);
         assert_eq!((after.endpoints, after.pod_ranges), (before.endpoints, before.pod_ranges));
         assert_eq!((after.by_ip, after.by_vip, after.ranges), (before.by_ip, before.by_vip, before.ranges));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_read_back() {
+        let pages = Pages::default();
+        let mut before = whole().on_demand(pages.clone());
+        let names = [Name::Address([10, 0, 0, 7].into()), Name::Host("web".into()), Name::Resource(WEB.into())];
+        names.iter().for_each(|name| before.put_name(name.clone(), Mark::new(&pages)));
+        let (lists, asked) = (mesh(&before), super::super::names(before.asked().unwrap(), before.network()));
+        assert_eq!(asked, json!({ "names": ["net/10.0.0.7", WEB, "~host/web"] }));
+        let dump =
+            json!({ "network": "net", "workloads": lists.workloads, "services": lists.services, "onDemand": asked });
+        let after = snapshot(&dump, "root").unwrap();
+        assert!(names.iter().all(|name| after.is_told(name)) && !after.is_told(&Name::Host("other".into())));
     }
 
     #[test]

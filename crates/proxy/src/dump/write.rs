@@ -1,7 +1,7 @@
 //! The lists of `/config_dump`: workloads, services and ranges of pods, as Istio's tools read them (reference ztunnel §4.8), and what
 //! else is needed to read them back ([`super::snapshot`]).
 
-use crate::state::{Endpoints, Gateway, GatewayTo, Mode, Service, Snapshot, Workload};
+use crate::state::{Asked, Endpoints, Gateway, GatewayTo, Mode, Service, Snapshot, Workload};
 use karst_api::workload as pb;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -31,6 +31,13 @@ pub fn mesh(snapshot: &Snapshot) -> Mesh {
         pod_ranges.entry(node.to_string()).or_default().push(range.to_string());
     }
     Mesh { workloads: workloads.into_values().collect(), services: services.into_values().collect(), pod_ranges }
+}
+
+/// What was asked for, of a proxy that is told no more than that: of what is not among these, nothing is known.
+pub fn names(asked: &Asked, network: &str) -> Value {
+    let mut names: Vec<String> = asked.names().map(|name| name.wire(network)).collect();
+    names.sort();
+    json!({ "names": names })
 }
 
 /// A gateway of our network, as a service's `vips` name it, so that readers find the service by it.

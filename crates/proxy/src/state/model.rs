@@ -165,6 +165,10 @@ impl Workload {
             ("cloud.availability_zone", &*self.zone),
         ])
     }
+    /// Is this an address of nobody else than this workload?
+    pub fn has(&self, ip: IpAddr) -> bool {
+        !self.host_network && self.ips.contains(&ip)
+    }
     /// Its UDP port for one of a service's.
     pub fn udp_port(&self, service: &str, port: u16) -> Option<&UdpPort> {
         let (_, ports) = self.udp.iter().find(|(key, _)| **key == *service)?;

@@ -1,8 +1,10 @@
 //! The state and its indices, and what is asked of it.
 
 use super::{
+    asked::{Asked, Mark, Name, Pages},
     members::Endpoints,
     model::{OwnPod, Service, Workload},
+    ranges::PodRanges,
 };
 use imbl::HashMap;
 use karst_core::Cidr;
@@ -29,7 +31,9 @@ pub struct Snapshot {
     pub globals: Vec<Arc<Policy>>,
     pub by_namespace: HashMap<Arc<str>, Vec<Arc<Policy>>>,
     /// What pods have their addresses from, by node.
-    pub pod_ranges: Arc<[(Arc<str>, Cidr)]>,
+    pub pod_ranges: PodRanges,
+    /// The names of which is told. None: of everything.
+    asked: Option<Asked>,
     pub(super) network: Arc<str>,
     pub(super) root: Arc<str>,
 }
@@ -48,6 +52,40 @@ impl Snapshot {
     /// The same with another root namespace.
     pub fn with_root(self, namespace: &str) -> Self {
         Self { root: namespace.into(), ..self }
+    }
+
+    /// The same, of a control plane that tells what is asked for ([`crate::demand`]).
+    pub fn on_demand(self, pages: Pages) -> Self {
+        Self { asked: Some(Asked::new(pages)), ..self }
+    }
+
+    /// The names of which is told. None: of everything.
+    pub fn asked(&self) -> Option<&Asked> {
+        self.asked.as_ref()
+    }
+    /// Is it told what there is of a name? If not, nothing may be decided by what is known of it.
+    pub fn is_told(&self, name: &Name) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.has(name))
+    }
+    /// From now on it is told what there is of a name.
+    pub fn put_name(&mut self, name: Name, mark: Arc<Mark>) {
+        if let Some(asked) = &mut self.asked {
+            asked.put(name, mark);
+        }
+    }
+    /// From now on it is not.
+    pub fn remove_name(&mut self, name: &Name) {
+        if let Some(asked) = &mut self.asked {
+            asked.remove(name);
+        }
+    }
+    /// Is there anything of a name?
+    pub fn has(&self, name: &Name) -> bool {
+        match name {
+            Name::Address(ip) => self.by_ip.contains_key(ip) || self.by_vip.contains_key(ip),
+            Name::Resource(name) => self.workloads.contains_key(name) || self.services.contains_key(name),
+            Name::Host(host) => self.by_host.contains_key(host),
+        }
     }
 
     /// The network that we are in; may be empty.
@@ -81,7 +119,7 @@ impl Snapshot {
     /// address (a STATIC endpoint, a WorkloadEntry, a slice's) says nothing of who is there, unless it takes tunnels.
     pub fn is_untold(&self, ip: IpAddr) -> bool {
         let mut all = self.by_ip.get(&ip).into_iter().flatten().filter_map(|u| self.workloads.get(u));
-        !all.any(|w| w.is_pod() || w.hbone) && self.pod_ranges.iter().any(|(_, range)| range.contains(ip))
+        !all.any(|w| w.is_pod() || w.hbone) && self.pod_ranges.contains(ip)
     }
     /// The service behind an address, as a client of this namespace sees it (reference ztunnel §4.3).
     pub fn service(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {

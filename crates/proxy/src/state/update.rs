@@ -121,16 +121,12 @@ impl Snapshot {
     pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), ResourceError> {
         let told = PodRanges::decode(bytes).map_err(ResourceError::PodRanges)?;
         let new: Result<Vec<Cidr>, CidrError> = told.ranges.iter().map(|t| t.parse()).collect();
-        self.replace_pod_ranges(node, &new?);
+        self.pod_ranges.put(node, &new?);
         Ok(())
     }
     /// Removes what a node's pods have had their addresses from.
     pub fn remove_pod_ranges(&mut self, node: &str) {
-        self.replace_pod_ranges(node, &[]);
-    }
-    fn replace_pod_ranges(&mut self, node: &str, new: &[Cidr]) {
-        let others = self.pod_ranges.iter().filter(|(n, _)| **n != *node).cloned();
-        self.pod_ranges = others.chain(new.iter().map(|c| (node.into(), *c))).collect();
+        self.pod_ranges.put(node, &[]);
     }
 }
 
@@ -206,5 +202,19 @@ mod tests {
         assert!(one_each.map(Vec::capacity).chain([a.ips.capacity()]).all(|room| room == 1));
         assert_eq!(a.baggage().unwrap(), "k8s.cluster.name=Kubernetes,k8s.namespace.name=ns");
         assert!(size_of::<Workload>() <= 464, "{}", size_of::<Workload>());
+    }
+
+    /// Where addresses come and go by what is asked for, a process would grow with each.
+    #[test]
+    fn nothing_is_left_of_what_is_gone_in_whatever_order_it_goes() {
+        let key = "ns/s.ns.svc.cluster.local";
+        let names = ["Kubernetes//Pod/ns/a", "Kubernetes//Pod/ns/b", key];
+        for order in [[0, 1, 2], [2, 0, 1], [0, 2, 1]] {
+            let pods = [("a", "10.0.0.1"), ("b", "10.0.0.2")].map(|(name, ip)| pod(name, ip, &[(key, &[(80, 8080)])]));
+            let mut s = snapshot(pods.to_vec(), vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+            order.iter().for_each(|at| s.remove_address(names[*at]));
+            assert!(s.workloads.is_empty() && s.by_name.is_empty() && s.by_ip.is_empty() && s.endpoints.is_empty());
+            assert!(s.services.is_empty() && s.by_vip.is_empty() && s.by_host.is_empty(), "{order:?}");
+        }
     }
 }

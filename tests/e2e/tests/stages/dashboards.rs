@@ -1,5 +1,6 @@
-//! The book shop is visited, without a waypoint and under STRICT, and a Prometheus has something for every panel of Istio's dashboards,
-//! of ours, and for Kiali's graph (tests/e2e/data/panels.tsv says which may be empty, and why).
+//! The book shop is visited under STRICT. Without any waypoint a Prometheus has who calls whom, how often it goes well and how fast; with
+//! one for details, nothing is counted twice, and there is something for every panel of Istio's dashboards, of ours, and for Kiali's
+//! graph (tests/e2e/data/panels.tsv says which may be empty, and why).
 
 use super::{Apps, apps, install_gateway_api, sample, wait_condition};
 use karst_e2e::{
@@ -34,7 +35,17 @@ const CHOSEN: [(&str, &str); 10] = [
 /// Rates need two scrapes, 15 s apart, and a minute of them.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Everything but the load.
+/// Who calls whom in the shop.
+const EDGES: [(&str, &str); 6] = [
+    ("productpage-v1", "details-v1"),
+    ("productpage-v1", "reviews-v1"),
+    ("productpage-v1", "reviews-v2"),
+    ("productpage-v1", "reviews-v3"),
+    ("reviews-v2", "ratings-v1"),
+    ("reviews-v3", "ratings-v1"),
+];
+
+/// The shop without a waypoint, and who visits it.
 fn shop(a: &Apps) -> [Visits; 2] {
     for (name, labels) in [(NAMESPACE, "{istio.io/dataplane-mode: ambient}"), (GATEWAYS, "{}")] {
         apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {labels}}}\n"));
@@ -43,20 +54,57 @@ fn shop(a: &Apps) -> [Visits; 2] {
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: {NAMESPACE}}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
     ));
     install_gateway_api();
-    for file in ["manifests/bookinfo.yaml", "exercises/bookinfo-gateway.yaml", "exercises/waypoint.yaml"] {
+    for file in ["manifests/bookinfo.yaml", "exercises/bookinfo-gateway.yaml"] {
         kubectl(&["-n", NAMESPACE, "apply", "-f", &sample(file)]);
     }
-    // Only what asks for details goes by the waypoint; ours have something to show, and the others see what ztunnel counts.
-    kubectl(&["-n", NAMESPACE, "label", "service", "details", "istio.io/use-waypoint=waypoint"]);
     let install = ["install", "istio-ingressgateway", "charts/gateway", "-n", GATEWAYS];
     helm(&[&install[..], &["--set=service.type=ClusterIP", "--wait", "--timeout=90s"]].concat());
-    let waypoint = ["gateways.gateway.networking.k8s.io", "-n", NAMESPACE, "waypoint"];
-    wait_condition(&waypoint, "Programmed", ("True", "Programmed"));
     ready(NAMESPACE);
     a.mesh(true);
     let page: SocketAddr = (vip(NAMESPACE, "productpage"), 9080).into();
     let ingress: SocketAddr = (vip(GATEWAYS, "istio-ingressgateway"), 80).into();
     [Visits::start(&a.client.netns(), page), Visits::start(&a.outside.netns(), ingress)]
+}
+
+/// Waits until a query has an answer.
+fn holds(prometheus: &Prometheus, query: &str) {
+    wait_for(query, PATIENCE, || {
+        std::thread::sleep(Duration::from_secs(2));
+        prometheus.series(query).ok().filter(|series| *series > 0)
+    });
+}
+
+/// Every edge of the shop has requests, nearly all go well, and they take a time: by ztunnel alone.
+fn edges_without_a_waypoint(prometheus: &Prometheus) {
+    for (from, to) in EDGES {
+        let of = format!(
+            "reporter=\"destination\",source_workload=\"{from}\",destination_workload=\"{to}\",destination_workload_namespace=\"{NAMESPACE}\""
+        );
+        let rate = |more: &str| format!("sum(rate(istio_requests_total{{{of}{more}}}[1m]))");
+        holds(prometheus, &format!("{} > 0", rate("")));
+        holds(prometheus, &format!("{} / {} > 0.99", rate(",response_code!~\"5..\""), rate("")));
+        let durations = format!("sum by (le) (rate(istio_request_duration_milliseconds_bucket{{{of}}}[1m]))");
+        holds(prometheus, &format!("histogram_quantile(0.99, {durations}) > 0"));
+        println!("without a waypoint, Prometheus: {from} to {to}");
+    }
+    let by_waypoints =
+        format!("istio_requests_total{{reporter=\"waypoint\",destination_workload_namespace=\"{NAMESPACE}\"}}");
+    assert_eq!(prometheus.series(&by_waypoints), Ok(0), "there is none");
+}
+
+/// From now on details has a waypoint, which counts its requests; ztunnels count them no more. (The others see what ztunnel counts.)
+fn with_a_waypoint_for_details(prometheus: &Prometheus) {
+    kubectl(&["-n", NAMESPACE, "apply", "-f", &sample("exercises/waypoint.yaml")]);
+    let waypoint = ["gateways.gateway.networking.k8s.io", "-n", NAMESPACE, "waypoint"];
+    wait_condition(&waypoint, "Programmed", ("True", "Programmed"));
+    kubectl(&["-n", NAMESPACE, "label", "service", "details", "istio.io/use-waypoint=waypoint"]);
+    let rate = |reporter: &str| {
+        let service = format!("destination_service=\"details.{NAMESPACE}.svc.cluster.local\"");
+        format!("sum(rate(istio_requests_total{{reporter=~\"{reporter}\",{service}}}[45s]))")
+    };
+    // The same requests in one query: what one reporter has in both would be there twice.
+    holds(prometheus, &format!("({} > 0) and ({} == 0)", rate("waypoint"), rate("source|destination")));
+    println!("with a waypoint, Prometheus: details is counted by the waypoint alone");
 }
 
 /// The queries of our own dashboards; a panel that may be empty says when.
@@ -95,6 +143,8 @@ pub fn have_data() {
     kubectl(&["-n", "istio-system", "create", "configmap", "prometheus-rules", rules]);
     let prometheus = Prometheus::install();
     let visits = shop(&a);
+    edges_without_a_waypoint(&prometheus);
+    with_a_waypoint_for_details(&prometheus);
     let mut queries = panels::read(PANELS).unwrap();
     queries.extend(ours());
     let end = std::time::Instant::now() + PATIENCE;

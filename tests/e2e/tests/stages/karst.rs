@@ -1,10 +1,10 @@
 //! Our own command line on the cluster: what it shows is there, what it installs runs, and what it removes is gone.
 
 use crate::{Apps, apps, install_gateway_api, talk};
-use karst_e2e::{LONG, karst, kubectl, try_karst, try_kubectl};
+use karst_e2e::{Following, LONG, karst, kubectl, try_karst, try_kubectl};
 use karst_world::wait_for;
 use serde_json::Value;
-use std::{fs, io::Read};
+use std::{fs, io::Read, time::Duration};
 
 const SYSTEM: &str = "istio-system";
 
@@ -86,22 +86,30 @@ fn explained(apps: &Apps) {
     wait_for("the permission", LONG, || talk(&apps.client, apps.service).ok());
 }
 
-/// A refused call is shown while it happens, with the policy that has refused it.
+/// A refused call is shown within a second, with the policy that has refused it.
 fn tapped(apps: &Apps) {
+    const DENIED: &str = "denied by policy app/no-calls";
     crate::policy("no-calls", "{action: DENY, rules: [{}]}");
     wait_for("the refusal", LONG, || talk(&apps.client, apps.service).err());
-    let line = ["tap", "client", "-n", "app", "--verdict", "dropped", "--limit", "1", "--for", "2m"];
-    let look = std::thread::spawn(move || try_karst(&line));
+    let look = Following::karst(&["tap", "client", "-n", "app", "--verdict", "dropped", "--for", "2m"]);
     // What is called before it has begun to look is not shown.
-    wait_for("the end of the look", LONG, || {
+    let (first, _) = wait_for("the beginning of the look", LONG, || {
         talk(&apps.client, apps.service).unwrap_err();
-        look.is_finished().then_some(())
+        look.next(DENIED, Duration::from_millis(200))
     });
-    let shown = look.join().unwrap();
+    println!("karst tap: {first}");
+    assert!(first.contains("DROPPED"), "{first}");
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10 {
+        look.forget(Duration::from_millis(300));
+        talk(&apps.client, apps.service).unwrap_err();
+        let (_, took) = look.next(DENIED, Duration::from_secs(10)).expect("the refusal is shown");
+        slowest = slowest.max(took);
+    }
+    println!("karst tap: of ten refused calls the slowest was shown after {} ms", slowest.as_millis());
+    drop(look);
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "no-calls"]);
-    let shown = shown.unwrap();
-    println!("karst tap: {shown}");
-    assert!(shown.contains("DROPPED") && shown.contains("denied by policy app/no-calls"), "{shown}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     wait_for("the permission", LONG, || talk(&apps.client, apps.service).ok());
 }
 

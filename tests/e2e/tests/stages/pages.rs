@@ -149,6 +149,21 @@ pub fn external_authorization() {
     exercise.finish();
 }
 
+/// Limits for each value of a header, at a waypoint.
+pub fn rate_limits() {
+    Exercise::open("rate-limits").finish();
+}
+
+/// What tokens allow, and where they lead.
+pub fn tokens() {
+    Exercise::open("tokens").finish();
+}
+
+/// UDP at a gateway: an answer, a route that leads nowhere, one that leads back.
+pub fn datagrams() {
+    Exercise::open("datagrams").finish();
+}
+
 /// Gateways behind proxies, by X-Forwarded-For and by the PROXY protocol; a policy goes by whom they name.
 pub fn client_addresses() {
     Exercise::open("client-addresses").finish();

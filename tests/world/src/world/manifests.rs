@@ -7,7 +7,7 @@ use super::{
 use crate::http;
 use anyhow::{Context, Result};
 use karst_rt::netns::Netns;
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, time::Duration};
 
 impl World {
     fn subscribers(&self) -> Result<serde_json::Value> {
@@ -18,8 +18,13 @@ impl World {
 
     /// Waits until the controller has read the manifests of now and every proxy has taken them in.
     pub fn settle(&self) {
+        self.settle_within(PATIENCE);
+    }
+
+    /// The same, with a time of one's own for manifests that are very many.
+    pub fn settle_within(&self, limit: Duration) {
         let dir = self.dir.join("manifests");
-        wait_for("proxies acknowledge the manifests", PATIENCE, || {
+        wait_for("proxies acknowledge the manifests", limit, || {
             let want = format!("{:x}", karst_manifest::dir::digest(&dir));
             let z = self.subscribers().ok()?;
             let version = z["version"].as_u64()?;

@@ -18,7 +18,7 @@ use http::{
 const MAX_CHANGES: usize = 100;
 
 /// What a provider has said.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The request goes on, with these changes.
     Allowed(Changes),
@@ -27,7 +27,7 @@ pub enum Answer {
 }
 
 /// What the client of a request is answered that does not go on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -35,7 +35,7 @@ pub struct Refusal {
 }
 
 /// What changes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Of the request.
     pub headers: Vec<Change>,

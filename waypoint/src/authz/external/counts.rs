@@ -21,6 +21,10 @@ pub enum Outcome {
     Allowed,
     /// It has denied it.
     Denied,
+    /// It was not asked: it has allowed a request like this lately.
+    AllowedCached,
+    /// The same of a no.
+    DeniedCached,
     /// There was no answer, and the request was refused.
     Error,
     /// There was no answer, and the request went on (failOpen).
@@ -30,12 +34,22 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 5] = [Self::Allowed, Self::Denied, Self::Error, Self::FailedOpen, Self::TooLarge];
+    const ALL: [Self; 7] = [
+        Self::Allowed,
+        Self::Denied,
+        Self::AllowedCached,
+        Self::DeniedCached,
+        Self::Error,
+        Self::FailedOpen,
+        Self::TooLarge,
+    ];
 
     fn text(self) -> &'static str {
         match self {
             Outcome::Allowed => "allowed",
             Outcome::Denied => "denied",
+            Outcome::AllowedCached => "allowed_cached",
+            Outcome::DeniedCached => "denied_cached",
             Outcome::Error => "error",
             Outcome::FailedOpen => "failed_open",
             Outcome::TooLarge => "body_too_large",
@@ -75,7 +89,7 @@ impl Counts {
     pub fn render(&self, out: &mut String) {
         let _ = writeln!(
             out,
-            "# HELP {NAME} Requests about which a provider of external authorization was asked.\n# TYPE {NAME} counter"
+            "# HELP {NAME} Requests about which a provider of external authorization was asked, or its earlier answer was used.\n# TYPE {NAME} counter"
         );
         let named = self.providers.iter().filter_map(OnceLock::get).map(|(name, cells)| (&**name, cells));
         for (provider, cells) in named.chain([("", &self.beyond)]) {

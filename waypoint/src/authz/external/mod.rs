@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod counts;
 pub mod grpc;
+pub mod kept;
 pub mod plain;
 pub mod prepare;
 pub mod provider;

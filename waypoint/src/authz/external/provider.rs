@@ -1,12 +1,17 @@
 //! Who is asked, and how: the providers of external authorization that policies name, compiled.
 
-use crate::http::entry;
+use crate::{
+    authz::generations::{Key, key},
+    http::entry,
+};
+use aws_lc_rs::digest;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{CONTENT_LENGTH, HOST},
     uri::PathAndQuery,
 };
 use karst_api::route::{self as ir, AuthzProtocol};
+use prost::Message;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -33,6 +38,8 @@ pub struct Provider {
     /// None: the body is not sent.
     pub body: Option<BodyRule>,
     pub protocol: Protocol,
+    /// None: an answer is for one request.
+    pub cache: Option<CacheRule>,
     /// Places of questions that nobody waits for.
     pub trials: Arc<Semaphore>,
 }
@@ -45,6 +52,32 @@ pub struct BodyRule {
     pub allow_partial: bool,
     /// Of gRPC: as bytes and not as text.
     pub as_bytes: bool,
+}
+
+/// How long an answer is for all requests that have the same values of these, in milliseconds.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CacheRule {
+    pub ttl: u64,
+    pub keys: Vec<CacheKey>,
+    /// A hash of all that is told of the provider: another one has other answers.
+    pub provider: Key,
+}
+
+/// What of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CacheKey {
+    Method,
+    Host,
+    Path,
+    /// All of it.
+    Query,
+    /// A parameter of the query, each time that it is there.
+    Parameter(String),
+    Header(HeaderName),
+    /// Of the client.
+    SourceAddress,
+    /// Its identity; if it has none, its address, and the certificate that it has shown to the gateway.
+    Caller,
 }
 
 /// What it speaks.
@@ -141,6 +174,7 @@ impl Provider {
                 as_bytes: body.as_bytes,
             }),
             protocol,
+            cache: CacheRule::new(said),
             trials: Arc::new(Semaphore::new(TRIALS)),
         })
     }
@@ -149,6 +183,35 @@ impl Provider {
     pub fn is_same(&self, other: &Self) -> bool {
         let place = |p: &Self| (p.name.clone(), p.service.clone(), p.port, p.body);
         place(self) == place(other) && self.protocol == other.protocol
+    }
+}
+
+impl CacheRule {
+    /// None: nothing is to be kept, or by what this version does not know.
+    fn new(said: &ir::AuthzProvider) -> Option<Self> {
+        let rule = said.cache.as_ref().filter(|rule| rule.ttl_ms > 0 && !rule.keys.is_empty())?;
+        let keys = rule.keys.iter().map(CacheKey::new).collect::<Option<_>>()?;
+        let provider = key(&digest::digest(&digest::SHA256, &said.encode_to_vec()));
+        Some(Self { ttl: rule.ttl_ms, keys, provider })
+    }
+}
+
+impl CacheKey {
+    fn new(said: &ir::AuthzCacheKey) -> Option<Self> {
+        use ir::authz_cache_key::Key;
+        Some(match said.key.as_ref()? {
+            Key::Method(_) => Self::Method,
+            Key::Host(_) => Self::Host,
+            Key::Path(_) => Self::Path,
+            Key::Query(_) => Self::Query,
+            Key::Parameter(name) => Self::Parameter(name.clone()),
+            Key::Header(name) => match HeaderName::from_bytes(name.as_bytes()).ok()? {
+                HOST => Self::Host,
+                name => Self::Header(name),
+            },
+            Key::SourceAddress(_) => Self::SourceAddress,
+            Key::Caller(_) => Self::Caller,
+        })
     }
 }
 
@@ -241,6 +304,31 @@ mod tests {
         }
         for none in ["", "*", "**", "a*b", "*a*", "a b", ":path"] {
             assert_eq!(NamePattern::new(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn answers_are_kept_only_by_what_is_known() {
+        use ir::authz_cache_key::Key;
+        let rule = |ttl_ms: u64, keys: &[Option<Key>]| {
+            let keys = keys.iter().map(|key| ir::AuthzCacheKey { key: key.clone() }).collect();
+            let cache = Some(ir::AuthzCache { ttl_ms, keys });
+            Provider::new(&ir::AuthzProvider { service: "s".into(), port: 80, cache, ..Default::default() })
+                .unwrap()
+                .cache
+        };
+        let (path, header) = (Some(Key::Path(true)), Some(Key::Header("X-User".into())));
+        let kept = rule(10, &[path.clone(), header.clone()]).unwrap();
+        let keys = [CacheKey::Path, CacheKey::Header(HeaderName::from_static("x-user"))];
+        assert_eq!((kept.ttl, &kept.keys[..]), (10, &keys[..]));
+        assert_ne!(kept.provider, rule(11, &[path.clone(), header]).unwrap().provider);
+        for none in [
+            rule(0, std::slice::from_ref(&path)),
+            rule(10, &[]),
+            rule(10, &[path.clone(), None]),
+            rule(10, &[path, Some(Key::Header("not a name".into()))]),
+        ] {
+            assert_eq!(none, None);
         }
     }
 

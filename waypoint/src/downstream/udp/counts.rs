@@ -24,6 +24,8 @@ pub enum Dropped {
     Connect,
     /// The gateway is about to end, and takes no new sessions.
     Draining,
+    /// The gateway has sent it itself: it would go round without end.
+    Loop,
     /// The kernel had no room for it on its way out, or no way.
     Send,
     /// The worker was too slow: the socket's queue was full.
@@ -34,7 +36,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoRoute,
         Self::NoDestination,
         Self::NoEndpoint,
@@ -43,6 +45,7 @@ impl Dropped {
         Self::Limit,
         Self::Connect,
         Self::Draining,
+        Self::Loop,
         Self::Send,
         Self::Queue,
         Self::Long,
@@ -59,6 +62,7 @@ impl Dropped {
             Self::Limit => "limit",
             Self::Connect => "connect",
             Self::Draining => "draining",
+            Self::Loop => "loop",
             Self::Send => "send",
             Self::Queue => "receive_queue",
             Self::Long => "too_long",

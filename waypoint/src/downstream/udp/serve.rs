@@ -247,6 +247,10 @@ impl Port {
         }
         let (worker, shared) = (&self.worker, &self.worker.shared);
         let snapshot = worker.snapshot();
+        if worker.own(&snapshot).is_some_and(|own| own.has(peer.client.ip())) {
+            let text = "the gateway has sent them itself: an endpoint is one of its addresses";
+            return Err(NoWay { why: Dropped::Loop, text, of: Arc::default() });
+        }
         let gateway = snapshot.gateway.as_ref().ok_or(Dropped::NoRoute)?;
         let listener = gateway.udp.get(&self.number).ok_or(Dropped::NoRoute)?;
         let downstream = Downstream {

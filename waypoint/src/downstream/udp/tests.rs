@@ -16,6 +16,7 @@ use karst_core::limits;
 use karst_proxy::testing::{Ca, pod, service, snapshot};
 use karst_rt::udp::{Front, listeners};
 use std::{
+    cell::Cell,
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -75,6 +76,8 @@ struct Site {
     plane: Plane,
     number: u16,
     task: tokio::task::JoinHandle<()>,
+    /// The address of its pod.
+    own: Cell<&'static str>,
 }
 
 impl Site {
@@ -85,13 +88,14 @@ impl Site {
         let number = socket.local_addr().unwrap().port();
         let front = Front::new(socket).unwrap();
         let task = spawn_local(serve::port(plane.worker.clone(), front, (number, idle), Rc::default()));
-        Self { plane, number, task }
+        Self { plane, number, task, own: Cell::new("10.0.1.1") }
     }
 
     fn tell(&self, pods: Vec<pb::Workload>, destinations: Vec<ir::Destination>, access: Option<ir::Access>) {
         let mut s = Snapshot::new("");
         let dns = pb::Service { karst_udp_ports: vec![53], ..service("s", "10.96.0.1", &[]) };
-        let own = pod("own", "10.0.1.1", &[]);
+        // A gateway is no member of the mesh.
+        let own = pb::Workload { tunnel_protocol: 0, ..pod("own", self.own.get(), &[]) };
         s.mesh = snapshot(pods.into_iter().chain([own]).collect(), vec![dns]);
         let listener = ir::UdpListener {
             origin: "Gateway/ns/g/dns".into(),
@@ -249,6 +253,27 @@ fn sessions_end_with_their_endpoint_their_route_and_their_port() {
         assert_eq!(ask(&client, "7").await.as_deref(), Some("b 7"));
         site.task.abort();
         until("it has ended", || counts.ended(SessionEnd::Closed) == 1).await;
+    });
+}
+
+/// No datagram says how often it has been sent on.
+#[test]
+fn what_a_gateway_sends_to_itself_goes_no_further() {
+    run(async {
+        let site = Site::start(IDLE);
+        site.own.set("127.0.0.1");
+        let counts = site.counts();
+        let client = site.client("127.0.0.5").await;
+        let itself = |ip: &str| Endpoint { name: "itself", at: format!("{ip}:{}", site.number).parse().unwrap() };
+        site.tell(vec![workload(&itself("127.0.0.1"), "")], vec![to(1, false)], None);
+        assert_eq!(ask(&client, "x").await, None);
+        let dropped = || Dropped::ALL.iter().filter(|why| counts.dropped(**why) > 0).collect::<Vec<_>>();
+        assert_eq!((dropped(), counts.opened.load(Relaxed)), (vec![&Dropped::NoEndpoint], 0));
+        // By an address of which nobody has told that it is the gateway's.
+        site.tell(vec![workload(&itself("127.0.0.8"), "")], vec![to(1, false)], None);
+        assert_eq!(ask(&client, "x").await, None);
+        until("it has come back", || counts.dropped(Dropped::Loop) == 1).await;
+        assert_eq!(counts.opened.load(Relaxed), 1);
     });
 }
 

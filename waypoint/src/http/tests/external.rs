@@ -1,7 +1,10 @@
 //! External authorization: what providers in memory are asked, and what becomes of requests by what they say, or do not say.
 
 use super::*;
-use crate::authz::{access::Access, external::counts::Outcome};
+use crate::{
+    authz::{access::Access, external::counts::Outcome},
+    downstream::{context::Entered, gateway::Gateway},
+};
 use http::{HeaderName, HeaderValue};
 use karst_api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as PbValue, HeaderValueOption, HttpRequest,
@@ -225,6 +228,215 @@ fn a_provider_is_asked_by_http() {
         assert_eq!((got, &asked[0].headers["content-length"]), ([true, true, false, false], &"0".parse().unwrap()));
         assert_eq!((seen.len(), &seen[0].headers["x-user"]), (1, &"alice".parse().unwrap()));
         assert!(!seen[0].headers.contains_key("x-other"));
+    });
+}
+
+type Headers = &'static [(&'static str, &'static str)];
+
+fn keeping(keys: &[ir::authz_cache_key::Key]) -> Option<ir::AuthzCache> {
+    let keys = keys.iter().map(|key| ir::AuthzCacheKey { key: Some(key.clone()) }).collect();
+    Some(ir::AuthzCache { ttl_ms: 5000, keys })
+}
+
+/// What follows from some values of a request is asked once for all requests that have them.
+#[test]
+fn an_answer_is_kept_for_its_time_by_its_keys() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let cache =
+            keeping(&[Key::Method(true), Key::Path(true), Key::Header("X-User".into()), Key::Parameter("t".into())]);
+        let m = Mesh::of(asked_by(provider(|p| p.cache = cache)), |_, _| status(200));
+        let asked = authz(&m, true, |s| match question(s).headers.get("x-user") {
+            Some(user) => yes(|ok| ok.headers = vec![option("x-checked", user)]),
+            None => no(401, &[("x-why", "none")], "who are you?"),
+        });
+        const ALICE: Headers = &[("x-user", "alice")];
+        let all: [(Headers, &str, u16, usize); 13] = [
+            (ALICE, "/a", 200, 1),
+            (ALICE, "/a", 200, 1),
+            (ALICE, "/a?q=1", 200, 1),
+            (ALICE, "/a?t=1", 200, 2),
+            (ALICE, "/a?t=1&t=2", 200, 3),
+            // Both are no text.
+            (ALICE, "/a?t=%FE", 200, 4),
+            (ALICE, "/a?%74=%FF", 200, 5),
+            (ALICE, "/b", 200, 6),
+            (&[("x-user", "bob")], "/a", 200, 7),
+            (&[("x-user", "bob"), ("x-user", "alice")], "/a", 200, 8),
+            // Who is asked by HTTP gets lines apart, and may look at one of them.
+            (&[("x-user", "bob,alice")], "/a", 200, 9),
+            (&[], "/a", 401, 10),
+            (&[("x-checked", "alice")], "/a", 401, 10),
+        ];
+        for (headers, path, code, questions) in all {
+            let response = m.send(with(headers, path)).await;
+            assert_eq!((response.status().as_u16(), asked.borrow().len()), (code, questions), "{headers:?} {path}");
+            if code == 401 {
+                assert_eq!(response.headers()["x-why"], "none");
+                assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "who are you?");
+            }
+        }
+        let mut post = with(ALICE, "/a");
+        *post.method_mut() = Method::POST;
+        assert_eq!((m.ask(post).await.0.as_u16(), asked.borrow().len()), (200, 11));
+        assert!(m.seen.borrow().iter().all(|s| s.headers.contains_key("x-checked")));
+        let counts = [Outcome::Allowed, Outcome::AllowedCached, Outcome::Denied, Outcome::DeniedCached];
+        assert_eq!(counts.map(|outcome| count(&m, outcome)), [10, 2, 1, 1]);
+        tokio::time::sleep(Duration::from_millis(5001)).await;
+        assert_eq!((m.ask(with(ALICE, "/a")).await.0.as_u16(), asked.borrow().len()), (200, 12));
+    });
+}
+
+#[test]
+fn of_a_question_that_has_no_answer_nothing_is_kept() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let m = Mesh::of(asked_by(provider(|p| p.cache = keeping(&[Key::Path(true)]))), |_, _| status(200));
+        let asked = std::cell::Cell::new(0);
+        authz(&m, true, move |_| match asked.replace(asked.get() + 1) {
+            0 => Does::Answer(grpc_bytes(vec![], "13")),
+            1 => yes(|ok| ok.response_headers_to_add = vec![option("set-cookie", "alice=1")]),
+            _ => yes(|_| {}),
+        });
+        let mut all = vec![];
+        for _ in 0..4 {
+            let response = m.send(get("/a")).await;
+            all.push((response.status().as_u16(), response.headers().contains_key("set-cookie")));
+        }
+        assert_eq!(all, [(403, false), (200, true), (200, false), (200, false)]);
+        assert_eq!((count(&m, Outcome::Allowed), count(&m, Outcome::AllowedCached)), (2, 1));
+    });
+}
+
+#[test]
+fn what_is_sent_of_a_body_is_part_of_the_key() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let change = |p: &mut ir::AuthzProvider| {
+            p.cache = keeping(&[Key::Path(true)]);
+            p.body = Some(ir::CheckBody { max_bytes: 100, ..Default::default() });
+        };
+        let m = Mesh::of(asked_by(provider(change)), |_, _| status(200));
+        let asked = authz(&m, true, |s| if question(s).body == "good" { yes(|_| {}) } else { no(403, &[], "") });
+        for (body, code, questions) in [("good", 200, 1), ("bad", 403, 2), ("good", 200, 2), ("bad", 403, 2)] {
+            assert_eq!((m.ask(post(body)).await.0.as_u16(), asked.borrow().len()), (code, questions), "{body}");
+        }
+    });
+}
+
+/// By method and path it is a request like others.
+#[test]
+fn an_answer_to_a_request_opens_no_websocket() {
+    use ir::authz_cache_key::Key;
+    run(async {
+        let cache = keeping(&[Key::Method(true), Key::Path(true)]);
+        let m = Mesh::of(asked_by(provider(|p| p.cache = cache)), |_, _| status(200));
+        let asked =
+            authz(
+                &m,
+                true,
+                |s| if question(s).headers.contains_key("upgrade") { no(403, &[], "") } else { yes(|_| {}) },
+            );
+        const PLAIN: Headers = &[];
+        const UPGRADE: Headers = &[("connection", "upgrade"), ("upgrade", "websocket")];
+        for (headers, code, questions) in [(PLAIN, 200, 1), (UPGRADE, 403, 2), (UPGRADE, 403, 2), (PLAIN, 200, 2)] {
+            let got = m.send(with(headers, "/a")).await.status().as_u16();
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{headers:?}");
+        }
+    });
+}
+
+/// A gateway with these policies, and a rule that this provider is asked for.
+fn gateway(access: Option<ir::Access>, authorization: Option<ir::AuthzProvider>) -> Mesh {
+    let m = Mesh::new(1, AppProtocol::Http11, |s| {
+        guarded(vec![], vec![])(s);
+        let to = ir::Destination { service: KEY.into(), port: 80, weight: 1, ..Default::default() };
+        let http = vec![ir::HttpRule { destinations: vec![to], authorization, ..Default::default() }];
+        let producer = Some(ir::Table { http, tcp: vec![] });
+        let routes = Routes::new(&ir::Routes { producer, ..Default::default() }, None).unwrap();
+        s.hosts.insert("g/*".into(), Arc::new(routes));
+        let hosts = vec!["*".into()];
+        let listener = ir::Listener { routes: "g".into(), port: 8000, hosts, ..Default::default() };
+        let gateway = ir::Gateway { listeners: vec![listener], access, ..Default::default() };
+        s.gateway = Some(Arc::new(Gateway::new(&gateway).unwrap()));
+    });
+    m.listen(0, |_, _| status(200));
+    m
+}
+
+/// A gateway whose provider's answers are kept by this.
+fn gateway_keeping(key: ir::authz_cache_key::Key) -> Mesh {
+    let providers = vec![provider(|p| p.cache = keeping(&[key]))];
+    gateway(Some(ir::Access { policies: vec![custom("p", None)], providers, ..Default::default() }), None)
+}
+
+/// The status of a request that comes to the gateway from this address. `certificate`: as the application is told of it.
+async fn at_gateway(m: &Mesh, client: [u8; 4], certificate: Option<&'static str>) -> u16 {
+    let certificate = certificate.map(HeaderValue::from_static);
+    let downstream = Downstream {
+        peer: None,
+        from: (client, 1234).into(),
+        target: DownstreamTarget::Gateway(None),
+        port: 8000,
+        to: Ipv4Addr::new(10, 0, 1, 1).into(),
+        entered: Entered { certificate, ..Default::default() },
+        ..m.downstream()
+    };
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let w = m.worker.clone();
+    spawn(async move { requests::requests(&w, Rc::new(downstream), Io::memory(server), false).await });
+    let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+    spawn(conn);
+    send.send_request(get("/")).await.unwrap().status().as_u16()
+}
+
+/// What a gateway writes of a client counts as the provider gets it: clients that say nothing of themselves are not all one.
+#[test]
+fn at_a_gateway_an_answer_is_kept_by_what_the_provider_is_told() {
+    run(async {
+        let m = gateway_keeping(ir::authz_cache_key::Key::Header("x-forwarded-for".into()));
+        let asked = authz(&m, true, |s| match &*question(s).headers["x-forwarded-for"] {
+            "192.0.2.9" => yes(|_| {}),
+            _ => no(403, &[], ""),
+        });
+        for (last, code, questions) in [(9, 200, 1), (66, 403, 2), (9, 200, 2), (66, 403, 2)] {
+            let got = at_gateway(&m, [192, 0, 2, last], None).await;
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{last}");
+        }
+    });
+}
+
+/// Who is asked for a rule is asked once the gateway has written who has come: that does not stand there twice, or of trusted proxies
+/// the wrong one would be counted.
+#[test]
+fn a_rules_provider_is_told_of_the_client_once() {
+    run(async {
+        let m = gateway(None, Some(provider(|_| {})));
+        let asked = authz(&m, true, |_| yes(|_| {}));
+        assert_eq!(at_gateway(&m, [192, 0, 2, 9], None).await, 200);
+        assert_eq!(question(&asked.borrow()[0]).headers["x-forwarded-for"], "192.0.2.9");
+        assert_eq!(m.seen.borrow()[0].headers["x-forwarded-for"], "192.0.2.9");
+    });
+}
+
+/// Who has no identity in the mesh may have a certificate, and share its address with others.
+#[test]
+fn callers_of_one_address_are_told_apart_by_their_certificates() {
+    run(async {
+        let m = gateway_keeping(ir::authz_cache_key::Key::Caller(true));
+        let asked = authz(&m, true, |s| match question(s).headers.get("x-forwarded-client-cert") {
+            Some(told) if told.contains("alice") => yes(|_| {}),
+            _ => no(403, &[], ""),
+        });
+        for (certificate, code, questions) in [
+            (Some("DNS=alice.example"), 200, 1),
+            (Some("DNS=eve.example"), 403, 2),
+            (None, 403, 3),
+            (Some("DNS=alice.example"), 200, 3),
+        ] {
+            let got = at_gateway(&m, [192, 0, 2, 9], certificate).await;
+            assert_eq!((got, asked.borrow().len()), (code, questions), "{certificate:?}");
+        }
     });
 }
 

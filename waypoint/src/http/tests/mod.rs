@@ -14,6 +14,7 @@ mod flows;
 mod grpc_web;
 mod heads;
 mod limits;
+mod logs;
 mod mirrors;
 mod retries;
 mod rewrites;
@@ -62,7 +63,11 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{io::DuplexStream, sync::watch, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    sync::watch,
+    time::Instant,
+};
 
 const KEY: &str = "ns/s.ns.svc.cluster.local";
 const PORT: u16 = 8080;
@@ -264,7 +269,11 @@ async fn serve_http1(io: DuplexStream, application: Application) {
 }
 
 /// Serves one of HTTP/2.
-async fn serve_http2(io: DuplexStream, server: http2::Builder<codec::Local>, application: Application) {
+async fn serve_http2(
+    io: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    server: http2::Builder<codec::Local>,
+    application: Application,
+) {
     let service = service_fn(move |r: Request<Incoming>| application(r));
     let _ = server.serve_connection(TokioIo::new(io), service).await;
 }

@@ -9,6 +9,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use karst_core::claims;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
+use std::sync::atomic::AtomicU64;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn signed(key: &KeyPair, claims: &Value) -> String {
     let secret = EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap();
@@ -34,13 +36,20 @@ fn answers(status: u32, path: &[&str], kind: Kind, invert: bool) -> ir::HttpRule
     }
 }
 
+/// Tokens that one of these keys has signed are taken.
+fn issuer(keys: &[&KeyPair]) -> ir::Jwt {
+    let key = |key: &&KeyPair| {
+        let point = key.public_key_raw();
+        let [x, y] = [&point[1..33], &point[33..]].map(|part| URL_SAFE_NO_PAD.encode(part));
+        json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y })
+    };
+    let jwks = json!({ "keys": keys.iter().map(key).collect::<Vec<_>>() }).to_string();
+    ir::Jwt { name: "r".into(), issuer: "me".into(), jwks, ..Default::default() }
+}
+
 /// Tokens of this key's are taken, and routes are chosen by them.
 fn by_claims(key: &KeyPair) -> impl FnOnce(&mut Snapshot) + use<> {
-    let point = key.public_key_raw();
-    let [x, y] = [&point[1..33], &point[33..]].map(|part| URL_SAFE_NO_PAD.encode(part));
-    let jwks = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": x, "y": y }] }).to_string();
-    let space_delimited = vec!["scope".to_string()];
-    let rule = ir::Jwt { name: "r".into(), issuer: "me".into(), jwks, space_delimited, ..Default::default() };
+    let rule = ir::Jwt { space_delimited: vec!["scope".to_string()], ..issuer(&[key]) };
     let access = Access::new(&ir::Access { tokens: vec![rule], ..Default::default() }).unwrap();
     let exact = |text: &str| Kind::Exact(text.into());
     let http = vec![
@@ -139,5 +148,79 @@ fn a_token_is_verified_once_for_all_requests_of_a_worker() {
         let mut page = String::new();
         counts.render(&mut page);
         assert!(page.contains("karst_jwt_verifications_total{outcome=\"cached\"} 9\n"), "{page}");
+    });
+}
+
+/// An endpoint that changes to WebSocket and sends back what it gets, and a client's open one.
+async fn websocket(m: &Mesh, token: &str) -> DuplexStream {
+    m.memory.listen(address(0), |mut io| {
+        spawn(async move {
+            let mut head = vec![];
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(io.read_u8().await.unwrap());
+            }
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            io.write_all(answer).await.unwrap();
+            let (mut from, mut to) = tokio::io::split(io);
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        });
+    });
+    let mut io = m.connect(false);
+    let asked = format!(
+        "GET / HTTP/1.1\r\nhost: s\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    );
+    io.write_all(asked.as_bytes()).await.unwrap();
+    let mut head = vec![];
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(io.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    io
+}
+
+/// As by policies that come later: what its issuer's rules would not let in any more does not stay.
+#[test]
+fn an_open_websocket_ends_with_what_its_token_is_good_by() {
+    run(async {
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let tests = vec![ir::AccessTest {
+            attribute: ir::Attribute::RequestPrincipal as i32,
+            values: vec!["me/*".into()],
+            ..Default::default()
+        }];
+        let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests }] }];
+        let rules = vec![ir::AccessRule { clauses }];
+        let known_only = ir::AccessPolicy { name: "ns/known".into(), rules, ..Default::default() };
+        let access = |tokens: Vec<ir::Jwt>, policies: &[ir::AccessPolicy]| {
+            let access = ir::Access { tokens, policies: policies.to_vec(), ..Default::default() };
+            Some(Arc::new(Access::new(&access).unwrap()))
+        };
+        let token = signed(&key, &json!({ "iss": "me", "sub": "you" }));
+        let known_only = [known_only];
+        for (what, later, stays) in [
+            ("the same", access(vec![issuer(&[&key])], &known_only), true),
+            ("another key beside it", access(vec![issuer(&[&other, &key])], &known_only), true),
+            ("another key in its place", access(vec![issuer(&[&other])], &[]), false),
+            ("nobody's tokens, who is known", access(vec![], &known_only), false),
+            ("nobody's tokens, anybody", access(vec![], &[]), true),
+            ("nothing", None, true),
+        ] {
+            let first = access(vec![issuer(&[&key])], &[]).unwrap();
+            let m = Mesh::new(1, AppProtocol::Http11, |s| drop(s.access.insert(KEY.into(), first)));
+            let mut io = websocket(&m, &token).await;
+            let mut s = (*m.worker.snapshot()).clone();
+            s.access.remove(KEY);
+            if let Some(later) = later {
+                s.access.insert(KEY.into(), later);
+            }
+            LINES.take();
+            m.worker.conns.recheck(|| &s, &AtomicU64::new(0)).await;
+            let _ = io.write_all(b"hello").await;
+            let mut back = [0; 5];
+            assert_eq!(io.read_exact(&mut back).await.is_ok(), stays, "{what}");
+            drop(io);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(logged("jwt_authn_access_denied{"), what == "another key in its place", "{what}");
+        }
     });
 }

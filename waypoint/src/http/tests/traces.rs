@@ -8,7 +8,7 @@ use karst_api::otlp::{
 use prost::Message;
 use std::{cell::Cell, collections::BTreeSet, sync::atomic::Ordering::Relaxed};
 
-const COLLECTOR: &str = "ns/collector.ns.svc.cluster.local";
+pub(super) const COLLECTOR: &str = "ns/collector.ns.svc.cluster.local";
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -16,39 +16,44 @@ fn collector_address() -> SocketAddr {
     ([10, 0, 0, 77], 4317).into()
 }
 
-/// A collector in the mesh, and a Telemetry that sends spans there.
+/// A collector in the mesh.
+pub(super) fn collector(s: &mut Snapshot) {
+    let ip = collector_address().ip().to_string();
+    let mut pod = testing::pod("collector", &ip, &[(COLLECTOR, &[(4317, 4317)])]);
+    pod.tunnel_protocol = 0;
+    let service = testing::service("collector", "10.96.0.9", &[(4317, 4317)]);
+    let both = [
+        (pod.uid.clone(), karst_api::workload::address::Type::Workload(pod)),
+        (COLLECTOR.to_string(), karst_api::workload::address::Type::Service(service)),
+    ];
+    for (name, address) in both {
+        let address = karst_api::workload::Address { r#type: Some(address) };
+        s.mesh.put_address(&name, &address.encode_to_vec()).unwrap();
+    }
+}
+
+/// The same, and a Telemetry that sends spans there.
 fn traced(rate: u32, change: impl FnOnce(&mut ir::Tracing, &mut ir::Collector)) -> impl FnOnce(&mut Snapshot) {
-    let mut collector = ir::Collector { service: COLLECTOR.into(), port: 4317, ..Default::default() };
+    let mut to = ir::Collector { service: COLLECTOR.into(), port: 4317, ..Default::default() };
     let mut tracing = ir::Tracing { per_ten_thousand: rate, ..Default::default() };
-    change(&mut tracing, &mut collector);
-    tracing.collector = Some(collector);
+    change(&mut tracing, &mut to);
+    tracing.collector = Some(to);
     traced_so(tracing)
 }
 
 fn traced_so(tracing: ir::Tracing) -> impl FnOnce(&mut Snapshot) {
     let telemetry = Telemetry::new(&ir::Telemetry { tracing: Some(tracing), ..Default::default() }).unwrap();
     move |s| {
-        let ip = collector_address().ip().to_string();
-        let mut pod = testing::pod("collector", &ip, &[(COLLECTOR, &[(4317, 4317)])]);
-        pod.tunnel_protocol = 0;
-        let service = testing::service("collector", "10.96.0.9", &[(4317, 4317)]);
-        let both = [
-            (pod.uid.clone(), karst_api::workload::address::Type::Workload(pod)),
-            (COLLECTOR.to_string(), karst_api::workload::address::Type::Service(service)),
-        ];
-        for (name, address) in both {
-            let address = karst_api::workload::Address { r#type: Some(address) };
-            s.mesh.put_address(&name, &address.encode_to_vec()).unwrap();
-        }
+        collector(s);
         s.gateway = Some(Arc::new(Gateway { telemetry: Some(Arc::new(telemetry)), ..Default::default() }));
     }
 }
 
 /// What a collector has got: path, headers, body.
-type Exports = Rc<RefCell<Vec<(String, HeaderMap, Bytes)>>>;
+pub(super) type Exports = Rc<RefCell<Vec<(String, HeaderMap, Bytes)>>>;
 
 /// A collector that takes everything, by HTTP/2 if it is gRPC that it speaks.
-fn collect(m: &Mesh, grpc: bool) -> Exports {
+pub(super) fn collect(m: &Mesh, grpc: bool) -> Exports {
     let exports = Exports::default();
     let all = exports.clone();
     m.open(collector_address(), grpc, Rc::new(move |r| Box::pin(taken(r, grpc, all.clone()))));
@@ -71,7 +76,7 @@ async fn taken(r: Request<Incoming>, grpc: bool, all: Exports) -> io::Result<Res
 }
 
 /// Until everything that has been asked for is exported.
-async fn exported() {
+pub(super) async fn exported() {
     tokio::time::sleep(Duration::from_secs(30)).await;
 }
 

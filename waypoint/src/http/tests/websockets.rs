@@ -1,7 +1,12 @@
 //! WebSocket by an upgrade of HTTP/1.1 and by an extended CONNECT of HTTP/2, on either side.
 
 use super::*;
-use crate::authz::access::Access;
+use crate::{
+    authz::access::Access,
+    cluster::key::ClusterKey,
+    http::body::{Body, Counted},
+    upstream::{open::Attempt, send},
+};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{
@@ -10,8 +15,13 @@ use hyper::{
     upgrade::{self, Upgraded},
 };
 use karst_policy::Attribute;
-use std::{future::ready, sync::atomic::AtomicU64};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::{
+    cell::Cell,
+    future::ready,
+    sync::atomic::AtomicU64,
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 type Heads = Rc<RefCell<Vec<String>>>;
 
@@ -38,7 +48,7 @@ fn well(head: &str) -> String {
 }
 
 /// Sends back what comes, and a last word when the other side has ended.
-async fn echo(mut io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+async fn echo(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let mut buffer = vec![0; 10_000];
     while let Ok(n @ 1..) = io.read(&mut buffer).await {
         if io.write_all(&buffer[..n]).await.is_err() {
@@ -79,7 +89,7 @@ type Question = (Method, Option<Protocol>, Uri, HeaderMap);
 type Asked = Rc<RefCell<Vec<Question>>>;
 
 /// Serves one connection of HTTP/2. `takes`: WebSocket by an extended CONNECT.
-async fn serve_two(io: DuplexStream, asked: Asked, takes: bool) {
+async fn serve_two(io: impl AsyncRead + AsyncWrite + Unpin + 'static, asked: Asked, takes: bool) {
     let application = move |mut r: Request<Incoming>| -> Answering {
         let protocol = r.extensions().get::<Protocol>().cloned();
         asked.borrow_mut().push((r.method().clone(), protocol, r.uri().clone(), r.headers().clone()));
@@ -237,6 +247,64 @@ fn an_endpoint_of_http2_that_takes_it_is_asked_by_http2() {
         assert_eq!(uri, "http://s/chat?a=1");
         assert!(!["sec-websocket-key", "host", "upgrade"].iter().any(|name| headers.contains_key(*name)));
         assert_eq!(headers["sec-websocket-version"], "13");
+    });
+}
+
+/// A stream that can be closed between two turns of whoever reads it.
+#[derive(Clone)]
+struct Closable(Rc<RefCell<Option<DuplexStream>>>);
+
+impl AsyncRead for Closable {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Some(io) => Pin::new(io).poll_read(cx, to),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Closable {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self.0.borrow_mut() {
+            Some(io) => Pin::new(io).poll_write(cx, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().as_mut().map_or(Poll::Ready(Ok(())), |io| Pin::new(io).poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().as_mut().map_or(Poll::Ready(Ok(())), |io| Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+#[test]
+fn one_that_meets_a_kept_connection_as_it_ends_is_asked_for_on_another() {
+    run(async {
+        let m = Mesh::new(1, AppProtocol::Http2, |_| {});
+        let (asked, connections) = (Asked::default(), Rc::new(RefCell::new(Vec::<Closable>::new())));
+        let (all, taken) = (asked.clone(), connections.clone());
+        m.memory.listen(address(0), move |io| {
+            let io = Closable(Rc::new(RefCell::new(Some(io))));
+            taken.borrow_mut().push(io.clone());
+            spawn(serve_two(io, all.clone(), true));
+        });
+        let (mut io, _, _send) = opened(&m, "/").await;
+        goes_both_ways(&mut io).await;
+        let key =
+            ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default(), udp: false };
+        let set = m.worker.set(&m.worker.snapshot(), key.as_ref(), [10, 96, 0, 1].into()).unwrap();
+        let (held, sent) = (Cell::default(), Cell::default());
+        let (member, from) = (&set.members[0], SocketAddr::from(([10, 0, 0, 99], 1234)));
+        let attempt = Attempt { set: &set, member, from, to: from, has_other: &|| false, held: &held, trace: &|| None };
+        let request = Request::get("/late").header("host", "s").header("sec-websocket-key", "key");
+        let request = request.body(Counted::new(Body::Empty, Rc::default())).unwrap();
+        // The connection's task has had no turn yet in which to notice it.
+        drop(connections.borrow()[0].0.take());
+        let (answer, _) = send::extended(&m.worker, &attempt, request, &sent).await.unwrap();
+        assert_eq!((answer.status().as_u16(), connections.borrow().len()), (101, 2));
+        let asked = asked.borrow();
+        assert_eq!((asked.len(), asked[1].2.path(), asked[1].0.as_str()), (2, "/late", "CONNECT"));
     });
 }
 

@@ -5,6 +5,8 @@ use crate::convert::compilation::routes::scalar::InvalidDuration;
 
 /// Most bytes of a body that proxies keep for a question.
 pub(crate) const MAX_BODY: u32 = 10 << 20;
+/// Most keys of answers that are kept.
+pub(super) const KEYS: usize = 8;
 
 /// Why nobody can be asked.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +23,44 @@ pub(crate) enum ProviderError {
     Grpc(SettingError),
     #[error("envoyExtAuthzHttp.{0}")]
     Http(SettingError),
+    #[error("cache.{0}")]
+    Cache(#[from] CacheError),
+}
+
+/// A field that nobody knows, by its way from what is read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: unknown field: remove it, or correct its name [KARST-0001]")]
+pub(crate) struct UnknownField(pub(super) String);
+
+/// What is wrong with how answers are kept. `at`: the key.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CacheError {
+    #[error(transparent)]
+    Unknown(#[from] UnknownField),
+    #[error("ttl: {0}")]
+    Ttl(#[from] InvalidDuration),
+    #[error("ttl: {0:?} is out of range: must be between 1ms and 1h [KARST-0017]")]
+    Range(String),
+    #[error(
+        "keys: {0} keys are out of range: specify between 1 and {max}, all of which the provider's answers follow from [KARST-0017]",
+        max = KEYS
+    )]
+    Count(usize),
+    #[error("{at}.name: must not be set for {kind} [KARST-0014]")]
+    Named { at: String, kind: String },
+    #[error("{at}.name: {name:?} is not the name of a header [KARST-0024]")]
+    Header { at: String, name: String },
+    #[error(
+        "{at}.type: unsupported value {kind:?}: use Method, Host, Path, Query, Header, SourceAddress or Caller [KARST-0016]"
+    )]
+    Kind { at: String, kind: String },
 }
 
 /// What is wrong with one of its fields.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingError {
+    #[error(transparent)]
+    Unknown(#[from] UnknownField),
     #[error("service: {0:?} is not [NAMESPACE/]HOST of a service [KARST-0022]")]
     Service(String),
     #[error("port: {0} is not a port: must be between 1 and 65535 [KARST-0019]")]

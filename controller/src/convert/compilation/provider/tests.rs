@@ -5,7 +5,7 @@ use crate::{
     convert::{check, compile, tests::mesh},
     model::Model,
 };
-use karst_api::route as ir;
+use karst_api::route::{self as ir, authz_cache_key::Key};
 use karst_manifest::{MeshConfig, Problem, State, code, parse};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ const PROVIDERS: &str = "
 extensionProviders:
 - name: opa
   envoyExtAuthzGrpc: {service: opa.authz.svc.cluster.local, port: 9191, timeout: 250ms, failOpen: true, statusOnError: '503', clearRouteCache: true, includeRequestBodyInCheck: {maxRequestBytes: 8192, allowPartialMessage: true, packAsBytes: true}}
+  cache: {ttl: 5s, keys: [{type: Header, name: authorization}, {type: Path}, {type: Query, name: tenant}]}
 - name: login
   envoyExtAuthzHttp: {service: authz/login.example.com, port: 4180, pathPrefix: /auth, includeRequestHeadersInCheck: [cookie, 'x-auth-*'], includeHeadersInCheck: [x-old], includeAdditionalHeadersInCheck: {x-mesh: karst}, headersToUpstreamOnAllow: [authorization], headersToDownstreamOnAllow: [set-cookie], headersToDownstreamOnDeny: ['*-reason']}
 - name: otel
@@ -64,6 +65,9 @@ fn a_waypoint_is_told_whom_to_ask() {
     assert_eq!((opa.fail_open, opa.status_on_error), (true, 503));
     let body = ir::CheckBody { max_bytes: 8192, allow_partial: true, as_bytes: true };
     assert_eq!(opa.body.as_ref(), Some(&body));
+    let keys = [Key::Header("authorization".into()), Key::Path(true), Key::Parameter("tenant".into())];
+    let keys = keys.map(|key| ir::AuthzCacheKey { key: Some(key) }).to_vec();
+    assert_eq!((opa.cache.as_ref(), &login.cache), (Some(&ir::AuthzCache { ttl_ms: 5000, keys }), &None));
     assert_eq!((&*login.name, &*login.service, login.port), ("login", "authz/login.example.com", 4180));
     assert_eq!((login.protocol(), login.timeout_ms), (ir::AuthzProtocol::AuthzHttp, 0));
     assert_eq!((login.fail_open, login.status_on_error, &*login.path_prefix), (false, 0, "/auth"));
@@ -95,6 +99,7 @@ fn a_provider_that_cannot_be_asked_closes_and_is_told() {
         format!("extensionProviders: [{{name: p, envoyExtAuthzHttp: {{service: s, port: 1, {fields}}}}}]")
     };
     let raw = |fields: &str| format!("extensionProviders: [{{name: p, {fields}}}]");
+    let cached = |fields: &str| raw(&format!("envoyExtAuthzGrpc: {{service: s, port: 1}}, cache: {{{fields}}}"));
     for (config, number, says) in [
         ("extensionProviders: [{name: q}]".to_string(), 131, "no such provider"),
         (raw("opentelemetry: {service: s, port: 1}"), 131, "decides about no requests"),
@@ -122,6 +127,24 @@ fn a_provider_that_cannot_be_asked_closes_and_is_told() {
         (http("headersToUpstreamOnAllow: ['a b']"), 24, "headersToUpstreamOnAllow"),
         (http("headersToDownstreamOnAllow: ['']"), 24, "headersToDownstreamOnAllow"),
         (http("headersToDownstreamOnDeny: ['**']"), 24, "headersToDownstreamOnDeny"),
+        (grpc("failopen: false"), 1, "envoyExtAuthzGrpc.failopen: unknown field"),
+        (grpc("pathPrefix: /a"), 1, "envoyExtAuthzGrpc.pathPrefix: unknown field"),
+        (http("headersToUpstream: [x-a]"), 1, "envoyExtAuthzHttp.headersToUpstream: unknown field"),
+        (
+            http("includeRequestBodyInCheck: {maxRequestBytes: 1, maxBytes: 2}"),
+            1,
+            "includeRequestBodyInCheck.maxBytes: unknown field",
+        ),
+        (cached("keys: [{type: Path}]"), 20, "cache.ttl"),
+        (cached("ttl: 61m, keys: [{type: Path}]"), 17, "cache.ttl: \"61m\" is out of range"),
+        (cached("ttl: 0s, keys: [{type: Path}]"), 17, "cache.ttl"),
+        (cached("ttl: 1s"), 17, "cache.keys: 0 keys"),
+        (cached(&format!("ttl: 1s, keys: [{}]", ["{type: Path}"; 9].join(", "))), 17, "cache.keys: 9 keys"),
+        (cached("ttl: 1s, keys: [{type: Paths}]"), 16, "cache.keys[0].type: unsupported value \"Paths\""),
+        (cached("ttl: 1s, keys: [{type: Path, name: a}]"), 14, "cache.keys[0].name"),
+        (cached("ttl: 1s, keys: [{type: Path}, {type: Header}]"), 24, "cache.keys[1].name"),
+        (cached("ttl: 1s, keys: [{type: Path, key: a}]"), 1, "cache.keys[0].key: unknown field"),
+        (cached("ttl: 1s, keys: [{type: Path}], negative: 1s"), 1, "cache.negative: unknown field"),
     ] {
         let (model, problems) = told(&config, &[SERVICE, &custom("x", "p")].concat());
         let [problem] = &problems[..] else { panic!("{config}: {problems:?}") };
@@ -131,6 +154,18 @@ fn a_provider_that_cannot_be_asked_closes_and_is_told() {
         let said: Vec<_> = access.policies.iter().map(|p| (p.action(), &*p.provider, p.rules.len())).collect();
         assert_eq!((said, access.providers.len()), (vec![(ir::AccessAction::Deny, "", 1)], 0), "{config}");
     }
+}
+
+/// It is told, and the provider is asked all the same.
+#[test]
+fn what_of_a_provider_has_no_effect_is_told() {
+    let config = "extensionProviders: [{name: p, envoyExtAuthzHttp: {service: s, port: 1, includeRequestBodyInCheck: {maxRequestBytes: 1, packAsBytes: true}}}]";
+    let (model, problems) = told(config, &[SERVICE, &custom("x", "p")].concat());
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert_eq!((&*problem.field, code::of(&problem.message)), ("spec.provider.name", Some(30)));
+    assert_eq!(access(&model).providers.len(), 1);
+    let (_, problems) = told(&config.replace("packAsBytes: true", "packAsBytes: false"), &custom("x", "p"));
+    assert!(problems.iter().all(|p| code::of(&p.message) != Some(30)), "{problems:?}");
 }
 
 #[test]

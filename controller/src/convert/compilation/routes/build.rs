@@ -6,20 +6,23 @@ use crate::{
             access,
             routes::{
                 backend_tls,
-                cache::{Cache, Context},
+                cache::{Cache, ClosedBy, Context},
                 destination_rule, filter, gateway_api, session,
                 table::Tables,
                 virtual_service,
             },
             tokens,
         },
-        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels},
-        objects::{FieldError, Objects, address, problem},
+        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service, session::by_labels, udp},
+        objects::{FieldError, Objects, address, problem, source_labels},
     },
     model::Model,
 };
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 /// An object with routes.
 enum Source<'a> {
@@ -31,7 +34,20 @@ enum Source<'a> {
     Udp(&'a UDPRoute),
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// None: it has no routes.
+    fn of(object: &'a Object) -> Option<Self> {
+        match object {
+            Object::VirtualService(v) => Some(Self::Istio(v)),
+            Object::HTTPRoute(r) => Some(Self::Http(r)),
+            Object::GRPCRoute(r) => Some(Self::Grpc(r)),
+            Object::TCPRoute(r) => Some(Self::Tcp(r)),
+            Object::TLSRoute(r) => Some(Self::Tls(r)),
+            Object::UDPRoute(r) => Some(Self::Udp(r)),
+            _ => None,
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Source::Istio(v) => address(*v),
@@ -80,22 +96,30 @@ fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
     istio.chain(http).chain(grpc).chain(tcp).chain(tls).chain(udp).collect()
 }
 
-/// The UDP ports of services that have endpoints, all of which are closed to who has no identity; and what closes one of them. (Who is
-/// not captured takes everything.)
-fn closed_to_datagrams(model: &Model) -> BTreeMap<(String, u32), String> {
-    let mut all: BTreeMap<(String, u32), Option<String>> = BTreeMap::new();
+/// The UDP ports of services that have endpoints, all of which take no datagrams of gateways; and why one of them does not. (Who is
+/// not captured takes everything, unless it is a gateway.)
+fn closed_to_datagrams(objects: &Objects<'_>, model: &Model) -> BTreeMap<(String, u32), ClosedBy> {
+    let mut all: BTreeMap<(String, u32), Option<ClosedBy>> = BTreeMap::new();
+    let mut note = |key: &str, port: u32, why: Option<ClosedBy>| {
+        let other = all.entry((key.to_string(), port)).or_insert_with(|| why.clone());
+        // One that is open is enough; of those that close it the first by name is told.
+        *other = match (other.take(), why) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            _ => None,
+        };
+    };
     for workload in model.workloads.values() {
         let is_captured = workload.tunnel_protocol != 0;
         for (key, list) in &workload.karst_udp_services {
             for port in &list.ports {
-                let why = (is_captured && !port.closed.is_empty()).then(|| port.closed.clone());
-                let other = all.entry((key.clone(), port.service_port)).or_insert_with(|| why.clone());
-                // One that is open is enough; of those that close it the first by name is told.
-                *other = match (other.take(), why) {
-                    (Some(one), Some(two)) => Some(one.min(two)),
-                    _ => None,
-                };
+                let why = (is_captured && !port.closed.is_empty()).then(|| ClosedBy::Policies(port.closed.clone()));
+                note(key, port.service_port, why);
             }
+        }
+    }
+    for pod in &objects.pods {
+        for (key, ports) in udp::of_gateway(objects, pod) {
+            ports.iter().for_each(|(port, _)| note(&key, (*port).into(), Some(ClosedBy::Gateway)));
         }
     }
     all.into_iter().filter_map(|(key, why)| Some((key, why?))).collect()
@@ -120,9 +144,6 @@ pub(crate) fn compile(
     }
     let hosts = Hosts::new(objects, model, listeners);
     model.access = access::compile(objects, &hosts, policies).into_iter().collect();
-    let mut report = |at: &Located, bad: &[FieldError]| {
-        problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
-    };
     let context = Context::new(objects, model, listeners);
     let mut old = std::mem::take(cache);
     if old.context != context {
@@ -139,14 +160,16 @@ pub(crate) fn compile(
     }
     let same = |k: &Arc<str>| old.tables.get(k).is_some_and(|(c, _)| contributors.get(k) == Some(c));
     let mut tables = Tables::default();
+    let start = problems.len();
     for ((at, source), keys) in sources.iter().zip(&targets) {
         let bad = match old.bad.remove(&source.address()) {
             Some(b) if keys.iter().all(same) => b,
             _ => source.convert(objects, &hosts, &mut tables),
         };
-        report(at, &bad);
+        report(problems, at, &bad);
         cache.bad.insert(source.address(), bad);
     }
+    cache.told = start..problems.len();
     let mut routes = tables.routes(same);
     for (key, contributing) in contributors {
         let whole = match old.tables.remove(&key) {
@@ -158,23 +181,24 @@ pub(crate) fn compile(
             cache.tables.insert(key, (contributing, r));
         }
     }
+    cache.targets = sources.iter().zip(targets).map(|((_, source), keys)| (source.address(), keys)).collect();
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
-    cache.closed = closed_to_datagrams(model);
+    cache.closed = closed_to_datagrams(objects, model);
     for (at, r) in &objects.udp_routes {
-        report(at, &gateway_api::closed_to_datagrams(objects, r, &cache.closed));
+        report(problems, at, &gateway_api::closed_to_datagrams(objects, r, &cache.closed));
     }
     for (at, r) in &objects.request {
-        report(at, &tokens::problems(objects, r));
+        report(problems, at, &tokens::problems(objects, r));
     }
     for (at, f) in &objects.http_filters {
-        report(at, &filter::attach(objects, f, &hosts, model));
+        report(problems, at, &filter::attach(objects, f, &hosts, model));
     }
     let (mut backends, bad) = destination_rule::compile(objects, &hosts, old.rules, &mut cache.rules);
     for (at, bad) in bad {
-        report(at, &bad);
+        report(problems, at, &bad);
     }
     for (at, b) in backend_tls::compile(objects, &hosts, &mut backends) {
-        report(at, &[b]);
+        report(problems, at, &[b]);
     }
     for (_, e) in objects.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
         for host in e.spec.hosts.iter().filter_map(|h| hosts.own(h, &e.metadata.namespace)) {
@@ -185,4 +209,94 @@ pub(crate) fn compile(
         Arc::make_mut(backends.entry(key).or_default()).session = Some(session);
     }
     model.backends = backends.into_iter().collect();
+    cache.hosts = Some(hosts);
+}
+
+fn report(problems: &mut Vec<Problem>, at: &Located, bad: &[FieldError]) {
+    problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
+}
+
+/// Does an object decide about routes, and about nothing else? What another delegates to is part of that one; what binds clients
+/// to endpoints asks for keys, and what looks at clients' labels asks for these.
+pub(crate) fn is_alone(object: &Object) -> bool {
+    match object {
+        Object::VirtualService(v) => !v.spec.hosts.is_empty() && source_labels(v).next().is_none(),
+        Object::HTTPRoute(r) => r.spec.rules.iter().all(|rule| rule.session_persistence.is_none()),
+        Object::GRPCRoute(r) => r.spec.rules.iter().all(|rule| rule.session_persistence.is_none()),
+        Object::TCPRoute(_) | Object::TLSRoute(_) => true,
+        _ => false,
+    }
+}
+
+/// Can routes be compiled by what was compiled last ([`edit`])? What filters do to all requests of a service is not kept apart.
+pub(crate) fn can_edit(objects: &Objects<'_>, cache: &Cache) -> bool {
+    cache.hosts.is_some() && objects.http_filters.is_empty()
+}
+
+/// Takes in objects that [`is_alone`], where nothing has changed but these and pods: only the services and virtual hosts that they are
+/// for, or were for, get other routes. Does the same as [`compile`]. True: some routes are others.
+pub(crate) fn edit(
+    objects: &Objects<'_>,
+    (gone, new): (&[Arc<Located>], &[Arc<Located>]),
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+    cache: &mut Cache,
+) -> bool {
+    let Some(hosts) = cache.hosts.take() else { return false };
+    let (mut affected, mut added) = (HashSet::new(), HashSet::new());
+    for source in gone.iter().filter_map(|o| Source::of(&o.object)) {
+        cache.bad.remove(&source.address());
+        affected.extend(cache.targets.remove(&source.address()).into_iter().flatten());
+    }
+    for source in new.iter().filter_map(|o| Source::of(&o.object)) {
+        let keys = source.targets(objects, &hosts);
+        affected.extend(keys.iter().cloned());
+        cache.targets.insert(source.address(), keys);
+        added.insert(source.address());
+    }
+    let sources = sources(objects);
+    let mut contributors: BTreeMap<Arc<str>, Vec<usize>> = affected.iter().map(|key| (key.clone(), vec![])).collect();
+    let mut tables = Tables::default();
+    // In the order of all: of rules that are alike in everything else the first is the first.
+    for (_, source) in &sources {
+        let address = source.address();
+        let keys = cache.targets.get(&address).map_or(&[][..], Vec::as_slice);
+        if !added.contains(&address) && !keys.iter().any(|key| affected.contains(key)) {
+            continue;
+        }
+        for key in keys {
+            if let Some(all) = contributors.get_mut(key) {
+                all.push(address);
+            }
+        }
+        let bad = source.convert(objects, &hosts, &mut tables);
+        cache.bad.insert(address, bad);
+    }
+    let mut routes = tables.routes(|key| !affected.contains(key));
+    let mut is_other = false;
+    for (key, contributing) in contributors {
+        // Objects that are all wrong contribute nothing.
+        let now = routes.remove(&key).filter(|_| !contributing.is_empty());
+        let before = model.routes.get(&*key).cloned();
+        let Some(now) = now else {
+            is_other |= before.is_some();
+            model.routes.remove(&*key);
+            cache.tables.remove(&key);
+            continue;
+        };
+        let same = before.filter(|before| **before == now);
+        is_other |= same.is_none();
+        let now = same.unwrap_or_else(|| Arc::new(now));
+        model.routes.insert(key.to_string(), now.clone());
+        cache.tables.insert(key, (contributing, now));
+    }
+    let mut told = vec![];
+    for (at, source) in &sources {
+        report(&mut told, at, cache.bad.get(&source.address()).map_or(&[], Vec::as_slice));
+    }
+    let end = cache.told.start + told.len();
+    drop(problems.splice(cache.told.clone(), told));
+    cache.told.end = end;
+    cache.hosts = Some(hosts);
+    is_other
 }

@@ -4,7 +4,7 @@ use crate::{
     convert::{
         compilation::routes::destination_rule,
         facts::{
-            hosts::{aliases, all_numbers, is_private},
+            hosts::{Hosts, aliases, all_numbers, is_private},
             listeners,
         },
         objects::{FieldError, Objects, address, rename},
@@ -14,6 +14,7 @@ use crate::{
 use karst_api::route as ir;
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::Arc,
 };
 
@@ -28,8 +29,23 @@ pub(crate) struct Cache {
     /// The objects that contribute to a service, and what came of them.
     pub(crate) tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
     pub(crate) rules: destination_rule::Cache,
-    /// UDP ports of services all of whose endpoints are closed to who has no identity: what closes them.
-    pub(crate) closed: BTreeMap<(String, u32), String>,
+    /// UDP ports of services all of whose endpoints take no datagrams: why.
+    pub(crate) closed: BTreeMap<(String, u32), ClosedBy>,
+    /// What objects name services by. None: nothing was compiled.
+    pub(crate) hosts: Option<Hosts>,
+    /// The services and virtual hosts that an object's rules are for.
+    pub(crate) targets: HashMap<usize, Vec<Arc<str>>>,
+    /// Where among all problems those of objects with routes stand.
+    pub(crate) told: Range<usize>,
+}
+
+/// Why an endpoint takes no datagrams of gateways.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ClosedBy {
+    /// These ask for an identity, which no datagram has.
+    Policies(String),
+    /// It is a gateway itself.
+    Gateway,
 }
 
 /// What conversions depend on besides their object.
@@ -56,6 +72,9 @@ impl Cache {
         for (old, new) in now {
             if let Some(bad) = self.bad.remove(old) {
                 self.bad.insert(*new, bad);
+            }
+            if let Some(targets) = self.targets.remove(old) {
+                self.targets.insert(*new, targets);
             }
         }
         self.tables.values_mut().for_each(|(c, _)| rename(c, now));

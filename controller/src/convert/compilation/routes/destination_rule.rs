@@ -381,7 +381,7 @@ fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<
         let beside = format!("{}-cacert", client_tls.credential_name);
         let both = [beside.as_str(), client_tls.credential_name.as_str()];
         match both.into_iter().filter_map(secret).find(|s| ca_bundle(s).is_some()).map(of_secret) {
-            Some(Ok(found)) => (out.roots, out.lists) = (found.roots, found.lists.into_iter().collect()),
+            Some(Ok(found)) => (out.roots, out.lists) = (found.roots, found.lists),
             Some(Err(e)) => out.broken = e.to_string(),
             None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", client_tls.credential_name),
         }

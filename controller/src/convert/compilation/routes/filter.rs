@@ -21,6 +21,8 @@ use karst_manifest::{
 use std::ops::RangeInclusive;
 
 const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Answered where a filter cannot be executed.
+const UNEXECUTED: u32 = 500;
 /// Most keys of a limit.
 const KEYS: usize = 8;
 const VIRTUAL_SERVICE: &str = "VirtualService";
@@ -54,6 +56,9 @@ pub(crate) fn is_one(reference: &ExtensionRef) -> bool {
 
 pub(crate) fn compile(filter: &HTTPFilter) -> Result<Compiled, FieldError> {
     let s = &filter.spec;
+    if s.is_unread {
+        return Err(("spec".into(), "cannot be read: requests that it is for are refused [KARST-0001]".into()));
+    }
     let fault = s.fault.as_ref().map(|x| fault::compile(x, "spec")).transpose()?;
     let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
         let name = format!("{}/{} {i}", filter.metadata.namespace, filter.metadata.name);
@@ -186,7 +191,7 @@ fn claim(name: &str, at: &str) -> Result<String, FieldError> {
     }
 }
 
-/// The filters for a route of a VirtualService. One that cannot be read is told where it stands, and does nothing.
+/// The filters for a route of a VirtualService. What is wrong with one is told where it stands.
 pub(crate) fn of_virtual_service<'a>(
     objects: &Objects<'a>,
     (ns, name, route): (&str, &str, &str),
@@ -204,25 +209,25 @@ pub(crate) fn is_virtual_service(target: &FilterTargetRef) -> bool {
     target.kind == VIRTUAL_SERVICE && target.group == ISTIO_GROUP
 }
 
-/// Adds a filter to a rule.
-pub(crate) fn extend(rule: &mut ir::HttpRule, filter: &HTTPFilter) {
-    let Ok(compiled) = compile(filter) else { return };
-    // A delegate, and who delegates to it, may both be targets.
-    let new = compiled.limits.into_iter().filter(|limit| !rule.limits.contains(limit)).collect::<Vec<_>>();
-    rule.limits.extend(new);
-    rule.fault = rule.fault.or(compiled.fault);
-    rule.max_body_bytes = smaller(rule.max_body_bytes, compiled.max_body_bytes);
-    rule.compression = rule.compression.take().or(compiled.compression);
+/// A rule with its filters. None: one of them cannot be read, and requests do not go on without it.
+pub(crate) fn extended(mut rule: ir::HttpRule, filters: &[&HTTPFilter]) -> Option<ir::HttpRule> {
+    for filter in filters {
+        let compiled = compile(filter).ok()?;
+        // A delegate, and who delegates to it, may both be targets.
+        let new = compiled.limits.into_iter().filter(|limit| !rule.limits.contains(limit)).collect::<Vec<_>>();
+        rule.limits.extend(new);
+        rule.fault = rule.fault.or(compiled.fault);
+        rule.max_body_bytes = smaller(rule.max_body_bytes, compiled.max_body_bytes);
+        rule.compression = rule.compression.take().or(compiled.compression);
+    }
+    Some(rule)
 }
 
-/// Adds a filter to the services that it names.
+/// Adds a filter to the services that it names; one that cannot be read refuses their requests.
 pub(crate) fn attach(objects: &Objects<'_>, filter: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
     let ns = &filter.metadata.namespace;
-    let compiled = match compile(filter) {
-        Ok(c) => c,
-        Err(b) => return vec![b],
-    };
-    let mut bad = vec![];
+    let compiled = compile(filter);
+    let mut bad: Vec<FieldError> = compiled.as_ref().err().cloned().into_iter().collect();
     for (index, target_ref) in filter.spec.target_refs.iter().enumerate() {
         if let Some(b) = target(target_ref, ns, &format!("spec.targetRefs[{index}]")) {
             bad.push(b);
@@ -243,19 +248,38 @@ pub(crate) fn attach(objects: &Objects<'_>, filter: &HTTPFilter, hosts: &Hosts, 
             bad.push((format!("spec.targetRefs[{index}]"), text));
         }
         let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
-        // Each service has its own.
-        routes.limits.extend(compiled.limits.iter().cloned().map(|mut limit| {
-            if !limit.shared.is_empty() {
-                limit.shared = format!("{} {key}", limit.shared);
-            }
-            limit
-        }));
-        routes.fault = routes.fault.or(compiled.fault);
-        routes.max_body_bytes = smaller(routes.max_body_bytes, compiled.max_body_bytes);
-        routes.compression = routes.compression.or_else(|| compiled.compression.clone());
+        match &compiled {
+            Ok(compiled) => add(&mut routes, compiled, key),
+            Err(_) => close(&mut routes, &format!("HTTPFilter {ns}/{}", filter.metadata.name)),
+        }
         model.routes.insert(key.to_string(), routes.into());
     }
     bad
+}
+
+/// Adds a filter to the routes of a service.
+fn add(routes: &mut ir::Routes, compiled: &Compiled, key: &str) {
+    // Each service has its own.
+    routes.limits.extend(compiled.limits.iter().cloned().map(|mut limit| {
+        if !limit.shared.is_empty() {
+            limit.shared = format!("{} {key}", limit.shared);
+        }
+        limit
+    }));
+    routes.fault = routes.fault.or(compiled.fault);
+    routes.max_body_bytes = smaller(routes.max_body_bytes, compiled.max_body_bytes);
+    routes.compression = routes.compression.take().or_else(|| compiled.compression.clone());
+}
+
+/// Answers all requests to a service as Gateway API has it for a rule whose filter cannot be executed. (Connections have no filters.)
+fn close(routes: &mut ir::Routes, origin: &str) {
+    let response = Some(ir::DirectResponse { status: UNEXECUTED, body: vec![] });
+    let all = Some(ir::Match::default());
+    let rule = ir::HttpRule { origin: origin.into(), r#match: all, response, ..Default::default() };
+    let consumers = routes.consumers.iter_mut().map(|consumer| &mut consumer.table);
+    for table in consumers.chain([&mut routes.producer]) {
+        table.get_or_insert_default().http = vec![rule.clone()];
+    }
 }
 
 /// A VirtualService without a route of the name that a target has. (One that is not there has no requests.)

@@ -4,6 +4,7 @@ use crate::convert::{
     compilation::{
         provider,
         routes::{
+            cache::ClosedBy,
             filter,
             scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
             session,
@@ -155,11 +156,11 @@ pub(crate) fn udp(objects: &Objects<'_>, route: &UDPRoute, hosts: &Hosts, tables
     convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
 }
 
-/// Backends of a route of datagrams that take only who shows who he is, by what closes each (`closed`, by service and port).
+/// Backends of a route of datagrams that take none, by what closes each (`closed`, by service and port).
 pub(crate) fn closed_to_datagrams(
     objects: &Objects<'_>,
     route: &UDPRoute,
-    closed: &BTreeMap<(String, u32), String>,
+    closed: &BTreeMap<(String, u32), ClosedBy>,
 ) -> Vec<FieldError> {
     let (mut out, own) = (vec![], &*route.metadata.namespace);
     for (index, rule) in route.spec.rules.iter().enumerate() {
@@ -174,11 +175,18 @@ pub(crate) fn closed_to_datagrams(
             let by =
                 closed.iter().find(|((k, port), _)| *k == key && backend.port.is_none_or(|p| u32::from(p) == *port));
             let Some((_, by)) = by else { continue };
-            let by = if ns == own { by.as_str() } else { "policies of its namespace" };
-            let text = format!(
-                "the endpoints of Service {ns}/{} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]",
-                backend.name
-            );
+            let name = &backend.name;
+            let text = match by {
+                ClosedBy::Policies(by) => {
+                    let by = if ns == own { by.as_str() } else { "policies of its namespace" };
+                    format!(
+                        "the endpoints of Service {ns}/{name} require mutual TLS, which datagrams do not have, by {by}: its datagrams are dropped; make the port PERMISSIVE (portLevelMtls), and allow it in AuthorizationPolicies [KARST-0322]"
+                    )
+                }
+                ClosedBy::Gateway => format!(
+                    "the endpoints of Service {ns}/{name} are gateways, between which datagrams might circulate without end: its datagrams are dropped; name the Service of the application [KARST-0323]"
+                ),
+            };
             out.push((format!("spec.rules[{index}].backendRefs[{place}]"), text));
         }
     }

@@ -331,10 +331,7 @@ impl<'a> Convert<'a> {
         let filters = self.filters(route);
         for one in matches {
             let rule = match is_whole.then(|| self.action(route, at, &one.m, bad)) {
-                Some(Ok(mut r)) => {
-                    filters.iter().for_each(|f| filter::extend(&mut r, f));
-                    r
-                }
+                Some(Ok(rule)) => filter::extended(rule, &filters).unwrap_or_else(refused),
                 Some(Err(b)) => {
                     tell(bad, b);
                     refused()

@@ -3,8 +3,9 @@
 //! Variants: `raw` (pod to pod), `relay` and `splice` (a plain TCP hop in user space in each pod's namespace, as many as
 //! ztunnel adds; one on the same node), `tls-pipe` (the same with TLS between the nodes, one session for each connection, rustls's
 //! own stream), `karst`, `unread` (ours, which does not look at requests in passing: `KARST_HTTP_SIGNALS=false`), and with
-//! `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. CPU is that of the relays or ztunnels alone,
-//! from /proc.
+//! `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. Only if they are named in `--variants`:
+//! `one-thread`, ours with one worker (what two threads cost each other is the difference); `bookless`, ours, which keeps no book of
+//! flows (`KARST_FLOWS=false`). CPU is that of the relays or ztunnels alone, from /proc.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result};
@@ -41,11 +42,21 @@ pub fn run(o: &Opts) -> Result<Samples> {
     let mut apart = World::start(Options::default())?;
     let plain = Mesh::start(&mut apart, false)?;
     let (mut ours, mut unread, mut others) = (vec![], vec![], vec![]);
+    let (mut single, mut bookless) = (vec![], vec![]);
+    let without = |option: &str| vec![(option.to_string(), "false".to_string())];
     for _ in 0..o.processes {
         ours.push(member_world(Options::default(), descriptors)?);
         if !o.skips("unread") {
-            let ztunnel_env = vec![("KARST_HTTP_SIGNALS".into(), "false".into())];
+            let ztunnel_env = without("KARST_HTTP_SIGNALS");
             unread.push(member_world(Options { ztunnel_env, ..Options::default() }, descriptors)?);
+        }
+        if o.names("one-thread") {
+            let ztunnel_env = vec![("ZTUNNEL_WORKER_THREADS".into(), "1".into())];
+            single.push(member_world(Options { ztunnel_env, ..Options::default() }, descriptors)?);
+        }
+        if o.names("bookless") {
+            let ztunnel_env = without("KARST_FLOWS");
+            bookless.push(member_world(Options { ztunnel_env, ..Options::default() }, descriptors)?);
         }
         if let Some(path) = o.text("ztunnel") {
             others.push(member_world(Options { ztunnel_bin: Some(path.into()), ..Options::default() }, descriptors)?);
@@ -62,7 +73,14 @@ pub fn run(o: &Opts) -> Result<Samples> {
         if place == "cross" {
             v.push(vec![relays("tls-pipe", "read", place, &plain.pods, i)?]);
         }
-        for (variant, worlds) in [("karst", &ours), ("unread", &unread), ("other", &others)] {
+        let meshed = [
+            ("karst", &ours),
+            ("unread", &unread),
+            ("one-thread", &single),
+            ("bookless", &bookless),
+            ("other", &others),
+        ];
+        for (variant, worlds) in meshed {
             v.push(worlds.iter().map(|(w, mesh)| mesh.way(variant, i, pids(w).to_vec())).collect());
         }
         v.retain(|way| way.first().is_some_and(|way| !o.skips(way.variant)));

@@ -8,7 +8,8 @@
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
 //!
 //! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
-//! collector (OTLP over HTTP) on node 1.
+//! collector (OTLP over HTTP) on node 1. Only if they are named in `--variants`: `gone`, the same where nobody listens; `bookless`,
+//! ours without the book of flows; `one-thread`, ours with one worker.
 
 use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result, ensure};
@@ -37,6 +38,8 @@ struct Proxy {
     variant: &'static str,
     gateway: (SocketAddr, u32),
     waypoint: (SocketAddr, u32),
+    /// Of ours: gateway, waypoint.
+    pods: Option<[Pod; 2]>,
     _apps: Vec<App>,
 }
 
@@ -74,12 +77,21 @@ pub fn run(o: &Opts) -> Result<Samples> {
         )?;
     }
     w.apply("services", &services);
-    let collector = (!o.skips("traced")).then(|| collector(&mut w));
+    let collector = (!o.skips("traced") || o.names("gone")).then(|| collector(&mut w));
     // By variant, one for each process of a build.
     let mut proxies: Vec<Vec<Proxy>> = vec![];
     let ours = || Some(bin("karst-waypoint"));
-    for (variant, program) in [("karst", ours()), ("traced", ours()), ("other", o.text("waypoint").map(PathBuf::from))]
-    {
+    let named = |variant: &str| ours().filter(|_| o.names(variant));
+    let other = o.text("waypoint").map(PathBuf::from);
+    let builds = [
+        ("karst", ours()),
+        ("traced", ours()),
+        ("gone", named("gone")),
+        ("bookless", named("bookless")),
+        ("one-thread", named("one-thread")),
+        ("other", other),
+    ];
+    for (variant, program) in builds {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
             println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
             let before = proxies.iter().map(Vec::len).sum::<usize>();
@@ -122,6 +134,12 @@ pub fn run(o: &Opts) -> Result<Samples> {
                 if let Some(collector) = collector.as_ref().filter(|_| p.variant == "traced") {
                     ensure!(!collector.take().is_empty(), "{case}: no spans have come to the collector");
                 }
+                if let Some(pods) = p.pods.as_ref().filter(|_| p.variant == "gone") {
+                    let pod = &pods[usize::from(!gateway)];
+                    let (_, page) = w.waypoint_page(pod, 15020, "/metrics")?;
+                    let mut dropped = page.lines().filter(|line| line.starts_with("karst_trace_spans_dropped_total{"));
+                    ensure!(dropped.any(|line| !line.ends_with(" 0")), "{case}: no spans were dropped");
+                }
             }
         }
     }
@@ -132,17 +150,18 @@ pub fn run(o: &Opts) -> Result<Samples> {
     Ok(s)
 }
 
-/// Takes spans; and the mesh knows it as the provider `spans`, which nobody uses who is not told to.
+/// Takes spans; and the mesh knows it as the provider `spans`, which nobody uses who is not told to. At the port of the provider
+/// `gone` nobody listens.
 fn collector(w: &mut World) -> Web {
     let pod = w.pod(PodSpec::new("plain", "collector", 1).label("app", "collector"));
-    w.apply("collector", "apiVersion: v1\nkind: Service\nmetadata: {name: collector, namespace: plain}\nspec: {clusterIP: 10.96.3.1, selector: {app: collector}, ports: [{name: http, port: 4318}]}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'extensionProviders: [{name: spans, opentelemetry: {service: collector.plain.svc.cluster.local, port: 4318, http: {path: /v1/traces}}}]'}\n");
+    w.apply("collector", "apiVersion: v1\nkind: Service\nmetadata: {name: collector, namespace: plain}\nspec: {clusterIP: 10.96.3.1, selector: {app: collector}, ports: [{name: http, port: 4318}, {name: http-gone, port: 4319}]}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'extensionProviders: [{name: spans, opentelemetry: {service: collector.plain.svc.cluster.local, port: 4318, http: {path: /v1/traces}}}, {name: gone, opentelemetry: {service: collector.plain.svc.cluster.local, port: 4319, http: {path: /v1/traces}}}]'}\n");
     Web::start(&pod, 4318, |_| (200, vec![], vec![]))
 }
 
 /// All spans of a Gateway's.
-fn traced(namespace: &str, gateway: &str) -> String {
+fn traced(namespace: &str, gateway: &str, provider: &str) -> String {
     format!(
-        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {gateway}, namespace: {namespace}}}\nspec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: {gateway}}}], tracing: [{{providers: [{{name: spans}}], randomSamplingPercentage: 100}}]}}\n"
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {gateway}, namespace: {namespace}}}\nspec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: {gateway}}}], tracing: [{{providers: [{{name: {provider}}}], randomSamplingPercentage: 100}}]}}\n"
     )
 }
 
@@ -179,6 +198,9 @@ fn many(gateway: &str, host: &str, n: usize) -> String {
 
 fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
     let name = &format!("{variant}-{nth}");
+    let single = (variant == "one-thread").then_some(("KARST_WORKER_THREADS", "1"));
+    let bookless = (variant == "bookless").then_some(("KARST_FLOWS", "false"));
+    let knobs: Vec<(&str, &str)> = KNOBS.into_iter().chain(single).chain(bookless).collect();
     let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
     let all = "allowedRoutes: {namespaces: {from: All}}";
     let mut text = format!(
@@ -188,22 +210,28 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
     text += &many(name, "many.example", MANY);
     w.apply(&format!("gateway-{name}"), &text);
     let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
-    w.start_waypoint_of(&gateway, program, &KNOBS);
+    w.start_waypoint_of(&gateway, program, &knobs);
     let (vip, service) = bound(w, name, nth);
     w.apply(
         &format!("split-{name}"),
         &format!("{service}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-{name}, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop-{name}}}], rules: {split}}}\n"),
     );
     let way = &format!("{name}-way");
-    if variant == "traced" {
-        w.apply(&format!("traced-{name}"), &(traced("edge", name) + &traced("app", way)));
+    let provider = match variant {
+        "traced" => Some("spans"),
+        "gone" => Some("gone"),
+        _ => None,
+    };
+    if let Some(provider) = provider {
+        w.apply(&format!("traced-{name}"), &(traced("edge", name, provider) + &traced("app", way, provider)));
     }
     let waypoint = w.waypoint_pod("app", way, 0);
-    w.start_waypoint_of(&waypoint, program, &KNOBS);
+    w.start_waypoint_of(&waypoint, program, &knobs);
     Ok(Proxy {
         variant,
         gateway: (gateway.at(PORT), w.waypoint_pid(&gateway)),
         waypoint: (vip, w.waypoint_pid(&waypoint)),
+        pods: Some([gateway, waypoint]),
         _apps: vec![],
     })
 }
@@ -239,7 +267,13 @@ fn envoy(w: &mut World, program: &Path, mesh: &[Pod; 2], plain: &[Pod; 2]) -> Re
         });
     }
     let pids: Vec<u32> = apps.iter().map(|a| a.0.id()).collect();
-    Ok(Proxy { variant: "envoy", gateway: (gateway.at(PORT), pids[0]), waypoint: (vip, pids[1]), _apps: apps })
+    Ok(Proxy {
+        variant: "envoy",
+        gateway: (gateway.at(PORT), pids[0]),
+        waypoint: (vip, pids[1]),
+        pods: None,
+        _apps: apps,
+    })
 }
 
 /// Files of a certificate of the world's authority: chain and key.

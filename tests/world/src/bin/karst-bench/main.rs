@@ -1,17 +1,32 @@
-//! `cargo xtask bench l4` and `l7`: all variants of a case interleaved in one run, medians and spread.
+//! `cargo xtask bench l4`, `l7` and `mesh`: all variants of a case interleaved in one run, medians and spread.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod l4;
 mod l7;
 mod measure;
+mod mesh;
 
 use anyhow::{Context, Result, bail};
 use measure::Opts;
 use serde_json::Value;
 use std::{collections::BTreeMap, fs};
 
-/// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help` and `l7 --help` explain them.
-const ARGS: [&str; 9] = ["rounds", "secs", "processes", "only", "variants", "ztunnel", "envoy", "waypoint", "report"];
+/// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help`, `l7 --help` and `mesh --help` explain them.
+const ARGS: [&str; 13] = [
+    "rounds",
+    "secs",
+    "processes",
+    "only",
+    "variants",
+    "ztunnel",
+    "envoy",
+    "waypoint",
+    "services",
+    "pods",
+    "nodes",
+    "called",
+    "report",
+];
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -26,7 +41,8 @@ fn main() -> Result<()> {
     let (samples, base) = match what.as_str() {
         "l4" => (l4::run(&o)?, "relay"),
         "l7" => (l7::run(&o)?, "envoy"),
-        _ => bail!("usage: karst-bench l4|l7 [--NAME=VALUE]..."),
+        "mesh" => (mesh::run(&o)?, "all"),
+        _ => bail!("usage: karst-bench l4|l7|mesh [--NAME=VALUE]..."),
     };
     let rows = samples.rows();
     print(&rows, base);

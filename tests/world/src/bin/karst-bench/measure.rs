@@ -41,6 +41,14 @@ impl Opts {
     pub fn text(&self, k: &str) -> Option<&str> {
         self.given.get(k).map(String::as_str).filter(|v| !v.is_empty())
     }
+    /// Is this variant asked for by name? (For those that are not measured else.)
+    pub fn names(&self, variant: &str) -> bool {
+        self.text("variants").is_some_and(|v| v.split(',').any(|x| x == variant))
+    }
+    /// A number that is given under a name.
+    pub fn count(&self, k: &str, default: usize) -> Result<usize> {
+        self.text(k).map_or(Ok(default), |v| v.parse().with_context(|| format!("--{k}={v} is no number")))
+    }
     /// Is this variant left out?
     pub fn skips(&self, variant: &str) -> bool {
         self.text("variants").is_some_and(|v| !v.split(',').any(|x| x == variant))
@@ -102,9 +110,9 @@ pub fn measure(
         args.extend(["--proto".into(), "http".into()]);
     }
     args.extend(more.iter().map(ToString::to_string));
-    let before = cpu_seconds(cpu);
+    let (before, switches_before) = (cpu_seconds(cpu), switches(cpu));
     let out = client.command(bin("meshbench")).args(&args).output()?;
-    let used = cpu_seconds(cpu) - before;
+    let (used, switched) = (cpu_seconds(cpu) - before, switches(cpu) - switches_before);
     let j: Value = serde_json::from_slice(&out.stdout)
         .with_context(|| format!("{case} {variant}: {}", String::from_utf8_lossy(&out.stderr)))?;
     let f = |k: &str| j[k].as_f64().unwrap_or(0.0);
@@ -121,6 +129,7 @@ pub fn measure(
             // Warm-up included in both.
             let all = f("requests") * (f("secs") + 0.5) / f("secs");
             s.add(case, variant, "CPU s per 10,000", used / all * 1e4);
+            s.add(case, variant, "waits for each", switched / all);
         }
     }
     if let Some(e) = j["errors"].as_object().filter(|e| !e.is_empty()) {
@@ -139,8 +148,23 @@ fn cpu_seconds(pids: &[u32]) -> f64 {
     pids.iter().filter_map(one).sum()
 }
 
+/// How often threads of these processes have waited for something: each time, somebody had to wake one.
+fn switches(pids: &[u32]) -> f64 {
+    let of_thread = |path: std::path::PathBuf| -> Option<f64> {
+        let status = fs::read_to_string(path.join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+    };
+    let threads = pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
+    threads.filter_map(|thread| of_thread(thread.path())).sum()
+}
+
 /// Resident memory of a process, KiB.
 pub fn rss_kib(pid: u32) -> f64 {
+    status_kib(pid, "VmRSS:")
+}
+
+/// A figure of a process's memory, by its name in /proc, KiB.
+pub fn status_kib(pid: u32, name: &str) -> f64 {
     let t = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    t.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
+    t.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }

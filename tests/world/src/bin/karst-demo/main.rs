@@ -1,6 +1,7 @@
 //! The demo: a two-node mesh with real processes, and a table of what is claimed, expected and measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod edge;
 mod l4;
 mod l7;
 mod restarts;
@@ -34,6 +35,7 @@ fn main() -> Result<()> {
     restarts::endpoints(&w, &mut t, &shop, &mut apps);
     l7::show(&mut w, &mut t);
     l7::gateway(&mut w, &mut t);
+    edge::show(&mut w, &mut t);
     l7::egress(&mut w, &mut t);
     for what in ["ztunnel", "agent", "controller"] {
         restarts::kill(&mut w, what, &mut t, &shop);
