@@ -1,6 +1,7 @@
 //! Puts the CNI plugin on the node: the program into the runtime's directory, an entry into the first configuration list.
 //! Other software may write that list at any time, so it is looked after.
 
+use crate::replace::replace;
 use anyhow::{Context, Result};
 use notify::{RecursiveMode, Watcher};
 use serde_json::{Value, json};
@@ -13,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// Istio's name of the program and of the entry's type.
 const NAME: &str = "istio-cni";
+/// The program that runs.
+const OWN: &str = "/proc/self/exe";
 
 /// What could not be written is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
@@ -31,35 +34,31 @@ pub struct Install {
 impl Install {
     /// Copies the program, which is this one, unless it is there.
     pub fn program(&self) -> Result<()> {
-        let (to, tmp) = (self.bin_dir.join(NAME), self.bin_dir.join(format!(".{NAME}.tmp")));
-        if is_this_program(&to) {
+        let (file, temporary) = (self.bin_dir.join(NAME), self.bin_dir.join(format!(".{NAME}.tmp")));
+        if is_this_program(&file) {
             return Ok(());
         }
-        let copied = fs::copy("/proc/self/exe", &tmp).and_then(|_| fs::rename(&tmp, &to));
-        if copied.is_err() {
-            // Half of it takes room.
-            let _ = fs::remove_file(&tmp);
-        }
-        copied.with_context(|| format!("cannot install the CNI plugin at {}", to.display()))
+        replace(&file, &temporary, |to| fs::copy(OWN, to).map(drop))
+            .with_context(|| format!("cannot install the CNI plugin at {}", file.display()))
     }
 
-    /// The same at the start of an agent. One of another version serves as well until there is room: its agent's pods must not stay
-    /// without an agent for that.
-    pub fn program_or_older(&self) -> Result<()> {
+    /// The same at the start of an agent. One of another version serves as well until there is room (false): its agent's pods must
+    /// not stay without an agent for that.
+    pub fn program_or_older(&self) -> Result<bool> {
         match self.program() {
             Err(e) if self.bin_dir.join(NAME).exists() => {
                 tracing::warn!(
                     error = format!("{e:#}"),
                     "the CNI plugin stays that of another version, and this is tried again"
                 );
-                Ok(())
+                Ok(false)
             }
-            done => done,
+            done => done.map(|()| true),
         }
     }
 
-    /// Keeps the entry in the list, for as long as the agent runs.
-    pub async fn look_after(self) -> Result<()> {
+    /// Keeps the entry in the list, for as long as the agent runs, and writes the program if it is not there yet.
+    pub async fn look_after(self, mut has_program: bool) -> Result<()> {
         let (tx, mut changed) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
             if !e.is_ok_and(|e| e.kind.is_access()) {
@@ -82,9 +81,9 @@ impl Install {
                 }
                 Err(_) => {}
             }
-            let written = self.program().is_ok() && !told;
+            has_program = has_program || self.program().is_ok();
             let changed_again = async {
-                match written {
+                match has_program && !told {
                     true => changed.recv().await,
                     // Room may be made without anything happening here.
                     false => tokio::time::timeout(RETRY, changed.recv()).await.unwrap_or(Some(())),
@@ -165,19 +164,15 @@ fn plugins<'a>(list: &'a mut Value, file: &Path) -> Result<&'a mut Vec<Value>> {
 
 fn write(file: &Path, list: &Value) -> Result<()> {
     // Not *.conflist, so that the runtime does not read it half written.
-    let tmp = file.with_extension("karst-tmp");
-    let written = fs::write(&tmp, serde_json::to_vec_pretty(list)?).and_then(|()| fs::rename(&tmp, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    written.with_context(|| format!("cannot write {}", file.display()))
+    let text = serde_json::to_vec_pretty(list)?;
+    replace(file, &file.with_extension("karst-tmp"), |to| fs::write(to, text))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Is this file the program that runs?
 fn is_this_program(file: &Path) -> bool {
     let read = || -> io::Result<bool> {
-        let own = "/proc/self/exe";
-        Ok(fs::metadata(own)?.len() == fs::metadata(file)?.len() && fs::read(own)? == fs::read(file)?)
+        Ok(fs::metadata(OWN)?.len() == fs::metadata(file)?.len() && fs::read(OWN)? == fs::read(file)?)
     };
     read().unwrap_or(false)
 }

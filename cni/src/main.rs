@@ -14,6 +14,7 @@ mod metrics;
 mod namespaces;
 mod plugin;
 mod records;
+mod replace;
 mod sockets;
 mod source;
 mod status;

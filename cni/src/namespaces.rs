@@ -6,6 +6,7 @@
 //! starts on a node without an agent: it is redirected when the agent is back, and its connections from before are counted as
 //! such (`karst_unmeshed_connections`). Who wants no remainder sets `--hold-all`: then nobody is named.
 
+use crate::replace::replace;
 use karst_manifest::{Object, State, enrol};
 use karst_rt::clock;
 use serde::{Deserialize, Serialize};
@@ -104,9 +105,8 @@ impl Namespaces {
         if let Some(dir) = file.parent() {
             fs::create_dir_all(dir)?;
         }
-        let tmp = file.with_extension("tmp");
-        fs::write(&tmp, serde_json::to_vec(self)?)?;
-        fs::rename(tmp, file)
+        let text = serde_json::to_vec(self)?;
+        replace(file, &file.with_extension("tmp"), |to| fs::write(to, text))
     }
 }
 
@@ -126,14 +126,7 @@ pub fn verdict(socket: &Path, namespace: &str) -> Verdict {
 
 /// Takes the file away: with the agent goes the plugin that reads it.
 pub fn remove(socket: &Path) {
-    remove_file(&beside(socket));
-}
-
-/// The file, and what was written of its next content.
-fn remove_file(file: &Path) {
-    for file in [file, &file.with_extension("tmp")] {
-        let _ = fs::remove_file(file);
-    }
+    let _ = fs::remove_file(beside(socket));
 }
 
 /// The file, as the agent keeps it.
@@ -182,7 +175,7 @@ impl Kept {
     fn save(&self) {
         if let Err(e) = self.known.borrow().write(&self.file) {
             // What stands there is not so any more: a pod that belongs to the mesh now might start without the agent.
-            remove_file(&self.file);
+            let _ = fs::remove_file(&self.file);
             let file = self.file.display();
             tracing::warn!(error = %e, "cannot write {file}: while the agent is away, new pods of all namespaces will wait for it");
         }

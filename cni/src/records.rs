@@ -1,5 +1,6 @@
 //! What the agent must know of a pod after its own restart, when the pod may have left the manifests.
 
+use crate::replace::replace;
 use karst_ebpf::PodConfig;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -112,14 +113,9 @@ impl Records {
 
     fn write(&self, record: &Record) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
-        let tmp = self.dir.join(format!(".{}", record.uid));
-        let written = fs::write(&tmp, serde_json::to_vec(record)?);
-        let named = written.and_then(|()| fs::rename(&tmp, self.dir.join(&record.uid)));
-        if named.is_err() {
-            // What is half written takes room.
-            let _ = fs::remove_file(&tmp);
-        }
-        named
+        let (file, temporary) = (self.dir.join(&record.uid), self.dir.join(format!(".{}", record.uid)));
+        let text = serde_json::to_vec(record)?;
+        replace(&file, &temporary, |to| fs::write(to, text))
     }
 
     /// Removes one.

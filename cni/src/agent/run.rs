@@ -156,8 +156,8 @@ impl Plugin {
     fn start(config: &Config, install: &Install) -> anyhow::Result<Self> {
         let calls = events::listen(&config.events)
             .with_context(|| format!("cannot listen at {} (--events)", config.events.display()))?;
-        install.program_or_older()?;
-        let looking_after = tokio::task::spawn_local(look_after(install.clone()));
+        let has_program = install.program_or_older()?;
+        let looking_after = tokio::task::spawn_local(look_after(install.clone(), has_program));
         Ok(Self { calls: Some(calls), looking_after: Some(looking_after) })
     }
 
@@ -180,8 +180,8 @@ impl Plugin {
     }
 }
 
-async fn look_after(install: Install) {
-    if let Err(e) = install.look_after().await {
+async fn look_after(install: Install, has_program: bool) {
+    if let Err(e) = install.look_after(has_program).await {
         tracing::error!(error = format!("{e:#}"), "the CNI configuration is no longer maintained");
     }
 }
