@@ -14,8 +14,18 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// What [`crate::plan::plan`] of a connection depends on and is not told. Empty: it may be made.
-pub fn needs(snapshot: &Snapshot, source: &Workload, to: SocketAddr) -> Vec<Name> {
+/// What the plan of a connection depends on and is not told. Empty: it is the plan of who is told everything. (Otherwise it may be
+/// any, and is not followed.)
+pub fn needs(snapshot: &Snapshot, source: &Workload, to: SocketAddr, plan: &Plan) -> Vec<Name> {
+    let mut needed = needs_of_choice(snapshot, source, to);
+    if needed.is_empty() {
+        needed.extend(needs_of_plain(snapshot, plan));
+    }
+    needed
+}
+
+/// What [`crate::plan::plan`] depends on and is not told.
+fn needs_of_choice(snapshot: &Snapshot, source: &Workload, to: SocketAddr) -> Vec<Name> {
     if snapshot.asked().is_none() || source.ips.contains(&to.ip()) {
         return vec![];
     }
@@ -34,7 +44,7 @@ pub fn needs(snapshot: &Snapshot, source: &Workload, to: SocketAddr) -> Vec<Name
 }
 
 /// What is to be told before a connection goes somewhere as it is: nobody of the mesh may be there.
-pub fn needs_of_plain(snapshot: &Snapshot, plan: &Plan) -> Option<Name> {
+fn needs_of_plain(snapshot: &Snapshot, plan: &Plan) -> Option<Name> {
     let Plan::Plain { to, .. } = plan else { return None };
     Some(Name::Address(to.ip())).filter(|name| !snapshot.is_told(name))
 }
@@ -289,11 +299,8 @@ mod tests {
                 let seed = random.random();
                 let mut rounds = 0;
                 let found = loop {
-                    let mut needed = needs(&some, source, to);
                     let found = plan(&some, source, to, &[], &mut Fixed(seed));
-                    if needed.is_empty() {
-                        needed.extend(needs_of_plain(&some, &found));
-                    }
+                    let needed = needs(&some, source, to, &found);
                     if needed.is_empty() {
                         break found;
                     }
@@ -320,7 +327,9 @@ mod tests {
     fn who_is_told_everything_needs_nothing() {
         let s = karst_proxy::testing::snapshot(vec![pod("a", "10.0.0.1", &[])], vec![]);
         let a = s.workload([10, 0, 0, 1].into()).unwrap().clone();
-        assert!(needs(&s, &a, "192.0.2.1:80".parse().unwrap()).is_empty());
+        let to = "192.0.2.1:80".parse().unwrap();
+        let found = plan(&s, &a, to, &[], &mut Fixed(0));
+        assert!(matches!(found, Plan::Plain { .. }) && needs(&s, &a, to, &found).is_empty());
         let own = OwnPod { namespace: "ns", name: "a", account: "a", uid: None };
         assert!(labels(&s, &own, [10, 0, 0, 9].into()).is_empty());
     }

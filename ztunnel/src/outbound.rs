@@ -12,7 +12,7 @@ use crate::{
     inpod::LocalPod,
     mesh_config::admit,
     metrics::Reporter,
-    needs::{needs, needs_of_plain},
+    needs::needs,
     outcome::Outcome,
     parking::Parked,
     plan::{Balance, ByName, Plan, Refusal, binds, resolved},
@@ -74,11 +74,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut held_until = None;
     loop {
-        let mut needed = needs(&snapshot, &source, to);
         let mut planned = choose(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried);
-        if needed.is_empty() {
-            needed.extend(needs_of_plain(&snapshot, &planned));
-        }
+        let needed = needs(&snapshot, &source, to, &planned);
         if !needed.is_empty() {
             let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
             // As below: rare, and large.
@@ -265,11 +262,8 @@ async fn look_up(
     let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize].to_canonical();
     loop {
         let snapshot = worker.snapshot();
-        let mut needed = needs(&snapshot, source, SocketAddr::new(ip, name.port));
         let plan = resolved(&snapshot, source, name, ip, tried, &mut ByLoad(worker));
-        if needed.is_empty() {
-            needed.extend(needs_of_plain(&snapshot, &plan));
-        }
+        let needed = needs(&snapshot, source, SocketAddr::new(ip, name.port), &plan);
         // An address that cannot be anybody's need not be asked for.
         if needed.is_empty() || !is_host(ip) {
             return Ok(plan);

@@ -52,7 +52,8 @@ pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
 /// for the rest, and is told what the objects compile to.
 pub(crate) fn mesh_of_call<'a>(world: &'a World, source: &'a Arc<Workload>, to: SocketAddr) -> &'a Snapshot {
     let mesh = world.mesh_at(&source.node);
-    match needs(mesh, as_known(mesh, source), to).is_empty() {
+    let source = as_known(mesh, source);
+    match needs(mesh, source, to, &plan(mesh, source, to, &[], &mut First)).is_empty() {
         true => mesh,
         false => &world.mesh,
     }
