@@ -332,7 +332,7 @@ fn question(query: &Message) -> Option<(&Query, String)> {
 
 /// The names of hosts that an answer depends on, and of which is not told. (Wildcards are always told.)
 fn untold(snapshot: &Snapshot, search: &Search<'_>, query: &Message) -> Vec<state::Name> {
-    let Some((_, asked)) = question(query).filter(|_| snapshot.asked().is_some()) else { return vec![] };
+    let Some((_, asked)) = snapshot.asked().and_then(|_| question(query)) else { return vec![] };
     let mut untold = vec![];
     for host in hosts(search, &asked) {
         let name = state::Name::Host(host.as_str().into());

@@ -328,14 +328,14 @@ impl Topology {
         (now, self.rounds.iter().map(|(_, took)| *took).sum::<u64>() as f64 / 1000.0)
     }
 
-    /// One edge; None: there is none of that number.
-    pub fn edge_now(&self, id: u32) -> Option<graph::Edge> {
-        self.one(id).map(|(_, edge)| edge)
+    /// One edge, as it is kept; None: there is none of that number.
+    pub(crate) fn kept(&self, id: u32) -> Option<&Tracked> {
+        self.edges.get(&id)
     }
 
     /// One edge, as it is kept and as it is now.
     pub(crate) fn one(&self, id: u32) -> Option<(&Tracked, graph::Edge)> {
-        let (edge, (now, seconds)) = (self.edges.get(&id)?, self.window());
+        let (edge, (now, seconds)) = (self.kept(id)?, self.window());
         Some((edge, graph::Edge::live(id, edge, seconds, now, &|end| self.kind(end))))
     }
 

@@ -91,7 +91,7 @@ impl<'a> View<'a> {
         })
     }
 
-    /// See [`Topology::edge_now`].
+    /// One edge as it is now; None: there is none of that number that is seen.
     pub fn edge_now(&self, id: u32) -> Option<Edge> {
         let (tracked, mut edge) = self.topology.one(id).filter(|(tracked, _)| self.sees(tracked))?;
         self.hide(&tracked.between, &mut edge);
@@ -100,7 +100,7 @@ impl<'a> View<'a> {
 
     /// See [`Topology::history`]; None: there is no such edge.
     pub fn history(&self, id: u32) -> Option<History> {
-        self.topology.one(id).filter(|(tracked, _)| self.sees(tracked)).map(|_| self.topology.history(id))
+        self.topology.kept(id).filter(|edge| self.sees(edge)).map(|_| self.topology.history(id))
     }
 
     /// See [`Topology::total`].
@@ -115,7 +115,7 @@ impl<'a> View<'a> {
     pub fn sparks(&self) -> BTreeMap<u32, Vec<f32>> {
         let mut all = self.topology.sparks();
         if *self.sight != Sight::All {
-            all.retain(|id, _| self.topology.one(*id).is_some_and(|(tracked, _)| self.sees(tracked)));
+            all.retain(|id, _| self.topology.kept(*id).is_some_and(|edge| self.sees(edge)));
         }
         all
     }
