@@ -180,6 +180,10 @@ pub struct OwnFlow {
 /// How long after its connect call a flow of ztunnel's own is let through, in nanoseconds: longer than a connect may take.
 pub const OWN_FLOW_WINDOW_NS: u64 = 30_000_000_000;
 
+/// Bit of a flow's time in `OWN_FLOWS`: it is one to the application in a client's name ([`MARK_APP`]) and never leaves `lo`. What comes
+/// with the same addresses and ports by another device is somebody else's, and judged.
+pub const OWN_FLOW_ON_LO: u64 = 1;
+
 /// How long after its connect call a node's flow is let through, in nanoseconds. Bounds what a later connection
 /// with the same addresses and ports could gain.
 pub const PROBE_WINDOW_NS: u64 = 10_000_000_000;

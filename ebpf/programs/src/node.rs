@@ -26,7 +26,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap},
     programs::{SockAddrContext, SockOpsContext},
 };
-use karst_ebpf_common::{Addr, Flow, MARK_APP, MARK_CAPTURE, MARK_MASK, OwnFlow, prober};
+use karst_ebpf_common::{Addr, Flow, MARK_APP, MARK_CAPTURE, MARK_MASK, OWN_FLOW_ON_LO, OwnFlow, prober};
 
 /// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
 #[map]
@@ -169,7 +169,9 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         };
         if !host {
             let own = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
-            let _ = OWN_FLOWS.insert(&own, &bpf_ktime_get_ns(), 0);
+            let on_lo = if is_for_app(o) { OWN_FLOW_ON_LO } else { 0 };
+            let at = (bpf_ktime_get_ns() & !OWN_FLOW_ON_LO) | on_lo;
+            let _ = OWN_FLOWS.insert(&own, &at, 0);
         } else if POD_IPS.get(&dst).is_some() && may_probe(o) {
             let _ = PROBES.insert(&flow, &bpf_ktime_get_ns(), 0);
         }
@@ -185,17 +187,25 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
 /// To be called with the program's context.
 #[inline(always)]
 unsafe fn keep_on_lo(ctx: &SockOpsContext) {
-    // SAFETY: the context, and its socket, which is the kernel's own and there as long as this call; `lo` outlives the call that
-    // copies it.
+    // SAFETY: the program's context; `lo` outlives the call that copies it.
     unsafe {
-        let sk = (*ctx.ops).__bindgen_anon_2.sk;
-        if sk.is_null() || core::ptr::read_volatile(&raw const (*sk).mark) & MARK_MASK != MARK_APP {
-            return;
-        }
-        if ENROLLED.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some() {
+        if is_for_app(ctx.ops) && ENROLLED.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some() {
             let mut lo = *b"lo\0\0";
             bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, (&raw mut lo).cast(), 4);
         }
+    }
+}
+
+/// Does its socket have the mark of connections to the application in a client's name?
+///
+/// # Safety
+/// `o` must be the program's context.
+#[inline(always)]
+unsafe fn is_for_app(o: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the context is the caller's promise; the socket is the kernel's own and there as long as this call.
+    unsafe {
+        let sk = (*o).__bindgen_anon_2.sk;
+        !sk.is_null() && core::ptr::read_volatile(&raw const (*sk).mark) & MARK_MASK == MARK_APP
     }
 }
 

@@ -29,7 +29,7 @@ use aya_ebpf::{
 };
 use karst_ebpf_common::{
     Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_FORWARDED, MAX_LOCAL,
-    MAX_POD_IPS, MAX_UPLINKS, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
+    MAX_POD_IPS, MAX_UPLINKS, OWN_FLOW_ON_LO, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
 };
 use trace::{tell, tell_frame};
 
@@ -112,14 +112,16 @@ fn forwarded(device: u32, local: &Addr) -> Option<u32> {
     let to = unsafe { FORWARDED.get(&device) }.copied()?;
     if is_local(local) { None } else { Some(to) }
 }
-/// Has a socket of ztunnel's opened this flow, a moment ago?
+/// Has a socket of ztunnel's opened this flow, a moment ago? One that it has opened to the application, from a client's address, is
+/// so on `lo` alone: the client may use that port itself, and whoever is behind the same address.
 #[inline(always)]
-fn is_own(flow: Flow) -> bool {
+fn is_own(flow: Flow, device: u32) -> bool {
     // SAFETY: a constant of the object; volatile, because the loader sets it.
     let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
     let key = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
     // SAFETY: a time, in a map that is allocated once; at worst that of another flow which has just got this place.
     match unsafe { OWN_FLOWS.get(&key) } {
+        Some(at) if *at & OWN_FLOW_ON_LO != 0 && device != LO => false,
         // SAFETY: a helper without arguments.
         Some(at) => unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < OWN_FLOW_WINDOW_NS,
         None => false,
@@ -145,7 +147,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             return SK_PASS;
         }
         match c.protocol {
-            TCP if is_own(flow) => {
+            TCP if is_own(flow, device) => {
                 count(Counter::OwnFlow);
                 tell(Counter::OwnFlow, &flow, TCP, device);
                 return SK_PASS;
@@ -159,7 +161,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             count(Counter::Local);
             return SK_PASS;
         }
-        if is_own(flow) {
+        if is_own(flow, device) {
             count(Counter::OwnFlow);
             tell(Counter::OwnFlow, &flow, c.protocol, device);
             return SK_PASS;
@@ -197,7 +199,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
                     return SK_PASS;
                 }
             }
-            if is_own(flow) {
+            if is_own(flow, device) {
                 count(Counter::OwnFlow);
                 tell(Counter::OwnFlow, &flow, TCP, device);
                 return SK_PASS;
