@@ -112,6 +112,11 @@ pub struct Job {
     pub running: ConnectionGuard,
 }
 
+/// What the control plane says whose pod we are.
+fn own_name(shared: &Shared, snapshot: &Snapshot) -> Rc<str> {
+    shared.config.own_pod(&snapshot.mesh).map_or(&*shared.config.pod_name, |own| &*own.workload_name).into()
+}
+
 /// Endpoints by destination, as one snapshot has them.
 #[derive(Default)]
 struct Sets {
@@ -152,6 +157,8 @@ pub struct Worker {
     /// See [`Worker::latest`].
     state: RefCell<watch::Receiver<Arc<Snapshot>>>,
     latest: RefCell<Latest>,
+    /// Our own workload's name in it, else our pod's.
+    own_name: RefCell<Rc<str>>,
     pub sink: Rc<Sink>,
     pub flows: Recorder,
     /// Those that were verified lately. Borrowed only while a request's are looked at.
@@ -183,6 +190,7 @@ impl Worker {
         tokio::task::spawn_local(logs::recorder::flush_in_time(sink.logs.clone()));
         let mut state = shared.state.clone();
         let latest = Rc::new(state.borrow_and_update().clone());
+        let own_name = RefCell::new(own_name(&shared, &latest));
         let worker = Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
@@ -206,6 +214,7 @@ impl Worker {
             sets: RefCell::default(),
             state: RefCell::new(state),
             latest: RefCell::new(latest),
+            own_name,
             sink,
         });
         tokio::task::spawn_local({
@@ -256,6 +265,7 @@ impl Worker {
         // Where there is nobody any more who would tell of a change, it is asked for each time.
         if self.state.borrow().has_changed().unwrap_or(true) {
             let new = self.state.borrow_mut().borrow_and_update().clone();
+            self.own_name.replace(own_name(&self.shared, &new));
             self.latest.replace(Rc::new(new));
         }
         self.latest.borrow().clone()
@@ -267,16 +277,12 @@ impl Worker {
     }
 
     /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows.
-    pub fn note(
-        &self,
-        snapshot: &Snapshot,
-        downstream: &Downstream,
-        request: Option<(&Parts, &str)>,
-        denied: Option<&Denial>,
-    ) {
+    pub fn note(&self, downstream: &Downstream, request: Option<(&Parts, &str)>, denied: Option<&Denial>) {
+        // Which may have become known since.
+        drop(self.latest());
+        let own = self.own_name.borrow();
         self.flows.note(|| {
             let config = &self.shared.config;
-            let own = || self.own(snapshot).map_or(&*config.pod_name, |own| &*own.workload_name);
             let (reporter, namespace, workload, service, pod) = match &downstream.target {
                 // A pod that is called by its address, through the waypoint.
                 DownstreamTarget::Service(s) if s.is_workload_service() => {
@@ -284,7 +290,7 @@ impl Worker {
                 }
                 DownstreamTarget::Service(s) => (Reporter::Waypoint, &*s.namespace, "", &*s.key, ""),
                 DownstreamTarget::Gateway(_) => {
-                    (Reporter::Gateway, &*config.pod_namespace, own(), "", &*config.pod_name)
+                    (Reporter::Gateway, &*config.pod_namespace, &**own, "", &*config.pod_name)
                 }
             };
             Seen {

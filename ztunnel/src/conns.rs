@@ -313,6 +313,13 @@ impl Guard {
     }
 }
 
+/// A field's value in the access log.
+enum Value<'a> {
+    /// Text that needs no escapes.
+    Name(&'a str),
+    Shown(&'a dyn std::fmt::Display),
+}
+
 impl Conns {
     /// Writes one record of the access log.
     fn line(&self, conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
@@ -323,65 +330,82 @@ impl Conns {
     fn text(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)], json: bool) -> String {
         let mut out = String::with_capacity(640);
         let time = log::timestamp(clock::wall());
-        let name = match level {
+        let level = match level {
             tracing::Level::ERROR => "error",
             tracing::Level::WARN => "warn",
             tracing::Level::DEBUG => "debug",
             _ => "info",
         };
         let _ = if json {
-            write!(out, "{{\"level\":\"{name}\",\"time\":\"{time}\",\"scope\":\"access\",\"message\":\"{message}\"")
+            write!(out, "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":\"access\",\"message\":\"{message}\"")
         } else {
-            write!(out, "{time}\t{name}\taccess\t{message}\t")
+            write!(out, "{time}\t{level}\taccess\t{message}\t")
         };
         let mut first = !json;
-        let mut put = |k: &str, v: &dyn std::fmt::Display, quote: bool| {
-            if json {
-                let _ = write!(out, ",\"{k}\":\"{v}\"");
-                return;
+        // Two lines of each connection are made here: names are put in as they are, and only what is none is formatted.
+        let mut put = |key: &str, value: Value<'_>, quote: bool| {
+            let quote = match json {
+                true => {
+                    out.push_str(",\"");
+                    out.push_str(key);
+                    out.push_str("\":\"");
+                    true
+                }
+                false => {
+                    if !std::mem::take(&mut first) {
+                        out.push(' ');
+                    }
+                    out.push_str(key);
+                    out.push_str(if quote { "=\"" } else { "=" });
+                    quote
+                }
+            };
+            match value {
+                Value::Name(name) => out.push_str(name),
+                Value::Shown(value) => drop(write!(out, "{value}")),
             }
-            if !std::mem::take(&mut first) {
-                out.push(' ');
+            if quote {
+                out.push('"');
             }
-            let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
         };
-        put("src.addr", &conn.source_addr, false);
+        let name = |text| Value::Name(text);
+        put("src.addr", Value::Shown(&conn.source_addr), false);
         if let Some(workload) = &conn.source {
-            put("src.workload", &workload.name, true);
-            put("src.namespace", &workload.namespace, true);
+            put("src.workload", name(&workload.name), true);
+            put("src.namespace", name(&workload.namespace), true);
         }
         if let Some(identity) = &conn.source_identity {
-            put("src.identity", identity, true);
+            put("src.identity", name(identity.as_str()), true);
         }
         if let Some(workload) = &conn.source {
-            put("src.cluster", &workload.cluster, true);
+            put("src.cluster", name(&workload.cluster), true);
         }
-        put("dst.addr", &conn.destination_addr, false);
+        put("dst.addr", Value::Shown(&conn.destination_addr), false);
         if let Some(address) = &conn.hbone_addr {
-            put("dst.hbone_addr", address, false);
+            put("dst.hbone_addr", Value::Shown(address), false);
         }
         if let Some(service) = &conn.service {
-            put("dst.service", &service.hostname, true);
+            put("dst.service", name(&service.hostname), true);
         }
         if let Some(workload) = &conn.destination {
-            put("dst.workload", &workload.name, true);
-            put("dst.namespace", &workload.namespace, true);
+            put("dst.workload", name(&workload.name), true);
+            put("dst.namespace", name(&workload.namespace), true);
             if conn.mtls {
-                put("dst.identity", &workload.identity, true);
+                put("dst.identity", name(workload.identity.as_str()), true);
             }
-            put("dst.cluster", &workload.cluster, true);
+            put("dst.cluster", name(&workload.cluster), true);
         }
-        put("direction", &if conn.reporter == Reporter::Source { "outbound" } else { "inbound" }, true);
+        put("direction", name(if conn.reporter == Reporter::Source { "outbound" } else { "inbound" }), true);
         // From the point of view of the application that is served (reference ztunnel §4.6).
-        put("bytes_sent", &conn.counts.to_client.get(), false);
-        put("bytes_recv", &conn.counts.from_client.get(), false);
-        put("duration", &format_args!("{}ms", conn.started.elapsed().as_millis()), true);
+        put("bytes_sent", Value::Shown(&conn.counts.to_client.get()), false);
+        put("bytes_recv", Value::Shown(&conn.counts.from_client.get()), false);
+        put("duration", Value::Shown(&format_args!("{}ms", conn.started.elapsed().as_millis())), true);
         if let Some(trace) = conn.trace.get() {
-            put("trace_id", &trace.trace_id(), true);
-            put("span_id", &trace.span_id(), true);
+            put("trace_id", Value::Shown(&trace.trace_id()), true);
+            put("span_id", Value::Shown(&trace.span_id()), true);
         }
         for &(key, value) in more {
-            put(key, &karst_core::untrusted::Untrusted(value), true);
+            put(key, Value::Shown(&karst_core::untrusted::Untrusted(value)), true);
         }
         if json {
             out.push('}');

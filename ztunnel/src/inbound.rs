@@ -553,16 +553,26 @@ fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
 /// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
 /// told of, and decides nothing.
 async fn authorized(worker: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
+    match judge(&worker.snapshot(), &pod.own(), || *worker.shared.stream.borrow(), check) {
+        Ok(judged) => decided(judged, guard),
+        // Apart: it is rare, and the connection's task would be as large.
+        Err(_) => Box::pin(authorized_later(worker, pod, check, guard)).await,
+    }
+}
+
+fn decided((verdict, dry_runs): Judged<'_>, guard: &Guard) -> Result<(), Outcome> {
+    guard.dry_run(&dry_runs);
+    if verdict.is_allow() { Ok(()) } else { Err(Outcome::Denied(verdict)) }
+}
+
+async fn authorized_later(worker: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
     let (mut state, mut stream) = (worker.shared.state.clone(), worker.shared.stream.clone());
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
     loop {
         let snapshot = state.borrow_and_update().clone();
         let told = *stream.borrow_and_update();
-        let missing = match judge(&snapshot, &pod.own(), told, check) {
-            Ok((v, dry_runs)) => {
-                guard.dry_run(&dry_runs);
-                return if v.is_allow() { Ok(()) } else { Err(Outcome::Denied(v)) };
-            }
+        let missing = match judge(&snapshot, &pod.own(), || told, check) {
+            Ok(judged) => return decided(judged, guard),
             Err(missing) => missing,
         };
         let changed = async {
@@ -582,8 +592,8 @@ async fn authorized(worker: &Worker, pod: &LocalPod, check: &Connection, guard: 
 /// # Errors
 /// Why not.
 pub fn still_allowed(worker: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
-    let (told, snapshot) = (*worker.shared.stream.borrow(), worker.snapshot());
-    let (verdict, _) = judge(&snapshot, &pod.own(), told, check)?;
+    let snapshot = worker.snapshot();
+    let (verdict, _) = judge(&snapshot, &pod.own(), || *worker.shared.stream.borrow(), check)?;
     if verdict.is_allow() { Ok(()) } else { Err(Outcome::Denied(verdict)) }
 }
 
@@ -592,10 +602,15 @@ type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
 
 /// By what is known now; Err says what is to be waited for. `told`: there is a control plane that will tell of a pod of which
 /// nothing is known, or only of another that has had its name.
-fn judge<'a>(snapshot: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Judged<'a>, Outcome> {
+fn judge<'a>(
+    snapshot: &'a Snapshot,
+    pod: &OwnPod<'_>,
+    told: impl FnOnce() -> bool,
+    check: &Connection,
+) -> Result<Judged<'a>, Outcome> {
     let policies = match snapshot.own_pod(pod) {
         Some(own) => snapshot.policies_of(own),
-        None if told => return Err(Outcome::NoWorkload),
+        None if told() => return Err(Outcome::NoWorkload),
         None => snapshot.policies_of_own(pod),
     };
     let policies = policies.map_err(Outcome::PolicyMissing)?;
@@ -616,7 +631,7 @@ pub fn forbids(
         return Some(refusal.text().into());
     }
     let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
-    match judge(snapshot, own, true, &check) {
+    match judge(snapshot, own, || true, &check) {
         Ok((Verdict::Allow, _)) => None,
         Ok((Verdict::DeniedBy(policy, _), _)) => Some(policy.to_string()),
         Ok((Verdict::NotAllowed, _)) => Some(String::new()),
@@ -653,15 +668,15 @@ mod tests {
             Err(o) => o.text().unwrap_or_default(),
         };
         let mut s = snapshot(vec![pod("a", "10.0.0.1", &[])], vec![]);
-        assert_eq!(text(judge(&s, &own("a"), true, &check)), "Allow");
-        assert_eq!(text(judge(&s, &own("b"), false, &check)), "Allow", "no policy, and nobody to tell");
-        let waits = text(judge(&s, &own("b"), true, &check));
+        assert_eq!(text(judge(&s, &own("a"), || true, &check)), "Allow");
+        assert_eq!(text(judge(&s, &own("b"), || false, &check)), "Allow", "no policy, and nobody to tell");
+        let waits = text(judge(&s, &own("b"), || true, &check));
         assert!(waits.contains("not known to the control plane"), "who could tell is waited for: {waits}");
         s.put_policy("ns/wide", policy("wide", Scope::Namespace, Action::Allow));
-        assert_eq!(text(judge(&s, &own("b"), false, &check)), "NotAllowed");
+        assert_eq!(text(judge(&s, &own("b"), || false, &check)), "NotAllowed");
         s.put_policy("ns/some", policy("some", Scope::WorkloadSelector, Action::Allow));
-        assert_eq!(text(judge(&s, &own("a"), false, &check)), "NotAllowed", "some is not for it");
-        let closed = text(judge(&s, &own("b"), false, &check));
+        assert_eq!(text(judge(&s, &own("a"), || false, &check)), "NotAllowed", "some is not for it");
+        let closed = text(judge(&s, &own("b"), || false, &check));
         assert!(closed.contains("ns/some"), "some may be for it: {closed}");
     }
 

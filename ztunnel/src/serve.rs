@@ -38,9 +38,8 @@ pub fn run(
     mut commands: mpsc::Receiver<Command>,
     drain: drain::Watch,
 ) -> std::io::Result<()> {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&rt, async move {
+    // Connections that are still open at its end say so in the log.
+    karst_rt::local::run(async move {
         let (settings, keepalive) = (shared.config.hbone(), shared.config.keepalive_settings());
         let resolv_conf = shared.config.resolv_conf.clone();
         let worker = Rc::new(Worker {
@@ -97,9 +96,7 @@ pub fn run(
                 () = forced.reached(drain::Phase::Forced) => break,
             }
         }
-    });
-    drop(local); // connections that are still open end here, and say so in the log
-    Ok(())
+    })
 }
 
 /// Ends connections that are no longer allowed when policies change.

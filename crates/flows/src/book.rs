@@ -10,6 +10,7 @@ use karst_core::limits;
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
+    net::IpAddr,
 };
 
 /// No slot.
@@ -35,6 +36,8 @@ impl Hasher for Taken {
 
 struct Slot {
     flow: Flow,
+    /// Of a caller without an identity: as its key has it, to be compared.
+    range: Option<(IpAddr, u8)>,
     hash: u64,
     /// The one that was seen after it.
     newer: u32,
@@ -67,11 +70,11 @@ impl<'a> Wanted<'a> {
         Self { seen, template: seen.request.map(of) }
     }
 
-    fn is(&self, key: &Key) -> bool {
-        let seen = self.seen;
+    fn is(&self, slot: &Slot) -> bool {
+        let (seen, key) = (self.seen, &slot.flow.key);
         let source = match (seen.identity, &key.source) {
             (Some(identity), Source::Identity(text)) => identity.as_str() == text,
-            (None, Source::Addresses(text)) => is_range(range(seen.from), text),
+            (None, Source::Addresses(_)) => slot.range == Some(range(seen.from)),
             (Some(_), Source::Addresses(_)) | (None, Source::Identity(_)) => false,
         };
         let request = match (seen.request, self.template) {
@@ -91,7 +94,7 @@ impl<'a> Wanted<'a> {
 
     fn key(&self) -> Key {
         let seen = self.seen;
-        let text = |(ip, bits): (std::net::IpAddr, u8)| format!("{ip}/{bits}");
+        let text = |(ip, bits): (IpAddr, u8)| format!("{ip}/{bits}");
         Key {
             reporter: seen.reporter,
             destination: Destination {
@@ -152,12 +155,6 @@ impl Hash for Wanted<'_> {
     }
 }
 
-/// Is this range written so? Without writing it, unless it may be.
-fn is_range((ip, bits): (std::net::IpAddr, u8), text: &str) -> bool {
-    let Some((network, size)) = text.split_once('/') else { return false };
-    size.parse() == Ok(bits) && network.parse() == Ok(ip)
-}
-
 /// A method that is kept as it is; whoever invents long ones is not told apart.
 fn method(method: &str) -> &str {
     start(method, limits::FLOW_METHOD)
@@ -187,6 +184,12 @@ impl Book {
     /// than any that Kubernetes has, and it is not kept.
     pub fn note(&mut self, seen: &Seen<'_>, now: u64) -> bool {
         let exact = Wanted::new(seen, false);
+        // What is seen again and again, one after the other, needs no look-up.
+        if let Some(newest) = self.slots.get_mut(self.newest as usize).filter(|slot| exact.is(slot)) {
+            newest.flow.count += 1;
+            newest.flow.last = now;
+            return false;
+        }
         let hash = self.hasher.hash_one(&exact);
         if self.is_known(&exact, hash, now) {
             return false;
@@ -220,7 +223,7 @@ impl Book {
 
     fn is_known(&mut self, wanted: &Wanted<'_>, hash: u64, now: u64) -> bool {
         let Some(&at) = self.by_hash.get(&hash) else { return false };
-        let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| wanted.is(&slot.flow.key)) else { return false };
+        let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| wanted.is(slot)) else { return false };
         slot.flow.count += 1;
         slot.flow.last = now;
         if at != self.newest {
@@ -235,7 +238,8 @@ impl Book {
         if !flow.key.path.is_empty() {
             *self.with_path.entry(flow.key.destination.service.clone()).or_default() += 1;
         }
-        let slot = Slot { flow, hash, newer: NONE, older: NONE };
+        let range = wanted.seen.identity.is_none().then(|| range(wanted.seen.from));
+        let slot = Slot { flow, range, hash, newer: NONE, older: NONE };
         let same = self.by_hash.get(&hash).copied();
         let full = (self.slots.len() >= self.capacity).then_some(self.oldest);
         let (at, evicts) = match same.or(full) {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::HeaderMap;
 use karst_core::limits;
+use karst_rt::on_wake::OnWake;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -29,6 +30,8 @@ const LEAST_LOOK: Duration = Duration::from_millis(10);
 /// A tunnel.
 pub struct Tunnel {
     send: SendRequest<Bytes>,
+    /// Another handle, which sends nothing: it is asked how the tunnel is.
+    probe: RefCell<SendRequest<Bytes>>,
     active: Cell<usize>,
     closed: Cell<bool>,
     /// Has a stream been on it before the one of now?
@@ -47,7 +50,7 @@ impl Tunnel {
     /// Closed, or told to go away by the peer: readiness then fails.
     fn is_closed(&self) -> bool {
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let gone = matches!(self.send.clone().poll_ready(&mut cx), std::task::Poll::Ready(Err(_)));
+        let gone = matches!(self.probe.borrow_mut().poll_ready(&mut cx), std::task::Poll::Ready(Err(_)));
         if gone {
             self.closed.set(true);
         }
@@ -265,6 +268,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let drive = match result {
             Ok((send, drive)) => {
                 let tunnel = Rc::new(Tunnel {
+                    probe: RefCell::new(send.clone()),
                     send,
                     active: Cell::new(0),
                     closed: Cell::new(false),
@@ -300,6 +304,16 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
 
     async fn keep(&self, tunnel: &Rc<Tunnel>, slot: &Slot, drive: impl Future<Output = Result<(), h2::Error>>) {
         let mut drive = std::pin::pin!(drive);
+        // Its task is polled for each piece of each stream, and this is told once.
+        let ended = std::pin::pin!(async {
+            loop {
+                tunnel.end.notified().await;
+                if tunnel.active.get() == 0 {
+                    break;
+                }
+            }
+        });
+        let mut ended = OnWake::new(ended);
         loop {
             // Where there are several to one place, one is enough for what may come.
             let idle = || match slot.tunnels.borrow().len() {
@@ -318,9 +332,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                         break;
                     }
                 }
-                () = tunnel.end.notified() => if tunnel.active.get() == 0 {
-                    break;
-                }
+                () = &mut ended => break,
             }
         }
         tunnel.closed.set(true);

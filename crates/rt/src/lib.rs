@@ -10,6 +10,7 @@ pub mod clock;
 pub mod drain;
 pub mod error;
 pub mod limited;
+pub mod local;
 pub mod log;
 mod mark;
 pub mod nat;

@@ -12,11 +12,13 @@ use karst_hbone::{server, stream::TlsStream};
 use karst_rt::{
     admission::{Ended, Permit, Source},
     drain,
+    on_wake::OnWake,
     socket::NetnsConnector,
     turns,
 };
 use std::{
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -40,9 +42,7 @@ pub fn run(
     mut jobs: mpsc::Receiver<Job>,
     drain: drain::Watch,
 ) -> std::io::Result<()> {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&rt, async move {
+    karst_rt::local::run(async move {
         let listener = TcpListener::from_std(listener)?;
         let (following, orders) = follow::orders();
         let network = Connector::Network(NetnsConnector::host());
@@ -90,10 +90,8 @@ pub fn run(
                 () = forced.reached(drain::Phase::Forced) => break,
             }
         }
-        Ok::<_, std::io::Error>(())
-    })?;
-    drop(local);
-    Ok(())
+        Ok(())
+    })?
 }
 
 /// Ends streams that are no longer allowed when policies change.
@@ -189,9 +187,12 @@ fn serve(worker: &Rc<Worker>, job: Job) {
     let task = async move {
         let Job { connect, peer, from, in_use, running } = job;
         let mut forced = worker.drain.clone();
+        let forced = pin!(forced.reached(drain::Phase::Forced));
+        let mut forced = OnWake::new(forced);
         tokio::select! {
+            biased;
             () = stream(worker.clone(), connect, peer, from, in_use) => {}
-            () = forced.reached(drain::Phase::Forced) => {}
+            () = &mut forced => {}
         }
         drop(running);
     };

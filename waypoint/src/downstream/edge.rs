@@ -23,11 +23,14 @@ use karst_core::{canonical, limits, proxy_protocol::Origin};
 use karst_rt::{
     accept,
     admission::{Ended, Permit, Source},
-    drain, turns,
+    drain,
+    on_wake::OnWake,
+    turns,
 };
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr, TcpListener},
+    pin::pin,
     rc::Rc,
     sync::Arc,
 };
@@ -93,9 +96,13 @@ async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) 
             let Some(arrived) = arrived else { return };
             let client = arrived.direct.map(|_| worker.callers.of(Source::address(arrived.from.ip(), false)));
             let rest = Box::pin(async move {
+                // Its task is polled several times for each request.
+                let forced = pin!(forced.reached(drain::Phase::Forced));
+                let mut forced = OnWake::new(forced);
                 tokio::select! {
+                    biased;
                     () = connection(&worker, arrived, port) => {}
-                    () = forced.reached(drain::Phase::Forced) => {}
+                    () = &mut forced => {}
                 }
                 drop(open);
             });
@@ -270,7 +277,7 @@ pub async fn bytes<I>(
         .gateway
         .as_ref()
         .and_then(|g| downstream.authorize(dry_runs, g.access.as_ref()?, downstream.from.ip(), None));
-    worker.note(&snapshot, downstream, None, denied.as_ref());
+    worker.note(downstream, None, denied.as_ref());
     if let Some(by) = denied {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));

@@ -119,7 +119,7 @@ pub(super) fn admit(
     parts: &mut Parts,
     record: &mut RequestLog,
 ) -> Result<Verified, Refused> {
-    let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
+    let (downstream, authority) = (call.downstream, call.authority());
     let access = entrance.access;
     // The header that holds it may not go on.
     let shown = access.filter(|_| call.entry.websocket).and_then(|access| {
@@ -130,7 +130,7 @@ pub(super) fn admit(
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
     };
-    call.worker.note(snapshot, downstream, Some((&*parts, authority.as_str())), denied.as_ref());
+    call.worker.note(downstream, Some((&*parts, authority.as_str())), denied.as_ref());
     if let Some(by) = denied {
         return Err(Refused::Denied(by));
     }
@@ -188,7 +188,7 @@ fn forbidden(call: &Call<'_>, access: &Access, parts: &Parts, token: Option<&Tok
     let path = Path::new(parts.uri.path());
     let request = call.asks(parts, &path, token);
     let by = access.evaluate(&call.downstream.asked(call.client.ip(), Some(request))).denial()?;
-    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&by));
+    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&by));
     Some(by)
 }
 

@@ -321,6 +321,6 @@ fn count(call: &Call<'_>, provider: &Provider, outcome: Outcome) {
 /// Notes in the book of flows that a request was refused.
 fn denial(call: &Call<'_>, parts: &Parts, by: &By<'_>, error: String, details: &str) -> Denial {
     let denial = Denial { error, details: details.into(), policy: by.policy.into() };
-    call.worker.note(call.snapshot, call.downstream, Some((parts, call.authority().as_str())), Some(&denial));
+    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&denial));
     denial
 }

@@ -131,7 +131,9 @@ impl ConnectionDisposition {
                 if !send.is_closed() {
                     let mut all = pool.h1.borrow_mut();
                     let idle = all.entry(pool_key).or_default();
-                    idle.retain(|i| !i.send.is_closed());
+                    if idle.len() >= IDLE {
+                        idle.retain(|i| !i.send.is_closed());
+                    }
                     if idle.len() < IDLE {
                         idle.push(Idle { send, requests, tunnel, until: Instant::now() + timeout });
                     }

@@ -22,21 +22,25 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use karst_core::limits;
 use karst_hbone::{frames::Limited, observed::Observed, pool::Lease};
-use karst_rt::outlined::outlined;
-use std::{cell::Cell, pin::pin, rc::Rc};
+use std::{cell::Cell, pin::Pin, rc::Rc};
 use tokio::time::Instant;
 
 /// Requests at a time on one HTTP/2 connection at most; then another is opened.
 const H2_STREAMS: u32 = 100;
 
+/// What most requests do not need, kept apart from them: it would make each one's future as large as itself.
+type Rare<'a, T> = Pin<Box<dyn Future<Output = Result<T, ConnectError>> + 'a>>;
+
+/// A connection of HTTP/1.1, what drives it, and its place on a tunnel.
+type Dialed = (Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>);
+
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
-async fn dial_http1(
-    worker: &Rc<Worker>,
-    attempt: &Attempt<'_>,
-) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), ConnectError> {
-    let (io, lease) = open(worker, attempt, Speaks::Http1).await?;
-    let (send, conn) = codec::client1().handshake(TokioIo::new(io)).await?;
-    Ok((send, conn, lease))
+fn dial_http1<'a>(worker: &'a Rc<Worker>, attempt: &'a Attempt<'_>) -> Rare<'a, Dialed> {
+    Box::pin(async move {
+        let (io, lease) = open(worker, attempt, Speaks::Http1).await?;
+        let (send, conn) = codec::client1().handshake(TokioIo::new(io)).await?;
+        Ok((send, conn, lease))
+    })
 }
 
 /// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
@@ -66,7 +70,7 @@ pub async fn http1(
         let (mut send, requests, tunnel) = match kept {
             Some(i) => (i.send, i.requests, i.tunnel),
             None => {
-                let (send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
+                let (send, conn, lease) = dial_http1(worker, attempt).await?;
                 let tunnel = lease.as_ref().map(Lease::tunnel);
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
@@ -133,13 +137,32 @@ pub async fn upgrade(
     request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (mut send, conn, lease) = outlined(pin!(dial_http1(worker, attempt))).await?;
+    let (mut send, conn, lease) = dial_http1(worker, attempt).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
     sent.set(true);
     let answer = send.send_request(request).await.map_err(|e| failure(&e))?;
     Ok((answer, ConnectionDisposition::Close(lease)))
+}
+
+/// Opens an HTTP/2 connection, which is shared from here on.
+fn dial_http2<'a>(worker: &'a Rc<Worker>, attempt: &'a Attempt<'_>, pool_key: &'a PoolKey) -> Rare<'a, Shared> {
+    Box::pin(async move {
+        let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
+        let announced = Rc::<Announced>::default();
+        let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
+        let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
+        let tunnel = lease.as_ref().map(Lease::tunnel);
+        tokio::task::spawn_local(async move {
+            let _ = conn.await;
+            drop(lease);
+        });
+        let until = Rc::new(Cell::new(Instant::now()));
+        let connection = Shared { send, active: Rc::default(), announced, tunnel, until };
+        worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
+        Ok(connection)
+    })
 }
 
 /// A shared connection of HTTP/2 with room for another request: one that is there, or a new one (then true).
@@ -162,19 +185,7 @@ async fn shared(
     if let Some(connection) = kept {
         return Ok((connection, false));
     }
-    let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
-    let announced = Rc::<Announced>::default();
-    let io = Limited::new(Observed::by(FirstFrame::new(announced.clone()), io), 0);
-    let (send, conn) = codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await?;
-    let tunnel = lease.as_ref().map(Lease::tunnel);
-    tokio::task::spawn_local(async move {
-        let _ = conn.await;
-        drop(lease);
-    });
-    let until = Rc::new(Cell::new(Instant::now()));
-    let connection = Shared { send, active: Rc::default(), announced, tunnel, until };
-    worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
-    Ok((connection, true))
+    Ok((dial_http2(worker, attempt, pool_key).await?, true))
 }
 
 /// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
@@ -189,7 +200,7 @@ pub async fn http2(
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     loop {
-        let (mut connection, fresh) = outlined(pin!(shared(worker, attempt, &pool_key))).await?;
+        let (mut connection, fresh) = shared(worker, attempt, &pool_key).await?;
         let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
         if connection.send.ready().await.is_err() && !fresh {
             continue;
@@ -216,7 +227,7 @@ pub async fn extended(
     let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     let (parts, mut body) = request.into_parts();
     loop {
-        let found = outlined(pin!(shared(worker, attempt, &pool_key))).await;
+        let found = shared(worker, attempt, &pool_key).await;
         let (mut connection, fresh) = match found {
             Ok(found) => found,
             // By TLS it says itself that it speaks HTTP/1.1 only.

@@ -267,7 +267,7 @@ impl Port {
         };
         let access = gateway.access.as_ref();
         let denied = access.and_then(|a| downstream.authorize(&shared.metrics.dry_runs, a, peer.client.ip(), None));
-        worker.note(&snapshot, &downstream, None, denied.as_ref());
+        worker.note(&downstream, None, denied.as_ref());
         if let Some(by) = denied {
             return Err(NoWay { why: Dropped::Denied, text: "a policy of the gateway", of: by.policy.into() });
         }
