@@ -61,6 +61,17 @@ pub enum What {
     GatewayApi(gateway::How),
 }
 
+/// What is measured on this machine, and what measures it.
+pub const PROGRAMS: &[&str] = &[
+    "karst-bench",
+    "karst-bench-controller",
+    "karst-cni",
+    "karst-controller",
+    "karst-waypoint",
+    "meshbench",
+    "ztunnel",
+];
+
 impl What {
     /// Is it measured on the local cluster?
     pub fn is_on_cluster(&self) -> bool {
@@ -120,7 +131,7 @@ pub fn run(w: What) -> Result<()> {
 }
 
 fn bench(name: &str, args: Vec<String>) -> Result<()> {
-    let status = Command::new(crate::bin(name)?).args(args).status();
+    let status = Command::new(crate::tools::shipped()?.join(name)).args(args).status();
     ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed");
     Ok(())
 }

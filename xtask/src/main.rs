@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tools::{TESTED, announce, bin, build, build_only, build_shipped, cargo};
+use tools::{TESTED, announce, bin, build, build_only, build_plain, build_shipped, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -181,7 +181,7 @@ fn run(task: Task) -> Result<()> {
             fuzz::run(seconds, target.as_deref())
         }
         Task::Images => {
-            build_shipped()?;
+            build_plain()?;
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Release(what) => release::run(&what),
@@ -198,7 +198,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { what } => {
             // The cluster's images are those of the tests; they are built with it.
             if !what.is_on_cluster() {
-                build_shipped()?;
+                build_shipped(bench::PROGRAMS)?;
             }
             bench::run(what)
         }

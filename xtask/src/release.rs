@@ -71,7 +71,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
         architecture.build(what.snapshot)?;
         progress.say(&format!("the programs for {} are built", architecture.name()));
     }
-    let built = programs(&root, &architectures)?;
+    let built = programs(&root, &architectures, what.snapshot)?;
     let page = compose(&root, &source, &built, &what.mirror)?;
     page.write(&out)?;
     progress.say(&format!("{}: {} files, {:.1} MB", out.display(), page.len(), page.bytes() as f64 / 1e6));
@@ -83,13 +83,13 @@ pub(crate) fn run(what: &What) -> Result<()> {
 }
 
 /// What was built.
-fn programs(root: &Path, architectures: &[Architecture]) -> Result<Vec<Built>> {
+fn programs(root: &Path, architectures: &[Architecture], snapshot: bool) -> Result<Vec<Built>> {
     setup::shell()?;
     let mut all = vec![];
     for architecture in architectures.iter().copied() {
         let folder = root.join("target/dist/.programs").join(architecture.name());
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let (programs, samples) = (architecture.programs()?, architecture.is_host());
+        let (programs, samples) = (architecture.programs(snapshot)?, architecture.is_host());
         if !samples {
             println!("no samples for {}: the shell of their image is this machine's own", architecture.name());
         }

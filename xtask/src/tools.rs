@@ -16,7 +16,7 @@ pub(crate) fn bin(name: &str) -> Result<PathBuf> {
 }
 
 /// What `cargo test` switches on by itself, as dependencies of tests. Whatever is built beside the tests is built with it too, or
-/// cargo would compile tokio, and all that stands on it, twice. What is released or measured is built without ([`build_shipped`]).
+/// cargo would compile tokio, and all that stands on it, twice. What is released or measured is built without ([`build_plain`], [`build_shipped`]).
 pub(crate) const TESTED: [&str; 2] =
     ["--features", "karst-proxy/testing,karst-ztunnel/fuzz,karst-waypoint/fuzz,karst-controller/fuzz"];
 
@@ -50,10 +50,27 @@ fn estimate(minutes: usize, cores: usize) -> usize {
     (2 * minutes).div_ceil(cores.clamp(1, 8))
 }
 
-/// Builds everything, as it is released.
-pub(crate) fn build_shipped() -> Result<()> {
+/// Builds everything without what tests switch on.
+pub(crate) fn build_plain() -> Result<()> {
     setup::run()?;
     cargo(&["build", "--release", "--workspace", "--locked"], &[])
+}
+
+/// Cargo's profile of what is released and measured.
+pub(crate) const SHIPPED: &str = "shipped";
+
+/// Builds some programs as they are released.
+pub(crate) fn build_shipped(programs: &[&str]) -> Result<()> {
+    setup::run()?;
+    let mut args = vec!["build", "--profile", SHIPPED, "--workspace", "--locked"];
+    programs.iter().for_each(|program| args.extend(["--bin", program]));
+    cargo(&args, &[])
+}
+
+/// Where those are, from where this one is: TARGET-FOLDER/TRIPLE/PROFILE.
+pub(crate) fn shipped() -> Result<PathBuf> {
+    let own = bin("")?;
+    Ok(own.parent().and_then(Path::parent).context("the target folder")?.join(SHIPPED))
 }
 
 /// Runs cargo, with these variables set.

@@ -111,24 +111,28 @@ impl Architecture {
     }
 
     /// Where the programs are when they are built.
-    pub(crate) fn programs(self) -> Result<PathBuf> {
-        let own = tools::bin("")?;
-        if self.is_host() {
-            return Ok(own);
+    pub(crate) fn programs(self, snapshot: bool) -> Result<PathBuf> {
+        if snapshot && self.is_host() {
+            return tools::bin("");
         }
-        // TARGET-FOLDER/TRIPLE/PROFILE/.
-        let folder = own.ancestors().nth(2).context("the target folder")?;
-        Ok(folder.join(self.triple()).join("release"))
+        // TARGET-FOLDER/TRIPLE/PROFILE.
+        let shipped = tools::shipped()?;
+        let folder = shipped.ancestors().nth(2).context("the target folder")?;
+        let profile = if snapshot { "release" } else { tools::SHIPPED };
+        Ok(if self.is_host() { shipped } else { folder.join(self.triple()).join(profile) })
     }
 
-    /// Builds the programs. Under `--workspace`, as all else, or cargo would choose other features for the cryptography; a snapshot's
-    /// with what the tests switch on ([`tools::TESTED`]).
+    /// Builds the programs. Under `--workspace`, as all else, or cargo would choose other features for the cryptography. A snapshot's
+    /// are those of the tests, and optimized as they are ([`tools::TESTED`]).
     pub(crate) fn build(self, snapshot: bool) -> Result<()> {
         setup::run()?;
-        let mut args = vec!["build", "--release", "--workspace", "--locked"];
+        let mut args = vec!["build", "--workspace", "--locked"];
         PROGRAMS.iter().for_each(|program| args.extend(["--bin", program]));
         if snapshot {
+            args.push("--release");
             args.extend(tools::TESTED);
+        } else {
+            args.extend(["--profile", tools::SHIPPED]);
         }
         if self.is_host() {
             return tools::cargo(&args, &[]);
