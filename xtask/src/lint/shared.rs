@@ -89,7 +89,7 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("ztunnel/src/affinity.rs", Often::Connection, 2),
     ("ztunnel/src/connect.rs", Often::Connection, 2),
     ("ztunnel/src/conns.rs", Often::Connection, 7),
-    ("ztunnel/src/inbound.rs", Often::Connection, 5),
+    ("ztunnel/src/inbound.rs", Often::Connection, 6),
     ("ztunnel/src/outbound.rs", Often::Connection, 2),
     ("ztunnel/src/worker.rs", Often::Connection, 5),
     ("crates/hbone/src/revocation.rs", Often::Seldom, 4),
