@@ -262,13 +262,17 @@ impl Worker {
 
     /// The same for a request, with a count of this worker's: while nothing has changed it touches nothing that others write.
     pub fn latest(&self) -> Latest {
+        self.renew();
+        self.latest.borrow().clone()
+    }
+
+    fn renew(&self) {
         // Where there is nobody any more who would tell of a change, it is asked for each time.
         if self.state.borrow().has_changed().unwrap_or(true) {
             let new = self.state.borrow_mut().borrow_and_update().clone();
             self.own_name.replace(own_name(&self.shared, &new));
             self.latest.replace(Rc::new(new));
         }
-        self.latest.borrow().clone()
     }
 
     /// Registers a byte stream that was let in by the policies of a snapshot.
@@ -279,7 +283,7 @@ impl Worker {
     /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows.
     pub fn note(&self, downstream: &Downstream, request: Option<(&Parts, &str)>, denied: Option<&Denial>) {
         // Which may have become known since.
-        drop(self.latest());
+        self.renew();
         let own = self.own_name.borrow();
         self.flows.note(|| {
             let config = &self.shared.config;

@@ -16,7 +16,8 @@ pub(crate) fn bin(name: &str) -> Result<PathBuf> {
 }
 
 /// What `cargo test` switches on by itself, as dependencies of tests. Whatever is built beside the tests is built with it too, or
-/// cargo would compile tokio, and all that stands on it, twice. What is released or measured is built without ([`build_plain`], [`build_shipped`]).
+/// cargo would compile tokio, and all that stands on it, twice. What is released or measured is built without
+/// ([`build_plain`], [`build_shipped`]).
 pub(crate) const TESTED: [&str; 2] =
     ["--features", "karst-proxy/testing,karst-ztunnel/fuzz,karst-waypoint/fuzz,karst-controller/fuzz"];
 

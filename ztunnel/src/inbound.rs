@@ -592,8 +592,8 @@ async fn authorized_later(worker: &Worker, pod: &LocalPod, check: &Connection, g
 /// # Errors
 /// Why not.
 pub fn still_allowed(worker: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
-    let snapshot = worker.snapshot();
-    let (verdict, _) = judge(&snapshot, &pod.own(), || *worker.shared.stream.borrow(), check)?;
+    let (told, snapshot) = (*worker.shared.stream.borrow(), worker.snapshot());
+    let (verdict, _) = judge(&snapshot, &pod.own(), || told, check)?;
     if verdict.is_allow() { Ok(()) } else { Err(Outcome::Denied(verdict)) }
 }
 

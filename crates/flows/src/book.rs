@@ -45,6 +45,13 @@ struct Slot {
     older: u32,
 }
 
+impl Slot {
+    fn count(&mut self, now: u64) {
+        self.flow.count += 1;
+        self.flow.last = now;
+    }
+}
+
 /// The book of one worker.
 pub struct Book {
     capacity: usize,
@@ -186,8 +193,7 @@ impl Book {
         let exact = Wanted::new(seen, false);
         // What is seen again and again, one after the other, needs no look-up.
         if let Some(newest) = self.slots.get_mut(self.newest as usize).filter(|slot| exact.is(slot)) {
-            newest.flow.count += 1;
-            newest.flow.last = now;
+            newest.count(now);
             return false;
         }
         let hash = self.hasher.hash_one(&exact);
@@ -224,8 +230,7 @@ impl Book {
     fn is_known(&mut self, wanted: &Wanted<'_>, hash: u64, now: u64) -> bool {
         let Some(&at) = self.by_hash.get(&hash) else { return false };
         let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| wanted.is(slot)) else { return false };
-        slot.flow.count += 1;
-        slot.flow.last = now;
+        slot.count(now);
         if at != self.newest {
             self.unlink(at);
             self.link(at);

@@ -20,16 +20,8 @@ pub fn run<T: 'static>(main: impl Future<Output = T> + 'static) -> io::Result<T>
     let runtime = Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
     let tasks = LocalSet::new();
     let ended = tasks.block_on(&runtime, async { tokio::task::spawn_local(main).await });
-    match ended {
-        Ok(value) => {
-            // In the runtime, as connections that are still open may say at their end what they need it for.
-            let _entered = runtime.enter();
-            drop(tasks);
-            Ok(value)
-        }
-        // Nobody else has it to end it.
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
-    }
+    // Nobody else has the task to end it.
+    ended.map_or_else(|e| std::panic::resume_unwind(e.into_panic()), Ok)
 }
 
 #[cfg(test)]
