@@ -37,7 +37,7 @@ use http_body::Body;
 use karst_core::Identity;
 use karst_policy::Path;
 use karst_proxy::dry_run::Would;
-use std::{sync::Arc, time::Duration};
+use std::{cell::LazyCell, fmt, sync::Arc, time::Duration};
 
 /// A question of a policy in dry run, for which nobody waits, takes at most this long.
 const TRIAL: Duration = Duration::from_secs(10);
@@ -121,7 +121,7 @@ pub(super) async fn check(
             try_out(call, &asks, parts, body, record);
             continue;
         }
-        let by = By { text: format!("provider {} (policy {})", provider.name, asks.policy), policy: asks.policy };
+        let by = By::Policy { provider: &provider.name, policy: asks.policy };
         changes.extend(enforce(call, provider, &by, parts, body, record).await?);
     }
     Ok(changes)
@@ -139,16 +139,32 @@ pub(super) async fn check_rule(
     record: &mut RequestLog,
 ) -> Result<Option<Changes>, Stopped> {
     identify(parts, record);
-    let by = By { text: format!("external authorization of {origin}"), policy: "" };
-    enforce(call, provider, &by, parts, body, record).await
+    enforce(call, provider, &By::Rule { origin }, parts, body, record).await
 }
 
-/// Who has a provider asked.
-struct By<'a> {
-    /// For the log.
-    text: String,
-    /// The policy, if it is one.
-    policy: &'a str,
+/// Who has a provider asked. Its text is for the log: it is written only if the request does not go on, or goes on without an answer.
+enum By<'a> {
+    Policy { provider: &'a str, policy: &'a str },
+    Rule { origin: &'a str },
+}
+
+impl By<'_> {
+    /// The policy; empty: it is none.
+    fn policy(&self) -> &str {
+        match self {
+            By::Policy { policy, .. } => policy,
+            By::Rule { .. } => "",
+        }
+    }
+}
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            By::Policy { provider, policy } => write!(f, "provider {provider} (policy {policy})"),
+            By::Rule { origin } => write!(f, "external authorization of {origin}"),
+        }
+    }
 }
 
 /// Asks a provider, and does what it says. None: without an answer the request goes on as it is.
@@ -168,9 +184,10 @@ async fn enforce(
         })?),
         None => None,
     };
-    // By what the client has sent, and those before it and a gateway have made of it.
+    // By what the client has sent, and those before it and a gateway have made of it. Made where they are looked at: many an answer
+    // that is kept follows from none.
     let now = clock::now();
-    let headers = question_headers(call, parts);
+    let headers = LazyCell::new(|| question_headers(call, parts));
     let kept =
         provider.cache.as_ref().map(|rule| (kept_answer::key(call, rule, parts, &headers, part.as_ref()), rule.ttl));
     let known = kept.and_then(|(key, _)| call.worker.answers.borrow_mut().get(&key, now));
@@ -180,7 +197,7 @@ async fn enforce(
     };
     let answer = match known {
         Some(answer) => Ok(answer),
-        None => asked(call, provider, (&*parts, &headers), body, record, part).await.inspect(|answer| {
+        None => asked(call, provider, (&*parts, &*headers), body, record, part).await.inspect(|answer| {
             if let Some((key, ttl)) = kept {
                 call.worker.answers.borrow_mut().keep(key, answer, (now, ttl));
             }
@@ -189,7 +206,7 @@ async fn enforce(
     let error = match answer {
         Ok(Answer::Denied(refusal)) => {
             count(call, provider, denied);
-            let denial = denial(call, parts, by, format!("denied by {}", by.text), EXT_AUTHZ_DENIED);
+            let denial = denial(call, parts, by, format!("denied by {by}"), EXT_AUTHZ_DENIED);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
         Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
@@ -203,11 +220,11 @@ async fn enforce(
     };
     if provider.fail_open {
         count(call, provider, Outcome::FailedOpen);
-        tracing::debug!(by = by.text, "no answer, and the request goes on (failOpen): {error}");
+        tracing::debug!(%by, "no answer, and the request goes on (failOpen): {error}");
         return Ok(None);
     }
     count(call, provider, Outcome::Error);
-    let denial = denial(call, parts, by, format!("{}: {error}", by.text), EXT_AUTHZ_ERROR);
+    let denial = denial(call, parts, by, format!("{by}: {error}"), EXT_AUTHZ_ERROR);
     Err(Stopped::Unanswered(provider.status_on_error, denial))
 }
 
@@ -320,7 +337,7 @@ fn count(call: &Call<'_>, provider: &Provider, outcome: Outcome) {
 
 /// Notes in the book of flows that a request was refused.
 fn denial(call: &Call<'_>, parts: &Parts, by: &By<'_>, error: String, details: &str) -> Denial {
-    let denial = Denial { error, details: details.into(), policy: by.policy.into() };
+    let denial = Denial { error, details: details.into(), policy: by.policy().into() };
     call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&denial));
     denial
 }

@@ -14,14 +14,15 @@ use crate::{
     route::bucket::BucketHash,
 };
 use http::{HeaderMap, request::Parts};
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Deref};
 
-/// The key of the answer to a question. `headers`: as the provider is told them, which a gateway has added to.
+/// The key of the answer to a question. `headers`: as the provider is told them, which a gateway has added to; looked at only if the
+/// answer follows from one.
 pub(super) fn key(
     call: &Call<'_>,
     rule: &CacheRule,
     parts: &Parts,
-    headers: &HeaderMap,
+    headers: &impl Deref<Target = HeaderMap>,
     body: Option<&BodyPart>,
 ) -> generations::Key {
     let mut hash = BucketHash::default();
@@ -41,7 +42,12 @@ pub(super) fn key(
     hash.whole()
 }
 
-fn put(call: &Call<'_>, key: &CacheKey, (parts, headers): (&Parts, &HeaderMap), hash: &mut BucketHash) {
+fn put(
+    call: &Call<'_>,
+    key: &CacheKey,
+    (parts, headers): (&Parts, &impl Deref<Target = HeaderMap>),
+    hash: &mut BucketHash,
+) {
     match key {
         CacheKey::Method => hash.value(parts.method.as_str().as_bytes()),
         CacheKey::Host => hash.value(call.authority().as_str().as_bytes()),
