@@ -28,19 +28,29 @@ impl Recorder {
         Self { batches: Batches::new(Signal::Logs, queue), own, buffer: RefCell::default() }
     }
 
-    /// Adds a record, or drops it if there is no place: then it is not written either. `workload`: this proxy, if it is known.
-    pub fn add(&self, export: &Export, workload: Option<&Arc<Workload>>, record: Record<'_>) {
-        let producer = || {
-            let mut producer = self.own.producer(workload, &export.collector);
-            producer.attributes.push((LOG_NAME.into(), export.name.to_string()));
-            producer
-        };
-        self.batches.add(&export.collector, 1, producer, |message| {
-            let mut buffer = self.buffer.borrow_mut();
-            buffer.clear();
-            record.write(&mut buffer);
-            message.record(&buffer);
-        });
+    /// Adds a record for each of these collectors, or drops it for those that there is no place for. It is written once, or not at all if
+    /// nobody gets it. `workload`: this proxy, if it is known.
+    pub fn add<'a>(
+        &self,
+        exports: impl Iterator<Item = &'a Export>,
+        workload: Option<&Arc<Workload>>,
+        record: Record<'_>,
+    ) {
+        let mut buffer = self.buffer.borrow_mut();
+        buffer.clear();
+        for export in exports {
+            let producer = || {
+                let mut producer = self.own.producer(workload, &export.collector);
+                producer.attributes.push((LOG_NAME.into(), export.name.to_string()));
+                producer
+            };
+            self.batches.add(&export.collector, 1, producer, |message| {
+                if buffer.is_empty() {
+                    record.write(&mut buffer);
+                }
+                message.record(&buffer);
+            });
+        }
     }
 }
 

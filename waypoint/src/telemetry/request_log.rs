@@ -117,9 +117,10 @@ impl RequestLog {
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {
             access_log::write(access_log::line(self, took.as_millis() as u64, sent));
         }
-        for export in rules.iter().flat_map(|t| &t.exports).filter(|export| export.takes(self, sent)) {
+        if let Some(rules) = rules.filter(|t| !t.exports.is_empty()) {
             let trace = spans.as_deref().map(|spans| spans.context).or(self.trace.as_deref().copied());
-            self.sink.export(export, Record { info: self, took, sent, trace });
+            let wanted = rules.exports.iter().filter(|export| export.takes(self, sent));
+            self.sink.export(wanted, Record { info: self, took, sent, trace });
         }
     }
 

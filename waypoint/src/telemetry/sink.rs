@@ -93,11 +93,11 @@ impl Sink {
         self.spans.add(myself.workload.as_ref(), is_new, ended);
     }
 
-    /// Records a request or connection that has ended, for a collector of the log.
-    pub fn export(&self, export: &Export, record: Record<'_>) {
+    /// Records a request or connection that has ended, for these collectors of the log.
+    pub fn export<'a>(&self, exports: impl Iterator<Item = &'a Export>, record: Record<'_>) {
         let mut myself = self.myself.borrow_mut();
         myself.look(&self.config);
-        self.logs.add(export, myself.workload.as_ref(), record);
+        self.logs.add(exports, myself.workload.as_ref(), record);
     }
 
     /// Tells whoever looks on what has ended.
