@@ -103,12 +103,15 @@ pub async fn attempt(
                 };
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
-            // Of bytes that are carried as they are no trace is known.
-            let mut headers = dial::headers(source.baggage(), client.seen_by(t.target.ip()), host, None);
             let hands_over = worker.shared.config.hand_over;
-            if hands_over {
-                continuation::announce(&mut headers);
-            }
+            let headers = || {
+                // Of bytes that are carried as they are no trace is known.
+                let mut headers = dial::headers(source.baggage(), client.seen_by(t.target.ip()), host, None);
+                if hands_over {
+                    continuation::announce(&mut headers);
+                }
+                headers
+            };
             let target = Target {
                 connector: &served.pod.connector,
                 pod: &served.pod.uid,
@@ -117,7 +120,7 @@ pub async fn attempt(
                 address: t.address,
                 expected: &t.expected,
                 authority: &t.target.to_string(),
-                headers,
+                headers: &headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
             Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), opened.continues && hands_over))
@@ -144,8 +147,11 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     let by_waypoint = target.ip() != conn.destination_addr.ip();
     let expected = expected(&peer, conn.service.as_deref(), by_waypoint);
     let host = conn.service.as_ref().map(|s| &*s.hostname);
-    let mut headers = dial::headers(source.baggage(), conn.source_addr, host, None);
-    continuation::name(&mut headers, token);
+    let headers = || {
+        let mut headers = dial::headers(source.baggage(), conn.source_addr, host, None);
+        continuation::name(&mut headers, token);
+        headers
+    };
     let wanted = Target {
         connector: &pod.connector,
         pod: &pod.uid,
@@ -154,7 +160,7 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
         address: conn.destination_addr,
         expected: &expected,
         authority: &target.to_string(),
-        headers,
+        headers: &headers,
     };
     let opened = worker.dialer.again(&wanted).await?;
     Ok((opened.lease, (opened.send, opened.recv)))

@@ -6,14 +6,14 @@
 //! whoever leaves, both at a time too. Proven by the tests below, for all orders of events.
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, rand};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{
     fmt,
     hash::{Hash, Hasher},
 };
 
 /// The header: of a CONNECT, of the answer to it, and of trailers.
-pub const HEADER: &str = "karst-continue";
+pub const HEADER: HeaderName = HeaderName::from_static("karst-continue");
 /// Its value where a side says that it knows of continuation.
 const KNOWS: &str = "1";
 

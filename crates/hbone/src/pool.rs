@@ -193,6 +193,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
     /// Opens a stream to `authority` on a tunnel for the key. A tunnel that was there already may have lost its peer without
     /// hearing of it (a GOAWAY on its way, a pod that is gone and whose address is another's): then a fresh one is asked for, once.
     /// Not for an interrupted connection, unless the peer has not looked at it: its token works once, and may have done so.
+    /// `headers` are made for each try, of which there is mostly one.
     ///
     /// # Errors
     /// Those of `connect`, and the peer's answer.
@@ -201,18 +202,19 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         key: &K,
         connect: impl Fn() -> F,
         authority: &str,
-        headers: &HeaderMap,
+        headers: impl Fn() -> HeaderMap,
     ) -> Result<Opened, ClientError>
     where
         F: Future<Output = Result<(SendRequest<Bytes>, D), ClientError>> + 'static,
         D: Future<Output = Result<(), h2::Error>> + 'static,
     {
-        let shows_token = matches!(continuation::said(headers), Said::Token(_));
         let mut again = false;
         loop {
             let lease = self.get(key, &connect).await?;
+            let headers = headers();
+            let shows_token = matches!(continuation::said(&headers), Said::Token(_));
             let mut undecided = DiscardOnCancel(Some(&lease));
-            let answer = client::connect(lease.sender(), authority, headers.clone()).await;
+            let answer = client::connect(lease.sender(), authority, headers).await;
             undecided.0 = None;
             drop(undecided);
             match answer {

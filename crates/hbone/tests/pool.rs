@@ -80,7 +80,7 @@ async fn open(pool: &Rc<Pool<SocketAddr>>, at: SocketAddr) -> Result<(), ClientE
             client::handshake(tcp, at, &creds, &[A.parse().unwrap()], &Settings::default()).await
         }
     };
-    pool.open(&at, dial, "10.0.0.1:80", &HeaderMap::new()).await.map(drop)
+    pool.open(&at, dial, "10.0.0.1:80", HeaderMap::new).await.map(drop)
 }
 
 async fn tried(script: &'static [Does], streams: usize) -> (Vec<Option<bool>>, usize) {

@@ -123,7 +123,7 @@ impl Future for Watched {
 }
 
 async fn open(pool: &Rc<Pool<u8>>, peer: &Rc<Peer>) -> Result<Opened, ClientError> {
-    pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", &HeaderMap::new()).await
+    pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", HeaderMap::new).await
 }
 
 /// All at once; how each went.
@@ -252,7 +252,7 @@ async fn a_peer_that_does_not_know_of_continuation_gets_nothing_of_the_connectio
         let (pool, peer) = (Pool::new(10, IDLE), Peer::new(|_| Does::Answer));
         let mut headers = HeaderMap::new();
         continuation::name(&mut headers, &Token::new().unwrap());
-        let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", &headers).await;
+        let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", || headers.clone()).await;
         let error = opened.err().unwrap();
         assert!(matches!(error, ClientError::NotContinued) && !error.may_retry(), "{error}");
         let (_send, mut recv) = peer.open.borrow_mut().pop().unwrap();
@@ -274,7 +274,7 @@ async fn a_token_that_may_have_been_seen_is_not_shown_again() {
         let second = async |does: fn(usize) -> Does, headers: &HeaderMap| {
             let (pool, peer) = (Pool::new(10, IDLE), Peer::new(does));
             let _first = open(&pool, &peer).await.unwrap();
-            let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", headers).await;
+            let opened = pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", || headers.clone()).await;
             (opened.err(), peer.streams.get())
         };
         let breaks = |stream: usize| if stream == 1 { Does::Break } else { Does::Answer };
@@ -289,6 +289,25 @@ async fn a_token_that_may_have_been_seen_is_not_shown_again() {
         let refuses = |stream: usize| if stream == 1 { Does::Refuse } else { Does::Answer };
         let (error, streams) = second(refuses, &token).await;
         assert!(matches!(error, Some(ClientError::NotContinued)) && streams == 3, "{error:?} {streams}");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stream_says_is_made_once_for_each_try() {
+    let run = async {
+        let does = |stream: usize| if stream == 1 { Does::Break } else { Does::Answer };
+        let (pool, peer, made) = (Pool::new(10, IDLE), Peer::new(does), Cell::new(0));
+        let headers = || {
+            made.set(made.get() + 1);
+            HeaderMap::new()
+        };
+        let (mut opened, mut counts) = (vec![], vec![]);
+        for _ in 0..2 {
+            opened.push(pool.open(&0, || peer.clone().connect(), "10.0.0.1:80", headers).await.unwrap());
+            counts.push((made.get(), peer.streams.get()));
+        }
+        assert_eq!(counts, [(1, 1), (3, 3)], "the second has lost its tunnel, and was tried on a fresh one");
     };
     LocalSet::new().run_until(run).await;
 }

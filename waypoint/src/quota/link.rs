@@ -191,7 +191,7 @@ async fn open(worker: &Rc<Worker>, keeper: &Workload) -> io::Result<Stream> {
         address,
         expected: std::slice::from_ref(own),
         authority: AUTHORITY,
-        headers: HeaderMap::new(),
+        headers: &HeaderMap::new,
     };
     let opened = worker.dialer.tunnel(&target, None).await.map_err(|e| io::Error::other(e.to_string()))?;
     Ok((Io::tunnel(opened.send, opened.recv, worker.lingering.clone()), Some(opened.lease)))

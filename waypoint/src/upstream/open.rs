@@ -226,12 +226,15 @@ async fn connect(
     let (address, authority) =
         (SocketAddr::new(address.ip(), port), set.via_waypoint.clone().unwrap_or_else(|| address.to_string()));
     let headers = |trace| dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname), trace);
-    let mut first = headers((attempt.trace)());
     // A waypoint does not leave in the middle of a connection.
     let may_continue = set.via_waypoint.is_none();
-    if may_continue {
-        continuation::announce(&mut first);
-    }
+    let first = || {
+        let mut first = headers((attempt.trace)());
+        if may_continue {
+            continuation::announce(&mut first);
+        }
+        first
+    };
     let opened = {
         let target = Target {
             connector: network,
@@ -241,7 +244,7 @@ async fn connect(
             address,
             expected: &expected,
             authority: &authority,
-            headers: first,
+            headers: &first,
         };
         worker.dialer.tunnel(&target, attempt.candidate()).await?
     };

@@ -72,8 +72,11 @@ async fn again(worker: &Worker, way: &Way, token: &Token) -> Result<Opened, Reop
     };
     let known = worker.snapshot().mesh.workloads.get(&way.peer.uid).cloned();
     let peer = known.filter(|known| known.identity == way.peer.identity).ok_or(ReopenError::Gone)?;
-    let mut headers = way.headers.clone();
-    continuation::name(&mut headers, token);
+    let headers = || {
+        let mut headers = way.headers.clone();
+        continuation::name(&mut headers, token);
+        headers
+    };
     let target = Target {
         connector,
         pod: "",
@@ -82,7 +85,7 @@ async fn again(worker: &Worker, way: &Way, token: &Token) -> Result<Opened, Reop
         address: way.address,
         expected: &way.expected,
         authority: &way.authority,
-        headers,
+        headers: &headers,
     };
     Ok(worker.dialer.again(&target).await?)
 }

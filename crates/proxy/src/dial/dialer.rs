@@ -53,8 +53,8 @@ pub struct Target<'a> {
     pub expected: &'a [Identity],
     /// The CONNECT authority.
     pub authority: &'a str,
-    /// See [`super::headers()`].
-    pub headers: HeaderMap,
+    /// Makes what a CONNECT says, for each that is sent: see [`super::headers()`].
+    pub headers: &'a dyn Fn() -> HeaderMap,
 }
 
 /// Which tunnel: whose, to where, who must answer.
@@ -171,7 +171,7 @@ impl Dialer {
             };
             turns::of(share, Box::pin(connecting))
         };
-        let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, &target.headers).await?) });
+        let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, target.headers).await?) });
         self.patience.reach(candidate, work).await
     }
 
@@ -323,7 +323,7 @@ mod tests {
                 address: at,
                 expected,
                 authority: "10.0.0.1:80",
-                headers: HeaderMap::new(),
+                headers: &HeaderMap::new,
             }
         }
         /// A stream to an endpoint of a service, with others or without.
@@ -465,11 +465,13 @@ mod tests {
     #[tokio::test]
     async fn the_next_stream_is_asked_for_until_somebody_has_the_connection() {
         run(async |ca, c| {
-            let asked = |at: SocketAddr| {
+            let token = Token::new().unwrap();
+            let headers = || {
                 let mut headers = HeaderMap::new();
-                continuation::name(&mut headers, &Token::new().unwrap());
-                Target { headers, ..c.target(at) }
+                continuation::name(&mut headers, &token);
+                headers
             };
+            let asked = |at: SocketAddr| Target { headers: &headers, ..c.target(at) };
             let does = |n| if n < 3 { Does::Answer(503) } else { Does::Continue };
             let p = Peer::start(&ca, &c.to.identity, does).await;
             timeout(PATIENCE, c.dialer.again(&asked(p.at))).await.unwrap().unwrap();
@@ -490,8 +492,9 @@ mod tests {
             let p = Peer::start(&ca, &c.to.identity, |_| Does::Answer(200)).await;
             let from = "192.0.2.1:5".parse().unwrap();
             let ask = async |service: Option<&str>, trace: Option<SpanContext>| {
-                let headers = headers(Some(&HeaderValue::from_static("k8s.pod.name=a")), from, service, trace);
-                c.dialer.tunnel(&Target { headers, ..c.target(p.at) }, None).await.unwrap();
+                let baggage = HeaderValue::from_static("k8s.pod.name=a");
+                let headers = || headers(Some(&baggage), from, service, trace);
+                c.dialer.tunnel(&Target { headers: &headers, ..c.target(p.at) }, None).await.unwrap();
                 let h = p.headers.borrow();
                 ["baggage", "forwarded", "traceparent"]
                     .map(|n| h.get(n).map_or(String::new(), |v| v.to_str().unwrap().into()))
