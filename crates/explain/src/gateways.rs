@@ -38,7 +38,7 @@ pub(crate) fn pods(compiled: &Compiled, has_keys: bool, mesh: &Snapshot, objects
     let mut out: BTreeMap<String, GatewayPod> = BTreeMap::new();
     let workload = |name: &str| {
         let mut uids = mesh.by_name.get(name).into_iter().flatten().filter_map(|uid| mesh.workloads.get(uid));
-        uids.find(|workload| workload.uid.contains("/Pod/")).cloned()
+        uids.find(|workload| workload.is_pod()).cloned()
     };
     for (_, pod) in objects.pods() {
         let meta = &pod.metadata;

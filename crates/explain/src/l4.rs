@@ -71,7 +71,7 @@ pub(crate) fn as_known<'a>(mesh: &'a Snapshot, workload: &'a Arc<Workload>) -> &
 /// One that is named, and has not come.
 fn policies<'a>(world: &'a World, workload: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
     match world.observed.ztunnel(&workload.node) {
-        Some(ztunnel) if workload.uid.contains("/Pod/") => ztunnel.mesh.policies_of_own(&OwnPod {
+        Some(ztunnel) if workload.is_pod() => ztunnel.mesh.policies_of_own(&OwnPod {
             namespace: &workload.namespace,
             name: &workload.name,
             account: workload.identity.service_account(),

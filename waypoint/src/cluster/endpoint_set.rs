@@ -17,7 +17,7 @@ use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
     endpoints::{self, candidates_of, udp_candidates, waypoints},
-    state::{Announced, Mode, Service, Workload},
+    state::{Announced, Mode, ObjectKind, Service, Workload},
 };
 use std::{
     cell::OnceCell,
@@ -317,7 +317,7 @@ impl EndpointSet {
         let known = if address.is_unspecified() { None } else { snapshot.mesh.workload(address).cloned() };
         let workload = known.unwrap_or_else(|| {
             let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
-            let uid = format!("{}/{host}", self.key.service).into();
+            let uid = format!("{}/{host}", self.key.service);
             // Nobody of the mesh, and of no place.
             let nobody = Workload::unannounced(Announced {
                 namespace: &self.service.namespace,
@@ -327,7 +327,7 @@ impl EndpointSet {
                 cluster: &own.cluster,
                 network: &own.network,
             });
-            Arc::new(Workload { uid, hostname, hbone: false, ..nobody })
+            Arc::new(Workload { kind: ObjectKind::of(&uid), uid: uid.into(), hostname, hbone: false, ..nobody })
         });
         let target = self.service.ports.iter().find(|(p, _)| *p == self.key.port).map(|(_, t)| *t);
         let port =

@@ -2,7 +2,7 @@
 
 use super::{
     baggage::Baggage,
-    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, Service, UdpPort, Workload},
+    model::{Gateway, GatewayTo, LocalityScope, Membership, Mode, ObjectKind, Service, UdpPort, Workload},
     texts::{self, text},
 };
 use bytes::Bytes;
@@ -208,6 +208,7 @@ pub(super) fn workload(workload: pb::Workload) -> Result<Workload, ResourceError
         workload.karst_udp_services.into_iter().map(|(key, ports)| (key.into(), udp_ports(ports))).collect();
     udp.sort_by(|one, other| one.0.cmp(&other.0));
     Ok(Workload {
+        kind: ObjectKind::of(&workload.uid),
         uid: workload.uid.into(),
         pod_uid,
         name: workload.name.into(),

@@ -23,7 +23,8 @@ pub use asked::{Asked, Mark, Name, Pages};
 pub use decode::{FieldError, GatewayError, ResourceError};
 pub use members::Endpoints;
 pub use model::{
-    Announced, Gateway, GatewayTo, LocalityScope, Membership, Mode, OwnPod, Ports, Service, UdpPort, Workload,
+    Announced, Gateway, GatewayTo, LocalityScope, Membership, Mode, ObjectKind, OwnPod, Ports, Service, UdpPort,
+    Workload,
 };
 pub use ranges::PodRanges;
 pub use snapshot::Snapshot;

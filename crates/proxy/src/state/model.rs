@@ -22,10 +22,37 @@ pub struct UdpPort {
     pub closed: Arc<str>,
 }
 
+/// What a workload is made from, as its uid says (`cluster/group/kind/namespace/name`). Found where the uid is taken in, and asked of
+/// each connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// One of Kubernetes' pods.
+    Pod,
+    /// What another API group calls a pod.
+    OtherPod,
+    /// An entry of another kind, which may have a pod's name.
+    Entry,
+}
+
+impl ObjectKind {
+    /// Of the workload with this uid.
+    pub fn of(uid: &str) -> Self {
+        if uid.contains("//Pod/") {
+            Self::Pod
+        } else if uid.contains("/Pod/") {
+            Self::OtherPod
+        } else {
+            Self::Entry
+        }
+    }
+}
+
 /// A pod or another endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     pub uid: Arc<str>,
+    /// See [`ObjectKind::of`].
+    pub kind: ObjectKind,
     /// Which pod it is, as the node agent writes uids ([`karst_core::zds_uid`]); empty: not told (istiod does not).
     pub pod_uid: Arc<str>,
     pub name: Arc<str>,
@@ -110,12 +137,16 @@ pub struct Announced<'a> {
 impl Workload {
     /// Is it a pod, not an entry of another kind that may have a pod's name?
     pub fn is_pod(&self) -> bool {
-        self.uid.contains("/Pod/")
+        match self.kind {
+            ObjectKind::Pod | ObjectKind::OtherPod => true,
+            ObjectKind::Entry => false,
+        }
     }
     /// A pod of this node that the control plane has not told of, from what the agent says.
     pub fn unannounced(announced: Announced<'_>) -> Self {
         Self {
             uid: format!("{}//Pod/{}/{}", announced.cluster, announced.namespace, announced.name).into(),
+            kind: ObjectKind::Pod,
             pod_uid: "".into(),
             name: announced.name.into(),
             namespace: announced.namespace.into(),
@@ -275,4 +306,24 @@ pub enum LocalityScope {
     Node,
     Cluster,
     Network,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_says_whether_it_is_a_pods() {
+        for (uid, kind) in [
+            ("Kubernetes//Pod/ns/a", ObjectKind::Pod),
+            ("//Pod/ns/a", ObjectKind::Pod),
+            ("c/other.example.com/Pod/ns/a", ObjectKind::OtherPod),
+            ("Kubernetes/networking.istio.io/WorkloadEntry/ns/a", ObjectKind::Entry),
+            ("Pod/ns/a", ObjectKind::Entry),
+            ("c//pod/ns/a", ObjectKind::Entry),
+            ("", ObjectKind::Entry),
+        ] {
+            assert_eq!(ObjectKind::of(uid), kind, "{uid}");
+        }
+    }
 }

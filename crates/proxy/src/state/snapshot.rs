@@ -3,7 +3,7 @@
 use super::{
     asked::{Asked, Mark, Name, Pages},
     members::Endpoints,
-    model::{OwnPod, Service, Workload},
+    model::{ObjectKind, OwnPod, Service, Workload},
     ranges::PodRanges,
 };
 use imbl::HashMap;
@@ -95,7 +95,7 @@ impl Snapshot {
     /// The workload of an address of this network. Several on one: pods before HBONE before others.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));
-        all.max_by_key(|w| (w.uid.contains("//Pod/"), w.hbone))
+        all.max_by_key(|w| (w.kind == ObjectKind::Pod, w.hbone))
     }
     /// Who an endpoint is. One that takes no tunnels may have been written by its address alone: if a member of this network has
     /// that address, it is the member, with its identity and policies, and nothing is sent there in plaintext.
