@@ -18,8 +18,8 @@ pub enum Caller {
 /// The client of a captured connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Client {
-    /// The pod's own addresses, at most one of each family: what its peers see.
-    own: Vec<IpAddr>,
+    /// The pod's own addresses, of IPv4 and of IPv6: what its peers see.
+    own: [Option<IpAddr>; 2],
     port: u16,
     /// An address that the application has chosen among those of its pod; kept where nothing depends on it.
     chosen: Option<IpAddr>,
@@ -49,13 +49,14 @@ impl Client {
             Some(_) if own.contains(&ip) || is_local(ip) => Some(ip),
             Some(_) => return Err(Refusal::NotItsAddress),
         };
-        Ok(Self { own: first(true).into_iter().chain(first(false)).collect(), port: from.port(), chosen })
+        Ok(Self { own: [first(true), first(false)], port: from.port(), chosen })
     }
 
     /// The address that a peer of this address sees; if the pod has none of that family, one of the other.
     pub fn seen_by(&self, peer: IpAddr) -> SocketAddr {
-        let ip = self.own.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).or(self.own.first());
-        SocketAddr::new(ip.copied().unwrap_or(peer), self.port)
+        let [v4, v6] = self.own;
+        let ip = if peer.is_ipv4() { v4.or(v6) } else { v6.or(v4) };
+        SocketAddr::new(ip.unwrap_or(peer), self.port)
     }
 
     /// What the application has chosen, if that is another than it would have had.
@@ -118,6 +119,11 @@ mod tests {
         let own = [ip("10.0.0.1"), ip("fd00::1")];
         let c = Client::new(&own, "10.0.0.1:5".parse().unwrap(), Caller::Pod, |_| false).unwrap();
         assert_eq!(c.seen_by(ip("fd00::9")), "[fd00::1]:5".parse().unwrap());
+        // Or the one that there is.
+        for (own, peer) in [("10.0.0.1", "fd00::9"), ("fd00::1", "10.0.0.9")] {
+            let from = SocketAddr::new(ip(own), 5);
+            assert_eq!(Client::new(&[ip(own)], from, Caller::Pod, |_| false).unwrap().seen_by(ip(peer)), from);
+        }
     }
 
     #[test]

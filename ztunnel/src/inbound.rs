@@ -361,9 +361,10 @@ pub fn target<B>(
             return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to"));
         }
         Host::Ip(_) => port,
-        Host::Name(host) => {
-            let svc =
-                snapshot.host(&host, own.namespace).ok_or(Outcome::NotFound("unknown host name in the authority"))?;
+        Host::Name(asked) => {
+            let svc = snapshot
+                .host(asked.host(), own.namespace)
+                .ok_or(Outcome::NotFound("unknown host name in the authority"))?;
             let own = snapshot.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
@@ -406,19 +407,20 @@ fn guard_port(port: u16) -> Result<u16, Outcome> {
     if OWN_PORTS.contains(&port) { Err(Outcome::NotFound("the port is one of ztunnel's own")) } else { Ok(port) }
 }
 
-enum Host {
+enum Host<'a> {
     Ip(IpAddr),
-    Name(String),
+    Name(Authority<'a>),
 }
 
 /// Reads `ip:port`, `[ip6]:port` or `name:port`.
-fn authority(text: &str) -> Option<(Host, u16)> {
+fn authority(text: &str) -> Option<(Host<'_>, u16)> {
     let authority = Authority::parse(text.as_bytes()).ok()?;
+    let port = authority.port()?;
     let host = match authority.host().trim_matches(['[', ']']).parse() {
         Ok(ip) => Host::Ip(ip),
-        Err(_) => Host::Name(authority.host().to_string()),
+        Err(_) => Host::Name(authority),
     };
-    Some((host, authority.port()?))
+    Some((host, port))
 }
 
 /// What somebody wants of a pod.
@@ -738,7 +740,7 @@ mod tests {
         let show = |a: &str| match authority(a) {
             None => "-".to_string(),
             Some((Host::Ip(ip), p)) => format!("{ip} {p}"),
-            Some((Host::Name(n), p)) => format!("name {n} {p}"),
+            Some((Host::Name(asked), p)) => format!("name {} {p}", asked.host()),
         };
         for (a, want) in [
             ("10.0.0.1:80", "10.0.0.1 80"),
