@@ -1,33 +1,17 @@
 //! What of the suite is declared: profiles and features. It runs a test if all of the test's features are declared, and passes over names
 //! that it does not know ([`unknown`] finds these).
 
-/// Features of gateways that are built apart from the rest: true once the product has them. What is false is not declared: its tests do
-/// not run, and the report lists it as unsupported. `UDPRoute` brings the profile GATEWAY-UDP with it.
-const ARRIVING: [(&str, bool); 7] = [
-    // ListenerSets: listeners beside those of the Gateway.
-    ("ListenerSet", true),
-    // spec.addresses with several, usable or not.
-    ("GatewayStaticAddresses", true),
-    // Of the routes at a listener the one with the more specific host name of its own comes first.
-    ("GatewayRouteHostnameIntersectionPrecedence", true),
-    // Client certificates at listeners (spec.tls.frontend), and connections without a valid one.
-    ("GatewayFrontendClientCertificateValidation", true),
-    ("GatewayFrontendClientCertificateValidationInsecureFallback", true),
-    // The gateway's own certificate for backends (spec.tls.backend).
-    ("GatewayBackendClientCertificate", true),
-    // UDP listeners.
-    ("UDPRoute", true),
-];
-
-/// What gateways do besides. Not among these, because their fields are in experimental CRDs only and no test asks for them:
+/// What gateways do. Not among these, because their fields are in experimental CRDs only and no test asks for them:
 /// GatewayAddressRoutability, GatewayAddressRoutabilityCluster, GatewayListenerFilters, ClusterTrustBundle.
-const GATEWAYS: [&str; 43] = [
+const GATEWAYS: [&str; 50] = [
     "Gateway",
     "ReferenceGrant",
     "HTTPRoute",
     "GRPCRoute",
     "TLSRoute",
     "TCPRoute",
+    "UDPRoute",
+    "ListenerSet",
     "TLSRouteModeTerminate",
     "TLSRouteModeMixed",
     "GatewayPort8080",
@@ -35,6 +19,13 @@ const GATEWAYS: [&str; 43] = [
     "GatewayHTTPSListenerDetectMisdirectedRequests",
     "GatewayInfrastructure",
     "GatewayAddressEmpty",
+    "GatewayStaticAddresses",
+    "GatewayRouteHostnameIntersectionPrecedence",
+    // Client certificates at listeners (spec.tls.frontend), and connections without a valid one.
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
+    // The gateway's own certificate for backends (spec.tls.backend).
+    "GatewayBackendClientCertificate",
     "BackendTLSPolicy",
     "BackendTLSPolicySANValidation",
     "GRPCRouteNamedRouteRule",
@@ -134,7 +125,8 @@ pub(super) fn mesh() -> Declared {
 }
 
 pub(super) fn gateways() -> Declared {
-    gateways_with(&ARRIVING)
+    let profiles = vec!["GATEWAY-HTTP", "GATEWAY-GRPC", "GATEWAY-TLS", "GATEWAY-TCP", "GATEWAY-UDP"];
+    Declared { profiles, features: GATEWAYS.to_vec() }
 }
 
 /// Both, in one report.
@@ -160,16 +152,6 @@ pub(super) fn left_out<'a>(sources: &'a str) -> Result<Vec<&'a str>, Vec<&'stati
     }
 }
 
-fn gateways_with(arriving: &[(&'static str, bool)]) -> Declared {
-    let there = arriving.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| *name);
-    let features: Vec<&str> = GATEWAYS.into_iter().chain(there).collect();
-    let mut profiles = vec!["GATEWAY-HTTP", "GATEWAY-GRPC", "GATEWAY-TLS", "GATEWAY-TCP"];
-    if features.contains(&"UDPRoute") {
-        profiles.push("GATEWAY-UDP");
-    }
-    Declared { profiles, features }
-}
-
 /// Features that are not among those of the suite, by its sources (`pkg/features`).
 pub(super) fn unknown(declared: &Declared, sources: &str) -> Vec<&'static str> {
     let is_there = |name: &str| sources.contains(&format!("= \"{name}\"\n"));
@@ -181,20 +163,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_feature_that_has_arrived_is_declared_with_its_profile() {
-        let none = gateways_with(&[("ListenerSet", false), ("UDPRoute", false)]);
-        assert_eq!(none.features, GATEWAYS);
-        assert!(!none.profiles.contains(&"GATEWAY-UDP"));
-        let sets = gateways_with(&[("ListenerSet", true), ("UDPRoute", false)]);
-        assert_eq!((sets.features.len(), sets.profiles.len()), (GATEWAYS.len() + 1, 4));
-        let datagrams = gateways_with(&[("ListenerSet", true), ("UDPRoute", true)]);
-        assert!(datagrams.features.contains(&"UDPRoute") && datagrams.profiles.contains(&"GATEWAY-UDP"));
-    }
-
-    #[test]
     fn nothing_is_declared_twice() {
-        let everything: Vec<(&str, bool)> = ARRIVING.iter().map(|(name, _)| (*name, true)).collect();
-        for mut features in [mesh().features, gateways_with(&everything).features, all().features] {
+        for mut features in [mesh().features, gateways().features, all().features] {
             let count = features.len();
             features.sort_unstable();
             features.dedup();
@@ -206,8 +176,7 @@ mod tests {
     fn one_report_has_all_profiles() {
         let Declared { profiles, features } = all();
         assert_eq!(profiles.len(), 7, "{profiles:?}");
-        let there = ARRIVING.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name);
-        for name in GATEWAYS.iter().chain(&MESH).chain(there) {
+        for name in GATEWAYS.iter().chain(&MESH) {
             assert!(features.contains(name), "{name}");
         }
     }
