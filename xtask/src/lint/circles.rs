@@ -31,14 +31,9 @@ pub fn check(meta: &Value) -> Result<()> {
     for p in meta["packages"].as_array().into_iter().flatten() {
         let name = p["name"].as_str().unwrap_or_default();
         let mut arrows = Arrows::new();
-        for t in p["targets"].as_array().into_iter().flatten() {
-            let product = |k: &Value| k == "lib" || k == "bin";
-            if t["kind"].as_array().is_some_and(|k| k.iter().any(product)) {
-                let root = Path::new(t["src_path"].as_str().unwrap_or_default());
-                let root = root.strip_prefix(workspace).unwrap_or(root);
-                for (from, to) in read(root, &|f| std::fs::read_to_string(workspace.join(f)).ok())? {
-                    arrows.entry(from).or_default().extend(to);
-                }
+        for root in modules::roots(workspace, p) {
+            for (from, to) in read(root, &|f| std::fs::read_to_string(workspace.join(f)).ok())? {
+                arrows.entry(from).or_default().extend(to);
             }
         }
         let known = CIRCLES.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, c)| c);

@@ -69,13 +69,8 @@ pub fn check(meta: &Value) -> Result<()> {
     for package in meta["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
         let mut found = Vec::new();
-        for target in package["targets"].as_array().into_iter().flatten() {
-            let product = |kind: &Value| kind == "lib" || kind == "bin";
-            let root = Path::new(target["src_path"].as_str().unwrap_or_default());
-            let root = root.strip_prefix(workspace).unwrap_or(root);
-            if target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(product)) && is_product(name, root) {
-                found.extend(read(root, &|f| std::fs::read_to_string(workspace.join(f)).ok())?);
-            }
+        for root in modules::roots(workspace, package).filter(|root| is_product(name, root)) {
+            found.extend(read(root, &|f| std::fs::read_to_string(workspace.join(f)).ok())?);
         }
         let known = KNOWN.iter().find(|(n, _)| *n == name).map_or_else(Count::default, |(_, count)| *count);
         wrong.extend(judge(name, known, &found));

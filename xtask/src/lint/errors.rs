@@ -23,12 +23,8 @@ pub fn check(meta: &Value) -> Result<()> {
     let read = |file: &Path| std::fs::read_to_string(workspace.join(file)).ok();
     let mut files: BTreeSet<PathBuf> = BTreeSet::new();
     let packages = meta["packages"].as_array().into_iter().flatten();
-    for target in packages.filter_map(|package| package["targets"].as_array()).flatten() {
-        let built = |kind: &Value| kind == "lib" || kind == "bin";
-        let root = Path::new(target["src_path"].as_str().unwrap_or_default());
-        let root = root.strip_prefix(workspace).unwrap_or(root);
-        let is_built = target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(built));
-        if is_built && !NOT_PRODUCT.iter().any(|dir| root.starts_with(dir)) {
+    for root in packages.flat_map(|package| modules::roots(workspace, package)) {
+        if !NOT_PRODUCT.iter().any(|dir| root.starts_with(dir)) {
             files.extend(modules::read(root, &read)?.into_iter().map(|module| module.file));
         }
     }

@@ -3,6 +3,7 @@
 
 use super::lexer::{Token, tokens};
 use anyhow::{Context, Result};
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -31,6 +32,17 @@ pub struct Module {
     pub globs: Vec<Words>,
     /// Paths of its code and of its private imports, each with its line.
     pub paths: Vec<(Words, usize)>,
+}
+
+/// The root files of what is built of a package, by cargo's metadata: of its library and its programs, as they lie in the workspace.
+pub fn roots<'a>(workspace: &'a Path, package: &'a Value) -> impl Iterator<Item = &'a Path> {
+    let is_built = |kind: &Value| kind == "lib" || kind == "bin";
+    let targets = package["targets"].as_array().into_iter().flatten();
+    let built = targets.filter(move |target| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(is_built)));
+    built.map(move |target| {
+        let root = Path::new(target["src_path"].as_str().unwrap_or_default());
+        root.strip_prefix(workspace).unwrap_or(root)
+    })
 }
 
 /// All modules of the crate whose root file this is; the root is the first.
@@ -321,5 +333,25 @@ impl Reader<'_> {
         if !member && !field {
             self.of(m).paths.push((words, line));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn libraries_and_programs_are_built() {
+        let target = |kind: &str, file: &str| json!({"kind": [kind], "src_path": format!("/w/a/{file}")});
+        let targets = [
+            target("lib", "src/lib.rs"),
+            target("bin", "src/main.rs"),
+            target("test", "tests/a.rs"),
+            target("custom-build", "build.rs"),
+        ];
+        let package = json!({ "targets": targets });
+        let found: Vec<&Path> = roots(Path::new("/w"), &package).collect();
+        assert_eq!(found, [Path::new("a/src/lib.rs"), Path::new("a/src/main.rs")]);
     }
 }
