@@ -50,18 +50,17 @@ impl Conn {
     }
     /// The series that it counts in.
     pub fn series(&self, metrics: &Metrics, flag: &'static str) -> Arc<Traffic> {
-        let ends = [self.source.as_deref(), self.destination.as_deref()];
-        metrics.traffic.series(&between(self.reporter, ends, self.service.as_deref(), self.mtls), flag)
+        metrics.traffic.series(&self.between(), flag)
     }
-}
-
-/// Between whom a connection is, as the metrics of its connections and of their requests have it: who has opened it, and who serves it.
-pub fn between<'a>(
-    reporter: Reporter,
-    [source, destination]: [Option<&'a Workload>; 2],
-    service: Option<&'a Service>,
-    mtls: bool,
-) -> Between<'a> {
-    let security = if mtls { "mutual_tls" } else { "unknown" };
-    Between { reporter: reporter.text(), source, destination, service, mtls, security }
+    /// Between whom it is, as the metrics of connections and of their requests have it: who has opened it, and who serves it.
+    pub fn between(&self) -> Between<'_> {
+        Between {
+            reporter: self.reporter.text(),
+            source: self.source.as_deref(),
+            destination: self.destination.as_deref(),
+            service: self.service.as_deref(),
+            mtls: self.mtls,
+            security: if self.mtls { "mutual_tls" } else { "unknown" },
+        }
+    }
 }

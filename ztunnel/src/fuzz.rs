@@ -72,20 +72,20 @@ pub fn signals(data: &[u8]) {
 
 /// What is seen of it in pieces of at most this size.
 fn seen(mut data: &[u8], most: usize) -> (Vec<Exchange>, Option<Over>) {
-    let (mut connection, now) = (karst_signals::Connection::new(false), Duration::ZERO);
+    let (mut connection, now) = (karst_signals::Connection::new(false), || Duration::ZERO);
     while let Some((first, rest)) = data.split_first() {
         let (from_server, length) = (first & 0x80 != 0, usize::from(first & 0x7f));
         let (said, rest) = rest.split_at(length.min(rest.len()));
         match (length, from_server) {
             (0, false) => connection.client_ended(),
-            (0, true) => connection.server_ended(now),
-            (_, false) => said.chunks(most).for_each(|piece| connection.client_sent(piece, now)),
-            (_, true) => said.chunks(most).for_each(|piece| connection.server_sent(piece, now)),
+            (0, true) => connection.server_ended(&now),
+            (_, false) => said.chunks(most).for_each(|piece| connection.client_sent(piece, &now)),
+            (_, true) => said.chunks(most).for_each(|piece| connection.server_sent(piece, &now)),
         }
         data = rest;
     }
     let over = connection.over();
-    connection.close(now);
+    connection.close(&now);
     (connection.take().collect(), over)
 }
 

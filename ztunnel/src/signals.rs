@@ -2,21 +2,24 @@
 //! connection is watched is decided once, before its first byte; where it is not, nothing is paid for it.
 
 use crate::{
-    conn::{Conn, between},
+    conn::Conn,
     conns::Guard,
-    metrics::Reporter,
-    state::{Service, Snapshot, Workload},
+    state::{Service, Snapshot},
 };
 use karst_api::workload::AppProtocol;
 use karst_hbone::copy::Watch;
 use karst_proxy::{
     endpoints::is_waypoint,
     requests::{Kind, Series, Table},
-    traffic::Between,
 };
 use karst_rt::clock::Instant;
 use karst_signals::{Connection, Exchange, Over};
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    fmt,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
 
 /// Most kinds of answers whose series a connection keeps at hand; others are looked up each time.
 const KINDS: usize = 8;
@@ -30,7 +33,7 @@ pub fn outbound(table: Option<&Arc<Table>>, guard: &Guard, inner: Option<&Guard>
         return;
     }
     let spoken = Spoken::at(conn.service.as_deref(), |service_port, _| service_port == port);
-    watch(table, spoken, conn, inner.map(|i| &**i.conn()));
+    watch(table, spoken, conn, inner.map(Guard::conn));
 }
 
 /// A connection to a pod of ours.
@@ -43,14 +46,15 @@ pub fn inbound(table: Option<&Arc<Table>>, snapshot: impl FnOnce() -> Arc<Snapsh
     watch(table, Spoken::at(conn.service.as_deref(), |_, target| target == port), conn, None);
 }
 
-fn watch(table: &Arc<Table>, spoken: Spoken, conn: &Conn, other: Option<&Conn>) {
+fn watch(table: &Arc<Table>, spoken: Spoken, conn: &Rc<Conn>, other: Option<&Rc<Conn>>) {
     if spoken == Spoken::Other {
         return;
     }
     let signals = Signals {
         table: table.clone(),
-        told: [Some(Told::by(conn)), other.map(Told::by)],
-        began: Instant::now(),
+        own: Rc::downgrade(conn),
+        other: other.cloned(),
+        began: Instant::from_std(conn.started),
         reading: RefCell::new(Some(Box::new(Reading {
             connection: Connection::new(spoken == Spoken::Http),
             series: Vec::new(),
@@ -88,46 +92,21 @@ impl Spoken {
     }
 }
 
-/// Who tells of it.
-#[derive(Debug)]
-struct Told {
-    reporter: Reporter,
-    source: Option<Arc<Workload>>,
-    destination: Option<Arc<Workload>>,
-    service: Option<Arc<Service>>,
-    mtls: bool,
-}
-
-impl Told {
-    fn by(conn: &Conn) -> Self {
-        Self {
-            reporter: conn.reporter,
-            source: conn.source.clone(),
-            destination: conn.destination.clone(),
-            service: conn.service.clone(),
-            mtls: conn.mtls,
-        }
-    }
-    fn between(&self) -> Between<'_> {
-        let ends = [self.source.as_deref(), self.destination.as_deref()];
-        between(self.reporter, ends, self.service.as_deref(), self.mtls)
-    }
-}
-
 type Found = [Option<Arc<Series>>; 2];
 
 /// What is read of a connection while it is read.
-#[derive(Debug)]
 struct Reading {
     connection: Connection,
     series: Vec<(Kind, Found)>,
 }
 
 /// The requests of one connection.
-#[derive(Debug)]
 struct Signals {
     table: Arc<Table>,
-    told: [Option<Told>; 2],
+    /// The connection, whose counts have this.
+    own: Weak<Conn>,
+    /// The record of the other side, where that is a pod of ours, too. It may have ended a moment before.
+    other: Option<Rc<Conn>>,
     began: Instant,
     /// None: no more, and nothing is kept.
     reading: RefCell<Option<Box<Reading>>>,
@@ -137,18 +116,16 @@ impl Signals {
     fn note(&self, what: impl FnOnce(&mut Connection)) {
         let mut place = self.reading.borrow_mut();
         let Some(reading) = &mut *place else { return };
-        what(&mut reading.connection);
-        if reading.connection.has_done() {
-            let Reading { connection, series } = &mut **reading;
-            for exchange in connection.take() {
-                self.count(series, &exchange);
-            }
+        let Reading { connection, series } = &mut **reading;
+        what(connection);
+        for exchange in connection.take() {
+            self.count(series, &exchange);
         }
-        let Some(over) = reading.connection.over() else { return };
+        let Some(over) = connection.over() else { return };
         if let Over::GaveUp(surprise) = over {
             self.table.gave_up(surprise);
         }
-        for series in reading.series.iter().flat_map(|(_, found)| found).flatten() {
+        for series in series.iter().flat_map(|(_, found)| found).flatten() {
             self.table.touch(series);
         }
         *place = None;
@@ -160,11 +137,18 @@ impl Signals {
         if let Some((_, found)) = kept.iter().find(|(k, _)| *k == kind) {
             return add(found);
         }
-        let found = self.told.each_ref().map(|t| t.as_ref().map(|t| self.table.series(&t.between(), kind)));
+        let series = |conn: &Conn| self.table.series(&conn.between(), kind);
+        let found = [self.own.upgrade().as_deref().map(series), self.other.as_deref().map(series)];
         add(&found);
         if kept.len() < KINDS {
             kept.push((kind, found));
         }
+    }
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signals")
     }
 }
 
@@ -173,19 +157,19 @@ impl Watch for Signals {
         self.reading.borrow().is_some()
     }
     fn client_sent(&self, bytes: &[u8]) {
-        self.note(|c| c.client_sent(bytes, self.began.elapsed()));
+        self.note(|c| c.client_sent(bytes, &|| self.began.elapsed()));
     }
     fn server_sent(&self, bytes: &[u8]) {
-        self.note(|c| c.server_sent(bytes, self.began.elapsed()));
+        self.note(|c| c.server_sent(bytes, &|| self.began.elapsed()));
     }
     fn client_ended(&self) {
         self.note(Connection::client_ended);
     }
     fn server_ended(&self) {
-        self.note(|c| c.server_ended(self.began.elapsed()));
+        self.note(|c| c.server_ended(&|| self.began.elapsed()));
     }
     fn closed(&self) {
-        self.note(|c| c.close(self.began.elapsed()));
+        self.note(|c| c.close(&|| self.began.elapsed()));
     }
 }
 
@@ -194,13 +178,19 @@ mod tests {
     use super::*;
     use crate::{
         client::Caller,
+        conns::Conns,
         inpod::LocalPod,
+        metrics::{Metrics, Reporter},
         outbound::{serve, tests::worker_with},
+        outcome::Outcome,
         worker::Served,
     };
     use karst_api::workload as pb;
     use karst_hbone::copy::Counts;
-    use karst_proxy::testing::{pod, service, snapshot};
+    use karst_proxy::{
+        tap::Taps,
+        testing::{pod, service, snapshot},
+    };
     use std::time::Instant;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -315,6 +305,27 @@ mod tests {
             counts: Counts::default(),
             started: Instant::now(),
             trace: Default::default(),
+        }
+    }
+
+    /// Within the node one connection has two records, of which one ends first.
+    #[test]
+    fn what_breaks_off_is_counted_at_both_ends() {
+        let mesh = snapshot(vec![pod("a", "10.0.0.1", &[]), pod("c", "10.0.0.9", &[])], vec![]);
+        let conns = Conns::new(Arc::new(Metrics::default()), Taps::new(""), false);
+        let [own, inner] = [Reporter::Source, Reporter::Destination]
+            .map(|reporter| conns.add(Conn { reporter, ..inbound_from(&mesh, "10.0.0.9") }));
+        let table = Arc::new(Table::default());
+        outbound(Some(&table), &own, Some(&inner), 80);
+        own.conn().counts.watch().unwrap().client_sent(TWO);
+        inner.end(&Outcome::Drained);
+        own.end(&Outcome::Drained);
+        let mut page = String::new();
+        table.render(&mut page);
+        for reporter in ["source", "destination"] {
+            let start = format!("istio_requests_total{{reporter=\"{reporter}\"");
+            let line = page.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
+            assert!(line.contains("response_flags=\"UC\"") && line.ends_with("} 2"), "{reporter}: {page}");
         }
     }
 

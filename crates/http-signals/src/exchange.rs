@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// How long ago the connection began. It is asked where a request begins, and where it is over.
+pub type Clock<'a> = &'a dyn Fn() -> Duration;
+
 /// A request and its answer, when both have ended, or one of them has broken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {

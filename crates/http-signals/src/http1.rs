@@ -2,12 +2,13 @@
 //! message that it belongs to.
 
 use crate::{
-    exchange::{Ends, Exchange, Flag, Over, Protocol, Surprise},
+    exchange::{Clock, Ends, Exchange, Flag, Over, Protocol, Surprise},
     hpack::status,
     limits::{MAX_LINE, MAX_PIPELINE},
     lines::Lines,
+    queue::Queue,
 };
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 /// Longest method that is one.
 const MAX_METHOD: usize = 24;
@@ -16,7 +17,7 @@ const MAX_METHOD: usize = 24;
 #[derive(Debug, Default)]
 pub(crate) struct Http1 {
     /// Requests without an answer that has ended; the answer that is read is the first one's.
-    open: VecDeque<Request>,
+    open: Queue<Request>,
     client: Side,
     server: Side,
     answer: Option<Answer>,
@@ -221,7 +222,7 @@ impl Side {
 
 impl Http1 {
     /// More of the client's.
-    pub fn client_sent(&mut self, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
+    pub fn client_sent(&mut self, mut bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
         while !bytes.is_empty() {
             let before = bytes.len();
             let ended = match self.client.at {
@@ -237,7 +238,7 @@ impl Http1 {
             };
             // At the start there is no request yet: what is held of its first line counts when that is whole.
             if self.client.at != At::Start
-                && let Some(request) = self.open.back_mut()
+                && let Some(request) = self.open.last_mut()
             {
                 request.bytes += (before - bytes.len()) as u64;
             }
@@ -248,8 +249,8 @@ impl Http1 {
         Ok(())
     }
 
-    fn request_line(&mut self, bytes: &mut &[u8], now: Duration) -> Result<(), Over> {
-        let began = *self.began.get_or_insert(now);
+    fn request_line(&mut self, bytes: &mut &[u8], now: Clock<'_>) -> Result<(), Over> {
+        let began = *self.began.get_or_insert_with(now);
         let bad = if self.is_http { Surprise::Head.into() } else { Over::NotHttp };
         let held = self.client.lines.held().len() as u64;
         let line = match self.client.lines.next(bytes) {
@@ -274,7 +275,7 @@ impl Http1 {
             Some(b"CONNECT") => Method::Connect,
             _ => Method::Other,
         };
-        self.open.push_back(Request { method, started: began, bytes: held, headed: false, ended: false });
+        self.open.push(Request { method, started: began, bytes: held, headed: false, ended: false });
         (self.client.at, self.is_http, self.began) = (At::Fields, true, None);
         self.client.head = Head { value: std::mem::take(&mut self.client.head.value), ..Head::default() };
         Ok(())
@@ -283,7 +284,7 @@ impl Http1 {
     /// The head of a request has ended. True: so has the request.
     fn request_headed(&mut self) -> Result<bool, Surprise> {
         let body = self.client.head.body()?;
-        if let Some(request) = self.open.back_mut() {
+        if let Some(request) = self.open.last_mut() {
             request.headed = true;
         }
         self.client.at = match body {
@@ -295,8 +296,8 @@ impl Http1 {
         Ok(false)
     }
 
-    fn request_ended(&mut self, now: Duration, done: &mut Vec<Exchange>) {
-        let Some(request) = self.open.back_mut() else { return };
+    fn request_ended(&mut self, now: Clock<'_>, done: &mut Queue<Exchange>) {
+        let Some(request) = self.open.last_mut() else { return };
         request.ended = true;
         let held = request.method == Method::Connect || self.client.head.upgrade;
         self.client.at = if held { At::Held } else { At::Start };
@@ -307,7 +308,7 @@ impl Http1 {
     }
 
     /// More of the server's.
-    pub fn server_sent(&mut self, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
+    pub fn server_sent(&mut self, mut bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
         while !bytes.is_empty() {
             let (before, at) = (bytes.len(), self.server.at);
             let ended = match at {
@@ -332,7 +333,7 @@ impl Http1 {
         let Some(line) = self.server.lines.next(bytes)? else { return Ok(()) };
         let status = line.get(9..12).and_then(status).filter(|_| line.starts_with(b"HTTP/1."));
         let status = status.ok_or(Surprise::Head)?;
-        let is_asked = self.open.front().is_some_and(|r| r.headed) && self.answer.is_none();
+        let is_asked = self.open.first().is_some_and(|r| r.headed) && self.answer.is_none();
         if !is_asked {
             return Err(Surprise::Unasked);
         }
@@ -343,10 +344,10 @@ impl Http1 {
     }
 
     /// The head of an answer has ended.
-    fn answer_headed(&mut self, now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
+    fn answer_headed(&mut self, now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
         let has_length = self.server.head.length.is_some() || matches!(self.server.head.field, Some(Name::Length));
         let body = self.server.head.body()?;
-        let (Some(answer), Some(request)) = (self.answer, self.open.front_mut()) else { return Ok(()) };
+        let (Some(answer), Some(request)) = (self.answer, self.open.first_mut()) else { return Ok(()) };
         if (100..200).contains(&answer.status) && answer.status != 101 {
             (self.answer, self.server.at) = (None, At::Start);
             return Ok(());
@@ -375,15 +376,15 @@ impl Http1 {
     }
 
     /// The answer has ended; the exchange, when its request has, too.
-    fn answered(&mut self, now: Duration, done: &mut Vec<Exchange>) {
+    fn answered(&mut self, now: Clock<'_>, done: &mut Queue<Exchange>) {
         self.server.at = At::Start;
-        let (Some(answer), Some(request)) = (&mut self.answer, self.open.front()) else { return };
+        let (Some(answer), Some(request)) = (&mut self.answer, self.open.first()) else { return };
         answer.ended = true;
         if request.ended {
             let bytes = std::mem::take(&mut self.answer_bytes);
-            done.push(exchange(request, Some(*answer), bytes, Flag::None, now));
+            done.push(exchange(request, Some(*answer), bytes, Flag::None, now()));
             self.answer = None;
-            self.open.pop_front();
+            self.open.pop();
             // Also what asked for another protocol is answered: it stays this one.
             if self.open.is_empty() && self.client.at == At::Held {
                 self.client.at = At::Start;
@@ -392,19 +393,19 @@ impl Http1 {
     }
 
     /// The server sends no more.
-    pub fn server_ended(&mut self, now: Duration, done: &mut Vec<Exchange>) {
+    pub fn server_ended(&mut self, now: Clock<'_>, done: &mut Queue<Exchange>) {
         if self.server.at == At::UntilEnd {
             self.answered(now, done);
         }
     }
 
     /// The connection has ended.
-    pub fn close(&mut self, ends: Ends, now: Duration, done: &mut Vec<Exchange>) {
-        for request in std::mem::take(&mut self.open).iter().filter(|r| r.headed) {
+    pub fn close(&mut self, ends: Ends, now: Clock<'_>, done: &mut Queue<Exchange>) {
+        for request in self.open.drain().filter(|r| r.headed) {
             let answer = self.answer.take();
             let flag = if answer.is_some_and(|a| a.ended) { Flag::None } else { ends.flag() };
             let bytes = std::mem::take(&mut self.answer_bytes);
-            done.push(exchange(request, answer, bytes, flag, now));
+            done.push(exchange(&request, answer, bytes, flag, now()));
         }
     }
 }

@@ -1,10 +1,11 @@
 //! HTTP/2 (RFC 9113): frames, and of them what tells how a stream went.
 
 use crate::{
-    exchange::{Ends, Exchange, Flag, Over, Protocol, Surprise},
+    exchange::{Clock, Ends, Exchange, Flag, Over, Protocol, Surprise},
     grpc::Messages,
     hpack::{Decoder, Field},
     limits::{MAX_BLOCK, MAX_STREAMS},
+    queue::Queue,
 };
 use std::time::Duration;
 
@@ -85,6 +86,7 @@ struct Block {
     bytes: u64,
     ends_stream: bool,
     is_promise: bool,
+    /// When it began, if it is the client's.
     started: Duration,
 }
 
@@ -100,11 +102,10 @@ struct Frame {
     /// The next byte is the length of the padding.
     pad_next: bool,
     padding: usize,
-    started: Duration,
 }
 
 impl Frame {
-    fn read(head: [u8; HEADER], now: Duration) -> Result<Self, Surprise> {
+    fn read(head: [u8; HEADER]) -> Result<Self, Surprise> {
         let [a, b, c, kind, flags, d, e, f, g] = head;
         let left = u32::from_be_bytes([0, a, b, c]) as usize;
         let padded = flags & PADDED != 0 && matches!(kind, DATA | HEADERS | PUSH_PROMISE);
@@ -121,19 +122,19 @@ impl Frame {
         if prefix > left || bad_length || of_stream && stream == 0 || of_connection && stream != 0 {
             return Err(Surprise::Frame);
         }
-        Ok(Self { kind, flags, stream, left, prefix, pad_next: padded, padding: 0, started: now })
+        Ok(Self { kind, flags, stream, left, prefix, pad_next: padded, padding: 0 })
     }
 }
 
 impl Side {
     /// The next frame's header, if it is whole.
-    fn header(&mut self, bytes: &mut &[u8], now: Duration) -> Result<Option<Frame>, Surprise> {
+    fn header(&mut self, from: By, bytes: &mut &[u8], now: Clock<'_>) -> Result<Option<Frame>, Surprise> {
         self.collect(bytes, HEADER);
         if self.have < HEADER {
             return Ok(None);
         }
         self.have = 0;
-        let frame = Frame::read(self.head, now)?;
+        let frame = Frame::read(self.head)?;
         let continues = self.open_block.is_some_and(|b| b.stream == frame.stream) && frame.kind == CONTINUATION;
         let is_wrong = if self.open_block.is_some() { !continues } else { frame.kind == CONTINUATION };
         if is_wrong || !self.begun && frame.kind != SETTINGS {
@@ -146,7 +147,7 @@ impl Side {
                 bytes: 0,
                 ends_stream: frame.flags & END_STREAM != 0 && frame.kind == HEADERS,
                 is_promise: frame.kind == PUSH_PROMISE,
-                started: frame.started,
+                started: if from == By::Client { now() } else { Duration::ZERO },
             });
         }
         Ok(Some(frame))
@@ -166,12 +167,12 @@ impl Side {
 
 impl Http2 {
     /// More of the client's.
-    pub fn client_sent(&mut self, bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
+    pub fn client_sent(&mut self, bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
         self.read(By::Client, bytes, now, done).map_err(Over::from)
     }
 
     /// More of the server's.
-    pub fn server_sent(&mut self, bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Over> {
+    pub fn server_sent(&mut self, bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
         self.read(By::Server, bytes, now, done).map_err(Over::from)
     }
 
@@ -179,12 +180,12 @@ impl Http2 {
         if from == By::Client { &mut self.client } else { &mut self.server }
     }
 
-    fn read(&mut self, from: By, mut bytes: &[u8], now: Duration, done: &mut Vec<Exchange>) -> Result<(), Surprise> {
+    fn read(&mut self, from: By, mut bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Surprise> {
         while !bytes.is_empty() {
             let side = self.side(from);
             let (mut frame, header) = match side.frame.take() {
                 Some(frame) => (frame, 0),
-                None => match side.header(&mut bytes, now)? {
+                None => match side.header(from, &mut bytes, now)? {
                     Some(frame) => (frame, HEADER),
                     None => return Ok(()),
                 },
@@ -250,7 +251,7 @@ impl Http2 {
     }
 
     /// A frame is whole.
-    fn ended(&mut self, from: By, frame: Frame, now: Duration, done: &mut Vec<Exchange>) -> Result<(), Surprise> {
+    fn ended(&mut self, from: By, frame: Frame, now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Surprise> {
         match frame.kind {
             DATA if frame.flags & END_STREAM != 0 => self.way_ended(from, frame.stream, now, done),
             HEADERS | CONTINUATION | PUSH_PROMISE if frame.flags & END_HEADERS != 0 => {
@@ -327,30 +328,30 @@ impl Http2 {
     }
 
     /// A direction of a stream has ended; when both have, it has.
-    fn way_ended(&mut self, from: By, id: u32, now: Duration, done: &mut Vec<Exchange>) {
+    fn way_ended(&mut self, from: By, id: u32, now: Clock<'_>, done: &mut Queue<Exchange>) {
         let Some(place) = self.place(id) else { return };
         let Some(stream) = self.streams.get_mut(place) else { return };
         stream.way(from).ended = true;
         if stream.request.ended && stream.answer.ended {
-            done.push(self.streams.remove(place).exchange(Flag::None, now));
+            done.push(self.streams.remove(place).exchange(Flag::None, now()));
         }
     }
 
-    fn reset(&mut self, from: By, id: u32, now: Duration, done: &mut Vec<Exchange>) {
+    fn reset(&mut self, from: By, id: u32, now: Clock<'_>, done: &mut Queue<Exchange>) {
         let Some(place) = self.place(id) else { return };
         let flag = if from == By::Client { Flag::ClientGone } else { Flag::UpstreamReset };
-        done.push(self.streams.remove(place).exchange(flag, now));
+        done.push(self.streams.remove(place).exchange(flag, now()));
     }
 
     /// The server will not look at streams behind this one.
-    fn left_out(&mut self, last: u32, now: Duration, done: &mut Vec<Exchange>) {
+    fn left_out(&mut self, last: u32, now: Clock<'_>, done: &mut Queue<Exchange>) {
         let from = self.streams.partition_point(|s| s.id <= last);
-        done.extend(self.streams.drain(from..).map(|s| s.exchange(Flag::UpstreamReset, now)));
+        self.streams.drain(from..).for_each(|s| done.push(s.exchange(Flag::UpstreamReset, now())));
     }
 
     /// The connection has ended.
-    pub fn close(&mut self, ends: Ends, now: Duration, done: &mut Vec<Exchange>) {
-        done.extend(self.streams.drain(..).map(|s| s.exchange(ends.flag(), now)));
+    pub fn close(&mut self, ends: Ends, now: Clock<'_>, done: &mut Queue<Exchange>) {
+        self.streams.drain(..).for_each(|s| done.push(s.exchange(ends.flag(), now())));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads HTTP/1.x, HTTP/2 and gRPC in passing. A [`Connection`] is shown the bytes of each direction as they are relayed, and
 //! says of each request how it went ([`Exchange`]). It changes nothing and delays nothing; where bytes are not as expected it
-//! gives up on that connection, silently and for good ([`Over`]). Pure: no I/O, no clock (times are given).
+//! gives up on that connection, silently and for good ([`Over`]). Pure: no I/O, and no clock but the one that is given ([`Clock`]).
 //!
 //! What it keeps is bounded, whatever comes: see the constants. However the bytes are cut, the result is the same
 //! (`tests/splits.rs`); counts are those of hyper's and h2's own clients and servers (`tests/peers.rs`).
@@ -13,14 +13,15 @@ mod http2;
 mod huffman;
 mod limits;
 mod lines;
+mod queue;
 
-pub use exchange::{Exchange, Flag, Over, Protocol, Surprise};
+pub use exchange::{Clock, Exchange, Flag, Over, Protocol, Surprise};
 pub use limits::{MAX_BLOCK, MAX_EARLY, MAX_LINE, MAX_PIPELINE, MAX_STREAMS, MAX_TABLE};
 
 use exchange::Ends;
 use http1::Http1;
 use http2::Http2;
-use std::time::Duration;
+use queue::Queue;
 
 /// What a client of HTTP/2 begins with (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,7 +33,7 @@ pub struct Connection {
     /// The port is declared to be HTTP.
     declared: bool,
     ends: Ends,
-    done: Vec<Exchange>,
+    done: Queue<Exchange>,
 }
 
 #[derive(Debug)]
@@ -47,11 +48,11 @@ enum State {
 impl Connection {
     /// One of which nothing has been seen. `declared`: its port is one of HTTP; then it is a surprise if it is not.
     pub fn new(declared: bool) -> Self {
-        Self { state: State::First(0, Vec::new()), declared, ends: Ends::default(), done: Vec::new() }
+        Self { state: State::First(0, Vec::new()), declared, ends: Ends::default(), done: Queue::default() }
     }
 
-    /// The client has sent this, `now` after the connection began.
-    pub fn client_sent(&mut self, bytes: &[u8], now: Duration) {
+    /// The client has sent this.
+    pub fn client_sent(&mut self, bytes: &[u8], now: Clock<'_>) {
         let result = match &mut self.state {
             State::Over(_) => return,
             State::First(..) => self.first(bytes, now),
@@ -61,8 +62,8 @@ impl Connection {
         self.settle(result);
     }
 
-    /// The server has sent this, `now` after the connection began.
-    pub fn server_sent(&mut self, bytes: &[u8], now: Duration) {
+    /// The server has sent this.
+    pub fn server_sent(&mut self, bytes: &[u8], now: Clock<'_>) {
         let result = match &mut self.state {
             State::Over(_) => return,
             State::First(_, early) => {
@@ -86,7 +87,7 @@ impl Connection {
     }
 
     /// The server sends no more: an answer without a length is whole.
-    pub fn server_ended(&mut self, now: Duration) {
+    pub fn server_ended(&mut self, now: Clock<'_>) {
         // Who was first has ended the connection.
         self.ends.server |= !self.ends.client;
         if let State::One(http) = &mut self.state {
@@ -95,7 +96,7 @@ impl Connection {
     }
 
     /// The connection has ended: what is open has broken off.
-    pub fn close(&mut self, now: Duration) {
+    pub fn close(&mut self, now: Clock<'_>) {
         match &mut self.state {
             State::First(..) | State::Over(_) => {}
             State::One(http) => http.close(self.ends, now, &mut self.done),
@@ -107,13 +108,8 @@ impl Connection {
     }
 
     /// What has ended since the last time.
-    pub fn take(&mut self) -> std::vec::Drain<'_, Exchange> {
-        self.done.drain(..)
-    }
-
-    /// Has something ended since the last time?
-    pub fn has_done(&self) -> bool {
-        !self.done.is_empty()
+    pub fn take(&mut self) -> impl Iterator<Item = Exchange> {
+        self.done.drain()
     }
 
     /// Why nothing more is to be shown to it, if so.
@@ -122,7 +118,7 @@ impl Connection {
     }
 
     /// The client's first bytes: which HTTP it is, if any.
-    fn first(&mut self, bytes: &[u8], now: Duration) -> Result<(), Over> {
+    fn first(&mut self, bytes: &[u8], now: Clock<'_>) -> Result<(), Over> {
         let State::First(seen, early) = &mut self.state else { return Ok(()) };
         let Some(first) = bytes.first() else { return Ok(()) };
         // One comparison for what is not HTTP.

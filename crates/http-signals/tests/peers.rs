@@ -54,7 +54,7 @@ fn relayed(seed: u64) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Se
             let mut wire = vec![];
             let seen = |x: &[u8]| {
                 wire.extend_from_slice(x);
-                note(&up, &|c| c.client_sent(x, Duration::ZERO));
+                note(&up, &|c| c.client_sent(x, &|| Duration::ZERO));
             };
             one(a, d, StdRng::seed_from_u64(seed), seen).await;
             note(&up, &|c| c.client_ended());
@@ -64,16 +64,16 @@ fn relayed(seed: u64) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Se
             let mut wire = vec![];
             let seen = |x: &[u8]| {
                 wire.extend_from_slice(x);
-                note(&down, &|c| c.server_sent(x, Duration::ZERO));
+                note(&down, &|c| c.server_sent(x, &|| Duration::ZERO));
             };
             one(c, b, StdRng::seed_from_u64(seed + 1), seen).await;
-            note(&down, &|c| c.server_ended(Duration::ZERO));
+            note(&down, &|c| c.server_ended(&|| Duration::ZERO));
             wire
         };
         let (up, down) = tokio::join!(up, down);
         let (connection, all) = &mut *watched.borrow_mut();
         let over = connection.over();
-        connection.close(Duration::ZERO);
+        connection.close(&|| Duration::ZERO);
         all.extend(connection.take());
         (std::mem::take(all), over, [up, down])
     });

@@ -2,7 +2,7 @@
 
 use karst_signals::{Connection, Exchange, Flag, Over, Protocol, Surprise};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 /// Who says what, in turn.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ type Seen = (Vec<Exchange>, Option<Over>);
 
 /// What is seen of a conversation, in pieces of at most `most` bytes.
 fn seen(said: &[Said], mut most: impl FnMut() -> usize) -> Seen {
-    let (mut connection, now) = (Connection::new(false), Duration::ZERO);
+    let (mut connection, now) = (Connection::new(false), || Duration::ZERO);
     let mut all = vec![];
     for one in said {
         match one {
@@ -34,19 +34,19 @@ fn seen(said: &[Said], mut most: impl FnMut() -> usize) -> Seen {
                 while !rest.is_empty() {
                     let (piece, more) = rest.split_at(most().clamp(1, rest.len()));
                     match one {
-                        Client(_) => connection.client_sent(piece, now),
-                        _ => connection.server_sent(piece, now),
+                        Client(_) => connection.client_sent(piece, &now),
+                        _ => connection.server_sent(piece, &now),
                     }
                     rest = more;
                 }
             }
             ClientEnds => connection.client_ended(),
-            ServerEnds => connection.server_ended(now),
+            ServerEnds => connection.server_ended(&now),
         }
         all.extend(connection.take());
     }
     let over = connection.over();
-    connection.close(now);
+    connection.close(&now);
     all.extend(connection.take());
     (all, over)
 }
@@ -172,8 +172,32 @@ fn what_is_no_http_is_left_alone() {
     }
     assert_eq!(read(&[server("220 mail\r\n"), client("EHLO a\r\n")]), (vec![], Some(Over::NotHttp)));
     let mut declared = Connection::new(true);
-    declared.client_sent(b"\x16", Duration::ZERO);
+    declared.client_sent(b"\x16", &|| Duration::ZERO);
     assert_eq!(declared.over(), Some(Over::GaveUp(Surprise::NotHttp)));
+}
+
+/// What comes in pieces costs no look at the clock for each.
+#[test]
+fn the_clock_is_asked_where_a_request_begins_and_where_it_is_over() {
+    let asked = Cell::new(0);
+    let clock = || {
+        asked.set(asked.get() + 1);
+        Duration::from_secs(asked.get())
+    };
+    let mut connection = Connection::new(false);
+    for _ in 0..2 {
+        for piece in ["POST / HTTP/1.1\r\n", "Content-Length: 4\r\n\r\n", "ab", "cd"] {
+            connection.client_sent(piece.as_bytes(), &clock);
+        }
+        for piece in ["HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "a", "b", "c"] {
+            connection.server_sent(piece.as_bytes(), &clock);
+        }
+    }
+    connection.client_ended();
+    connection.server_ended(&clock);
+    connection.close(&clock);
+    let durations: Vec<Duration> = connection.take().map(|exchange| exchange.duration).collect();
+    assert_eq!((durations, asked.get()), (vec![Duration::from_secs(1); 2], 4));
 }
 
 #[test]
