@@ -75,6 +75,9 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     // The charts of the first releases do not give the right to it.
     let tags = Watch { labels: "istio.io/tag".into(), ..Watch::all("MutatingWebhookConfiguration") };
     watches.push(Watch { is_optional: true, ..tags });
+    // In Kubernetes since 1.27, of v1 since 1.37; off by default before that. Older charts do not give the right to it.
+    let bundles = Watch { versions: &["v1", "v1beta1", "v1alpha1"], ..Watch::all("ClusterTrustBundle") };
+    watches.push(Watch { is_optional: true, ..bundles });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));

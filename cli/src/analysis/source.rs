@@ -185,7 +185,7 @@ async fn of_the_mesh(cluster: &Cluster) -> Result<Stored, Problem> {
         let listed = match stored(cluster, kind, group).await {
             Ok(listed) => listed,
             // Secrets most of all: what depends on them is then said of, wrongly or not, and the note tells why.
-            Err(problem) if *kind == "Secret" || *kind == "ConfigMap" => {
+            Err(problem) if matches!(*kind, "Secret" | "ConfigMap" | "ClusterTrustBundle") => {
                 notes.push(format!("note: {problem}"));
                 continue;
             }
@@ -228,6 +228,7 @@ fn versions(kind: &str) -> &'static [&'static str] {
         "TLSRoute" => &["v1", "v1alpha3", "v1alpha2"],
         "BackendTLSPolicy" => &["v1", "v1alpha3"],
         "HTTPFilter" => &["v1alpha1"],
+        "ClusterTrustBundle" => &["v1", "v1beta1", "v1alpha1"],
         _ => &["v1"],
     }
 }
@@ -244,6 +245,7 @@ fn plural(kind: &str) -> &'static str {
         ("Deployment", "deployments"),
         ("EndpointSlice", "endpointslices"),
         ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+        ("ClusterTrustBundle", "clustertrustbundles"),
         ("GatewayClass", "gatewayclasses"),
         ("Gateway", "gateways"),
         ("ListenerSet", "listenersets"),

@@ -68,6 +68,7 @@ kinds! {
     Deployment "apps" true,
     EndpointSlice "discovery.k8s.io" true,
     MutatingWebhookConfiguration "admissionregistration.k8s.io" false,
+    ClusterTrustBundle "certificates.k8s.io" false,
     GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
     ListenerSet "gateway.networking.k8s.io" true,

@@ -171,6 +171,20 @@ pub struct DeploymentStatus {
     pub available_replicas: u32,
 }
 
+/// Certificates of authorities, for everybody in the cluster (certificates.k8s.io).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ClusterTrustBundle {
+    pub metadata: Meta,
+    pub spec: ClusterTrustBundleSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClusterTrustBundleSpec {
+    /// PEM.
+    pub trust_bundle: String,
+}
+
 /// Those with the label `istio.io/tag` stand for revision tags; whom they call is none of ours.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

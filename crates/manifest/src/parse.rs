@@ -153,7 +153,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
     } else {
         format!("{} {}", head.kind, head.metadata.name)
     };
-    if !is_dns_name(&head.metadata.name) {
+    if !is_name(kind, &head.metadata.name) {
         return Err(problem(
             1,
             &name,
@@ -206,6 +206,14 @@ pub fn unreadable(kind: &str, name: &str, message: String) -> Problem {
     Problem { file: PathBuf::new(), line: 0, object: format!("{kind} {name}"), field: String::new(), message }
 }
 
+/// Can an object of this kind have the name? A ClusterTrustBundle's begins with that of its signer, as `example.com:roots:v1`.
+fn is_name(kind: &str, name: &str) -> bool {
+    match kind {
+        "ClusterTrustBundle" => name.split(':').all(is_dns_name),
+        _ => is_dns_name(name),
+    }
+}
+
 fn is_dns_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 253
@@ -234,6 +242,20 @@ mod tests {
             (all[1].object.kind(), all[1].object.meta().namespace.as_str(), all[1].line),
             ("Pod", "default", 11)
         );
+    }
+
+    #[test]
+    fn a_trust_bundle_has_the_name_of_its_signer() {
+        let text = |kind: &str, name: &str| {
+            let group = if kind == "Namespace" { "v1" } else { "certificates.k8s.io/v1" };
+            format!("apiVersion: {group}\nkind: {kind}\nmetadata: {{name: '{name}'}}\nspec: {{trustBundle: x}}\n")
+        };
+        let all = file("f.yaml".as_ref(), &text("ClusterTrustBundle", "example.com:roots:v1")).unwrap();
+        let Object::ClusterTrustBundle(bundle) = &all[0].object else { panic!("another kind") };
+        assert_eq!((bundle.metadata.name.as_str(), bundle.spec.trust_bundle.as_str()), ("example.com:roots:v1", "x"));
+        for (kind, name) in [("ClusterTrustBundle", "a::b"), ("ClusterTrustBundle", "a:B"), ("Namespace", "a:b")] {
+            assert_eq!(one(&text(kind, name)).field, "metadata.name", "{kind} {name}");
+        }
     }
 
     #[test]

@@ -464,7 +464,30 @@ fn backends_are_spoken_to_by_tls() {
     answer((200, "own.com /x alone"));
     // What is not understood is no reason to speak without TLS.
     policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: Thing, name: ca}]");
-    refused("unsupported kind \"Thing\": use ConfigMap or Secret");
+    refused("unsupported kind \"Thing\": use ConfigMap, Secret or ClusterTrustBundle");
+    // Roots of the whole cluster (GEP-5075), which come after the policy, change, and go.
+    let bundle = |ca: &Ca| {
+        let pem = indented(&ca.roots());
+        s.w.apply(
+            "bundle",
+            &format!(
+                "apiVersion: certificates.k8s.io/v1\nkind: ClusterTrustBundle\nmetadata: {{name: 'own.com:roots:v1'}}\nspec:\n  trustBundle: |\n{pem}"
+            ),
+        );
+    };
+    policy(
+        "",
+        "hostname: own.com, caCertificateRefs: [{group: certificates.k8s.io, kind: ClusterTrustBundle, name: 'own.com:roots:v1'}], subjectAltNames: [{type: URI, uri: 'spiffe://own.com/x'}]",
+    );
+    refused("ClusterTrustBundle own.com:roots:v1 not found [KARST-0503]");
+    bundle(&ca);
+    answer((200, "own.com /x alone"));
+    bundle(&Ca::new());
+    answer((503, ""));
+    bundle(&ca);
+    answer((200, "own.com /x alone"));
+    s.w.delete("bundle");
+    answer((503, ""));
 }
 
 /// ConfigMap `ca` with an authority's certificate.

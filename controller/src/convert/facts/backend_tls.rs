@@ -136,7 +136,8 @@ fn validation(
         (Some(""), _) | (None, []) => {
             return invalid(
                 "caCertificateRefs",
-                "is empty: specify a ConfigMap, or set wellKnownCACertificates to System [KARST-0010]".into(),
+                "is empty: specify a ConfigMap or ClusterTrustBundle, or set wellKnownCACertificates to System [KARST-0010]"
+                    .into(),
             );
         }
         (None, _) => {}

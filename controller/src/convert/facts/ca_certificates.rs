@@ -1,5 +1,5 @@
 //! Certificates of authorities, and the lists of what they have revoked, that objects refer to: `ca.crt` and `ca.crl` of a ConfigMap, or
-//! of a Secret.
+//! of a Secret; or the certificates of a ClusterTrustBundle (GEP-5075), which has no lists.
 
 use crate::{
     convert::{
@@ -19,13 +19,13 @@ pub(crate) enum CaError {
     Reference(String),
 }
 
-/// Why the contents of a ConfigMap or Secret cannot be used; each with what it is called.
+/// Why the contents of an object cannot be used; each with what it is called, and with the field.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContentsError {
-    #[error("{0}: data[\"ca.crt\"] is missing [KARST-0504]")]
-    NoRoots(String),
-    #[error("{0}: data[\"ca.crt\"]: {1} [KARST-0505]")]
-    Roots(String, RootsError),
+    #[error("{0}: {1} is missing [KARST-0504]")]
+    NoRoots(String, &'static str),
+    #[error("{0}: {1}: {2} [KARST-0505]")]
+    Roots(String, &'static str, RootsError),
     #[error("{0}: data[\"ca.crl\"]: {1} [KARST-0505]")]
     Lists(String, ListError),
 }
@@ -39,11 +39,25 @@ pub(crate) struct Authorities {
     pub(crate) lists: Vec<Vec<u8>>,
 }
 
-/// What a ConfigMap or Secret holds, and what it is called.
+/// What an object holds, and what it is called.
 struct Found {
     name: String,
+    /// The field with the roots.
+    field: &'static str,
     roots: Option<Vec<u8>>,
     lists: Option<Vec<u8>>,
+}
+
+/// The field of a ConfigMap or Secret.
+const CA_CRT: &str = "data[\"ca.crt\"]";
+/// And of a ClusterTrustBundle.
+const TRUST_BUNDLE: &str = "spec.trustBundle";
+const BUNDLE_GROUP: &str = "certificates.k8s.io";
+const BUNDLE: &str = "ClusterTrustBundle";
+
+/// Is this group and kind that of bundles, which are of the whole cluster: nobody has to grant a reference to one?
+pub(crate) fn is_bundle(group: &str, kind: &str) -> bool {
+    (group, kind) == (BUNDLE_GROUP, BUNDLE)
 }
 
 /// What a reference (group, kind, name) in a namespace leads to.
@@ -55,10 +69,13 @@ pub(crate) fn authorities(objects: &Objects<'_>, ns: &str, target: (&str, &str, 
 pub(crate) fn of_secret(secret: &Secret) -> Result<Authorities, ContentsError> {
     let meta = &secret.metadata;
     let name = format!("Secret {}/{}", meta.namespace, meta.name);
-    checked(Found { name, roots: ca_bundle(secret), lists: ca_lists(secret) })
+    checked(Found { name, field: CA_CRT, roots: ca_bundle(secret), lists: ca_lists(secret) })
 }
 
 fn found(objects: &Objects<'_>, ns: &str, (group, kind, name): (&str, &str, &str)) -> Result<Found, CaError> {
+    if is_bundle(group, kind) {
+        return bundle(objects, name);
+    }
     let called = format!("{kind} {ns}/{name}");
     let missing = || CaError::Reference(format!("{called} not found [KARST-0503]"));
     let (roots, lists) = match (group, kind) {
@@ -70,13 +87,33 @@ fn found(objects: &Objects<'_>, ns: &str, (group, kind, name): (&str, &str, &str
             let secret = objects.secrets.get(&(ns, name)).ok_or_else(missing)?;
             (ca_bundle(secret), ca_lists(secret))
         }
-        _ => return Err(CaError::Kind(format!("unsupported kind {kind:?}: use ConfigMap or Secret [KARST-0310]"))),
+        _ => {
+            let text = format!("unsupported kind {kind:?}: use ConfigMap, Secret or {BUNDLE} [KARST-0310]");
+            return Err(CaError::Kind(text));
+        }
     };
-    Ok(Found { name: called, roots, lists })
+    Ok(Found { name: called, field: CA_CRT, roots, lists })
+}
+
+/// Of the whole cluster. An API server may not know the kind (GEP-5075 then asks for what is said of any other kind).
+fn bundle(objects: &Objects<'_>, name: &str) -> Result<Found, CaError> {
+    if objects.absent.contains(BUNDLE) {
+        let text = format!(
+            "{BUNDLE} is not served by the API server, or the controller may not read it: use ConfigMap or Secret, or enable {BUNDLE_GROUP} and upgrade the chart istiod [KARST-0310]"
+        );
+        return Err(CaError::Kind(text));
+    }
+    let called = format!("{BUNDLE} {name}");
+    let Some(found) = objects.trust_bundles.get(name) else {
+        return Err(CaError::Reference(format!("{called} not found [KARST-0503]")));
+    };
+    let pem = &found.spec.trust_bundle;
+    let roots = (!pem.trim().is_empty()).then(|| pem.clone().into_bytes());
+    Ok(Found { name: called, field: TRUST_BUNDLE, roots, lists: None })
 }
 
 fn checked(found: Found) -> Result<Authorities, ContentsError> {
-    let roots = roots(&found.name, found.roots)?;
+    let roots = roots(&found.name, found.field, found.roots)?;
     // Without a list that is there somebody would be let in who is on it.
     if let Some(Err(e)) = found.lists.as_deref().map(Lists::read) {
         return Err(ContentsError::Lists(found.name, e));
@@ -84,9 +121,9 @@ fn checked(found: Found) -> Result<Authorities, ContentsError> {
     Ok(Authorities { roots, lists: found.lists.into_iter().collect() })
 }
 
-fn roots(name: &str, found: Option<Vec<u8>>) -> Result<Vec<u8>, ContentsError> {
-    let mut pem = found.ok_or_else(|| ContentsError::NoRoots(name.into()))?;
-    check_roots(&pem).map_err(|e| ContentsError::Roots(name.into(), e))?;
+fn roots(name: &str, field: &'static str, found: Option<Vec<u8>>) -> Result<Vec<u8>, ContentsError> {
+    let mut pem = found.ok_or_else(|| ContentsError::NoRoots(name.into(), field))?;
+    check_roots(&pem).map_err(|e| ContentsError::Roots(name.into(), field, e))?;
     if !pem.ends_with(b"\n") {
         // Another may follow.
         pem.push(b'\n');

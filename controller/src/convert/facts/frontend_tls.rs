@@ -3,7 +3,7 @@
 
 use crate::convert::{
     facts::{
-        ca_certificates::{Authorities, CaError, authorities},
+        ca_certificates::{Authorities, CaError, authorities, is_bundle},
         grant::granted,
     },
     objects::{GATEWAY, Objects},
@@ -57,7 +57,9 @@ fn at_port(objects: &Objects<'_>, gateway: &Gateway, port: u16) -> ClientValidat
         }
     };
     if validation.ca_certificate_refs.is_empty() {
-        let text = format!("{at}.caCertificateRefs: is empty: specify a ConfigMap with ca.crt [KARST-0010]");
+        let text = format!(
+            "{at}.caCertificateRefs: is empty: specify a ConfigMap with ca.crt, or a ClusterTrustBundle [KARST-0010]"
+        );
         out.unresolved = Some((BAD_REFERENCE, text));
     }
     let mut all = Authorities::default();
@@ -104,6 +106,10 @@ fn referenced(
 ) -> Result<Authorities, (&'static str, String)> {
     let (kind, name) = (reference.kind.as_str(), reference.name.as_str());
     let of = reference.namespace.as_deref().unwrap_or(ns);
+    if is_bundle(&reference.group, kind) && reference.namespace.is_some() {
+        let text = format!("namespace: cannot be combined with kind {kind}, which has none: remove it [KARST-0014]");
+        return Err((BAD_REFERENCE, text));
+    }
     let is_core = matches!(reference.group.as_str(), "" | "core") && matches!(kind, "ConfigMap" | "Secret");
     if is_core && of != ns && !granted(objects, GATEWAY, ns, (of, "", kind, name)) {
         let text = format!(

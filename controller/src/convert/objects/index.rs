@@ -54,11 +54,15 @@ pub(crate) struct Objects<'a> {
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
+    /// By name.
+    pub trust_bundles: HashMap<&'a str, &'a ClusterTrustBundle>,
     /// Parameters of all Gateways of a class.
     pub class_parameters: HashMap<&'a str, Result<Parameters, ParametersError>>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
+    /// Kinds that the API server does not know.
+    pub absent: &'a BTreeSet<&'static str>,
     pub enrolled: &'a BTreeSet<String>,
     pub keys: &'a karst_manifest::dir::Keys,
     pub session_keys: &'a [karst_manifest::dir::SessionKey],
@@ -131,9 +135,11 @@ impl<'a> Objects<'a> {
             filters_of: HashMap::new(),
             backend_tls: vec![],
             config_maps: HashMap::new(),
+            trust_bundles: HashMap::new(),
             class_parameters: HashMap::new(),
             grants: vec![],
             label_keys: BTreeSet::new(),
+            absent: &state.absent,
             enrolled: &state.enrolled,
             keys: &state.keys,
             session_keys: &state.session_keys,
@@ -203,6 +209,9 @@ impl<'a> Objects<'a> {
                 self.http_filters.push((located, f));
             }
             Object::BackendTLSPolicy(b) => self.backend_tls.push((located, b)),
+            Object::ClusterTrustBundle(bundle) => {
+                self.trust_bundles.insert(&bundle.metadata.name, bundle);
+            }
             Object::ReferenceGrant(g) => self.grants.push(g),
             // Its labels only: see `new`.
             Object::MutatingWebhookConfiguration(_) => {}

@@ -53,6 +53,7 @@ impl Revision {
             | Object::Deployment(_)
             | Object::EndpointSlice(_)
             | Object::MutatingWebhookConfiguration(_)
+            | Object::ClusterTrustBundle(_)
             | Object::GatewayClass(_)
             | Object::Gateway(_)
             | Object::ListenerSet(_)

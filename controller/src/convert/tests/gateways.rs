@@ -323,6 +323,15 @@ fn clients_of_a_port_are_asked_for_certificates() {
     };
     let refs = |list: &str| format!("validation: {{caCertificateRefs: [{list}]}}");
     let map = |name: &str| format!("{{group: '', kind: ConfigMap, name: {name}}}");
+    let bundle = |name: &str, more: &str| {
+        format!("{{group: certificates.k8s.io, kind: ClusterTrustBundle, name: {name}{more}}}")
+    };
+    let pem = indented(&crate::ca::Signer::generate("cluster.local").unwrap().0);
+    let two_bundles = [bundle("none", ""), bundle("roots", "")].join(", ");
+    let roots = format!(
+        "apiVersion: certificates.k8s.io/v1\nkind: ClusterTrustBundle\nmetadata: {{name: roots}}\nspec:\n  trustBundle: |\n{pem}---\n"
+    );
+    let roots = roots.as_str();
     let (good, lost) = (refs(&map("ca")), refs(&map("none")));
     let (none, required) = ("NONE Accepted ResolvedRefs", "REQUIRED Accepted ResolvedRefs");
     assert_eq!(of("default: {}", ""), [none, none]);
@@ -341,6 +350,12 @@ fn clients_of_a_port_are_asked_for_certificates() {
         (refs(""), "", refused("InvalidCACertificateRef")),
         (refs("{group: '', kind: Service, name: s}"), "", refused("InvalidCACertificateKind")),
         (refs("{group: x.io, kind: ConfigMap, name: ca}"), "", refused("InvalidCACertificateKind")),
+        (refs("{group: '', kind: ClusterTrustBundle, name: roots}"), "", refused("InvalidCACertificateKind")),
+        // Of the whole cluster: nobody grants it, and it has no namespace (GEP-5075).
+        (refs(&bundle("roots", "")), roots, required.to_string()),
+        (refs(&bundle("roots", "")), "", refused("InvalidCACertificateRef")),
+        (refs(&bundle("roots", ", namespace: a")), roots, refused("InvalidCACertificateRef")),
+        (refs(&two_bundles), roots, "REQUIRED Accepted InvalidCACertificateRef".to_string()),
         (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), "", refused("RefNotPermitted")),
         (refs("{group: '', kind: ConfigMap, name: far, namespace: b}"), GRANT, required.to_string()),
         // One that can be used is enough.

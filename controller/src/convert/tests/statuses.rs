@@ -268,12 +268,66 @@ fn backend_tls_policies_say_what_became_of_them() {
     assert_eq!(one("", &refs(lost)), both("NoValidCACertificate", "InvalidCACertificateRef"));
     assert_eq!(one("", &refs(&format!("{lost}, {good}"))), both("Accepted", "InvalidCACertificateRef"));
     assert_eq!(one("", &refs("{group: '', kind: Pod, name: ca}")), both("NoValidCACertificate", "InvalidKind"));
+    assert_eq!(one("", &refs("{group: x.io, kind: ClusterTrustBundle, name: a}")).1, "InvalidKind");
     assert_eq!(one(", sectionName: none", SYSTEM), both("TargetNotFound", "ResolvedRefs"));
     assert_eq!(one("", "hostname: x"), both("Invalid", "ResolvedRefs"));
     let two = said(&(policy("young", "2", "", SYSTEM) + &policy("old", "1", "", SYSTEM)));
     assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Conflicted"]);
     let two = said(&(policy("young", "2", "", SYSTEM) + &policy("old", "1", ", sectionName: http", SYSTEM)));
     assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Accepted"]);
+}
+
+/// GEP-5075: roots of the whole cluster; in whose name they are is nobody's to grant. Where the API server does not know the kind it is
+/// one that is not supported.
+#[test]
+fn backends_are_verified_by_the_roots_of_a_trust_bundle() {
+    const ROOTS: &str = "{group: certificates.k8s.io, kind: ClusterTrustBundle, name: 'x.io:roots:v1'}";
+    let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
+    let bundle = |name: &str, roots: &str| {
+        let lines: String = roots.lines().map(|l| format!("    {l}\n")).collect();
+        format!(
+            "---\napiVersion: certificates.k8s.io/v1\nkind: ClusterTrustBundle\nmetadata: {{name: '{name}'}}\nspec:\n  trustBundle: |\n{lines}"
+        )
+    };
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let base = base.replace("clusterIP: 10.96.0.1}", "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}");
+    // Accepted and ResolvedRefs; and what the waypoint is told.
+    let said = |refs: &str, more: &str, absent: &[&'static str]| {
+        let text = format!(
+            "{base}{more}---\napiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: a}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: s}}], validation: {{hostname: x, caCertificateRefs: [{refs}]}}}}\n"
+        );
+        let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+        let state = State { objects, absent: absent.iter().copied().collect(), ..State::default() };
+        let (model, problems) = compile(&state, &mesh());
+        let tls = model.backends["a/s.a.svc.cluster.local"].ports[&80].tls.clone().unwrap();
+        assert_eq!(problems.is_empty(), tls.broken.is_empty(), "{problems:?}");
+        assert!(problems.iter().all(|p| code::of(&p.message).is_some()), "{problems:?}");
+        let all = written_with(&state, &Template::default(), None).statuses;
+        let status = all.into_iter().find(|w| w.to.kind == "BackendTLSPolicy").unwrap().status;
+        let of = |i: usize| status["ancestors"][0]["conditions"][i].clone();
+        let reasons = [0usize, 1].map(|i| of(i)["reason"].as_str().unwrap().to_string());
+        (reasons, String::from_utf8(tls.roots).unwrap(), of(1)["message"].as_str().unwrap().to_string())
+    };
+    let (reasons, roots, _) = said(ROOTS, &bundle("x.io:roots:v1", &pem), &[]);
+    assert_eq!((reasons, roots.trim()), (["Accepted", "ResolvedRefs"].map(String::from), pem.trim()));
+    let lost = |reason: &str| ["NoValidCACertificate", reason].map(String::from);
+    let own = "spec.validation.caCertificateRefs[0]: ClusterTrustBundle x.io:roots:v1";
+    for (more, absent, want, says) in [
+        (String::new(), &[][..], "InvalidCACertificateRef", format!("{own} not found [KARST-0503]")),
+        (bundle("x.io:other:v1", &pem), &[], "InvalidCACertificateRef", format!("{own} not found [KARST-0503]")),
+        (bundle("x.io:roots:v1", ""), &[], "InvalidCACertificateRef", format!("{own}: spec.trustBundle is missing")),
+        (bundle("x.io:roots:v1", "none"), &[], "InvalidCACertificateRef", format!("{own}: spec.trustBundle: ")),
+        (
+            bundle("x.io:roots:v1", &pem),
+            &["ClusterTrustBundle"],
+            "InvalidKind",
+            "spec.validation.caCertificateRefs[0]: ClusterTrustBundle is not served by the API server".into(),
+        ),
+    ] {
+        let (reasons, roots, message) = said(ROOTS, &more, absent);
+        assert_eq!((reasons, roots.as_str()), (lost(want), ""), "{message}");
+        assert!(message.starts_with(&says), "{message}");
+    }
 }
 
 /// A wildcard that is looked up needs a waypoint: said in its status, until it has one.
