@@ -78,6 +78,10 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     // In Kubernetes since 1.27, of v1 since 1.37; off by default before that. Older charts do not give the right to it.
     let bundles = Watch { versions: &["v1", "v1beta1", "v1alpha1"], ..Watch::all("ClusterTrustBundle") };
     watches.push(Watch { is_optional: true, ..bundles });
+    // In Kubernetes since 1.31; and what Gateways' statuses may say. Older charts do not give the right to them.
+    watches.push(Watch { versions: &["v1", "v1beta1"], is_optional: true, ..Watch::all("ServiceCIDR") });
+    let fields = "metadata.name=gateways.gateway.networking.k8s.io".to_string();
+    watches.push(Watch { fields, is_optional: true, ..Watch::all("CustomResourceDefinition") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));

@@ -135,7 +135,10 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
         ".",
     )?;
     c.load(&echo_images(go, &module(go, SUITE)?, &module(go, ECHO)?, &out)?)?;
-    c.kubectl(&["apply", "--server-side", "-f", &c.bin.join("gateway-api.yaml").display().to_string()])?;
+    // Features of the experimental channel are declared, too. Over CRDs of the standard one, as a cluster that runs may have them, theirs
+    // are not let in (Gateway API's ValidatingAdmissionPolicy).
+    let crds = if what.keep { "gateway-api.yaml" } else { "gateway-api-experimental.yaml" };
+    c.kubectl(&["apply", "--server-side", "-f", &c.bin.join(crds).display().to_string()])?;
     // The controller sees the kinds soon, and makes its classes.
     for until in ["create", "condition=Accepted"] {
         c.kubectl(&["wait", &format!("--for={until}"), "--timeout=60s", "gatewayclass/istio"])?;

@@ -181,11 +181,12 @@ pub async fn all_stored(cluster: &Cluster) -> Result<Stored, Problem> {
 
 async fn of_the_mesh(cluster: &Cluster) -> Result<Stored, Problem> {
     let Stored { mut objects, mut values, mut notes } = Stored::default();
-    for (kind, group, _) in KINDS {
+    // What the control plane looks at in CRDs is which of its statuses it may write: nothing to judge.
+    for (kind, group, _) in KINDS.iter().filter(|(kind, ..)| *kind != "CustomResourceDefinition") {
         let listed = match stored(cluster, kind, group).await {
             Ok(listed) => listed,
             // Secrets most of all: what depends on them is then said of, wrongly or not, and the note tells why.
-            Err(problem) if matches!(*kind, "Secret" | "ConfigMap" | "ClusterTrustBundle") => {
+            Err(problem) if matches!(*kind, "Secret" | "ConfigMap" | "ClusterTrustBundle" | "ServiceCIDR") => {
                 notes.push(format!("note: {problem}"));
                 continue;
             }
@@ -229,6 +230,7 @@ fn versions(kind: &str) -> &'static [&'static str] {
         "BackendTLSPolicy" => &["v1", "v1alpha3"],
         "HTTPFilter" => &["v1alpha1"],
         "ClusterTrustBundle" => &["v1", "v1beta1", "v1alpha1"],
+        "ServiceCIDR" => &["v1", "v1beta1"],
         _ => &["v1"],
     }
 }
@@ -246,6 +248,8 @@ fn plural(kind: &str) -> &'static str {
         ("EndpointSlice", "endpointslices"),
         ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
         ("ClusterTrustBundle", "clustertrustbundles"),
+        ("ServiceCIDR", "servicecidrs"),
+        ("CustomResourceDefinition", "customresourcedefinitions"),
         ("GatewayClass", "gatewayclasses"),
         ("Gateway", "gateways"),
         ("ListenerSet", "listenersets"),

@@ -129,7 +129,9 @@ impl BugReport {
     }
 
     async fn objects(&self, cluster: &Cluster, archive: &mut Archive) -> io::Result<()> {
-        for (kind, group, _) in KINDS.iter().filter(|(kind, ..)| *kind != "Secret") {
+        // CRDs are large, and everybody's.
+        let taken = KINDS.iter().filter(|(kind, ..)| !matches!(*kind, "Secret" | "CustomResourceDefinition"));
+        for (kind, group, _) in taken {
             let listed = analysis::stored(cluster, kind, group).await.map(|mut objects| {
                 objects.retain(|object| *kind != "ConfigMap" || is_of_mesh(object, &cluster.istio_namespace));
                 objects.iter_mut().for_each(redact);

@@ -238,4 +238,6 @@ pub struct GatewayAddress {
     #[serde(rename = "type")]
     pub kind: String,
     pub value: String,
+    /// Gateway API's experimental channel: where it is reached from (GEP-5093).
+    pub routability: Option<String>,
 }

@@ -69,6 +69,8 @@ kinds! {
     EndpointSlice "discovery.k8s.io" true,
     MutatingWebhookConfiguration "admissionregistration.k8s.io" false,
     ClusterTrustBundle "certificates.k8s.io" false,
+    ServiceCIDR "networking.k8s.io" false,
+    CustomResourceDefinition "apiextensions.k8s.io" false,
     GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
     ListenerSet "gateway.networking.k8s.io" true,

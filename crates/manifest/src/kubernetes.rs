@@ -185,6 +185,61 @@ pub struct ClusterTrustBundleSpec {
     pub trust_bundle: String,
 }
 
+/// What the cluster IPs of Services are from.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceCIDR {
+    pub metadata: Meta,
+    pub spec: ServiceCidrSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    pub cidrs: Vec<String>,
+}
+
+/// Which fields objects of its kind may have; nothing else of it is read.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CustomResourceDefinition {
+    pub metadata: Meta,
+    pub spec: CrdSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CrdSpec {
+    pub versions: Vec<CrdVersion>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CrdVersion {
+    pub name: String,
+    pub schema: CrdSchema,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct CrdSchema {
+    #[serde(rename = "openAPIV3Schema")]
+    pub root: SchemaNode,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SchemaNode {
+    pub properties: BTreeMap<String, SchemaNode>,
+    pub items: Option<Box<SchemaNode>>,
+}
+impl CustomResourceDefinition {
+    /// Has this version of its kind the field? Each of the names is one within the one before, or within the items of that.
+    pub fn has_field(&self, version: &str, names: &[&str]) -> bool {
+        fn has(node: &SchemaNode, names: &[&str]) -> bool {
+            let Some((first, rest)) = names.split_first() else { return true };
+            let own = node.items.as_deref().unwrap_or(node);
+            own.properties.get(*first).is_some_and(|below| has(below, rest))
+        }
+        self.spec.versions.iter().any(|v| v.name == version && has(&v.schema.root, names))
+    }
+}
+
 /// Those with the label `istio.io/tag` stand for revision tags; whom they call is none of ours.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -311,4 +366,28 @@ pub struct EndpointPort {
     pub name: Option<String>,
     pub port: Option<u16>,
     pub protocol: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn a_crd_says_which_fields_there_are() {
+        let crd: CustomResourceDefinition = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "gateways.gateway.networking.k8s.io" },
+            "spec": { "group": "gateway.networking.k8s.io", "versions": [{ "name": "v1", "served": true, "schema": { "openAPIV3Schema": {
+                "type": "object",
+                "properties": { "status": { "type": "object", "default": {}, "properties": { "addresses": {
+                    "type": "array", "items": { "type": "object", "properties": { "routability": { "type": "string" } } },
+                } } } },
+            } } }] },
+        }))
+        .unwrap();
+        let has = |version: &str, names: &[&str]| crd.has_field(version, names);
+        assert!(has("v1", &["status", "addresses", "routability"]) && has("v1", &["status", "addresses"]));
+        assert!(!has("v1", &["status", "addresses", "value"]) && !has("v1", &["spec", "addresses"]));
+        assert!(!has("v1beta1", &["status", "addresses", "routability"]));
+    }
 }

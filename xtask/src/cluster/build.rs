@@ -215,10 +215,15 @@ fn said(program: &str, args: &[&str], dir: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// The CRDs of Gateway API's standard channel, as one file: `gateway-api.yaml`.
+/// Gateway API's channels, and the file with the CRDs of each.
+const CHANNELS: [(&str, &str); 2] =
+    [("standard", "gateway-api.yaml"), ("experimental", "gateway-api-experimental.yaml")];
+
+/// The CRDs of Gateway API, as one file for each channel.
 fn gateway_api(out: &Path) -> Result<()> {
-    let file = out.join("gateway-api.yaml");
-    if fs::read_to_string(&file).is_ok_and(|t| t.contains(&format!("bundle-version: {GATEWAY_API}"))) {
+    let version = format!("bundle-version: {GATEWAY_API}");
+    let is_there = |file: &str| fs::read_to_string(out.join(file)).is_ok_and(|text| text.contains(&version));
+    if CHANNELS.iter().all(|(_, file)| is_there(file)) {
         return Ok(());
     }
     let module = format!("sigs.k8s.io/gateway-api@{GATEWAY_API}");
@@ -226,14 +231,19 @@ fn gateway_api(out: &Path) -> Result<()> {
     let got = Command::new(go).current_dir(out).args(["mod", "download", "-json", &module]).output()?;
     ensure!(got.status.success(), "{module}: {}", String::from_utf8_lossy(&got.stderr));
     let told: serde_json::Value = serde_json::from_slice(&got.stdout)?;
-    let dir = Path::new(told["Dir"].as_str().context("go mod download names no Dir")?).join("config/crd/standard");
-    let mut all = String::new();
-    let mut crds: Vec<_> = fs::read_dir(&dir)?.flatten().map(|e| e.path()).collect();
-    crds.sort();
-    for c in crds {
-        all += &format!("---\n{}\n", fs::read_to_string(&c)?);
+    let dir = Path::new(told["Dir"].as_str().context("go mod download names no Dir")?).join("config/crd");
+    for (channel, file) in CHANNELS {
+        let mut crds: Vec<_> = fs::read_dir(dir.join(channel))?.flatten().map(|e| e.path()).collect();
+        // That one lists the others.
+        crds.retain(|path| path.file_name().is_some_and(|name| name != "kustomization.yaml"));
+        crds.sort();
+        let mut all = String::new();
+        for crd in crds {
+            all += &format!("---\n{}\n", fs::read_to_string(&crd)?);
+        }
+        fs::write(out.join(file), all)?;
     }
-    Ok(fs::write(file, all)?)
+    Ok(())
 }
 
 /// Images that every node has: what holds a pod, a shell, and CoreDNS.

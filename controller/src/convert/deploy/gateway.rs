@@ -6,7 +6,7 @@ use crate::convert::{
         gateway::{self, MAX_NAME, shortened},
         listener::{GatewayListener, ListenerParent},
         listeners::GatewayListeners,
-        waypoint,
+        routability, waypoint,
     },
     objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
 };
@@ -110,10 +110,11 @@ pub(crate) fn given(gateway: &Gateway) -> Option<&str> {
     all.find(|host| !host.is_empty())
 }
 
-/// The address that its Service asks for; a Service can ask for one. (`externalIPs` would take whatever address one names from
-/// whoever has it.)
+/// The address that its Service asks the load balancer for; a Service can ask for one. (`externalIPs` would take whatever address one
+/// names from whoever has it.)
 fn asked(gateway: &Gateway) -> Option<&str> {
-    let all = gateway.spec.addresses.iter().filter(|a| matches!(a.kind.as_str(), "" | "IPAddress"));
+    let of_balancer = gateway.spec.addresses.iter().filter(|a| routability::is_from_anywhere(a));
+    let all = of_balancer.filter(|a| matches!(a.kind.as_str(), "" | routability::IP));
     all.map(|a| a.value.as_str()).find(|value| value.parse::<IpAddr>().is_ok())
 }
 
@@ -217,7 +218,10 @@ fn objects(
         pod_annotations[format!("prometheus.io/{k}")] = json!(v);
     }
     let spec = deployment(objects, template, is_waypoint, account, &selector, (pod_labels, pod_annotations));
-    let service = service(gateway, added, is_waypoint, &selector);
+    let mut service = service(gateway, added, is_waypoint, &selector);
+    if let Some(ip) = routability::cluster_ip(objects, gateway, &name).filter(|_| !is_waypoint) {
+        service["clusterIP"] = json!(ip.to_string());
+    }
     let mut out = vec![];
     if named.is_none() {
         out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
@@ -346,7 +350,7 @@ fn service(gateway: &Gateway, added: &[&GatewayListener], is_waypoint: bool, sel
             }));
         }
     }
-    let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
+    let default = if is_waypoint || routability::is_internal(gateway) { "ClusterIP" } else { "LoadBalancer" };
     let kind = gateway.metadata.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
     let mut service =
         json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });

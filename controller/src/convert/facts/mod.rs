@@ -18,6 +18,7 @@ pub(crate) mod listener;
 pub(crate) mod listener_set;
 pub(crate) mod listeners;
 pub(crate) mod policy;
+pub(crate) mod routability;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod session;

@@ -135,7 +135,7 @@ const USED: &[(&str, &[&str])] = &[
     (
         "Gateway",
         &[
-            "spec.{gatewayClassName,addresses[].{type,value}}",
+            "spec.{gatewayClassName,addresses[].{type,value,routability}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
             LISTENERS[0],
             LISTENERS[1],

@@ -7,6 +7,9 @@ use crate::convert::objects::{
 use karst_manifest::{MeshConfig, Object, State, kinds::*, parse::Located};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// The CRD of Gateway API's Gateways.
+const GATEWAY_CRD: &str = "gateways.gateway.networking.k8s.io";
+
 /// The objects by kind.
 pub(crate) struct Objects<'a> {
     pub mesh: &'a Mesh,
@@ -56,6 +59,10 @@ pub(crate) struct Objects<'a> {
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
     /// By name.
     pub trust_bundles: HashMap<&'a str, &'a ClusterTrustBundle>,
+    pub service_cidrs: Vec<&'a ServiceCIDR>,
+    /// May statuses of Gateways say where an address is reached from? The CRD of the experimental channel has the field; by another one
+    /// the whole status would be refused.
+    pub has_routability: bool,
     /// Parameters of all Gateways of a class.
     pub class_parameters: HashMap<&'a str, Result<Parameters, ParametersError>>,
     pub grants: Vec<&'a ReferenceGrant>,
@@ -136,6 +143,8 @@ impl<'a> Objects<'a> {
             backend_tls: vec![],
             config_maps: HashMap::new(),
             trust_bundles: HashMap::new(),
+            service_cidrs: vec![],
+            has_routability: false,
             class_parameters: HashMap::new(),
             grants: vec![],
             label_keys: BTreeSet::new(),
@@ -212,6 +221,11 @@ impl<'a> Objects<'a> {
             Object::ClusterTrustBundle(bundle) => {
                 self.trust_bundles.insert(&bundle.metadata.name, bundle);
             }
+            Object::ServiceCIDR(ranges) => self.service_cidrs.push(ranges),
+            Object::CustomResourceDefinition(crd) if crd.metadata.name == GATEWAY_CRD => {
+                self.has_routability = crd.has_field("v1", &["status", "addresses", "routability"]);
+            }
+            Object::CustomResourceDefinition(_) => {}
             Object::ReferenceGrant(g) => self.grants.push(g),
             // Its labels only: see `new`.
             Object::MutatingWebhookConfiguration(_) => {}

@@ -54,6 +54,8 @@ impl Revision {
             | Object::EndpointSlice(_)
             | Object::MutatingWebhookConfiguration(_)
             | Object::ClusterTrustBundle(_)
+            | Object::ServiceCIDR(_)
+            | Object::CustomResourceDefinition(_)
             | Object::GatewayClass(_)
             | Object::Gateway(_)
             | Object::ListenerSet(_)

@@ -1,115 +1,215 @@
 //! Where a Gateway that is no waypoint is reached, and which of the addresses that it asks for it does not have (Gateway API:
-//! spec.addresses). Of its Service one address can be asked for (`loadBalancerIP`); what the load balancer has given counts.
+//! spec.addresses; of where they are reached from, GEP-5093). Each that it asks for has one of its own, or none. Of its Service one
+//! address of the load balancer (`loadBalancerIP`) and one of the cluster (`clusterIP`) can be asked for; what it has counts.
 
 use crate::convert::{
     deploy,
-    facts::service,
+    facts::{
+        routability::{self, CLUSTER, IP, Routability, SENTINEL, cluster_ips},
+        service,
+    },
     objects::{MANAGED, Objects},
 };
 use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-/// Why a Gateway is not, or not yet, reached as it asks.
-pub(crate) struct Unreached {
-    /// Of Gateway API, for the condition Programmed.
-    pub(crate) reason: &'static str,
-    pub(crate) text: String,
-    /// The addresses that it has all the same.
-    pub(crate) bound: Vec<GatewayAddress>,
+/// Where a Gateway is reached, and what it lacks of what it asks for.
+pub(crate) struct Reached {
+    /// One for each that it asks for and has; all that it has, if it asks for none.
+    pub(crate) addresses: Vec<GatewayAddress>,
+    /// Why it is not, or not yet, reached: a reason of Gateway API for the condition Programmed, and the words.
+    pub(crate) unreached: Option<(&'static str, String)>,
+    /// None: nobody is served there yet, and it is not told where that will be.
+    pub(crate) assigned: Option<Assigned>,
 }
 
-impl Unreached {
-    fn nowhere(reason: &'static str, text: String) -> Self {
-        Self { reason, text, bound: vec![] }
-    }
+/// Which of the addresses that a Gateway asks for it has. Of the others it is said why.
+pub(crate) enum Assigned {
+    All,
+    Part(String),
+    Nothing(String),
 }
 
 const HOSTNAME: &str = "Hostname";
-const IP: &str = "IPAddress";
 const NOT_USABLE: &str = "AddressNotUsable";
 const NOT_ASSIGNED: &str = "AddressNotAssigned";
+
+impl Reached {
+    fn nowhere(reason: &'static str, text: String) -> Self {
+        let assigned = Some(Assigned::Nothing(text.clone()));
+        Self { addresses: vec![], unreached: Some((reason, text)), assigned }
+    }
+
+    fn at(addresses: Vec<GatewayAddress>) -> Self {
+        Self { addresses, unreached: None, assigned: Some(Assigned::All) }
+    }
+
+    /// At those of the offers that are asked for. `why` says of one that is not among them what to do.
+    fn among(asked: &[GatewayAddress], offers: Vec<Offer>, why: impl Fn(&GatewayAddress) -> String) -> Self {
+        let (addresses, lost) = assign(asked, offers);
+        if lost.is_empty() {
+            return Self::at(addresses);
+        }
+        let all = lost.iter().map(|(place, address)| format!("spec.addresses[{place}]: {}", why(address)));
+        let text = all.collect::<Vec<_>>().join("; ");
+        // Who names an address wants that one; of others those that are there serve (GEP-5093).
+        let is_named = |address: &GatewayAddress| {
+            !address.value.is_empty() && routability::asked(address) == Some(Routability::Default)
+        };
+        let unreached = match (lost.iter().any(|(_, address)| is_named(address)), addresses.is_empty()) {
+            (true, _) => Some((NOT_USABLE, text.clone())),
+            (false, true) => Some((NOT_ASSIGNED, text.clone())),
+            (false, false) => None,
+        };
+        let assigned = if addresses.is_empty() { Assigned::Nothing(text) } else { Assigned::Part(text) };
+        Self { addresses, unreached, assigned: Some(assigned) }
+    }
+}
+
+/// An address that a Gateway has.
+struct Offer {
+    kind: &'static str,
+    value: String,
+    /// It is a cluster IP, or stands for such only.
+    is_cluster: bool,
+    /// Who does not say from where it is to be reached may have it.
+    by_default: bool,
+}
+
+impl Offer {
+    fn fits(&self, asked: &GatewayAddress) -> bool {
+        let is_in_reach = match routability::asked(asked) {
+            Some(Routability::Default | Routability::Sentinel) => self.by_default,
+            Some(Routability::Cluster) => self.is_cluster,
+            None => false,
+        };
+        is_in_reach && self.kind == kind(asked) && (asked.value.is_empty() || is_same(&self.value, &asked.value))
+    }
+
+    /// As the status has it. `asked`: what asks for it, if something does.
+    fn told(self, asked: Option<&GatewayAddress>) -> GatewayAddress {
+        let routability = match asked.and_then(routability::asked) {
+            Some(Routability::Sentinel) => SENTINEL,
+            Some(Routability::Default | Routability::Cluster) | None if self.is_cluster => CLUSTER,
+            Some(Routability::Default | Routability::Cluster) | None => "",
+        };
+        GatewayAddress { kind: self.kind.into(), value: self.value, routability: Some(routability.into()) }
+    }
+}
+
+/// A distinct one of the offers for each address that is asked for, in this order; and those that there is none for, with their places.
+fn assign(asked: &[GatewayAddress], mut offers: Vec<Offer>) -> (Vec<GatewayAddress>, Vec<(usize, &GatewayAddress)>) {
+    let mut order: Vec<(usize, &GatewayAddress)> = asked.iter().enumerate().collect();
+    // Who asks for more is first.
+    order.sort_by_key(|(_, a)| (a.value.is_empty(), routability::asked(a) != Some(Routability::Cluster)));
+    let mut found = BTreeMap::new();
+    for (place, address) in order {
+        if let Some(at) = offers.iter().position(|offer| offer.fits(address)) {
+            found.insert(place, offers.remove(at).told(Some(address)));
+        }
+    }
+    let lost = asked.iter().enumerate().filter(|(place, _)| !found.contains_key(place)).collect();
+    (found.into_values().collect(), lost)
+}
 
 /// An address of a type that is not known.
 pub(crate) fn unsupported(gateway: &Gateway) -> Option<&GatewayAddress> {
     gateway.spec.addresses.iter().find(|a| !matches!(kind(a), IP | HOSTNAME))
 }
 
+/// Why a type of address is refused.
+pub(crate) fn unsupported_text(kind: &str) -> String {
+    format!("unsupported address type {kind:?}: use {IP} or {HOSTNAME} [KARST-0513]")
+}
+
 /// The addresses by which a Gateway is reached. `name`: of what is deployed for it; `ports`: those of its own listeners, and
 /// whether each is one of UDP.
-///
-/// # Errors
-/// Why it is not, or not as it asks.
-pub(crate) fn of(
-    objects: &Objects<'_>,
-    gateway: &Gateway,
-    name: &str,
-    ports: &[(u16, bool)],
-) -> Result<Vec<GatewayAddress>, Unreached> {
-    if deploy::given(gateway).is_some() {
-        return elsewhere(objects, gateway, ports);
+pub(crate) fn of(objects: &Objects<'_>, gateway: &Gateway, name: &str, ports: &[(u16, bool)]) -> Reached {
+    let mut reached = match deploy::given(gateway) {
+        Some(_) => elsewhere(objects, gateway, ports),
+        None => deployed(objects, gateway, name),
+    };
+    if !objects.has_routability {
+        reached.addresses.iter_mut().for_each(|address| address.routability = None);
     }
+    reached
+}
+
+/// Where we run it: at its Service.
+fn deployed(objects: &Objects<'_>, gateway: &Gateway, name: &str) -> Reached {
     let meta = &gateway.metadata;
     let what = format!("Service {}/{name}", meta.namespace);
-    let service = objects
-        .service(&meta.namespace, name)
-        .ok_or_else(|| Unreached::nowhere(NOT_ASSIGNED, format!("{what} does not exist yet [KARST-0510]")))?;
+    let Some(service) = objects.service(&meta.namespace, name) else {
+        let text = match routability::cluster_ip(objects, gateway, name) {
+            Some(ip) => format!(
+                "{what} does not exist yet: if that lasts, the API server does not give it the cluster IP {ip} [KARST-0510]"
+            ),
+            None => format!("{what} does not exist yet [KARST-0510]"),
+        };
+        return Reached::nowhere(NOT_ASSIGNED, text);
+    };
     if !service.metadata.labels.contains_key(MANAGED) {
         let text = format!("{what} is not managed by Karst: rename the Gateway [KARST-0511]");
-        return Err(Unreached::nowhere(NOT_USABLE, text));
+        return Reached::nowhere(NOT_USABLE, text);
     }
-    let found = published(service, &format!("{name}.{}.svc.{}", meta.namespace, objects.mesh.cluster_domain));
-    let is_there = |value: &str| found.iter().any(|f| is_same(&f.value, value));
-    let asked = gateway.spec.addresses.iter().filter(|a| !a.value.is_empty());
-    let lost: Vec<&str> = asked.map(|a| a.value.as_str()).filter(|value| !is_there(value)).collect();
-    if !lost.is_empty() {
-        let text = lacking(&what, service, &lost);
-        return Err(Unreached { reason: NOT_USABLE, text, bound: found });
-    }
-    if found.is_empty() {
-        let text = format!(
-            "{what} of type LoadBalancer has no address yet: the cluster needs a load balancer controller, or annotate the Gateway with networking.istio.io/service-type: ClusterIP [KARST-0510]"
-        );
-        return Err(Unreached::nowhere(NOT_ASSIGNED, text));
-    }
-    // Without a value: any address of the type.
-    let mut any = gateway.spec.addresses.iter().filter(|a| a.value.is_empty()).map(kind);
-    if let Some(kind) = any.find(|kind| found.iter().all(|f| f.kind != *kind)) {
-        let text =
-            format!("{what} has no address of type {kind}: remove it from spec.addresses, or use another [KARST-0510]");
-        return Err(Unreached { reason: NOT_ASSIGNED, text, bound: found });
-    }
+    let mut reached = at_service(objects, &gateway.spec.addresses, &what, service);
     let deployment = objects.deployments.get(&(meta.namespace.as_str(), name));
-    if deployment.is_none_or(|d| d.status.available_replicas == 0) {
+    if reached.unreached.is_none() && deployment.is_none_or(|d| d.status.available_replicas == 0) {
         let text = format!("Deployment {}/{name} has no available pod yet [KARST-0510]", meta.namespace);
+        reached.unreached = Some(("Pending", text));
         // What was reached once stays known: its pods may come and go.
-        return Err(Unreached { reason: "Pending", text, bound: gateway.status.addresses.clone() });
+        if gateway.status.addresses.is_empty() {
+            (reached.addresses, reached.assigned) = (vec![], None);
+        }
     }
-    Ok(found)
+    reached
+}
+
+/// What of the addresses that are asked for a Service of ours has. `what`: the Service, in words.
+fn at_service(objects: &Objects<'_>, asked: &[GatewayAddress], what: &str, service: &Service) -> Reached {
+    let (outside, inside) = (outside(service), inside(service, service::hostname(objects, service)));
+    if !asked.is_empty() {
+        let offers = outside.into_iter().chain(inside).collect();
+        return Reached::among(asked, offers, |address| lacking(objects, what, service, address));
+    }
+    // Its name is told where it is all that there is.
+    let all = match outside.is_empty() && service.spec.kind != BALANCED {
+        true => inside.into_iter().filter(|offer| offer.kind == HOSTNAME).collect(),
+        false => outside,
+    };
+    match all.is_empty() {
+        true => Reached::nowhere(NOT_ASSIGNED, unbalanced(what)),
+        false => Reached::at(all.into_iter().map(|offer| offer.told(None)).collect()),
+    }
+}
+
+const BALANCED: &str = "LoadBalancer";
+
+fn unbalanced(what: &str) -> String {
+    format!(
+        "{what} of type {BALANCED} has no address yet: the cluster needs a load balancer controller, or annotate the Gateway with networking.istio.io/service-type: ClusterIP [KARST-0510]"
+    )
 }
 
 /// Where somebody else runs it: at the host names that the Gateway gives, each of which may be that of a Service here.
-fn elsewhere(
-    objects: &Objects<'_>,
-    gateway: &Gateway,
-    ports: &[(u16, bool)],
-) -> Result<Vec<GatewayAddress>, Unreached> {
+fn elsewhere(objects: &Objects<'_>, gateway: &Gateway, ports: &[(u16, bool)]) -> Reached {
     if let Some(text) = lacks_port(objects, gateway, ports) {
-        return Err(Unreached::nowhere(NOT_USABLE, text));
+        return Reached::nowhere(NOT_USABLE, text);
     }
     let services = named_services(objects, gateway);
-    let all = gateway.spec.addresses.iter().filter(|a| !a.value.is_empty());
-    let (hosts, ips): (Vec<_>, Vec<_>) = all.partition(|a| kind(a) == HOSTNAME);
-    let owned = |value: &str| services.iter().any(|(_, s)| ips_of(s).any(|ip| is_same(ip, value)));
-    let bound: Vec<_> = hosts.iter().map(|a| address(HOSTNAME, &a.value)).collect();
-    let (ours, lost): (Vec<_>, Vec<_>) = ips.into_iter().partition(|a| owned(&a.value));
-    if let Some(lost) = lost.first() {
-        let text = format!(
-            "{} is no address of a Service that spec.addresses names by its host name: remove it, or name that Service [KARST-0510]",
-            lost.value
-        );
-        return Err(Unreached { reason: NOT_USABLE, text, bound });
+    let hosts = gateway.spec.addresses.iter().filter(|a| kind(a) == HOSTNAME && !a.value.is_empty());
+    let is_cluster =
+        |host: &str| services.iter().any(|(name, service)| *name == host && !cluster_ips(service).is_empty());
+    let mut offers: Vec<Offer> = hosts.map(|a| own(HOSTNAME, a.value.clone(), is_cluster(&a.value))).collect();
+    for (_, service) in &services {
+        offers.extend(outside(service));
+        offers.extend(cluster_ips(service).into_iter().map(|ip| own(IP, ip.to_string(), true)));
     }
-    Ok(bound.into_iter().chain(ours.into_iter().map(|a| address(IP, &a.value))).collect())
+    Reached::among(&gateway.spec.addresses, offers, unnamed)
+}
+
+fn own(kind: &'static str, value: String, is_cluster: bool) -> Offer {
+    Offer { kind, value, is_cluster, by_default: true }
 }
 
 /// The Services here by whose host names somebody else runs a Gateway.
@@ -135,25 +235,61 @@ pub(crate) fn lacks_port(objects: &Objects<'_>, gateway: &Gateway, ports: &[(u16
     })
 }
 
-/// What a Service lacks of what is asked for, and what to do.
-fn lacking(what: &str, service: &Service, lost: &[&str]) -> String {
-    let lost = lost.join(", ");
-    match service.spec.kind.as_str() {
-        kind @ ("ClusterIP" | "NodePort") => format!(
-            "{what} of type {kind} cannot have the address {lost}: remove it from spec.addresses, or the annotation networking.istio.io/service-type [KARST-0510]"
+/// Why an address cannot be had, whoever runs the Gateway.
+fn impossible(asked: &GatewayAddress) -> Option<String> {
+    if !matches!(kind(asked), IP | HOSTNAME) {
+        return Some(unsupported_text(kind(asked)));
+    }
+    let routability = asked.routability.as_deref().unwrap_or_default();
+    let text = || format!("unsupported routability {routability:?}: use {CLUSTER}, or remove it [KARST-0016]");
+    routability::asked(asked).is_none().then(text)
+}
+
+/// Why a Service does not have an address that is asked for, and what to do.
+fn lacking(objects: &Objects<'_>, what: &str, service: &Service, asked: &GatewayAddress) -> String {
+    if let Some(text) = impossible(asked) {
+        return text;
+    }
+    let (type_, kind) = (service.spec.kind.as_str(), kind(asked));
+    if routability::asked(asked) == Some(Routability::Cluster) {
+        return match asked.value.parse::<IpAddr>().map(|ip| routability::obtainable(objects, service, ip)) {
+            Ok(Err(e)) => e.to_string(),
+            Ok(Ok(())) | Err(_) => format!(
+                "{what} has no cluster IP for it, or another entry has it: remove it from spec.addresses [KARST-0510]"
+            ),
+        };
+    }
+    match (asked.value.as_str(), type_) {
+        ("", BALANCED) if service.status.load_balancer.ingress.is_empty() => unbalanced(what),
+        ("", _) => {
+            format!("{what} has no address of type {kind}: remove it from spec.addresses, or use another [KARST-0510]")
+        }
+        (lost, "ClusterIP" | "NodePort") => format!(
+            "{what} of type {type_} cannot have the address {lost}: remove it from spec.addresses, or the annotation networking.istio.io/service-type [KARST-0510]"
         ),
-        _ => format!(
+        (lost, _) => format!(
             "{what} was not assigned the address {lost}: use one that the load balancer controller can assign (spec.loadBalancerIP takes one) [KARST-0510]"
         ),
     }
 }
 
-fn kind(address: &GatewayAddress) -> &str {
-    if address.kind.is_empty() { IP } else { &address.kind }
+/// Why a Gateway that somebody else runs does not have an address.
+fn unnamed(asked: &GatewayAddress) -> String {
+    if let Some(text) = impossible(asked) {
+        return text;
+    }
+    let (which, of) = match (asked.value.as_str(), routability::asked(asked)) {
+        ("", _) => (kind(asked), "address"),
+        (value, Some(Routability::Cluster)) => (value, "cluster IP"),
+        (value, _) => (value, "address"),
+    };
+    format!(
+        "{which} is no {of} of a Service that spec.addresses names by its host name: remove it, or name that Service [KARST-0510]"
+    )
 }
 
-fn address(kind: &str, value: &str) -> GatewayAddress {
-    GatewayAddress { kind: kind.into(), value: value.into() }
+fn kind(address: &GatewayAddress) -> &str {
+    if address.kind.is_empty() { IP } else { &address.kind }
 }
 
 /// Addresses may be written in several ways.
@@ -164,19 +300,19 @@ fn is_same(one: &str, other: &str) -> bool {
     }
 }
 
-fn ips_of(service: &Service) -> impl Iterator<Item = &str> {
-    let given = service.status.load_balancer.ingress.iter().map(|i| i.ip.as_str());
-    let own = service.spec.cluster_ips.iter().chain([&service.spec.cluster_ip]).chain(&service.spec.external_ips);
-    given.chain(own.map(String::as_str)).filter(|ip| !ip.is_empty())
-}
-
-fn published(service: &Service, host: &str) -> Vec<GatewayAddress> {
-    let mut all: Vec<_> = service.spec.external_ips.iter().map(|i| address(IP, i)).collect();
+/// What leads to a Service from outside of the cluster.
+fn outside(service: &Service) -> Vec<Offer> {
+    let mut all: Vec<_> = service.spec.external_ips.iter().map(|ip| own(IP, ip.clone(), false)).collect();
     for i in &service.status.load_balancer.ingress {
-        all.push(if i.ip.is_empty() { address(HOSTNAME, &i.hostname) } else { address(IP, &i.ip) });
-    }
-    if all.is_empty() && service.spec.kind != "LoadBalancer" {
-        all.push(address(HOSTNAME, host));
+        all.push(if i.ip.is_empty() { own(HOSTNAME, i.hostname.clone(), false) } else { own(IP, i.ip.clone(), false) });
     }
     all
+}
+
+/// What leads to a Service within the cluster; who has a load balancer has it on request. Its name stands for its cluster IPs.
+fn inside(service: &Service, host: String) -> Vec<Offer> {
+    let (ips, by_default) = (cluster_ips(service), service.spec.kind != BALANCED);
+    let name = Offer { by_default, ..own(HOSTNAME, host, !ips.is_empty()) };
+    let ips = ips.into_iter().map(|ip| Offer { by_default, ..own(IP, ip.to_string(), true) });
+    ips.chain([name]).collect()
 }

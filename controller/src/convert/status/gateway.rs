@@ -6,14 +6,14 @@ use crate::convert::{
     facts::{backend_certificate, frontend_tls, listener_set, listeners::GatewayListeners, waypoint},
     objects::{GATEWAY_API, Objects},
     status::{
-        address,
+        address::{self, Assigned, Reached},
         condition::{Condition, Write, conditions, reference, same},
         listener::{Attached, Judged, attached, condition, statuses},
         listener_set::{JudgedSet, Parent, of_waypoint},
         route::Route,
     },
 };
-use karst_manifest::kinds::{Gateway, StatusCondition};
+use karst_manifest::kinds::{Gateway, GatewayAddress, StatusCondition};
 use serde_json::{Value, json};
 
 /// All that differ.
@@ -50,8 +50,7 @@ fn accepted(objects: &Objects<'_>, gateway: &Gateway, own: &[Judged<'_>], sets: 
         return bad("InvalidParameters", format!("spec.infrastructure.parametersRef: {e}"));
     }
     if let Some(address) = address::unsupported(gateway) {
-        let text = format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", address.kind);
-        return bad("UnsupportedAddress", text);
+        return bad("UnsupportedAddress", address::unsupported_text(&address.kind));
     }
     let working = own.iter().filter(|l| l.is_accepted()).count();
     // Its listeners are its own and those of its sets.
@@ -70,6 +69,8 @@ fn accepted(objects: &Objects<'_>, gateway: &Gateway, own: &[Judged<'_>], sets: 
 
 /// Clients are served whatever they show (GEP-91).
 const FALLBACK: &str = "InsecureFrontendValidationMode";
+/// Which of the addresses that are asked for there are (GEP-5093).
+const ASSIGNED: &str = "AddressesAssigned";
 
 /// Says so while it is so.
 fn fallback(gateway: &Gateway) -> Option<Condition> {
@@ -96,9 +97,28 @@ fn references(objects: &Objects<'_>, gateway: &Gateway, own: &[Judged<'_>]) -> O
     })
 }
 
+/// Says so whether it is served or not. (The reason of success is that of the API's types; the proposal's text calls it `Assigned`.)
+fn assigned(assigned: &Assigned) -> Condition {
+    match assigned {
+        Assigned::All => condition(ASSIGNED, true, ASSIGNED, "All addresses are assigned"),
+        Assigned::Part(text) => condition(ASSIGNED, false, "PartiallyAssigned", text.clone()),
+        Assigned::Nothing(text) => condition(ASSIGNED, false, "NotAssigned", text.clone()),
+    }
+}
+
 /// Is there a condition that is only there while something holds, which does not any more?
 fn is_over(wanted: &[Condition], have: &[StatusCondition]) -> bool {
-    have.iter().any(|c| c.kind == FALLBACK) && !wanted.iter().any(|c| c.kind == FALLBACK)
+    let is_left = |kind| have.iter().any(|c| c.kind == kind) && !wanted.iter().any(|c| c.kind == kind);
+    [FALLBACK, ASSIGNED].into_iter().any(is_left)
+}
+
+/// As it is written. (The field of where it is reached from is there only if the CRD has it.)
+fn written(address: &GatewayAddress) -> Value {
+    let mut out = json!({ "type": address.kind, "value": address.value });
+    if let Some(routability) = &address.routability {
+        out["routability"] = json!(routability);
+    }
+    out
 }
 
 /// Its status, if it differs, and what its sets are to know of it.
@@ -115,20 +135,20 @@ fn one(
     let own = Judged::of(listeners, listeners.of(&meta.namespace, &meta.name));
     let accepted = accepted(objects, gateway, &own, sets);
     let ports: Vec<(u16, bool)> = gateway.spec.listeners.iter().map(|l| (l.port, l.protocol == "UDP")).collect();
-    let found = address::of(objects, gateway, &name, &ports);
-    let programmed = match &found {
+    let Reached { addresses, unreached, assigned: of_addresses } = address::of(objects, gateway, &name, &ports);
+    let programmed = match unreached {
         _ if !accepted.status => condition("Programmed", false, "Invalid", "see Accepted"),
-        Ok(_) => condition(
+        None => condition(
             "Programmed",
             true,
             "Programmed",
             format!("Resource programmed, served by Deployment {}/{name}", meta.namespace),
         ),
-        Err(e) => condition("Programmed", false, e.reason, e.text.clone()),
+        Some((reason, text)) => condition("Programmed", false, reason, text),
     };
     let parent = Parent { is_accepted: accepted.status, is_programmed: programmed.status };
-    let addresses = found.unwrap_or_else(|e| e.bound);
     let mut wanted = vec![accepted, programmed];
+    wanted.extend(of_addresses.as_ref().map(assigned));
     wanted.extend(fallback(gateway));
     wanted.extend(references(objects, gateway, &own));
     let names = gateway.spec.listeners.iter().map(|l| l.name.as_str());
@@ -142,7 +162,7 @@ fn one(
     {
         return (None, parent);
     }
-    let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
+    let addresses: Vec<Value> = addresses.iter().map(written).collect();
     let mut status = json!({
         "addresses": addresses, "listeners": statuses,
         "conditions": conditions(&wanted, &have.conditions, meta.generation, now),

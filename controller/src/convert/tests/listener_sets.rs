@@ -159,7 +159,7 @@ fn the_first_to_claim_a_listener_keeps_it() {
         assert_eq!(is("set-3", &[false]), none);
         let of_gateway = status(&w, "Gateway", "edge/g");
         assert_eq!(of_gateway["attachedListenerSets"], 2);
-        assert_eq!(reasons(&of_gateway), ["Accepted True Accepted", "Programmed True Programmed"]);
+        assert_eq!(reasons(&of_gateway)[..2], ["Accepted True Accepted", "Programmed True Programmed"]);
         for own in of_gateway["listeners"].as_array().unwrap() {
             assert_eq!(reasons(own)[..3], fine);
         }
