@@ -39,6 +39,7 @@ use crate::{
     },
     snapshot::Snapshot,
 };
+use answer::Deciding;
 use http::{StatusCode, request::Parts};
 use karst_api::{GATEWAY_TYPE, workload::AppProtocol};
 use karst_core::Identity;
@@ -194,10 +195,11 @@ impl Waypoint {
         };
         let authority = entry.authority.as_str();
         let is_https = forwarded::is_https(topology, &head.headers);
-        let (policies, routes) = match self.routes_of(downstream, entry.authority.host(), is_https) {
+        let found = match self.routes_of(downstream, entry.authority.host(), is_https) {
             Ok(found) => found,
             Err(answered) => return *answered,
         };
+        let Deciding { filters, access: policies, routes } = found;
         if let Some(access) = policies {
             access.headers().drop_alike(&mut head.headers);
         }
@@ -225,7 +227,8 @@ impl Waypoint {
         }
         let token = token.as_deref().or(assumed.as_ref());
         let (mut route, end) = self.routed(downstream, routes, (&head, authority), token);
-        route.settings = asked.into_iter().chain(std::mem::take(&mut route.settings)).collect();
+        let first = settings::of_filters(filters).into_iter().chain(asked);
+        route.settings = first.chain(std::mem::take(&mut route.settings)).collect();
         Decision { access: Some(access), route: Some(route), end }
     }
 

@@ -1,8 +1,12 @@
 //! The Gateway API's gateways and their classes (v1); its routes are in [`crate::gatewayapi`].
 #![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 
-use crate::meta::{Labels, Meta, Status, StatusCondition};
-use serde::{Deserialize, de::IgnoredAny};
+use crate::{
+    gatewayapi::{ExtensionRef, ExternalAuth},
+    meta::{Labels, Meta, Status, StatusCondition},
+};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use serde_json::Value;
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -130,8 +134,39 @@ pub struct Listener {
     pub protocol: String,
     pub tls: Option<ListenerTls>,
     pub allowed_routes: AllowedRoutes,
-    /// Gateway API's experimental channel: whether there are some; what they say is not read.
-    pub filters: Option<IgnoredAny>,
+    /// Gateway API's experimental channel.
+    pub filters: Option<ListenerFilters>,
+}
+/// What each request of a listener passes before one of its routes is chosen (GEP-5224). What cannot be read of it is a matter of the
+/// listener, not of its whole Gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ListenerFilters {
+    Requests(Vec<ListenerFilter>),
+    /// Why they cannot be read.
+    Unread(String),
+}
+impl<'de> Deserialize<'de> for ListenerFilters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Known {
+            requests: Vec<ListenerFilter>,
+        }
+        let raw = Value::deserialize(deserializer)?;
+        Ok(match serde_json::from_value::<Known>(raw) {
+            Ok(known) => Self::Requests(known.requests),
+            Err(error) => Self::Unread(error.to_string()),
+        })
+    }
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListenerFilter {
+    /// ExternalAuth, ExtensionRef.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub external_auth: Option<ExternalAuth>,
+    pub extension_ref: Option<ExtensionRef>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -240,4 +275,32 @@ pub struct GatewayAddress {
     pub value: String,
     /// Gateway API's experimental channel: where it is reached from (GEP-5093).
     pub routability: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn filters_that_cannot_be_read_are_no_reason_to_pass_over_a_gateway() {
+        let of = |filters: Value| -> Option<ListenerFilters> {
+            let spec = json!({ "listeners": [{ "name": "l", "port": 80, "protocol": "HTTP", "filters": filters }] });
+            serde_json::from_value::<GatewaySpec>(spec).unwrap().listeners.remove(0).filters
+        };
+        let asked = json!({ "type": "ExternalAuth", "externalAuth": { "protocol": "GRPC", "backendRef": { "name": "s", "port": 9 } } });
+        let Some(ListenerFilters::Requests(all)) = of(json!({ "requests": [asked, { "type": "New" }] })) else {
+            panic!("not read")
+        };
+        assert_eq!((all.len(), all[1].kind.as_str()), (2, "New"));
+        assert_eq!(all[0].external_auth.as_ref().unwrap().backend_ref.port, Some(9));
+        assert_eq!(of(json!({})), Some(ListenerFilters::Requests(vec![])));
+        assert_eq!(of(Value::Null), None);
+        for new in
+            [json!({ "connection": [] }), json!({ "requests": [{ "type": "ExternalAuth", "isNew": 1 }] }), json!([1])]
+        {
+            assert!(matches!(of(new.clone()), Some(ListenerFilters::Unread(_))), "{new}");
+        }
+    }
 }

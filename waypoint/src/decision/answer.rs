@@ -1,12 +1,23 @@
 //! What a waypoint's decisions are, as values.
 
-use crate::downstream::context::Downstream;
+use crate::{
+    authz::access::Access,
+    downstream::{context::Downstream, gateway::Filter},
+    route::table::Routes,
+};
 use http::StatusCode;
 use karst_proxy::state::Workload;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
+
+/// The filters of the listener, the policies and the routes that decide about a request.
+pub(super) struct Deciding<'a> {
+    pub(super) filters: &'a [Filter],
+    pub(super) access: Option<&'a Access>,
+    pub(super) routes: Option<&'a Routes>,
+}
 
 /// A call that a waypoint or gateway takes: who calls, and what.
 pub struct Call(pub(super) Downstream);

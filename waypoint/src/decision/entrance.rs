@@ -1,15 +1,15 @@
 //! What a gateway would do with a connection from anywhere (`downstream::edge`): the listener that takes it, by port and by the
 //! name in the TLS hello. Requests go on in [`Waypoint::request`], bytes by the routes of the listener.
 
-use super::{Branch, Call, Decision, End, Entering, Entrance, Judged, Listening, NO_HOST, Route, Waypoint};
+use super::{
+    Branch, Call, Decision, End, Entering, Entrance, Judged, Listening, NO_HOST, Route, Waypoint, answer::Deciding,
+};
 use crate::{
-    authz::access::Access,
     downstream::{
         context::{Downstream, DownstreamTarget},
-        gateway::Listener,
+        gateway::{Filter, Listener},
     },
-    http::virtual_host::{Arrival, WrongListener, at_gateway},
-    route::table::Routes,
+    http::virtual_host::{Arrival, VirtualHost, WrongListener, at_gateway},
 };
 use http::StatusCode;
 use karst_api::route::ListenerProtocol;
@@ -60,25 +60,33 @@ impl Waypoint {
         }
     }
 
-    /// The policies and the routes for what is called; `is_https`: a trusted proxy has ended TLS. Err: how a gateway answers where no listener or host fits.
+    /// What decides about what is called; `is_https`: a trusted proxy has ended TLS. Err: how a gateway answers where no listener or
+    /// host fits, or where a filter refuses all.
     pub(super) fn routes_of(
         &self,
         downstream: &Downstream,
         host: &str,
         is_https: bool,
-    ) -> Result<(Option<&Access>, Option<&Routes>), Box<Decision>> {
+    ) -> Result<Deciding<'_>, Box<Decision>> {
         let answered = |status, why: &str| Box::new(Decision::answered(status, why));
         let tls = match &downstream.target {
             DownstreamTarget::Service(service) => {
                 let routes = self.snapshot.routes.get(&service.key).map(|r| &**r);
-                return Ok((self.snapshot.access_to(service), routes));
+                return Ok(Deciding { filters: &[], access: self.snapshot.access_to(service), routes });
             }
             DownstreamTarget::Gateway(tls) => tls.as_deref(),
         };
         let arrival = Arrival { port: downstream.port, tls, has_proof: !downstream.entered.unproven, is_https };
         match at_gateway(&self.snapshot, arrival, host) {
-            Ok(Some(routes)) => Ok((self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes))),
-            Ok(None) => Err(answered(StatusCode::NOT_FOUND, NO_HOST)),
+            // Before the routes, whether there are some or not.
+            Ok(VirtualHost { filters, .. }) if filters.iter().any(|f| matches!(f, Filter::Refuse)) => {
+                Err(answered(StatusCode::INTERNAL_SERVER_ERROR, "a filter of the listener cannot be executed"))
+            }
+            Ok(VirtualHost { filters, routes: routes @ Some(_) }) => {
+                let access = self.snapshot.gateway.as_ref().and_then(|g| g.access.as_ref());
+                Ok(Deciding { filters, access, routes })
+            }
+            Ok(VirtualHost { routes: None, .. }) => Err(answered(StatusCode::NOT_FOUND, NO_HOST)),
             Err(WrongListener::Scheme) => {
                 Err(answered(StatusCode::MOVED_PERMANENTLY, "the listener sends requests to https"))
             }

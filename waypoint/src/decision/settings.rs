@@ -4,6 +4,7 @@
 use super::answer::{Setting, SettingKind};
 use crate::{
     authz::access::Asks,
+    downstream::gateway::Filter,
     route::{bucket::Key, limit::Limit, rule::Rule, table::Routes},
 };
 use karst_api::route as ir;
@@ -69,6 +70,18 @@ pub(super) fn of_provider(asks: &Asks<'_>) -> Setting {
         (false, false) => format!("provider {name} is asked first, and denies what it does not allow"),
     };
     Setting { kind: SettingKind::ExternalAuthorization, text, origin: format!("AuthorizationPolicy {}", asks.policy) }
+}
+
+/// Who is asked by the filters of a listener.
+pub(super) fn of_filters(filters: &[Filter]) -> Vec<Setting> {
+    let one = |(place, filter): (usize, &Filter)| {
+        let text = match filter {
+            Filter::Ask(provider) => format!("{} is asked first, and denies what it does not allow", provider.service),
+            Filter::Refuse => "it cannot be executed, and all requests are answered 500".to_string(),
+        };
+        Setting { kind: SettingKind::ExternalAuthorization, text, origin: format!("filter {place} of the listener") }
+    };
+    filters.iter().enumerate().map(one).collect()
 }
 
 /// What holds for all requests, whatever their rule.

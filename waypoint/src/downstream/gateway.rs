@@ -1,7 +1,11 @@
 //! What a gateway listens on, compiled: which listener a name belongs to, the routes for it, and the TLS that ends here.
 
 use crate::{
-    authz::{access::Access, error::AccessError},
+    authz::{
+        access::Access,
+        error::AccessError,
+        external::provider::{Provider, ProviderError},
+    },
     downstream::{
         by_host::ByHost,
         client_cert,
@@ -113,6 +117,9 @@ pub enum ListenerError {
     /// No version of TLS is left.
     #[error("TLS 1.3 only and TLS 1.2 only")]
     Versions,
+    /// Nobody can ask who is to be asked about its requests.
+    #[error("filter: external authorization: {0}")]
+    Filter(#[from] ProviderError),
 }
 
 /// Why a certificate and its key cannot be read.
@@ -152,6 +159,15 @@ pub struct UdpListener {
     pub called: u16,
 }
 
+/// What each request of a listener passes before one of its routes is chosen.
+#[derive(Debug)]
+pub enum Filter {
+    /// Somebody is asked whether it goes on, and how.
+    Ask(Arc<Provider>),
+    /// It does not: the filter cannot be executed.
+    Refuse,
+}
+
 /// One listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -168,6 +184,8 @@ pub struct Listener {
     pub redirect: bool,
     /// Requests of gRPC-Web become gRPC.
     grpc_web: bool,
+    /// In this order.
+    filters: Box<[Filter]>,
     /// What it asks of clients, as a number: listeners with the same one ask the same.
     asks: usize,
     /// It serves nobody without a certificate that counts.
@@ -374,7 +392,7 @@ impl Port {
 
     /// The listeners for a name (that of a request, or of a TLS hello): of those that it fits, the ones with the longest
     /// name of their own, in order; none, if one of them is closed.
-    pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
+    pub fn find<'a>(&'a self, name: Option<&str>) -> impl Iterator<Item = &'a Arc<Listener>> + use<'a> {
         let places = self.by_host.find(name);
         let is_closed = places.iter().any(|place| *place >= self.listeners.len());
         let open: &[usize] = if is_closed { &[] } else { places };
@@ -415,7 +433,7 @@ impl Listener {
         asked: &mut Asking<'a>,
     ) -> Result<(u16, Self), ListenerError> {
         let (port, called) = ports(said.port, said.called)?;
-        let protocol = ListenerProtocol::try_from(said.protocol).map_err(|_| ListenerError::Protocol(said.protocol))?;
+        let protocol = protocol(said)?;
         if protocol == ListenerProtocol::Https && said.tls.is_none() {
             return Err(ListenerError::NoTls);
         }
@@ -441,6 +459,7 @@ impl Listener {
             tls,
             redirect: said.redirect,
             grpc_web: said.grpc_web,
+            filters: filters(said.filters.as_ref())?,
             asks,
             requires_certificate,
             called,
@@ -452,6 +471,11 @@ impl Listener {
     /// The names of its virtual hosts begin so, before a slash.
     pub fn route_name(&self) -> &str {
         &self.routes
+    }
+
+    /// What its requests pass before one of its routes is chosen, in this order.
+    pub fn filters(&self) -> &[Filter] {
+        &self.filters
     }
 
     /// The host names that it is for; none: all.
@@ -495,6 +519,21 @@ impl Listener {
         let mut dots = name.match_indices('.').map(|(i, _)| &name[i..]);
         dots.find_map(|rest| look("*", rest)).or_else(|| look("*", ""))
     }
+}
+
+/// What is spoken; the number says, too, whether there are filters: who knows of none is to close the listener.
+fn protocol(said: &ir::Listener) -> Result<ListenerProtocol, ListenerError> {
+    let flag = if said.filters.is_some() { ir::ListenerFlag::Filtered } else { ir::ListenerFlag::None };
+    let known = ListenerProtocol::try_from(said.protocol.wrapping_sub(flag as i32)).ok();
+    known.ok_or(ListenerError::Protocol(said.protocol))
+}
+
+fn filters(said: Option<&ir::ListenerFilters>) -> Result<Box<[Filter]>, ListenerError> {
+    let one = |filter: &ir::ListenerFilter| match &filter.authorization {
+        Some(provider) => Ok(Filter::Ask(Arc::new(Provider::new(provider)?))),
+        None => Ok(Filter::Refuse),
+    };
+    said.into_iter().flat_map(|said| &said.requests).map(one).collect()
 }
 
 /// What a listener asks of clients. (Which cipher suites it has does not matter for that.)
@@ -994,6 +1033,31 @@ mod tests {
         assert_eq!(g.credentials.keys().collect::<Vec<_>>(), ["good"]);
         assert!(g.backend_certificate.unwrap().unwrap_err().0.starts_with("key: "));
         assert!(Gateway::new(&gateway).is_err());
+    }
+
+    /// The number of its protocol says that there are filters, so that who does not know the field closes the listener; and whichever
+    /// of the two is missing does.
+    #[test]
+    fn a_listener_with_filters_says_so_twice() {
+        let provider = ir::AuthzProvider { service: "ns/authz".into(), port: 80, ..Default::default() };
+        let filter = |authorization| ir::ListenerFilter { authorization };
+        let filters = |requests| Some(ir::ListenerFilters { requests });
+        let flag = ir::ListenerFlag::Filtered as i32;
+        let read = |protocol: i32, filters: Option<ir::ListenerFilters>| {
+            let said = ir::Listener { protocol, filters, ..listener("l", &["*"]) };
+            let gateway = Gateway::new(&ir::Gateway { listeners: vec![said], ..Default::default() });
+            let (port, listener) = gateway.map_err(|e| e.to_string())?.ports.pop_first().ok_or("closed")?;
+            assert_eq!((port, listener.protocol()), (80, ListenerProtocol::Http));
+            let one = |filter: &Filter| matches!(filter, Filter::Ask(provider) if &*provider.service == "ns/authz");
+            Ok::<_, String>(listener.listeners()[0].filters().iter().map(one).collect::<Vec<bool>>())
+        };
+        assert_eq!(read(0, None), Ok(vec![]));
+        assert_eq!(read(flag, filters(vec![filter(Some(provider.clone())), filter(None)])), Ok(vec![true, false]));
+        assert_eq!(read(flag, None), Err(format!("l: protocol {flag}")));
+        assert_eq!(read(0, filters(vec![filter(Some(provider.clone()))])), Err("l: protocol 0".into()));
+        let later = ir::AuthzProvider { protocol: 99, ..provider };
+        let wrong = read(flag, filters(vec![filter(Some(later))]));
+        assert_eq!(wrong, Err("l: filter: external authorization: protocol 99".into()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
         access::Access,
         external::provider::{Protocol, Provider},
     },
-    downstream::gateway::Listener,
+    downstream::gateway::{Filter, Listener},
 };
 use karst_api::route::{AccessAction, ListenerProtocol};
 use karst_proxy::state::Service;
@@ -51,7 +51,7 @@ fn all(view: &View<'_>) -> Vec<Value> {
     let datagrams = view.snapshot.gateway.iter().flat_map(|gateway| gateway.udp.keys());
     out.extend(datagrams.map(|port| udp(view, *port)));
     if !view.config.is_gateway() {
-        let tunnels = json!({ "name": "connect_terminate", "filters": [http("connect_terminate", None)] });
+        let tunnels = json!({ "name": "connect_terminate", "filters": [http("connect_terminate", &[], None)] });
         out.push(listener("connect_terminate", Some(view.config.hbone), vec![tunnels]));
         // What comes out of the tunnels: it has no address of its own.
         out.push(listener("main_internal", None, service_chains(view)));
@@ -86,7 +86,7 @@ fn service_chains(view: &View<'_>) -> Vec<Value> {
         for (port, _) in &service.ports {
             let name = view.cluster_name(service, *port, "");
             let filter = match protocol(service, *port) {
-                "http" => http(&name, view.snapshot.access_to(service)),
+                "http" => http(&name, &[], view.snapshot.access_to(service)),
                 _ => tcp(&name, &name),
             };
             out.push(json!({
@@ -105,7 +105,7 @@ fn addresses(service: &Service, port: u16) -> Value {
 fn gateway_chain(view: &View<'_>, listener: &Listener) -> Value {
     let access = view.snapshot.gateway.as_ref().and_then(|gateway| gateway.access.as_ref());
     let filter = match listener.protocol {
-        ListenerProtocol::Http | ListenerProtocol::Https => http(listener.route_name(), access),
+        ListenerProtocol::Http | ListenerProtocol::Https => http(listener.route_name(), listener.filters(), access),
         ListenerProtocol::Tls | ListenerProtocol::Tcp => tcp(listener.route_name(), &first_destination(view, listener)),
     };
     let named: Vec<&String> = listener.hosts().iter().filter(|host| *host != "*").collect();
@@ -134,8 +134,13 @@ fn tcp(name: &str, cluster: &str) -> Value {
     } })
 }
 
-fn http(routes: &str, access: Option<&Access>) -> Value {
-    let mut filters: Vec<Value> = access.into_iter().flat_map(policies).collect();
+/// `own`: filters of the listener.
+fn http(routes: &str, own: &[Filter], access: Option<&Access>) -> Value {
+    let asked = own.iter().filter_map(|filter| match filter {
+        Filter::Ask(provider) => Some(external(provider)),
+        Filter::Refuse => None,
+    });
+    let mut filters: Vec<Value> = asked.chain(access.into_iter().flat_map(policies)).collect();
     filters.push(json!({ "name": "envoy.filters.http.router", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
     } }));

@@ -11,6 +11,7 @@ use crate::{
     downstream::{
         conns::Policies,
         context::DownstreamTarget,
+        gateway::Filter,
         upgrade::{Kept, Upgrade},
     },
     http::{
@@ -22,7 +23,7 @@ use crate::{
         rate_limit::limited,
         redirect::to_https,
         reply::{self, ResponseBody},
-        virtual_host::{Arrival, WrongListener, at_gateway},
+        virtual_host::{Arrival, VirtualHost, WrongListener, at_gateway},
     },
     route::{limit::Over, table::Routes},
     telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
@@ -75,11 +76,22 @@ impl Refused {
 /// The token of a request, if it has one.
 type Verified = Option<Arc<Token>>;
 
-/// The policies and the routes that decide about a request.
+/// The filters, the policies and the routes that decide about a request.
 #[derive(Clone, Copy)]
 pub(super) struct Entrance<'a> {
+    /// Of the listener of a gateway.
+    pub(super) filters: &'a [Filter],
     pub(super) access: Option<&'a Access>,
     pub(super) routes: Option<&'a Routes>,
+    /// There is no route for it at a gateway, and it comes in no further than to the filters.
+    pub(super) is_nowhere: bool,
+}
+
+impl Entrance<'_> {
+    /// May somebody else be asked about the request before anything is decided?
+    pub(super) fn asks_others(&self) -> bool {
+        !self.filters.is_empty() || self.access.is_some_and(|access| !access.providers().is_empty())
+    }
 }
 
 /// Which policies and routes decide about a request with these headers.
@@ -90,8 +102,10 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
     let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
     Ok(match &downstream.target {
         DownstreamTarget::Service(service) => Entrance {
+            filters: &[],
             access: snapshot.access_to(service),
             routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
+            is_nowhere: false,
         },
         DownstreamTarget::Gateway(tls) => {
             let arrival = Arrival {
@@ -100,11 +114,15 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
                 has_proof: !downstream.entered.unproven,
                 is_https: is_https(call.topology, headers),
             };
-            let routes = at_gateway(snapshot, arrival, authority.host()).map_err(Refused::Listener)?;
-            Entrance {
-                access: snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()),
-                routes: Some(routes.ok_or(Refused::NoRoute)?),
+            let found = at_gateway(snapshot, arrival, authority.host()).map_err(Refused::Listener)?;
+            let VirtualHost { filters, routes } = found;
+            // Filters are passed by all requests of a listener (GEP-5224).
+            let is_nowhere = routes.is_none();
+            if is_nowhere && filters.is_empty() {
+                return Err(Refused::NoRoute);
             }
+            let access = snapshot.gateway.as_ref().and_then(|g| g.access.as_ref());
+            Entrance { filters, access, routes, is_nowhere }
         }
     })
 }

@@ -1,7 +1,7 @@
-//! External authorization of a request: the providers that CUSTOM policies name are asked, one after the other, each about the request
-//! as those before it have left it. Whoever says no ends it; so does who says nothing that can be used, unless it is `failOpen`.
-//! Tokens, DENY and ALLOW follow, and look at what has come of it. A request is asked about once, at its head: a WebSocket, or a
-//! stream of gRPC, is not asked about again.
+//! External authorization of a request: the providers that filters of a gateway's listener and then CUSTOM policies name are asked, one
+//! after the other, each about the request as those before it have left it. Whoever says no ends it; so does who says nothing that can be
+//! used, unless it is `failOpen`. Tokens, DENY and ALLOW follow, and look at what has come of it. A request is asked about once, at its
+//! head: a WebSocket, or a stream of gRPC, is not asked about again.
 
 use crate::{
     authz::{
@@ -15,6 +15,7 @@ use crate::{
         },
     },
     clock,
+    downstream::gateway::Filter,
     http::{
         answer::{local_reply, local_reply_of, log_reply},
         ask::{CheckError, ask},
@@ -142,10 +143,52 @@ pub(super) async fn check_rule(
     enforce(call, provider, &By::Rule { origin }, parts, body, record).await
 }
 
+/// Lets a request through the filters of the listener that it has come to: all of them, in their order, each once. `passed`: who was
+/// asked, also by what was known before; who is in it already is not asked by the filters of now.
+///
+/// # Errors
+/// It does not go on.
+pub(super) async fn pass(
+    call: &Call<'_>,
+    filters: &[Filter],
+    passed: &mut Vec<Arc<Provider>>,
+    parts: &mut Parts,
+    body: &mut RequestBody,
+    record: &mut RequestLog,
+) -> Result<Vec<Changes>, Stopped> {
+    let (mut before, mut changes) = (std::mem::take(passed), vec![]);
+    for (place, filter) in filters.iter().enumerate() {
+        let by = By::Filter { place };
+        let Filter::Ask(provider) = filter else {
+            let error = format!("{by} cannot be executed: see the status of its Gateway");
+            let denial = denial(call, parts, &by, error, EXT_AUTHZ_ERROR);
+            return Err(Stopped::Unanswered(StatusCode::INTERNAL_SERVER_ERROR, denial));
+        };
+        passed.push(provider.clone());
+        // One that is there twice is asked twice.
+        if let Some(known) = before.iter().position(|known| known.is_same(provider)) {
+            before.remove(known);
+            continue;
+        }
+        identify(parts, record);
+        changes.extend(enforce(call, provider, &by, parts, body, record).await?);
+    }
+    Ok(changes)
+}
+
 /// Who has a provider asked. Its text is for the log: it is written only if the request does not go on, or goes on without an answer.
 enum By<'a> {
-    Policy { provider: &'a str, policy: &'a str },
-    Rule { origin: &'a str },
+    Policy {
+        provider: &'a str,
+        policy: &'a str,
+    },
+    Rule {
+        origin: &'a str,
+    },
+    /// One of the listener of a gateway; counted from 0.
+    Filter {
+        place: usize,
+    },
 }
 
 impl By<'_> {
@@ -153,7 +196,7 @@ impl By<'_> {
     fn policy(&self) -> &str {
         match self {
             By::Policy { policy, .. } => policy,
-            By::Rule { .. } => "",
+            By::Rule { .. } | By::Filter { .. } => "",
         }
     }
 }
@@ -163,6 +206,7 @@ impl fmt::Display for By<'_> {
         match self {
             By::Policy { provider, policy } => write!(f, "provider {provider} (policy {policy})"),
             By::Rule { origin } => write!(f, "external authorization of {origin}"),
+            By::Filter { place } => write!(f, "filter {place} of the listener"),
         }
     }
 }

@@ -96,23 +96,23 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
         Err(refused) => return refused.answer(&call, &parts, record),
     };
     let body = RequestBody::from(incoming);
-    match entrance.access.filter(|access| !access.providers().is_empty()) {
+    match entrance.asks_others() {
         // Large: not in every request's task.
-        Some(_) => Box::pin(asked_about(&call, parts, body, record)).await,
-        None => allowed(&call, entrance, vec![], parts, body, record).await,
+        true => Box::pin(asked_about(&call, parts, body, record)).await,
+        false => allowed(&call, entrance, vec![], parts, body, record).await,
     }
 }
 
-/// Providers of external authorization are asked before anything else is decided, which is decided by what is known once they have
-/// answered: they may take long, and a policy that has come meanwhile holds. What they say to clients is added to whatever these are
-/// answered.
+/// The filters of a gateway's listener are passed, and providers of external authorization asked, before anything else is decided,
+/// which is decided by what is known once they have answered: they may take long, and a policy that has come meanwhile holds. What they
+/// say to clients is added to whatever these are answered.
 async fn asked_about(
     call: &Call<'_>,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let (mut asked, mut changes) = (AskedProviders::new(), vec![]);
+    let (mut asked, mut passed, mut changes) = (AskedProviders::new(), vec![], vec![]);
     loop {
         let snapshot = call.worker.latest();
         let call = Call { snapshot: &snapshot, ..*call };
@@ -120,6 +120,13 @@ async fn asked_about(
             Ok(entrance) => entrance,
             Err(refused) => return told(&changes, refused.answer(&call, &parts, record)),
         };
+        match external::pass(&call, entrance.filters, &mut passed, &mut parts, &mut body, &mut record).await {
+            Ok(more) => changes.extend(more),
+            Err(stopped) => return stopped.answer(record),
+        }
+        if entrance.is_nowhere {
+            return told(&changes, Refused::NoRoute.answer(&call, &parts, record));
+        }
         if let Some(access) = entrance.access {
             match external::check(&call, access, &mut asked, &mut parts, &mut body, &mut record).await {
                 Ok(more) => changes.extend(more),

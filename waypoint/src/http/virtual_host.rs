@@ -1,6 +1,10 @@
-//! Which listener of a gateway a request is for, and the routes of its virtual host there.
+//! Which listener of a gateway a request is for, what it passes there, and the routes of its virtual host.
 
-use crate::{downstream::gateway::Listener, route::table::Routes, snapshot::Snapshot};
+use crate::{
+    downstream::gateway::{Filter, Listener},
+    route::table::Routes,
+    snapshot::Snapshot,
+};
 use std::sync::Arc;
 
 /// Why a request is not for the listener that it has come to.
@@ -27,7 +31,16 @@ pub(crate) struct Arrival<'a> {
     pub(crate) is_https: bool,
 }
 
-/// The routes of the virtual host that a request to a gateway is for.
+/// What a request to a gateway is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct VirtualHost<'a> {
+    /// What it passes first, whether there are routes for it or not.
+    pub(crate) filters: &'a [Filter],
+    /// None: there are none for its host.
+    pub(crate) routes: Option<&'a Routes>,
+}
+
+/// The virtual host that a request to a gateway is for.
 ///
 /// # Errors
 /// It has come to another listener than its own.
@@ -35,8 +48,10 @@ pub(crate) fn at_gateway<'a>(
     snapshot: &'a Snapshot,
     arrival: Arrival<'_>,
     host: &str,
-) -> Result<Option<&'a Routes>, WrongListener> {
-    let Some(port) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&arrival.port)) else { return Ok(None) };
+) -> Result<VirtualHost<'a>, WrongListener> {
+    let Some(port) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&arrival.port)) else {
+        return Ok(VirtualHost::default());
+    };
     let wrong = |listener: &Arc<Listener>| {
         let sni = arrival.tls?;
         let mut chosen = port.find(Some(sni).filter(|name| !name.is_empty())).peekable();
@@ -47,24 +62,28 @@ pub(crate) fn at_gateway<'a>(
         }
         (listener.requires_certificate() && !arrival.has_proof).then_some(WrongListener::Certificate)
     };
-    let (mut routes, mut misdirected) = (None, None);
+    let (mut found, mut misdirected) = (VirtualHost::default(), None);
     for listener in port.find(Some(host)) {
         // Of several servers for a name one is enough.
         if arrival.tls.is_none() && !arrival.is_https && listener.redirect {
             return Err(WrongListener::Scheme);
         }
-        if routes.is_some() {
+        if found.routes.is_some() {
             continue;
         }
         if let Some(why) = wrong(listener) {
             misdirected = Some(why);
             continue;
         }
-        routes = listener.routes(&snapshot.hosts, host);
+        // Of several for a name only one has any: they are of Gateway API, whose listeners have a name each.
+        if found.filters.is_empty() {
+            found.filters = listener.filters();
+        }
+        found.routes = listener.routes(&snapshot.hosts, host);
     }
-    match (routes, misdirected) {
+    match (found.routes, misdirected) {
         (None, Some(why)) => Err(why),
-        (routes, _) => Ok(routes),
+        (Some(_), _) | (None, None) => Ok(found),
     }
 }
 
@@ -96,7 +115,7 @@ mod tests {
             s
         };
         let arrival = Arrival { port: 8080, ..Arrival::default() };
-        let which = |s: &Snapshot, name: &str| match at_gateway(s, arrival, name) {
+        let which = |s: &Snapshot, name: &str| match at_gateway(s, arrival, name).map(|found| found.routes) {
             Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
             Ok(None) => None,
             Err(WrongListener::Scheme) => Some("https".into()),
@@ -138,7 +157,8 @@ mod tests {
             s
         };
         let by_tls = |has_proof: bool| Arrival { port: 443, tls: Some("a.com"), has_proof, is_https: false };
-        let found = |s: &Snapshot, has_proof: bool| at_gateway(s, by_tls(has_proof), "a.com").map(|r| r.is_some());
+        let found =
+            |s: &Snapshot, has_proof: bool| at_gateway(s, by_tls(has_proof), "a.com").map(|r| r.routes.is_some());
         let open = || listener("~open", Wanted::None, "");
         let other_roots = || listener("~other", Wanted::Required, "other");
         let (kept, optional) =

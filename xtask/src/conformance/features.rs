@@ -1,8 +1,8 @@
 //! What of the suite is declared: profiles and features. It runs a test if all of the test's features are declared, and passes over names
 //! that it does not know ([`unknown`] finds these).
 
-/// What gateways do. Not among these, because its fields are in experimental CRDs only and no test asks for it: GatewayListenerFilters.
-const GATEWAYS: [&str; 53] = [
+/// What gateways do.
+const GATEWAYS: [&str; 54] = [
     "Gateway",
     "ReferenceGrant",
     "HTTPRoute",
@@ -30,6 +30,8 @@ const GATEWAYS: [&str; 53] = [
     // Where addresses are reached from.
     "GatewayAddressRoutability",
     "GatewayAddressRoutabilityCluster",
+    // Filters of listeners: who is asked about each of their requests.
+    "GatewayListenerFilters",
     "BackendTLSPolicy",
     "BackendTLSPolicySANValidation",
     "GRPCRouteNamedRouteRule",

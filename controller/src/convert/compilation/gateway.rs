@@ -225,7 +225,7 @@ fn tell_of_listeners(objects: &Objects<'_>, listeners: &GatewayListeners, proble
         for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
         }
-        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
+        for (_, text) in [facts.refused.as_ref(), facts.conflict.as_ref(), facts.lost()].into_iter().flatten() {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
@@ -258,17 +258,28 @@ fn listen(gateway: &mut ir::Gateway, listener: &GatewayListener, served: &Served
     if listener.udp {
         return gateway.udp.push(ir::UdpListener { origin, routes, port, called });
     }
+    let filters = filters(listener);
+    // Who knows of no filters is to know no such protocol, either.
+    let flag = if filters.is_some() { ir::ListenerFlag::Filtered } else { ir::ListenerFlag::None };
     gateway.listeners.push(ir::Listener {
         origin,
         routes,
         port,
         called,
-        protocol: listener.protocol as i32,
+        protocol: listener.protocol as i32 + flag as i32,
         hosts: listener.hosts.clone(),
         tls: listener.terminates_tls.then_some(tls),
         redirect: listener.redirect,
+        filters,
         grpc_web: listener.grpc_web,
     });
+}
+
+/// What the requests of a listener pass first.
+fn filters(listener: &GatewayListener) -> Option<ir::ListenerFilters> {
+    let one = |asked: &Option<ir::AuthzProvider>| ir::ListenerFilter { authorization: asked.clone() };
+    let requests: Vec<ir::ListenerFilter> = listener.filters.iter().map(one).collect();
+    (!requests.is_empty()).then_some(ir::ListenerFilters { requests })
 }
 
 /// What all proxies speak TLS to endpoints with, as the mesh configuration says. (The least version is of servers only, as in Istio.)

@@ -6,6 +6,7 @@ use crate::convert::{
         ca_certificates::Authorities,
         frontend_tls::{self, ClientValidation},
         host::common,
+        listener_filters,
         secret::{ReferenceError, referenced},
         topology, validate,
     },
@@ -22,7 +23,7 @@ use std::{collections::HashMap, sync::Arc};
 pub(crate) enum Unhonoured {
     /// Its clients are to show certificates.
     Certificates,
-    /// Its requests are to pass these first.
+    /// Its requests are to pass these first, and it cannot be served as it is.
     Filters,
 }
 
@@ -46,6 +47,10 @@ pub(crate) struct GatewayListener {
     pub(crate) conflict: Option<(&'static str, String)>,
     /// Why what it refers to cannot be used.
     pub(crate) unresolved: Option<(&'static str, String)>,
+    /// Who is asked about each of its requests, in order; None: nobody can be, and its requests are answered with 500.
+    pub(crate) filters: Vec<Option<ir::AuthzProvider>>,
+    /// Why somebody who is to be asked cannot be.
+    pub(crate) unresolved_filter: Option<(&'static str, String)>,
     pub(crate) certificates: Vec<ir::KeyPair>,
     pub(crate) client: ir::ClientCertificate,
     /// Whose certificates of clients count, where that is not found for each pod.
@@ -101,6 +106,8 @@ impl GatewayListener {
             refused: None,
             conflict: None,
             unresolved: None,
+            filters: vec![],
+            unresolved_filter: None,
             certificates: vec![],
             client: ir::ClientCertificate::None,
             client_authorities: Arc::default(),
@@ -173,6 +180,11 @@ impl GatewayListener {
         (self.client, &self.client_authorities) == (other.client, &other.client_authorities)
     }
 
+    /// Why something that it refers to cannot be used.
+    pub(crate) fn lost(&self) -> Option<&(&'static str, String)> {
+        self.unresolved.as_ref().or(self.unresolved_filter.as_ref())
+    }
+
     /// Does it take anything?
     pub(crate) fn works(&self) -> bool {
         self.refused.is_none()
@@ -191,9 +203,6 @@ thread_local! {
 const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 /// Option of a listener's `tls`: cipher suites of TLS 1.2, separated by commas (Istio's).
 const CIPHER_SUITES: &str = "gateway.istio.io/tls-cipher-suites";
-/// What is said of a listener with filters.
-const FILTERED: &str =
-    "filters: filters of listeners are not supported, so the listener is rejected: use filters of routes [KARST-0029]";
 /// The reason of a listener that would take what is not to be taken.
 const UNSUPPORTED: &str = "UnsupportedValue";
 
@@ -228,7 +237,7 @@ fn refused(all: &[Listener]) -> impl Iterator<Item = String> {
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = move |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
     let asks = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(l)?)));
-    let filtered = |l: &Listener| l.filters.as_ref().map(|_| format!("spec.listeners[{}]: {FILTERED}", l.name));
+    let filtered = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, listener_filters::refusal(l)?));
     all.iter().filter(ends).filter_map(asks).chain(all.iter().filter_map(filtered))
 }
 
@@ -281,9 +290,12 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
     }
     let is_one = |f: &&mut GatewayListener| (f.terminates_tls || f.protocol == Protocol::Http) && f.refused.is_none();
     for candidate in all.iter_mut().filter(is_one) {
-        let takes = |(port, host, _, what): &&Asking| {
+        let takes = |(port, host, id, what): &&Asking| {
             let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
-            goes_there && *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
+            goes_there
+                && *id != candidate.id
+                && *port == candidate.port
+                && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
         let own = candidate.set().cloned();
         let of_set = own.is_some().then(|| asking.get(&own)).flatten();
@@ -295,7 +307,7 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
                     "listener {listener} requires client certificates for {host:?} by a field that is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
                 ),
                 Unhonoured::Filters => format!(
-                    "listener {listener} has filters for {host:?}, which are not supported, and this listener would accept the same requests without them: use another port [KARST-0029]"
+                    "listener {listener} has filters for {host:?} and cannot be served, and this listener would accept the same requests without them: correct that one, or use another port [KARST-0029]"
                 ),
             };
             candidate.refused = Some((UNSUPPORTED, text));
@@ -381,10 +393,19 @@ pub(crate) fn listener(
             Err(e) => listener.refused = Some((UNSUPPORTED, e.to_string())),
         }
     }
-    if spec.filters.is_some() {
-        (listener.asks, listener.refused) = (Some(Unhonoured::Filters), Some((UNSUPPORTED, FILTERED.into())));
-    }
+    pass_filters(objects, (kind, &meta.namespace), spec, &mut listener);
     listener
+}
+
+/// What its requests are to pass. While it cannot be served, for whatever reason, nobody else serves them without that.
+fn pass_filters(objects: &Objects<'_>, by: (&str, &str), spec: &Listener, listener: &mut GatewayListener) {
+    let found = listener_filters::of(objects, by, spec);
+    let has_some = found.refused.is_some() || !found.asked.is_empty();
+    listener.refused = found.refused.or(listener.refused.take());
+    (listener.filters, listener.unresolved_filter) = (found.asked, found.unresolved);
+    if has_some && !listener.works() {
+        listener.asks = Some(Unhonoured::Filters);
+    }
 }
 
 /// What clients of a listener that ends TLS are to show: what is `asked` at its port.

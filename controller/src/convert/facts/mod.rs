@@ -15,6 +15,7 @@ pub(crate) mod grant;
 pub(crate) mod host;
 pub(crate) mod hosts;
 pub(crate) mod listener;
+pub(crate) mod listener_filters;
 pub(crate) mod listener_set;
 pub(crate) mod listeners;
 pub(crate) mod policy;

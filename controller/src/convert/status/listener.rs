@@ -64,7 +64,7 @@ impl<'a> Judged<'a> {
 
     /// Is what it refers to there?
     pub(crate) fn is_resolved(&self) -> bool {
-        self.listener.unresolved.is_none()
+        self.listener.lost().is_none()
     }
 
     /// Its port, and whether that is one of UDP.
@@ -89,7 +89,7 @@ fn refusal(listeners: &GatewayListeners, listener: &GatewayListener) -> Option<(
 
 fn wanted(judged: &Judged<'_>) -> [Condition; 4] {
     const NONE: &str = "No errors found";
-    let bad = |kind, found: &Option<(&'static str, String)>, good| match found {
+    let bad = |kind, found: Option<&(&'static str, String)>, good| match found {
         Some((reason, text)) => condition(kind, false, reason, text.clone()),
         None => condition(kind, true, good, NONE),
     };
@@ -103,10 +103,10 @@ fn wanted(judged: &Judged<'_>) -> [Condition; 4] {
         None => condition("Programmed", false, "Invalid", "see the other conditions"),
     };
     [
-        bad("Accepted", &judged.refusal, "Accepted"),
+        bad("Accepted", judged.refusal.as_ref(), "Accepted"),
         programmed,
         conflicted,
-        bad("ResolvedRefs", &judged.listener.unresolved, "ResolvedRefs"),
+        bad("ResolvedRefs", judged.listener.lost(), "ResolvedRefs"),
     ]
 }
 

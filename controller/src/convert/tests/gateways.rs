@@ -236,37 +236,147 @@ fn listeners_that_ask_for_client_certificates_are_refused() {
     assert_eq!(of(&format!("frontendValidation: {CA}")), ["one", "wide"]);
 }
 
-/// Filters of listeners (GEP-5224, experimental) may ask somebody whether a request may come in: without them it does not.
-#[test]
-fn listeners_with_filters_are_refused() {
+/// Four listeners of a Gateway, the first with these filters, for one pod; and Service `s`.
+fn with_filters(filters: &str) -> String {
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
-    let text = |filters: &str| {
-        format!(
-            "{POD}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
-            {{name: one, port: 80, protocol: HTTP, hostname: a.x.com{filters}}},
-            {{name: wide, port: 80, protocol: HTTP, hostname: '*.x.com'}},
-            {{name: narrow, port: 80, protocol: HTTP, hostname: a.a.x.com}},
-            {{name: other, port: 8080, protocol: HTTP}}]}}\n"
+    format!(
+        "{POD}{SHOP}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, listeners: [
+        {{name: one, port: 80, protocol: HTTP, hostname: a.x.com{filters}}},
+        {{name: wide, port: 80, protocol: HTTP, hostname: '*.x.com'}},
+        {{name: narrow, port: 80, protocol: HTTP, hostname: a.a.x.com}},
+        {{name: other, port: 8080, protocol: HTTP}}]}}\n"
+    )
+}
+
+/// The listeners that are served.
+fn served(text: &str) -> Vec<ir::Listener> {
+    run(text).0.gateways["a/p"].listeners.clone()
+}
+
+fn names_of(listeners: &[ir::Listener]) -> Vec<&str> {
+    listeners.iter().map(|l| l.origin.rsplit('/').next().unwrap()).collect()
+}
+
+/// Reason and message of a condition of a Gateway's listener.
+fn said_of_listener(text: &str, place: usize, kind: &str) -> (String, String) {
+    let w = written(text);
+    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    let all = status["listeners"][place]["conditions"].as_array().unwrap();
+    let found = all.iter().find(|c| c["type"] == kind).unwrap();
+    let word = |field: &str| found[field].as_str().unwrap().to_string();
+    (word("reason"), word("message"))
+}
+
+/// GEP-5224: who is asked is told in order, however often; gateways that know of no filters know no such listener.
+#[test]
+fn filters_of_a_listener_are_asked_in_order() {
+    let ask =
+        |more: &str| format!("{{type: ExternalAuth, externalAuth: {{backendRef: {{name: s, port: 80}}, {more}}}}}");
+    let (http, grpc) = (ask("protocol: HTTP, http: {path: /check, allowedHeaders: [x-a]}"), ask("protocol: GRPC"));
+    let text = with_filters(&format!(", filters: {{requests: [{http}, {grpc}, {http}]}}"));
+    let all = served(&text);
+    assert_eq!(names_of(&all), ["one", "wide", "narrow", "other"]);
+    let requests = all[0].filters.clone().unwrap().requests;
+    let asked: Vec<_> = requests.into_iter().map(|filter| filter.authorization.unwrap()).collect();
+    let protocols: Vec<_> = asked.iter().map(|provider| provider.protocol()).collect();
+    let (by_http, by_grpc) = (ir::AuthzProtocol::AuthzHttp, ir::AuthzProtocol::AuthzGrpc);
+    assert_eq!(protocols, [by_http, by_grpc, by_http]);
+    assert!(asked.iter().all(|provider| provider.status_on_error == 500 && !provider.fail_open));
+    assert_eq!((&*asked[0].service, asked[0].port, &*asked[0].path_prefix), ("a/s.a.svc.cluster.local", 80, "/check"));
+    assert!(all.iter().skip(1).all(|listener| listener.filters.is_none() && listener.protocol == 0));
+    assert_eq!(all[0].protocol, ir::ListenerFlag::Filtered as i32);
+    for kind in ["Accepted", "ResolvedRefs", "Programmed"] {
+        assert_eq!(said_of_listener(&text, 0, kind).0, kind);
+    }
+    // None are none.
+    for empty in ["", ", filters: {}", ", filters: {requests: []}"] {
+        assert!(served(&with_filters(empty)).iter().all(|l| l.filters.is_none()), "{empty}");
+    }
+}
+
+/// Who is to be asked and is not there answers nobody: the requests go nowhere, and to no other listener.
+#[test]
+fn a_filter_that_names_nobody_lets_nobody_in() {
+    const GRANT: &str = "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: a}], to: [{group: '', kind: Service}]}\n";
+    let far = SHOP.replace("namespace: a", "namespace: b");
+    for (backend, more, reason, says) in [
+        ("name: none, port: 80", "", "InvalidListenerFilterRef", "Service a/none not found [KARST-0307]"),
+        ("name: s, port: 81", "", "InvalidListenerFilterRef", "Service a/s has no port 81 [KARST-0308]"),
+        ("name: s", "", "InvalidListenerFilterRef", "port: is required [KARST-0010]"),
+        ("group: x.io, kind: Thing, name: s, port: 80", "", "InvalidListenerFilterRef", "use Service [KARST-0310]"),
+        ("name: s, namespace: b, port: 80", "", "RefNotPermitted", "[KARST-0309]"),
+        ("name: s, namespace: b, port: 80", GRANT, "ResolvedRefs", "No errors found"),
+    ] {
+        let filter = format!("{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{{backend}}}}}}}");
+        let text = format!("{far}{}{more}", with_filters(&format!(", filters: {{requests: [{filter}]}}")));
+        let all = served(&text);
+        assert_eq!(names_of(&all), ["one", "wide", "narrow", "other"], "{backend}");
+        let asked = all[0].filters.clone().unwrap().requests.remove(0).authorization;
+        assert_eq!(asked.is_some(), reason == "ResolvedRefs", "{backend}");
+        let (told, message) = said_of_listener(&text, 0, "ResolvedRefs");
+        assert_eq!(told, reason, "{message}");
+        assert!(message.ends_with(says), "{message}");
+        let is_named = message.starts_with("filters.requests[0].externalAuth.backendRef: ");
+        assert_eq!(is_named, told != "ResolvedRefs", "{message}");
+        assert_eq!(said_of_listener(&text, 0, "Accepted").0, "Accepted");
+    }
+}
+
+/// One that cannot be executed closes its listener, and those that would take its requests without it.
+#[test]
+fn listeners_with_filters_that_are_not_supported_are_refused() {
+    let ask = |protocol: &str| {
+        format!("{{type: ExternalAuth, externalAuth: {{protocol: {protocol}, backendRef: {{name: s, port: 80}}}}}}")
+    };
+    let (tcp, many) =
+        (format!("{{requests: [{}]}}", ask("TCP")), format!("{{requests: [{}]}}", vec![ask("GRPC"); 17].join(", ")));
+    let (invalid, unsupported) = ("InvalidListenerFilter", "UnsupportedValue");
+    for (filters, reason, says) in [
+        (
+            "{requests: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: f}}]}",
+            unsupported,
+            "ExtensionRef are not supported for a listener",
+        ),
+        ("{requests: [{type: CORS}]}", unsupported, "filters.requests[0]: unsupported filter type \"CORS\""),
+        ("{requests: [{type: ExternalAuth}]}", invalid, "filters.requests[0]: must set the one field"),
+        ("{requests: [{type: ExternalAuth, isNew: 1}]}", invalid, "cannot be read: unknown field `isNew`"),
+        ("{connection: []}", invalid, "cannot be read: unknown field `connection`"),
+        (tcp.as_str(), invalid, "filters.requests[0].externalAuth.protocol: unsupported value \"TCP\""),
+        (many.as_str(), invalid, "filters.requests: 17 are out of range"),
+    ] {
+        let text = with_filters(&format!(", filters: {filters}"));
+        assert_eq!(names_of(&served(&text)), ["narrow", "other"], "{filters}");
+        let (told, message) = said_of_listener(&text, 0, "Accepted");
+        assert_eq!(told, reason, "{message}");
+        assert!(message.starts_with("filters") && message.contains(says) && message.contains("[KARST-"), "{message}");
+        let (told, message) = said_of_listener(&text, 1, "Accepted");
+        assert_eq!(told, "UnsupportedValue");
+        assert!(message.contains("listener one has filters") && message.ends_with("[KARST-0029]"), "{message}");
+    }
+    // Bytes have no requests.
+    let text = with_filters(", filters: {requests: []}").replace("protocol: HTTP, hostname: a.x.com", "protocol: TCP");
+    assert_eq!(said_of_listener(&text, 0, "Accepted").0, "InvalidListenerFilter");
+}
+
+/// What is wrong with the listener otherwise is no way past its filters.
+#[test]
+fn a_listener_with_filters_that_cannot_be_served_has_no_other_in_its_place() {
+    let ask = "{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: s, port: 80}}}";
+    let https = |filters: &str| {
+        let text = with_filters("").replace(
+            "name: one, port: 80, protocol: HTTP, hostname: a.x.com",
+            &format!("name: one, port: 443, protocol: HTTPS, hostname: a.x.com{filters}"),
+        );
+        text.replace(
+            "name: wide, port: 80, protocol: HTTP",
+            "name: wide, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}",
         )
     };
-    let served = |text: &str| -> Vec<String> {
-        let all = run(text).0.gateways["a/p"].listeners.clone();
-        all.iter().map(|l| l.origin.rsplit('/').next().unwrap().to_string()).collect()
-    };
-    assert_eq!(served(&text("")), ["one", "wide", "narrow", "other"]);
-    let asking = text(
-        ", filters: {requests: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: s, port: 80}}}]}",
-    );
-    assert_eq!(served(&asking), ["narrow", "other"]);
-    let w = written(&asking);
-    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
-    for (listener, says) in [(0, "filters of listeners are not supported"), (1, "listener one has filters")] {
-        let all = status["listeners"][listener]["conditions"].as_array().unwrap();
-        let accepted = all.iter().find(|c| c["type"] == "Accepted").unwrap();
-        assert_eq!(accepted["reason"], "UnsupportedValue");
-        let message = accepted["message"].as_str().unwrap();
-        assert!(message.contains(says) && message.ends_with("[KARST-0029]"), "{message}");
-    }
+    // It has no certificate.
+    let plain = format!("{}{}", key_pair(), https(""));
+    assert_eq!(names_of(&served(&plain)), ["wide", "narrow", "other"]);
+    let filtered = format!("{}{}", key_pair(), https(&format!(", filters: {{requests: [{ask}]}}")));
+    assert_eq!(names_of(&served(&filtered)), ["narrow", "other"]);
 }
 
 /// ConfigMap of this namespace and name with an authority's certificate.

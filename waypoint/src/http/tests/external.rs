@@ -1,5 +1,7 @@
 //! External authorization: what providers in memory are asked, and what becomes of requests by what they say, or do not say.
 
+mod filters;
+
 use super::*;
 use crate::{
     authz::{access::Access, external::counts::Outcome},
