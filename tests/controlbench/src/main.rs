@@ -19,7 +19,7 @@ use rows::{Row, at_quantile, tell};
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -60,6 +60,9 @@ struct Args {
     /// is edited (`--changes` of them), instead of all else.
     #[arg(long)]
     routes: bool,
+    /// Another build of the controller in place of the one beside this program (not with `--routes`, which is a library's).
+    #[arg(long, value_name = "PATH", conflicts_with = "routes")]
+    controller: Option<PathBuf>,
     /// Also write the rows as JSON.
     #[arg(long)]
     report: Option<PathBuf>,
@@ -104,7 +107,7 @@ async fn run(a: Args) -> Result<()> {
     tokio::spawn(api.clone().serve(l));
 
     let begun = Instant::now();
-    let (controller, port) = start(at)?;
+    let (controller, port) = start(at, a.controller.as_deref())?;
     let pid = controller.0.id();
     let ztunnels = Ztunnels::new(&api, port).await?;
     let mut first = ztunnels.subscribe(0, None).await?;
@@ -232,7 +235,7 @@ async fn one_by_one(api: &api::Api, size: Size, changes: usize, first: &mut Told
     Ok(delays)
 }
 
-fn start(api: std::net::SocketAddr) -> Result<(Controller, u16)> {
+fn start(api: std::net::SocketAddr, program: Option<&Path>) -> Result<(Controller, u16)> {
     let dir = std::env::temp_dir().join(format!("karst-bench-controller-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let config = format!(
@@ -241,7 +244,10 @@ fn start(api: std::net::SocketAddr) -> Result<(Controller, u16)> {
     fs::write(dir.join("kubeconfig"), config)?;
     let free = || -> Result<u16> { Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()) };
     let port = free()?;
-    let program = std::env::current_exe()?.with_file_name("karst-controller");
+    let program = match program {
+        Some(program) => program.to_path_buf(),
+        None => std::env::current_exe()?.with_file_name("karst-controller"),
+    };
     let mut c = Command::new(&program);
     c.env("KUBECONFIG", dir.join("kubeconfig"))
         .args(["--source", "kubernetes", "--log-level", "warn", "--data-dir"])
