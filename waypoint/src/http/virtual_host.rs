@@ -75,11 +75,13 @@ pub(crate) fn at_gateway<'a>(
             misdirected = Some(why);
             continue;
         }
-        // Of several for a name only one has any: they are of Gateway API, whose listeners have a name each.
-        if found.filters.is_empty() {
-            found.filters = listener.filters();
+        // Of several for a name (a Service may send two ports to this one) those of the one whose routes are it; if that has none,
+        // those of one before it.
+        let (filters, routes) = (listener.filters(), listener.routes(&snapshot.hosts, host));
+        if found.filters.is_empty() || (routes.is_some() && !filters.is_empty()) {
+            found.filters = filters;
         }
-        found.routes = listener.routes(&snapshot.hosts, host);
+        found.routes = routes;
     }
     match (found.routes, misdirected) {
         (None, Some(why)) => Err(why),
@@ -134,6 +136,51 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &Gateway| g.ports.get(&8080).and_then(Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
+    }
+
+    /// A Service that sends two ports to one of the pod gives two listeners of Gateway API a name in common there.
+    #[test]
+    fn a_request_passes_the_filters_of_the_listener_whose_routes_it_goes_by() {
+        let listener = |name: &str, is_filtered: bool| {
+            let provider = ir::AuthzProvider { service: name.into(), port: 80, ..Default::default() };
+            let requests = vec![ir::ListenerFilter { authorization: Some(provider) }];
+            let flag = if is_filtered { ir::ListenerFlag::Filtered } else { ir::ListenerFlag::None };
+            ir::Listener {
+                routes: format!("~{name}"),
+                port: 8080,
+                protocol: flag as i32,
+                hosts: vec!["a.com".into()],
+                filters: is_filtered.then_some(ir::ListenerFilters { requests }),
+                ..Default::default()
+            }
+        };
+        for (first, second, has_routes, asked) in [
+            (true, true, "first", "first"),
+            (true, true, "second", "second"),
+            (true, true, "none", "first"),
+            (true, false, "first", "first"),
+            (true, false, "second", "first"),
+            (false, true, "first", ""),
+            (false, true, "second", "second"),
+            (false, true, "none", "second"),
+        ] {
+            let mut s = Snapshot::new("");
+            s.hosts.insert(format!("~{has_routes}/a.com").into(), Arc::default());
+            let listeners = vec![listener("first", first), listener("second", second)];
+            let g = Gateway::new(&ir::Gateway { listeners, ..Default::default() });
+            s.gateway = g.ok().map(Arc::new);
+            let arrival = Arrival { port: 8080, ..Arrival::default() };
+            let name = |filter: &Filter| match filter {
+                Filter::Ask(provider) => provider.service.to_string(),
+                Filter::Refuse => "refused".to_string(),
+            };
+            let of = |found: VirtualHost<'_>| {
+                (found.filters.iter().map(name).collect::<Vec<_>>().join(" "), found.routes.is_some())
+            };
+            let found = at_gateway(&s, arrival, "a.com").map(of);
+            let wanted = (asked.to_string(), has_routes != "none");
+            assert_eq!(found, Ok(wanted), "{first} {second} {has_routes}");
+        }
     }
 
     /// Two servers for one name, of which the older one speaks TLS with clients: what is served only to who has a certificate is not
