@@ -120,6 +120,9 @@ pub enum ListenerError {
     /// Nobody can ask who is to be asked about its requests.
     #[error("filter: external authorization: {0}")]
     Filter(#[from] ProviderError),
+    /// Filters of connections, or of something else that a later version knows.
+    #[error("filters that are not of requests")]
+    Filters,
 }
 
 /// Why a certificate and its key cannot be read.
@@ -524,8 +527,13 @@ impl Listener {
 /// What is spoken; the number says, too, whether there are filters: who knows of none is to close the listener.
 fn protocol(said: &ir::Listener) -> Result<ListenerProtocol, ListenerError> {
     let flag = if said.filters.is_some() { ir::ListenerFlag::Filtered } else { ir::ListenerFlag::None };
-    let known = ListenerProtocol::try_from(said.protocol.wrapping_sub(flag as i32)).ok();
-    known.ok_or(ListenerError::Protocol(said.protocol))
+    let known = ListenerProtocol::try_from(said.protocol.wrapping_sub(flag as i32));
+    let known = known.map_err(|_| ListenerError::Protocol(said.protocol))?;
+    let has_requests = matches!(known, ListenerProtocol::Http | ListenerProtocol::Https);
+    match said.filters.as_ref().is_none_or(|filters| has_requests && !filters.requests.is_empty()) {
+        true => Ok(known),
+        false => Err(ListenerError::Filters),
+    }
 }
 
 fn filters(said: Option<&ir::ListenerFilters>) -> Result<Box<[Filter]>, ListenerError> {
@@ -1055,6 +1063,13 @@ mod tests {
         assert_eq!(read(flag, filters(vec![filter(Some(provider.clone())), filter(None)])), Ok(vec![true, false]));
         assert_eq!(read(flag, None), Err(format!("l: protocol {flag}")));
         assert_eq!(read(0, filters(vec![filter(Some(provider.clone()))])), Err("l: protocol 0".into()));
+        // Nobody asks about connections, nor by filters of a kind that is not known.
+        let unknown = Err("l: filters that are not of requests".to_string());
+        for protocol in [ListenerProtocol::Tls, ListenerProtocol::Tcp] {
+            let of_bytes = filters(vec![filter(Some(provider.clone()))]);
+            assert_eq!(read(flag + protocol as i32, of_bytes), unknown, "{protocol:?}");
+        }
+        assert_eq!(read(flag, filters(vec![])), unknown);
         let later = ir::AuthzProvider { protocol: 99, ..provider };
         let wrong = read(flag, filters(vec![filter(Some(later))]));
         assert_eq!(wrong, Err("l: filter: external authorization: protocol 99".into()));
