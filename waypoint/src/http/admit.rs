@@ -1,6 +1,6 @@
 //! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token. (Between the
 //! listener and the rest, [`crate::http`]'s `external` asks others; the rate limits of the service that is called come after.)
-//! What must hold: a request that has waited for others is judged by the policies that are in force then.
+//! What must hold: a request that has waited for others is judged by the filters and policies that are in force then.
 
 use crate::{
     authz::{
@@ -10,7 +10,7 @@ use crate::{
     },
     downstream::{
         conns::Policies,
-        context::DownstreamTarget,
+        context::{Downstream, DownstreamTarget},
         gateway::Filter,
         upgrade::{Kept, Upgrade},
     },
@@ -83,11 +83,15 @@ pub(super) struct Entrance<'a> {
     pub(super) filters: &'a [Filter],
     pub(super) access: Option<&'a Access>,
     pub(super) routes: Option<&'a Routes>,
-    /// There is no route for it at a gateway, and it comes in no further than to the filters.
-    pub(super) is_nowhere: bool,
 }
 
 impl Entrance<'_> {
+    /// Is there no route for it at a gateway? Then it comes in no further than to the filters.
+    pub(super) fn is_nowhere(&self) -> bool {
+        // A waypoint has none, and needs no route.
+        !self.filters.is_empty() && self.routes.is_none()
+    }
+
     /// May somebody else be asked about the request before anything is decided?
     pub(super) fn asks_others(&self) -> bool {
         !self.filters.is_empty() || self.access.is_some_and(|access| !access.providers().is_empty())
@@ -105,26 +109,36 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
             filters: &[],
             access: snapshot.access_to(service),
             routes: snapshot.routes.get(&service.key).map(|routes| &**routes),
-            is_nowhere: false,
         },
         DownstreamTarget::Gateway(tls) => {
-            let arrival = Arrival {
-                port: downstream.port,
-                tls: tls.as_deref(),
-                has_proof: !downstream.entered.unproven,
-                is_https: is_https(call.topology, headers),
-            };
+            let arrival = arrival(downstream, tls.as_deref(), is_https(call.topology, headers));
             let found = at_gateway(snapshot, arrival, authority.host()).map_err(Refused::Listener)?;
             let VirtualHost { filters, routes } = found;
             // Filters are passed by all requests of a listener (GEP-5224).
-            let is_nowhere = routes.is_none();
-            if is_nowhere && filters.is_empty() {
+            if routes.is_none() && filters.is_empty() {
                 return Err(Refused::NoRoute);
             }
             let access = snapshot.gateway.as_ref().and_then(|g| g.access.as_ref());
-            Entrance { filters, access, routes, is_nowhere }
+            Entrance { filters, access, routes }
         }
     })
+}
+
+/// `is_https`: by TLS that has ended before.
+fn arrival<'a>(downstream: &Downstream, tls: Option<&'a str>, is_https: bool) -> Arrival<'a> {
+    Arrival { port: downstream.port, tls, has_proof: !downstream.entered.unproven, is_https }
+}
+
+/// The filters, as they are now, of the listener of a request that was let in. (Whether it may use that one was looked at.)
+fn filters<'a>(call: &Call<'a>) -> &'a [Filter] {
+    match &call.downstream.target {
+        DownstreamTarget::Service(_) => &[],
+        DownstreamTarget::Gateway(tls) => {
+            let arrival = arrival(call.downstream, tls.as_deref(), true);
+            let found = at_gateway(call.snapshot, arrival, call.authority().host());
+            found.map(|found| found.filters).unwrap_or_default()
+        }
+    }
 }
 
 /// Lets a request in, or not. The token, if it has one.
@@ -133,12 +147,11 @@ pub(super) fn enter<'a>(call: &Call<'a>, headers: &HeaderMap) -> Result<Entrance
 /// Why it does not come in.
 pub(super) fn admit(
     call: &Call<'_>,
-    entrance: Entrance<'_>,
+    access: Option<&Access>,
     parts: &mut Parts,
     record: &mut RequestLog,
 ) -> Result<Verified, Refused> {
     let (downstream, authority) = (call.downstream, call.authority());
-    let access = entrance.access;
     // The header that holds it may not go on.
     let shown = access.filter(|_| call.entry.websocket).and_then(|access| {
         let text = access.tokens.shown(&parts.headers, &parts.uri)?;
@@ -163,8 +176,8 @@ pub(super) fn admit(
 }
 
 /// Judges a request that was let in and has waited since, if its policies are others by now: one that forbids it holds, and whoever is
-/// to be asked and was not is asked. Returns the state that it goes on in, and what is changed of the answer to it. Where nothing has
-/// changed it costs a comparison.
+/// to be asked, by them or by filters of its listener, and was not is asked. Returns the state that it goes on in, and what is changed
+/// of the answer to it. Where nothing has changed it costs a comparison.
 ///
 /// # Errors
 /// Why it does not go on.
@@ -187,8 +200,10 @@ pub(super) async fn admit_again(
         if policies.same(&judged) {
             return Ok((latest, changes));
         }
+        let call = Call { snapshot: &latest, ..*call };
+        let more = external::pass(&call, filters(&call), asked, parts, body, record).await;
+        changes.extend(more.map_err(Refused::Stopped)?);
         if let Some(access) = policies.access() {
-            let call = Call { snapshot: &latest, ..*call };
             let more = external::check(&call, access, asked, parts, body, record).await;
             changes.extend(more.map_err(Refused::Stopped)?);
             if let Some(by) = forbidden(&call, access, parts, token) {

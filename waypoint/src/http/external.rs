@@ -93,8 +93,28 @@ fn refused(refusal: Refusal, is_grpc: bool) -> Response<ResponseBody> {
     response
 }
 
-/// Who was asked about a request, and whether nothing followed from that (dry run).
-pub(super) type AskedProviders = Vec<(Arc<Provider>, bool)>;
+/// By what somebody was asked about a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum AskedBy {
+    /// A filter of the listener that it has come in by.
+    Filter,
+    Policy,
+    /// A policy in dry run: nothing followed from it.
+    DryRun,
+}
+
+impl AskedBy {
+    /// Need another one not ask any more?
+    fn counts_for(self, other: Self) -> bool {
+        match (self, other) {
+            (AskedBy::Policy, AskedBy::Policy | AskedBy::DryRun) | (AskedBy::DryRun, AskedBy::DryRun) => true,
+            (AskedBy::DryRun, AskedBy::Policy) | (AskedBy::Filter, _) | (_, AskedBy::Filter) => false,
+        }
+    }
+}
+
+/// Who was asked about a request.
+pub(super) type AskedProviders = Vec<(Arc<Provider>, AskedBy)>;
 
 /// Asks whoever is to be asked about a request, and was not yet; it goes on as they have changed it. Returns what they change of the
 /// answer to it.
@@ -113,10 +133,11 @@ pub(super) async fn check(
     let mut changes = vec![];
     for provider in access.providers() {
         let Some(asks) = asks(call, access, provider, parts) else { continue };
-        if asked.iter().any(|(known, dry_run)| (asks.dry_run || !dry_run) && known.is_same(provider)) {
+        let asks_by = if asks.dry_run { AskedBy::DryRun } else { AskedBy::Policy };
+        if asked.iter().any(|(known, by)| by.counts_for(asks_by) && known.is_same(provider)) {
             continue;
         }
-        asked.push((provider.clone(), asks.dry_run));
+        asked.push((provider.clone(), asks_by));
         identify(parts, record);
         if asks.dry_run {
             try_out(call, &asks, parts, body, record);
@@ -143,20 +164,26 @@ pub(super) async fn check_rule(
     enforce(call, provider, &By::Rule { origin }, parts, body, record).await
 }
 
-/// Lets a request through the filters of the listener that it has come to: all of them, in their order, each once. `passed`: who was
-/// asked, also by what was known before; who is in it already is not asked by the filters of now.
+/// Lets a request through the filters of the listener that it has come to: all of them, in their order, each once. `asked`: who was
+/// asked, also by what was known before; whom a filter has asked already is not asked by the filters of now.
 ///
 /// # Errors
 /// It does not go on.
 pub(super) async fn pass(
     call: &Call<'_>,
     filters: &[Filter],
-    passed: &mut Vec<Arc<Provider>>,
+    asked: &mut AskedProviders,
     parts: &mut Parts,
     body: &mut RequestBody,
     record: &mut RequestLog,
 ) -> Result<Vec<Changes>, Stopped> {
-    let (mut before, mut changes) = (std::mem::take(passed), vec![]);
+    let mut changes = vec![];
+    if filters.is_empty() {
+        return Ok(changes);
+    }
+    let all = std::mem::take(asked).into_iter();
+    let (mut before, others): (AskedProviders, AskedProviders) = all.partition(|(_, by)| *by == AskedBy::Filter);
+    *asked = others;
     for (place, filter) in filters.iter().enumerate() {
         let by = By::Filter { place };
         let Filter::Ask(provider) = filter else {
@@ -164,9 +191,9 @@ pub(super) async fn pass(
             let denial = denial(call, parts, &by, error, EXT_AUTHZ_ERROR);
             return Err(Stopped::Unanswered(StatusCode::INTERNAL_SERVER_ERROR, denial));
         };
-        passed.push(provider.clone());
+        asked.push((provider.clone(), AskedBy::Filter));
         // One that is there twice is asked twice.
-        if let Some(known) = before.iter().position(|known| known.is_same(provider)) {
+        if let Some(known) = before.iter().position(|(known, _)| known.is_same(provider)) {
             before.remove(known);
             continue;
         }

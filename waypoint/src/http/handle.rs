@@ -5,12 +5,13 @@
 
 use crate::{
     authz::{
+        access::Access,
         external::{answer::Changes, provider::Provider},
         jwt::Token,
     },
     downstream::context::Downstream,
     http::{
-        admit::{Entrance, Refused, admit, admit_again, enter, introduced},
+        admit::{Refused, admit, admit_again, enter, introduced},
         answer::{local_reply, log_reply, refused_body},
         body::{BodyFault, RequestBody},
         call::Call,
@@ -99,7 +100,7 @@ async fn answer(worker: Rc<Worker>, downstream: Rc<Downstream>, request: Request
     match entrance.asks_others() {
         // Large: not in every request's task.
         true => Box::pin(asked_about(&call, parts, body, record)).await,
-        false => allowed(&call, entrance, vec![], parts, body, record).await,
+        false => allowed(&call, (entrance.access, entrance.routes), vec![], parts, body, record).await,
     }
 }
 
@@ -112,7 +113,7 @@ async fn asked_about(
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let (mut asked, mut passed, mut changes) = (AskedProviders::new(), vec![], vec![]);
+    let (mut asked, mut changes) = (AskedProviders::new(), vec![]);
     loop {
         let snapshot = call.worker.latest();
         let call = Call { snapshot: &snapshot, ..*call };
@@ -120,11 +121,11 @@ async fn asked_about(
             Ok(entrance) => entrance,
             Err(refused) => return told(&changes, refused.answer(&call, &parts, record)),
         };
-        match external::pass(&call, entrance.filters, &mut passed, &mut parts, &mut body, &mut record).await {
+        match external::pass(&call, entrance.filters, &mut asked, &mut parts, &mut body, &mut record).await {
             Ok(more) => changes.extend(more),
             Err(stopped) => return stopped.answer(record),
         }
-        if entrance.is_nowhere {
+        if entrance.is_nowhere() {
             return told(&changes, Refused::NoRoute.answer(&call, &parts, record));
         }
         if let Some(access) = entrance.access {
@@ -134,7 +135,8 @@ async fn asked_about(
             }
         }
         if Arc::ptr_eq(&snapshot, &call.worker.latest()) {
-            return told(&changes, allowed(&call, entrance, asked, parts, body, record).await);
+            let decide = (entrance.access, entrance.routes);
+            return told(&changes, allowed(&call, decide, asked, parts, body, record).await);
         }
     }
 }
@@ -150,20 +152,19 @@ fn smallest(limits: [u64; 3]) -> Option<u64> {
     limits.into_iter().filter(|limit| *limit > 0).min()
 }
 
-/// Nobody who was asked has refused it.
+/// Nobody who was asked has refused it: these policies and routes decide.
 async fn allowed(
     call: &Call<'_>,
-    entrance: Entrance<'_>,
+    (access, routes): (Option<&Access>, Option<&Routes>),
     asked: AskedProviders,
     mut parts: Parts,
     mut body: RequestBody,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let token = match admit(call, entrance, &mut parts, &mut record) {
+    let token = match admit(call, access, &mut parts, &mut record) {
         Ok(token) => token,
         Err(refused) => return refused.answer(call, &parts, record),
     };
-    let routes = entrance.routes;
     let limits = routes.map_or(&[][..], |routes| &routes.limits[..]);
     let limit = Limited { call, parts: &parts, token: token.as_deref() };
     if let Some(over) = limit.over(limits).await {
@@ -216,8 +217,8 @@ async fn allowed(
     }
 }
 
-/// As a rule says, if the provider that it names lets the request go on, and no policy has come meanwhile that does not. (A browser
-/// that asks whether it may call has no credentials yet, and is answered by the rule itself.)
+/// As a rule says, if the provider that it names lets the request go on, and no filter or policy has come meanwhile that does not. (A
+/// browser that asks whether it may call has no credentials yet, and is answered by the rule itself.)
 async fn by_guarded_rule(
     call: &Call<'_>,
     rule: &Rule,

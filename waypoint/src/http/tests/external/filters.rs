@@ -139,10 +139,10 @@ fn a_filter_that_cannot_be_executed_lets_nobody_in() {
     });
 }
 
-/// A request, and a change while the provider is waited for.
-async fn enter_during(m: &Mesh, change: impl FnOnce(&mut Snapshot)) -> u16 {
+/// A request, and a change after so many milliseconds, while a provider is waited for.
+async fn enter_during(m: &Mesh, after: u64, change: impl FnOnce(&mut Snapshot)) -> u16 {
     let change = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(after)).await;
         m.tell(change);
     };
     let (status, ()) = tokio::join!(enter(m, get("/")), change);
@@ -158,13 +158,36 @@ fn filters_are_passed_once_whatever_comes_meanwhile() {
             (m, asked)
         };
         let (m, asked) = of();
-        assert_eq!((enter_during(&m, unrelated).await, asked.borrow().len()), (200, 1));
+        assert_eq!((enter_during(&m, 100, unrelated).await, asked.borrow().len()), (200, 1));
         // One more, and one that cannot be executed: they hold for who waits.
         let (m, asked) = of();
         let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![ask(), ask()]));
-        assert_eq!((enter_during(&m, change).await, asked.borrow().len()), (200, 2));
+        assert_eq!((enter_during(&m, 100, change).await, asked.borrow().len()), (200, 2));
         let (m, asked) = of();
         let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![ask(), None]));
-        assert_eq!((enter_during(&m, change).await, asked.borrow().len(), m.count()), (500, 1, 0));
+        assert_eq!((enter_during(&m, 100, change).await, asked.borrow().len(), m.count()), (500, 1, 0));
+    });
+}
+
+/// It is asked after them, and may be waited for as long.
+#[test]
+fn a_filter_that_comes_while_the_provider_of_a_rule_is_waited_for_holds() {
+    run(async {
+        let of = |filters: Vec<Option<ir::AuthzProvider>>| {
+            let rule = ir::HttpRule { authorization: Some(provider(|p| p.name = "rule".into())), ..open() };
+            let m = filtered(filters, vec![rule]);
+            let asked = authz(&m, true, |_| slowly(yes(|_| {})));
+            (m, asked)
+        };
+        let (m, asked) = of(vec![]);
+        let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![ask()]));
+        assert_eq!((enter_during(&m, 100, change).await, asked.borrow().len(), m.count()), (200, 2, 1));
+        let (m, asked) = of(vec![]);
+        let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![None]));
+        assert_eq!((enter_during(&m, 100, change).await, asked.borrow().len(), m.count()), (500, 1, 0));
+        // What has been passed is not passed again.
+        let (m, asked) = of(vec![ask()]);
+        let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![ask()]));
+        assert_eq!((enter_during(&m, 700, change).await, asked.borrow().len(), m.count()), (200, 2, 1));
     });
 }
