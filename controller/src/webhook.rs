@@ -514,9 +514,16 @@ mod tests {
         let own = object.replace("tls: {", "tls: {frontendValidation: {}, ");
         let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &own);
         assert!(allowed && said.len() == 1, "{said:?}");
-        let filtered = object.replace("protocol: HTTPS", "protocol: HTTPS, filters: {requests: []}");
-        let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &filtered);
-        assert!(allowed && said.len() == 1 && said[0].starts_with("spec.listeners[s]: filters: "), "{said:?}");
+        let filtered =
+            |filters: &str| object.replace("protocol: HTTPS", &format!("protocol: HTTPS, filters: {filters}"));
+        assert_eq!(reviewed(WebhookPath::Warn, SERVICE, gateway, &filtered("{requests: []}")), (true, vec![]));
+        for (filters, says) in
+            [("{connection: []}", "filters: "), ("{requests: [{type: CORS}]}", "filters.requests[0]: ")]
+        {
+            let (allowed, said) = reviewed(WebhookPath::Warn, SERVICE, gateway, &filtered(filters));
+            let says = format!("spec.listeners[s]: {says}");
+            assert!(allowed && said.len() == 1 && said[0].starts_with(&says), "{said:?}");
+        }
         let set = "metadata: {name: g, namespace: a}\nspec: {parentRef: {name: g}, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]FRONTEND}}]}";
         let kind = ("gateway.networking.k8s.io", "ListenerSet");
         assert_eq!(reviewed(WebhookPath::Warn, SERVICE, kind, &set.replace("FRONTEND", "")), (true, vec![]));

@@ -16,14 +16,17 @@ use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
 use karst_core::tls::{CipherSuite, Version};
 use karst_manifest::{ServerTlsMode, kinds::*, mesh_config::TlsDefaults, traffic::GwServer};
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-/// What a listener asks for that cannot be honoured, and without which it lets nobody in.
+/// What a listener asks for, which is not served, and without which nobody is to come in where it would have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unhonoured {
+enum Unhonoured {
     /// Its clients are to show certificates.
     Certificates,
-    /// Its requests are to pass these first, and it cannot be served as it is.
+    /// Its requests are to pass these first.
     Filters,
 }
 
@@ -39,7 +42,10 @@ pub(crate) struct GatewayListener {
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) terminates_tls: bool,
-    pub(crate) asks: Option<Unhonoured>,
+    /// Its clients are to show certificates, by a field that cannot be honoured.
+    pub(crate) asks_in_vain: bool,
+    /// Its requests are to pass something first, whether that can be or not.
+    pub(crate) is_filtered: bool,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
     /// Why it cannot be as it is: a reason of Gateway API and the words.
@@ -101,7 +107,8 @@ impl GatewayListener {
             udp: false,
             hosts,
             terminates_tls: false,
-            asks: None,
+            asks_in_vain: false,
+            is_filtered: false,
             kinds: vec![],
             refused: None,
             conflict: None,
@@ -191,6 +198,19 @@ impl GatewayListener {
             && self.conflict.is_none()
             && (self.unresolved.is_none() || !self.certificates.is_empty())
     }
+
+    /// What nobody is to come in without in its place. (Datagrams have no requests.)
+    fn unhonoured(&self) -> Option<Unhonoured> {
+        match self.is_filtered && !self.udp && !self.works() {
+            true => Some(Unhonoured::Filters),
+            false => self.asks_in_vain.then_some(Unhonoured::Certificates),
+        }
+    }
+
+    /// What no other one of its Gateway has; in lower case.
+    fn place(&self) -> (u16, String) {
+        (self.port, self.hosts[0].to_ascii_lowercase())
+    }
 }
 
 #[cfg(test)]
@@ -277,30 +297,39 @@ fn refusal(field: &str) -> String {
 }
 
 /// What a listener would have taken with certificates, or through filters, another at its port with a wider name does not take without.
-/// What a ListenerSet asks concerns its own listeners only: it is not to take others' out of service.
+/// What a ListenerSet asks concerns its own listeners only: it is not to take others' out of service. (Before conflicts are looked for,
+/// and again after, for those that have one.)
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
-    type Asking = (u16, String, String, Unhonoured);
-    let mut asking: HashMap<Option<SetName>, Vec<Asking>> = HashMap::new();
-    for (asks, what) in all.iter().filter_map(|f| Some((f, f.asks?))) {
-        let one = (asks.port, asks.hosts[0].to_ascii_lowercase(), asks.id.clone(), what);
-        asking.entry(asks.set().cloned()).or_default().push(one);
-    }
-    if asking.is_empty() {
+    type Asking = ((u16, String), String, Unhonoured);
+    let unhonoured = |l: &GatewayListener| l.unhonoured().is_some();
+    if !all.iter().any(unhonoured) {
         return;
     }
-    let is_one = |f: &&mut GatewayListener| (f.terminates_tls || f.protocol == Protocol::Http) && f.refused.is_none();
+    // Who keeps the place that another one wants, too, takes what is for it; no wider one does.
+    let kept: HashSet<(u16, String)> = match all.iter().any(|l| unhonoured(l) && l.conflict.is_some()) {
+        true => all.iter().filter(|l| l.works()).map(GatewayListener::place).collect(),
+        false => HashSet::new(),
+    };
+    let mut asking: HashMap<Option<SetName>, Vec<Asking>> = HashMap::new();
+    for (listener, what) in all.iter().filter_map(|l| Some((l, l.unhonoured()?))) {
+        let place = listener.place();
+        if listener.conflict.is_none() || !kept.contains(&place) {
+            asking.entry(listener.set().cloned()).or_default().push((place, listener.id.clone(), what));
+        }
+    }
+    let is_one = |l: &&mut GatewayListener| !l.udp && l.refused.is_none() && l.conflict.is_none();
     for candidate in all.iter_mut().filter(is_one) {
-        let takes = |(port, host, id, what): &&Asking| {
+        // Bytes have no host.
+        let own = if candidate.protocol == Protocol::Tcp { "*" } else { candidate.hosts[0].as_str() };
+        let takes = |((port, host), id, what): &&Asking| {
+            // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
             let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
-            goes_there
-                && *id != candidate.id
-                && *port == candidate.port
-                && common(&candidate.hosts[0], host).as_ref() == Some(host)
+            goes_there && *port == candidate.port && *id != candidate.id && common(own, host).as_ref() == Some(host)
         };
-        let own = candidate.set().cloned();
-        let of_set = own.is_some().then(|| asking.get(&own)).flatten();
+        let set = candidate.set().cloned();
+        let of_set = set.is_some().then(|| asking.get(&set)).flatten();
         let mut concerning = asking.get(&None::<SetName>).into_iter().chain(of_set).flatten();
-        if let Some((_, host, id, what)) = concerning.find(takes) {
+        if let Some(((_, host), id, what)) = concerning.find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = match what {
                 Unhonoured::Certificates => format!(
@@ -397,21 +426,18 @@ pub(crate) fn listener(
     listener
 }
 
-/// What its requests are to pass. While it cannot be served, for whatever reason, nobody else serves them without that.
+/// What its requests are to pass. While it cannot be served, for whatever reason, nobody else serves them without that ([`unasked`]).
 fn pass_filters(objects: &Objects<'_>, by: (&str, &str), spec: &Listener, listener: &mut GatewayListener) {
     let found = listener_filters::of(objects, by, spec);
-    let has_some = found.refused.is_some() || !found.asked.is_empty();
+    listener.is_filtered = found.refused.is_some() || !found.asked.is_empty();
     listener.refused = found.refused.or(listener.refused.take());
     (listener.filters, listener.unresolved_filter) = (found.asked, found.unresolved);
-    if has_some && !listener.works() {
-        listener.asks = Some(Unhonoured::Filters);
-    }
 }
 
 /// What clients of a listener that ends TLS are to show: what is `asked` at its port.
 fn ask_clients(spec: &Listener, asked: impl FnOnce() -> ClientValidation, listener: &mut GatewayListener) {
     if let Some(field) = client_certificates(spec) {
-        listener.asks = Some(Unhonoured::Certificates);
+        listener.asks_in_vain = true;
         listener.refused = Some((UNSUPPORTED, refusal(&field)));
         return;
     }

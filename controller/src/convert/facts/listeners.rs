@@ -161,6 +161,8 @@ impl GatewayListeners {
         let (own, added) = merged.split_at_mut(own - start);
         conflicts(own);
         listener_set::conflicts(own, added);
+        // One in conflict is not served, either, nor is one that there is no port for.
+        unasked(&mut self.all[start..]);
     }
 
     /// The same, with the pods that they are served by.

@@ -377,6 +377,31 @@ fn a_listener_with_filters_that_cannot_be_served_has_no_other_in_its_place() {
     assert_eq!(names_of(&served(&plain)), ["wide", "narrow", "other"]);
     let filtered = format!("{}{}", key_pair(), https(&format!(", filters: {{requests: [{ask}]}}")));
     assert_eq!(names_of(&served(&filtered)), ["narrow", "other"]);
+    // Nor does one that passes TLS through take its connections.
+    let passes = |text: &str| text.replace("tls: {certificateRefs: [{name: c}]}", "tls: {mode: Passthrough}");
+    let through = |text: &str| passes(text).replace("port: 443, protocol: HTTPS, tls", "port: 443, protocol: TLS, tls");
+    assert_eq!(names_of(&served(&through(&plain))), ["wide", "narrow", "other"]);
+    assert_eq!(names_of(&served(&through(&filtered))), ["narrow", "other"]);
+    // Nor one that takes whatever bytes there are; one for datagrams takes no requests, and keeps none from anybody.
+    let bytes = |protocol: &str| {
+        let text = with_filters(", filters: {requests: [{type: CORS}]}");
+        let text = text
+            .replace("name: wide, port: 80, protocol: HTTP", &format!("name: wide, port: 80, protocol: {protocol}"));
+        text.replace("name: narrow, port: 80", "name: narrow, port: 81")
+    };
+    assert_eq!(names_of(&served(&bytes("TCP"))), ["narrow", "other"]);
+    let datagrams = bytes("HTTP").replace("name: one, port: 80, protocol: HTTP", "name: one, port: 80, protocol: UDP");
+    assert_eq!(names_of(&served(&datagrams)), ["wide", "narrow", "other"]);
+    // Of two for one name neither is served.
+    let two = |filters: &str| {
+        let same = "{name: same, port: 80, protocol: HTTP, hostname: a.x.com},\n        {name: narrow,";
+        with_filters(filters).replace("{name: narrow,", same)
+    };
+    assert_eq!(names_of(&served(&two(""))), ["wide", "narrow", "other"]);
+    let text = two(&format!(", filters: {{requests: [{ask}]}}"));
+    assert_eq!(names_of(&served(&text)), ["narrow", "other"]);
+    assert_eq!(said_of_listener(&text, 0, "Accepted").0, "HostnameConflict");
+    assert_eq!(said_of_listener(&text, 1, "Accepted").0, "UnsupportedValue");
 }
 
 /// ConfigMap of this namespace and name with an authority's certificate.

@@ -423,6 +423,27 @@ fn a_set_that_asks_in_vain_takes_nobody_elses_listener() {
     assert_eq!(of(&[https("own", "*.org", asks)]), ["ListenerSet/edge/a/wider", "ListenerSet/edge/b/same"]);
 }
 
+/// A name that a set wants to have asked about, and that another has: the other is served for it, or nobody is.
+#[test]
+fn a_name_that_a_set_wants_in_vain_is_taken_by_no_wider_listener_of_the_set() {
+    let filtered = |filters: &str| http("mine", "x.com").replace("protocol: HTTP", &format!("protocol: HTTP{filters}"));
+    let of = |own: &[String], filters: &str| {
+        let text =
+            [gateway(&from("All"), &own.join(", ")), set("edge", "a", &[filtered(filters), http("wide", "'*.com'")])];
+        listened(&text.concat())
+    };
+    let ask = "{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: s, port: 80}}}";
+    let filters = format!(", filters: {{requests: [{ask}]}}");
+    let wide = "ListenerSet/edge/a/wide";
+    for filters in ["", filters.as_str()] {
+        assert_eq!(of(&[http("own", "x.com")], filters), ["Gateway/edge/g/own", wide], "{filters}");
+    }
+    // The Gateway's own are in conflict with each other.
+    let both = [http("one", "x.com"), http("two", "x.com")];
+    assert_eq!(of(&both, ""), [wide]);
+    assert_eq!(of(&both, &filters), Vec::<String>::new());
+}
+
 /// Where a Service sends one port to another one of the pods, a set that adds that one asks clients of both as it asks its own.
 #[test]
 fn a_set_at_a_port_that_asks_otherwise_gives_way() {
