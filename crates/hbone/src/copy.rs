@@ -7,6 +7,7 @@ mod tunnel;
 mod watch;
 
 pub use tunnel::{Interrupted, Tunnel, keep, tunnel};
+pub(crate) use watch::show_passed;
 pub use watch::{Counts, Watch, Way};
 
 use crate::spare::Spare;
@@ -272,19 +273,20 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &
             ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
             let length = read_buf.filled().len();
             turns::spend(length);
-            let mut done = 0;
-            way.show(&buf[..length]);
-            while done < length {
+            let (mut done, mut failed) = (0, None);
+            while done < length && failed.is_none() {
                 match poll_write(wr, cx, &buf[done..length]) {
                     Poll::Ready(Ok(w)) => done += w,
-                    Poll::Ready(Err(e)) => {
-                        way.receiver_gone();
-                        return Poll::Ready(Err(e));
-                    }
+                    Poll::Ready(Err(e)) => failed = Some(e),
                     Poll::Pending => break,
                 }
             }
             way.add(done);
+            way.show(&buf[..length]);
+            if let Some(error) = failed {
+                way.receiver_gone();
+                return Poll::Ready(Err(error));
+            }
             if done < length {
                 flow.rest = Bytes::copy_from_slice(&buf[done..length]);
             }
@@ -391,7 +393,8 @@ fn end(wr: &WriteHalf<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::rc::Rc;
+    use socket2::SockRef;
+    use std::{net::Shutdown, rc::Rc};
     use tokio::{
         io::AsyncWriteExt,
         net::{TcpListener, TcpStream},
@@ -411,10 +414,18 @@ mod tests {
 
     /// What was shown.
     #[derive(Debug, Default)]
-    struct Shown {
-        client: Vec<u8>,
-        server: Vec<u8>,
-        ended: Vec<&'static str>,
+    pub(super) struct Shown {
+        pub(super) client: Vec<u8>,
+        pub(super) server: Vec<u8>,
+        /// What of it came when; the same in a row is there once.
+        pub(super) order: Vec<&'static str>,
+    }
+    impl Shown {
+        fn note(&mut self, what: &'static str) {
+            if self.order.last() != Some(&what) {
+                self.order.push(what);
+            }
+        }
     }
 
     /// Keeps what it is shown.
@@ -428,22 +439,33 @@ mod tests {
             self.reading
         }
         fn client_sent(&self, bytes: &[u8]) {
-            self.shown.borrow_mut().client.extend_from_slice(bytes);
+            let mut shown = self.shown.borrow_mut();
+            shown.client.extend_from_slice(bytes);
+            // The end of a direction is a read of nothing.
+            if !bytes.is_empty() {
+                shown.note("client");
+            }
         }
         fn server_sent(&self, bytes: &[u8]) {
-            self.shown.borrow_mut().server.extend_from_slice(bytes);
+            let mut shown = self.shown.borrow_mut();
+            shown.server.extend_from_slice(bytes);
+            if !bytes.is_empty() {
+                shown.note("server");
+            }
         }
         fn client_ended(&self) {
-            self.shown.borrow_mut().ended.push("client");
+            self.shown.borrow_mut().note("client ended");
         }
         fn server_ended(&self) {
-            self.shown.borrow_mut().ended.push("server");
+            self.shown.borrow_mut().note("server ended");
         }
-        fn closed(&self) {}
+        fn closed(&self) {
+            self.shown.borrow_mut().note("closed");
+        }
     }
 
     /// Somebody watches; `reading`: wants more than it has been shown.
-    fn watched(reading: bool) -> (Counts, Rc<RefCell<Shown>>) {
+    pub(super) fn watched(reading: bool) -> (Counts, Rc<RefCell<Shown>>) {
         let (counts, shown) = (Counts::default(), Rc::<RefCell<Shown>>::default());
         counts.show_to(Rc::new(Seen { shown: shown.clone(), reading }));
         (counts, shown)
@@ -462,18 +484,65 @@ mod tests {
         heard
     }
 
-    /// Of bulk, too, which would be spliced.
+    /// Of bulk, too, which would be spliced, and which the sockets take in parts.
     #[tokio::test]
     async fn who_watches_is_shown_every_byte_of_a_plain_connection() {
         let (said, answered) = (vec![1; 3 << 20], vec![2; 2 << 20]);
         let ((client, a), (app, b)) = (pair().await, pair().await);
+        for leg in [&a, &b] {
+            SockRef::from(leg).set_send_buffer_size(16 << 10).unwrap();
+        }
         let (counts, shown) = watched(true);
         let (carried, asked, heard) = tokio::join!(plain(a, b, &counts), talk(app, &answered), talk(client, &said));
         carried.unwrap();
         let shown = shown.borrow();
         assert!(shown.client == said && asked == said && shown.server == answered && heard == answered);
-        assert_eq!(shown.ended.len(), 2);
+        assert_eq!(shown.order.iter().filter(|what| what.ends_with("ended")).count(), 2);
         assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+    }
+
+    /// What came with the end, or just before it, is shown before it; so is what was asked before what was answered.
+    #[tokio::test]
+    async fn last_bytes_are_shown_before_the_end() {
+        let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+        let (counts, shown) = watched(true);
+        client.write_all(b"asked").await.unwrap();
+        client.shutdown().await.unwrap();
+        let answer = async {
+            let mut asked = vec![];
+            app.read_to_end(&mut asked).await.unwrap();
+            app.write_all(b"answered").await.unwrap();
+            drop(app);
+            asked
+        };
+        let (carried, asked) = tokio::join!(plain(a, b, &counts), answer);
+        carried.unwrap();
+        assert_eq!((asked, end(client).await), (b"asked".to_vec(), Ok(b"answered".to_vec())));
+        let shown = shown.borrow();
+        assert!(shown.client == b"asked" && shown.server == b"answered");
+        assert_eq!(shown.order, ["client", "client ended", "server", "server ended"]);
+    }
+
+    /// It was read, and nobody can be given it: it is shown once all the same, and then who has gone.
+    #[tokio::test]
+    async fn what_cannot_be_written_is_shown_once() {
+        for of_client in [true, false] {
+            let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+            let (counts, shown) = watched(true);
+            let (says, to) = if of_client { (&mut client, &b) } else { (&mut app, &a) };
+            says.write_all(b"said").await.unwrap();
+            SockRef::from(to).shutdown(Shutdown::Write).unwrap();
+            assert_eq!(plain(a, b, &counts).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            counts.watch().unwrap().closed();
+            let shown = shown.borrow();
+            let (said, want): (_, &[&str]) = match of_client {
+                true => (&shown.client, &["client", "closed"]),
+                false => (&shown.server, &["server", "client ended", "closed"]),
+            };
+            assert!(said == b"said" && shown.client.len() + shown.server.len() == 4, "{shown:?}");
+            assert_eq!(shown.order, want);
+            assert_eq!((counts.from_client.get(), counts.to_client.get()), (0, 0));
+        }
     }
 
     /// Whose fault it is that an answer is not whole: a client that resets has ended; what a server has said has not.
@@ -486,8 +555,8 @@ mod tests {
             reset_on_close(&gone);
             drop(gone);
             plain(a, b, &counts).await.unwrap_err();
-            let want: &[&str] = if of_client { &["client"] } else { &[] };
-            assert_eq!(shown.borrow().ended, want);
+            let want: &[&str] = if of_client { &["client ended"] } else { &[] };
+            assert_eq!(shown.borrow().order, want);
         }
     }
 

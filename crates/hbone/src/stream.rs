@@ -7,6 +7,7 @@
 //!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
 
 use crate::{
+    copy::show_passed,
     record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind},
     revocation::Standing,
     spare::Spare,
@@ -454,10 +455,16 @@ pub struct TlsStream(Rc<RefCell<Inner>>, Option<Standing>);
 pub struct FlushTurn(Rc<RefCell<Inner>>);
 
 impl FlushTurn {
-    /// Lets HTTP/2 read and write, then sends what it wrote.
+    /// Lets HTTP/2 read and write, then sends what it wrote. Who watches connections is shown only then what they have sent.
     pub fn run<T>(&self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
         self.0.borrow_mut().input.full = false;
         let out = poll(cx);
+        self.send(cx);
+        show_passed();
+        out
+    }
+
+    fn send(&self, cx: &mut Context<'_>) {
         let mut inner = self.0.borrow_mut();
         if inner.error.is_none()
             && inner.out.waiting() > 0
@@ -467,7 +474,6 @@ impl FlushTurn {
             inner.error = Some(e);
             cx.waker().wake_by_ref();
         }
-        out
     }
 }
 

@@ -73,6 +73,8 @@ struct Down {
     /// Received, and not taken by the socket yet; in this order.
     first: Bytes,
     more: Pieces,
+    /// All of that is to be shown when its write has been tried.
+    unseen: bool,
     /// Bytes for which the peer gets window when all of these are written.
     unreleased: usize,
     /// Nothing more comes.
@@ -297,7 +299,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
                 Some(mut d) => {
                     turns::spend(d.len());
                     way.add(d.len());
-                    way.show(&d);
+                    way.show_later(&d);
                     while d.len() > FRAME {
                         send.send_data(d.split_to(FRAME), false).map_err(broken)?;
                     }
@@ -341,7 +343,6 @@ async fn to_socket(
         let Some(first) = poll_fn(|cx| poll_data(recv, cx)).await.inspect_err(|_| way.sender_gone())? else { break };
         // What else has come goes into the same write.
         let mut total = first.len();
-        way.show(&first);
         down.first = first;
         while total < turns::bytes(GATHER) && down.more.0.len() + 1 < PIECES && !down.complete {
             match poll_fn(|cx| Poll::Ready(poll_data(recv, cx))).await {
@@ -349,7 +350,6 @@ async fn to_socket(
                 Poll::Ready(Ok(Some(d))) if d.is_empty() => {}
                 Poll::Ready(Ok(Some(d))) => {
                     total += d.len();
-                    way.show(&d);
                     down.more.0.push_back(d);
                 }
                 Poll::Ready(Ok(None)) => down.complete = true,
@@ -358,6 +358,8 @@ async fn to_socket(
             }
         }
         down.unreleased += total;
+        // Only with something to write: it is tried at once then.
+        down.unseen = total > 0;
         down.write(recv, wr, way).await?;
         if !down.complete {
             turns::pass().await;
@@ -448,7 +450,9 @@ impl Down {
             used = 1;
         }
         used += self.more.chunks_vectored(&mut iov[used..]);
-        let written = match ready!(Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used])) {
+        let result = Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used]);
+        self.show(way);
+        let written = match ready!(result) {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
             other => other,
         };
@@ -459,6 +463,14 @@ impl Down {
         self.first.advance(of_first);
         self.more.advance(written - of_first);
         Poll::Ready(Ok(()))
+    }
+
+    /// What has come is shown, all of it and once.
+    fn show(&mut self, way: &Way) {
+        if std::mem::take(&mut self.unseen) {
+            way.show(&self.first);
+            self.more.0.iter().for_each(|data| way.show(data));
+        }
     }
 
     /// All of it is written: an idle connection holds no buffer.
@@ -555,7 +567,7 @@ impl Buf for Pieces {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
     use super::{
-        super::tests::{pair, talk},
+        super::tests::{pair, talk, watched},
         *,
     };
     use h2::client::SendRequest;
@@ -788,6 +800,107 @@ mod tests {
             app.read_exact(&mut heard).await.unwrap();
             heard.extend_from_slice(&left);
             assert!(heard == said);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// Nothing is shown twice, whatever the application takes, and whether we stay or leave.
+    #[tokio::test]
+    async fn what_waits_for_an_application_is_shown_once() {
+        let run = async {
+            // More than the sockets hold, and less than the window.
+            let (mut wire, said) = (Wire::with_window(1 << 20).await, bytes(11, 900_000));
+            let (app, a) = pair().await;
+            socket2::SockRef::from(&a).set_send_buffer_size(32 << 10).unwrap();
+            socket2::SockRef::from(&app).set_recv_buffer_size(32 << 10).unwrap();
+            let (counts, shown) = watched(true);
+            let (near, (mut far, _recv)) = wire.open().await;
+            let mut client = Tunnel::new(a, near, true, true);
+            let (first, rest) = said.split_at(700_000);
+            // One without bytes comes first, and by itself.
+            far.send_data(Bytes::new(), false).unwrap();
+            assert!(timeout(Duration::from_millis(50), client.carry(&counts)).await.is_err());
+            for part in first.chunks(20_000) {
+                far.send_data(Bytes::copy_from_slice(part), false).unwrap();
+            }
+            assert!(timeout(Duration::from_millis(300), client.carry(&counts)).await.is_err());
+            {
+                let shown = shown.borrow();
+                assert!(!shown.server.is_empty() && first.starts_with(&shown.server), "{}", shown.server.len());
+                assert!(counts.to_client.get() < shown.server.len() as u64, "some of it waits");
+            }
+            client.leave(Token::new().unwrap());
+            for part in rest.chunks(7_000) {
+                far.send_data(Bytes::copy_from_slice(part), false).unwrap();
+            }
+            let mut trailers = HeaderMap::new();
+            continuation::name(&mut trailers, &Token::new().unwrap());
+            far.send_trailers(trailers).unwrap();
+            let end = timeout(Duration::from_secs(5), client.carry(&counts)).await.unwrap();
+            assert!(matches!(end.unwrap(), End::Continues(_)) && shown.borrow().server == said);
+            drop(app);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// What HTTP/2 was given is shown, if nothing else makes it so, before the connection's end is told: of one that is cut, and of
+    /// one that ends.
+    #[tokio::test]
+    async fn last_bytes_for_a_stream_are_shown_before_the_end() {
+        let run = async {
+            for cut in [true, false] {
+                let mut wire = Wire::new().await;
+                let ((mut app, a), (counts, shown)) = (pair().await, watched(true));
+                let (near, (mut send, mut recv)) = wire.open().await;
+                let mut client = Tunnel::new(a, near, true, false);
+                app.write_all(b"asked").await.unwrap();
+                {
+                    let mut carried = pin!(client.carry(&counts));
+                    // The peer has the bytes.
+                    tokio::select! {
+                        _ = &mut carried => panic!("nobody has ended it"),
+                        data = poll_fn(|cx| recv.poll_data(cx)) => assert_eq!(data.unwrap().unwrap(), "asked"),
+                    }
+                    if !cut {
+                        app.shutdown().await.unwrap();
+                        send.send_data(Bytes::from_static(b"answered"), true).unwrap();
+                        carried.await.unwrap();
+                    }
+                }
+                counts.watch().unwrap().closed();
+                let shown = shown.borrow();
+                assert!(shown.client == b"asked");
+                let want: &[&[&str]] = match cut {
+                    true => &[&["client", "closed"]],
+                    // The two directions end by themselves.
+                    false => &[
+                        &["client", "client ended", "server", "server ended", "closed"],
+                        &["client", "server", "client ended", "server ended", "closed"],
+                        &["client", "server", "server ended", "client ended", "closed"],
+                    ],
+                };
+                assert!(want.contains(&&shown.order[..]), "{cut}: {:?}", shown.order);
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// The application's socket takes nothing any more: what has come for it is shown once, and then that it has gone.
+    #[tokio::test]
+    async fn what_the_socket_refuses_is_shown_once() {
+        let run = async {
+            let mut wire = Wire::new().await;
+            let ((app, a), (counts, shown)) = (pair().await, watched(true));
+            let (near, (mut far, _recv)) = wire.open().await;
+            socket2::SockRef::from(&a).shutdown(std::net::Shutdown::Write).unwrap();
+            far.send_data(Bytes::from_static(b"answered"), false).unwrap();
+            let error = Tunnel::new(a, near, true, false).carry(&counts).await.unwrap_err();
+            assert_eq!((error.kind(), counts.to_client.get()), (io::ErrorKind::BrokenPipe, 0));
+            counts.watch().unwrap().closed();
+            let shown = shown.borrow();
+            assert!(shown.server == b"answered" && shown.client.is_empty());
+            assert_eq!(shown.order, ["server", "client ended", "closed"]);
+            drop(app);
         };
         LocalSet::new().run_until(run).await;
     }
