@@ -1,54 +1,60 @@
 //! One worker's book: a table by the hash of the key, and a list from the flow that was seen last to the one that was not for the
-//! longest time, which makes room. The hash is keyed by a secret of the process, so that no client can choose paths that fall
-//! together; of two keys with one hash the later takes the place.
+//! longest time, which makes room.
+//!
+//! Whatever finds a flow, it is counted only after its whole key was compared: one that has taken the place of another is never
+//! counted for it. So the hash need only be fast. It is keyed by a secret of the process; who knew it could make flows that fall
+//! together, and look-ups that pass those of one book, no more.
 
 use crate::{
-    flow::{Destination, Example, Flow, Key, Request, Seen, Source, range},
-    path::Template,
+    flow::{Example, Flow, Seen},
+    packed::Head,
 };
+use foldhash::{SharedSeed, fast::SeedableRandomState};
+use hashbrown::HashTable;
 use karst_core::limits;
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
-    net::IpAddr,
+    hash::{BuildHasher, RandomState},
 };
 
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// A table whose keys are hashes already.
-#[derive(Clone, Copy, Default)]
-struct Taken(u64);
-
-impl Hasher for Taken {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
 struct Slot {
-    flow: Flow,
-    /// Of a caller without an identity: as its key has it, to be compared.
-    range: Option<(IpAddr, u8)>,
+    head: Head,
+    text: Box<str>,
+    count: u64,
+    first: u64,
+    last: u64,
     hash: u64,
     /// The one that was seen after it.
     newer: u32,
     /// The one that was seen before it.
     older: u32,
+    /// Looked at by readers only.
+    example: Box<Example>,
 }
 
 impl Slot {
+    fn is(&self, head: &Head, text: &str) -> bool {
+        self.head == *head && *self.text == *text
+    }
+
     fn count(&mut self, now: u64) {
-        self.flow.count += 1;
-        self.flow.last = now;
+        self.count += 1;
+        self.last = now;
+        // One that came earlier may have waited longer for its decision.
+        self.first = self.first.min(now);
+    }
+
+    fn flow(&self) -> Flow {
+        Flow {
+            key: self.head.key(&self.text),
+            count: self.count,
+            first: self.first,
+            last: self.last,
+            example: Example::clone(&self.example),
+        }
     }
 }
 
@@ -56,170 +62,77 @@ impl Slot {
 pub struct Book {
     capacity: usize,
     slots: Vec<Slot>,
-    by_hash: HashMap<u64, u32, BuildHasherDefault<Taken>>,
+    by_hash: HashTable<u32>,
     /// Flows with paths, by service.
-    with_path: HashMap<String, usize>,
+    with_path: HashMap<Box<str>, usize, SeedableRandomState>,
     newest: u32,
     oldest: u32,
     evicted: u64,
-    hasher: RandomState,
+    hasher: SeedableRandomState,
+    /// Of what is noted at the moment.
+    text: String,
 }
 
-/// What is hashed and compared of a request or connection.
-struct Wanted<'a> {
-    seen: &'a Seen<'a>,
-    template: Option<Template<'a>>,
-}
-
-impl<'a> Wanted<'a> {
-    fn new(seen: &'a Seen<'a>, any: bool) -> Self {
-        let of = |request: Request<'a>| if any { Template::Any } else { Template::Of(request.path) };
-        Self { seen, template: seen.request.map(of) }
-    }
-
-    fn is(&self, slot: &Slot) -> bool {
-        let (seen, key) = (self.seen, &slot.flow.key);
-        let source = match (seen.identity, &key.source) {
-            (Some(identity), Source::Identity(text)) => identity.as_str() == text,
-            (None, Source::Addresses(_)) => slot.range == Some(range(seen.from)),
-            (Some(_), Source::Addresses(_)) | (None, Source::Identity(_)) => false,
-        };
-        let request = match (seen.request, self.template) {
-            (Some(request), Some(template)) => method(request.method) == key.method && template.is(&key.path),
-            _ => key.method.is_empty() && key.path.is_empty(),
-        };
-        source
-            && request
-            && seen.to.port() == key.port
-            && seen.reporter == key.reporter
-            && seen.workload == key.destination.workload
-            && seen.service == key.destination.service
-            && seen.namespace == key.destination.namespace
-            && seen.decision.verdict() == key.verdict
-            && seen.decision.policy() == key.policy
-    }
-
-    fn key(&self) -> Key {
-        let seen = self.seen;
-        let text = |(ip, bits): (IpAddr, u8)| format!("{ip}/{bits}");
-        Key {
-            reporter: seen.reporter,
-            destination: Destination {
-                namespace: seen.namespace.into(),
-                workload: seen.workload.into(),
-                service: seen.service.into(),
-            },
-            port: seen.to.port(),
-            source: match seen.identity {
-                Some(identity) => Source::Identity(identity.as_str().into()),
-                None => Source::Addresses(text(range(seen.from))),
-            },
-            method: seen.request.map(|r| method(r.method).into()).unwrap_or_default(),
-            path: self.template.map(Template::text).unwrap_or_default(),
-            verdict: seen.decision.verdict(),
-            policy: seen.decision.policy().into(),
-        }
-    }
-
-    fn example(&self) -> Example {
-        let seen = self.seen;
-        let mut example = Example {
-            from: seen.from,
-            to: seen.to,
-            pod: seen.pod.into(),
-            host: String::new(),
-            path: String::new(),
-            cut: false,
-        };
-        if let Some(request) = seen.request {
-            let (host, path) = (start(request.host, limits::FLOW_HOST), start(request.path, limits::FLOW_PATH));
-            let whole = (host.len(), path.len()) == (request.host.len(), request.path.len());
-            example.cut = !whole || method(request.method) != request.method;
-            (example.host, example.path) = (host.into(), path.into());
-        }
-        example
-    }
-}
-
-impl Hash for Wanted<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let seen = self.seen;
-        match seen.identity {
-            Some(identity) => identity.as_str().hash(state),
-            None => range(seen.from).hash(state),
-        }
-        seen.reporter.hash(state);
-        seen.namespace.hash(state);
-        seen.workload.hash(state);
-        seen.service.hash(state);
-        state.write_u16(seen.to.port());
-        seen.decision.verdict().hash(state);
-        seen.decision.policy().hash(state);
-        if let (Some(request), Some(template)) = (seen.request, self.template) {
-            method(request.method).hash(state);
-            template.hash(state);
-        }
-    }
-}
-
-/// A method that is kept as it is; whoever invents long ones is not told apart.
-fn method(method: &str) -> &str {
-    start(method, limits::FLOW_METHOD)
-}
-
-/// The first bytes of a text, at the end of a character.
-fn start(text: &str, most: usize) -> &str {
-    text.get(..text.floor_char_boundary(most.min(text.len()))).unwrap_or_default()
+/// Is a name of its key longer than any that Kubernetes has?
+fn is_too_long(seen: &Seen<'_>) -> bool {
+    let names = [seen.namespace, seen.workload, seen.service, seen.decision.policy()];
+    let identity = seen.identity.map_or(0, |identity| identity.as_str().len());
+    identity > limits::FLOW_IDENTITY || names.iter().any(|name| name.len() > limits::FLOW_NAME)
 }
 
 impl Book {
     /// An empty book with room for so many flows (at least one).
     pub fn new(capacity: usize) -> Self {
+        let secret = RandomState::new().hash_one(capacity);
+        let hasher = SeedableRandomState::with_seed(secret, SharedSeed::global_random());
         Self {
             capacity: capacity.clamp(1, NONE as usize - 1),
             slots: vec![],
-            by_hash: HashMap::default(),
-            with_path: HashMap::new(),
+            by_hash: HashTable::new(),
+            with_path: HashMap::with_hasher(hasher.clone()),
             newest: NONE,
             oldest: NONE,
             evicted: 0,
-            hasher: RandomState::new(),
+            hasher,
+            text: String::new(),
         }
     }
 
     /// Notes a connection or request. `now`: seconds since 1970. True: another flow had to make room, or this one's names are longer
     /// than any that Kubernetes has, and it is not kept.
     pub fn note(&mut self, seen: &Seen<'_>, now: u64) -> bool {
-        let exact = Wanted::new(seen, false);
+        if is_too_long(seen) {
+            self.evicted += 1;
+            return true;
+        }
+        let head = Head::write(seen, &mut self.text);
         // What is seen again and again, one after the other, needs no look-up.
-        if let Some(newest) = self.slots.get_mut(self.newest as usize).filter(|slot| exact.is(slot)) {
+        if let Some(newest) = self.slots.get_mut(self.newest as usize).filter(|slot| slot.is(&head, &self.text)) {
             newest.count(now);
             return false;
         }
-        let hash = self.hasher.hash_one(&exact);
-        if self.is_known(&exact, hash, now) {
+        let hash = head.hash(&self.text, &self.hasher);
+        if self.is_known(&head, hash, now) {
             return false;
         }
-        let names = [seen.namespace, seen.workload, seen.service, seen.pod, seen.decision.policy()];
-        let identity = seen.identity.map_or(0, |identity| identity.as_str().len());
-        if identity > limits::FLOW_IDENTITY || names.iter().any(|name| name.len() > limits::FLOW_NAME) {
+        if seen.pod.len() > limits::FLOW_NAME {
             self.evicted += 1;
             return true;
         }
         let paths = || self.with_path.get(seen.service).copied().unwrap_or_default();
         if seen.request.is_none() || paths() < limits::FLOWS_PER_SERVICE {
-            return self.insert(&exact, hash, now);
+            return self.insert(head, hash, seen, now);
         }
         // A service whose paths have no end is one line for each caller and method, and not the whole book.
-        let any = Wanted::new(seen, true);
-        let hash = self.hasher.hash_one(&any);
-        !self.is_known(&any, hash, now) && self.insert(&any, hash, now)
+        head.write_any_path(&mut self.text);
+        let hash = head.hash(&self.text, &self.hasher);
+        !self.is_known(&head, hash, now) && self.insert(head, hash, seen, now)
     }
 
     /// The flows, those seen last first.
-    pub fn flows(&self) -> impl Iterator<Item = &Flow> {
+    pub fn flows(&self) -> impl Iterator<Item = Flow> {
         let slot = |at: u32| self.slots.get(at as usize);
-        std::iter::successors(slot(self.newest), move |s| slot(s.older)).map(|s| &s.flow)
+        std::iter::successors(slot(self.newest), move |s| slot(s.older)).map(Slot::flow)
     }
 
     /// Flows that had to make room.
@@ -227,10 +140,14 @@ impl Book {
         self.evicted
     }
 
-    fn is_known(&mut self, wanted: &Wanted<'_>, hash: u64, now: u64) -> bool {
-        let Some(&at) = self.by_hash.get(&hash) else { return false };
-        let Some(slot) = self.slots.get_mut(at as usize).filter(|slot| wanted.is(slot)) else { return false };
-        slot.count(now);
+    /// Counts it, if the book has it.
+    fn is_known(&mut self, head: &Head, hash: u64, now: u64) -> bool {
+        let (slots, text) = (&self.slots, &self.text);
+        let is = |at: &u32| slots.get(*at as usize).is_some_and(|slot| slot.is(head, text));
+        let Some(&at) = self.by_hash.find(hash, is) else { return false };
+        if let Some(slot) = self.slots.get_mut(at as usize) {
+            slot.count(now);
+        }
         if at != self.newest {
             self.unlink(at);
             self.link(at);
@@ -238,44 +155,43 @@ impl Book {
         true
     }
 
-    fn insert(&mut self, wanted: &Wanted<'_>, hash: u64, now: u64) -> bool {
-        let flow = Flow { key: wanted.key(), count: 1, first: now, last: now, example: wanted.example() };
-        if !flow.key.path.is_empty() {
-            *self.with_path.entry(flow.key.destination.service.clone()).or_default() += 1;
+    fn insert(&mut self, head: Head, hash: u64, seen: &Seen<'_>, now: u64) -> bool {
+        if !head.path(&self.text).is_empty() {
+            *self.with_path.entry(seen.service.into()).or_default() += 1;
         }
-        let range = wanted.seen.identity.is_none().then(|| range(wanted.seen.from));
-        let slot = Slot { flow, range, hash, newer: NONE, older: NONE };
-        let same = self.by_hash.get(&hash).copied();
-        let full = (self.slots.len() >= self.capacity).then_some(self.oldest);
-        let (at, evicts) = match same.or(full) {
-            None => {
-                self.slots.push(slot);
-                (self.slots.len() as u32 - 1, false)
+        let (text, example) = (self.text.as_str().into(), Box::new(Example::of(seen)));
+        let slot = Slot { head, text, count: 1, first: now, last: now, hash, newer: NONE, older: NONE, example };
+        let is_full = self.slots.len() >= self.capacity;
+        let at = if is_full { self.oldest } else { self.slots.len() as u32 };
+        if is_full {
+            self.unlink(at);
+            if let Some(place) = self.slots.get_mut(at as usize) {
+                let gone = std::mem::replace(place, slot);
+                self.forget(&gone, at);
             }
-            Some(at) => {
-                self.unlink(at);
-                if let Some(place) = self.slots.get_mut(at as usize) {
-                    let gone = std::mem::replace(place, slot);
-                    self.by_hash.remove(&gone.hash);
-                    self.forget_path(&gone.flow.key);
-                }
-                (at, true)
-            }
-        };
-        self.evicted += u64::from(evicts);
-        self.by_hash.insert(hash, at);
+        } else {
+            self.slots.push(slot);
+        }
+        self.evicted += u64::from(is_full);
+        let slots = &self.slots;
+        self.by_hash.insert_unique(hash, at, |at| slots.get(*at as usize).map_or(0, |slot| slot.hash));
         self.link(at);
-        evicts
+        is_full
     }
 
-    fn forget_path(&mut self, key: &Key) {
-        if key.path.is_empty() {
+    /// Takes one that has made room out of the tables.
+    fn forget(&mut self, gone: &Slot, at: u32) {
+        if let Ok(entry) = self.by_hash.find_entry(gone.hash, |slot| *slot == at) {
+            entry.remove();
+        }
+        if gone.head.path(&gone.text).is_empty() {
             return;
         }
-        if let Some(count) = self.with_path.get_mut(&key.destination.service) {
+        let service = gone.head.service(&gone.text);
+        if let Some(count) = self.with_path.get_mut(service) {
             *count -= 1;
             if *count == 0 {
-                self.with_path.remove(&key.destination.service);
+                self.with_path.remove(service);
             }
         }
     }

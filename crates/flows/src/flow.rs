@@ -1,6 +1,6 @@
 //! A connection or request as it is noted, and what is kept of those that are alike.
 
-use karst_core::Identity;
+use karst_core::{Identity, limits};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -224,10 +224,44 @@ pub struct Seen<'a> {
     pub decision: Decision<'a>,
 }
 
-/// The range of a plaintext caller's address: its network, of the usual size of a node's or a site's.
-pub(crate) fn range(ip: IpAddr) -> (IpAddr, u8) {
+impl Example {
+    /// What was seen, as an example; its texts are cut.
+    pub(crate) fn of(seen: &Seen<'_>) -> Self {
+        let (from, to, pod) = (seen.from, seen.to, seen.pod.into());
+        let Some(request) = seen.request else {
+            return Self { from, to, pod, host: String::new(), path: String::new(), cut: false };
+        };
+        let (host, path) = (start(request.host, limits::FLOW_HOST), start(request.path, limits::FLOW_PATH));
+        let is_whole = (host.len(), path.len()) == (request.host.len(), request.path.len());
+        let cut = !is_whole || request.kept_method() != request.method;
+        Self { from, to, pod, host: host.into(), path: path.into(), cut }
+    }
+}
+
+impl<'a> Request<'a> {
+    /// Its method as it is kept; whoever invents long ones is not told apart.
+    pub(crate) fn kept_method(&self) -> &'a str {
+        start(self.method, limits::FLOW_METHOD)
+    }
+}
+
+/// The first bytes of a text, at the end of a character.
+fn start(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most.min(text.len()))).unwrap_or_default()
+}
+
+/// The network of a plaintext caller: of the usual size of a node's or a site's.
+pub(crate) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V4(ip) => (IpAddr::V4((u32::from(ip) & !0xff).into()), 24),
-        IpAddr::V6(ip) => (IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX))), 64),
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) & !0xff).into()),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX))),
+    }
+}
+
+/// So many bits of a [`network`] count.
+pub(crate) fn bits(network: IpAddr) -> u8 {
+    match network {
+        IpAddr::V4(_) => 24,
+        IpAddr::V6(_) => 64,
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! - [`Seen`] is one connection or request as it is noted, [`Flow`] what is kept of all that are alike.
 //! - [`Book`] is the book of one worker: bounded, the flow that was not seen for the longest time goes first, and a flow that is
-//!   known costs one hash and no allocation. [`merge`] makes one list of those of several workers.
+//!   known costs no allocation, and a hash only if others came between. [`merge`] makes one list of those of several workers.
 //! - [`tap`] is what is told, live, to who looks on.
 //! - [`path`] makes templates of paths, in the form that policies have (`/orders/{*}`).
 //! - [`DURATION_BOUNDS`] are the bounds of histograms of durations, as proxies count and pages read them.
@@ -12,6 +12,7 @@
 
 mod book;
 mod flow;
+mod packed;
 pub mod path;
 pub mod tap;
 

@@ -57,7 +57,7 @@ impl Books {
             loop {
                 match wanted.recv().await {
                     Ok(reader) => {
-                        let copy = own.borrow().flows().cloned().collect();
+                        let copy = own.borrow().flows().collect();
                         // Who does not wait any more needs none.
                         let _ = reader.send(copy).await;
                     }

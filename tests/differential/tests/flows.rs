@@ -86,7 +86,7 @@ fn noted(facts: &Facts, place: Place) -> Option<Flow> {
         },
         0,
     );
-    book.flows().next().cloned()
+    book.flows().next()
 }
 
 /// What is said and what is so, if they differ.
@@ -215,7 +215,7 @@ fn book(r: &mut StdRng, world: &World) -> Vec<Flow> {
         }
         Some(flow)
     };
-    book.flows().cloned().filter_map(judged).collect()
+    book.flows().filter_map(judged).collect()
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_suggestion_is_grouped() {
         };
         book.note(&seen, 0);
     }
-    let flows: Vec<Flow> = book.flows().cloned().collect();
+    let flows: Vec<Flow> = book.flows().collect();
     let made = suggest(&state(&objects), Enrolment::Expected, "shop", &flows).unwrap();
     let wanted = json!([{
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
