@@ -61,6 +61,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
+    time::SystemTime,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -280,12 +281,21 @@ impl Worker {
         self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
     }
 
-    /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows.
-    pub fn note(&self, downstream: &Downstream, request: Option<(&Parts, &str)>, denied: Option<&Denial>) {
-        // Which may have become known since.
-        self.renew();
+    /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows. `came`: when it
+    /// came.
+    pub fn note(
+        &self,
+        downstream: &Downstream,
+        request: Option<(&Parts, &str)>,
+        denied: Option<&Denial>,
+        came: SystemTime,
+    ) {
+        if downstream.is_at_gateway() {
+            // Its name may have become known since.
+            self.renew();
+        }
         let own = self.own_name.borrow();
-        self.flows.note(|| {
+        let seen = || {
             let config = &self.shared.config;
             let (reporter, namespace, workload, service, pod) = match &downstream.target {
                 // A pod that is called by its address, through the waypoint.
@@ -317,7 +327,8 @@ impl Worker {
                     Some(by) => Decision::DeniedBy(&by.policy),
                 },
             }
-        });
+        };
+        self.flows.note(|| came, seen);
     }
 
     /// Ourselves, as the control plane tells of us.

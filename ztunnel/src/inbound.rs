@@ -29,7 +29,7 @@ use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_proxy::trace;
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
-    drain, socket,
+    clock, drain, socket,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -516,7 +516,7 @@ fn note(worker: &Worker, pod: &LocalPod, guard: &Guard, refused: Option<&Outcome
         Some(_) => return,
     };
     let conn = guard.conn();
-    worker.flows.note(|| Seen {
+    worker.flows.note(clock::wall, || Seen {
         reporter: karst_flows::Reporter::Ztunnel,
         identity: conn.source_identity.as_ref(),
         from: conn.source_addr.ip(),

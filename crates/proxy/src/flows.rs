@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -104,12 +104,14 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Notes what was seen. What it is made from costs nothing where no book is kept.
-    pub fn note<'a>(&self, seen: impl FnOnce() -> Seen<'a>) {
+    /// Notes what was seen. What it and its time are made from costs nothing where no book is kept. `at`: the time at which it came,
+    /// which who serves requests has read for them already.
+    pub fn note<'a>(&self, at: impl FnOnce() -> SystemTime, seen: impl FnOnce() -> Seen<'a>) {
         let Some(book) = &self.book else { return };
         let seen = seen();
         self.refusals.note(&seen);
-        if book.borrow_mut().note(&seen, clock::since_epoch().as_secs()) {
+        let seconds = at().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if book.borrow_mut().note(&seen, seconds) {
             self.evicted.fetch_add(1, Relaxed);
         }
     }
@@ -143,9 +145,9 @@ mod tests {
         let run = async {
             let books = Books::new(2, true);
             let (one, two) = (books.recorder(), books.recorder());
-            one.note(|| seen([10, 0, 0, 1]));
-            two.note(|| seen([10, 0, 0, 2]));
-            two.note(|| seen([10, 0, 1, 1]));
+            one.note(clock::wall, || seen([10, 0, 0, 1]));
+            two.note(clock::wall, || seen([10, 0, 0, 2]));
+            two.note(clock::wall, || seen([10, 0, 1, 1]));
             let (page, again) = tokio::join!(books.page(), books.page());
             let counts: Vec<u64> = page.flows.iter().map(|f| f.count).collect();
             assert_eq!((page.enabled, page.capacity, counts), (true, limits::FLOWS as u64, vec![2, 1]));
@@ -160,8 +162,25 @@ mod tests {
             let books = Books::new(2, true);
             let _hangs = books.readers.as_ref().unwrap().subscribe();
             let one = books.recorder();
-            one.note(|| seen([10, 0, 0, 1]));
+            one.note(clock::wall, || seen([10, 0, 0, 1]));
             assert_eq!(books.page().await.flows.len(), 1);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_is_of_the_time_at_which_it_came() {
+        let run = async {
+            let books = Books::new(1, true);
+            let one = books.recorder();
+            for seconds in [17, 19] {
+                one.note(|| UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 999), || seen([10, 0, 0, 1]));
+            }
+            let page = books.page().await;
+            let [flow] = &page.flows[..] else { panic!("{page:?}") };
+            assert_eq!((flow.count, flow.first, flow.last), (2, 17, 19));
+            one.note(|| UNIX_EPOCH - Duration::from_secs(1), || seen([10, 0, 0, 1]));
+            assert_eq!(books.page().await.flows[0].first, 0, "a clock that is wrong");
         };
         LocalSet::new().run_until(run).await;
     }
@@ -169,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn none_is_kept_where_it_is_switched_off() {
         let books = Books::new(1, false);
-        books.recorder().note(|| unreachable!());
+        books.recorder().note(|| unreachable!(), || unreachable!());
         assert_eq!(books.page().await, Page::default());
     }
 
@@ -180,9 +199,9 @@ mod tests {
             let books = Books::new(limits::FLOWS, true);
             let one = books.recorder();
             for n in 0..limits::FLOWS_OF_WORKER + 3 {
-                one.note(|| seen([10, (n >> 8) as u8, n as u8, 1]));
+                one.note(clock::wall, || seen([10, (n >> 8) as u8, n as u8, 1]));
             }
-            one.note(|| Seen { decision: Decision::NotAllowed, ..seen([10, 0, 0, 1]) });
+            one.note(clock::wall, || Seen { decision: Decision::NotAllowed, ..seen([10, 0, 0, 1]) });
             let mut out = String::new();
             books.render(&mut out);
             assert!(out.contains("\nkarst_flows_evicted_total 4\n"), "{out}");

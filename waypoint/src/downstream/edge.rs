@@ -277,7 +277,7 @@ pub async fn bytes<I>(
         .gateway
         .as_ref()
         .and_then(|g| downstream.authorize(dry_runs, g.access.as_ref()?, downstream.from.ip(), None));
-    worker.note(downstream, None, denied.as_ref());
+    worker.note(downstream, None, denied.as_ref(), record.time);
     if let Some(by) = denied {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));

@@ -60,7 +60,7 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     let access = snapshot.access_to(service);
     let dry_runs = &worker.shared.metrics.dry_runs;
     let denied = access.and_then(|access| downstream.authorize(dry_runs, access, downstream.from.ip(), None));
-    worker.note(downstream, None, denied.as_ref());
+    worker.note(downstream, None, denied.as_ref(), record.time);
     if let Some(by) = denied {
         record.details = by.details.into();
         return Err(record.failed(ResponseFlag::None, &by.error));

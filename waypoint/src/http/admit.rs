@@ -31,7 +31,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use karst_policy::Path;
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, time::SystemTime};
 
 /// Why a request does not come in.
 pub(super) enum Refused {
@@ -161,7 +161,7 @@ pub(super) fn admit(
         Some(access) => judge(call, access, parts)?,
         None => (None, None),
     };
-    call.worker.note(downstream, Some((&*parts, authority.as_str())), denied.as_ref());
+    call.worker.note(downstream, Some((&*parts, authority.as_str())), denied.as_ref(), record.time);
     if let Some(by) = denied {
         return Err(Refused::Denied(by));
     }
@@ -206,7 +206,7 @@ pub(super) async fn admit_again(
         if let Some(access) = policies.access() {
             let more = external::check(&call, access, asked, parts, body, record).await;
             changes.extend(more.map_err(Refused::Stopped)?);
-            if let Some(by) = forbidden(&call, access, parts, token) {
+            if let Some(by) = forbidden(&call, access, parts, token, record.time) {
                 return Err(Refused::Denied(by));
             }
         }
@@ -216,12 +216,18 @@ pub(super) async fn admit_again(
     }
 }
 
-/// Why a request is not allowed that was, if it is not. (What only tells has told.)
-fn forbidden(call: &Call<'_>, access: &Access, parts: &Parts, token: Option<&Token>) -> Option<Denial> {
+/// Why a request is not allowed that was, if it is not. (What only tells has told.) `came`: when it came.
+fn forbidden(
+    call: &Call<'_>,
+    access: &Access,
+    parts: &Parts,
+    token: Option<&Token>,
+    came: SystemTime,
+) -> Option<Denial> {
     let path = Path::new(parts.uri.path());
     let request = call.asks(parts, &path, token);
     let by = access.evaluate(&call.downstream.asked(call.client.ip(), Some(request))).denial()?;
-    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&by));
+    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&by), came);
     Some(by)
 }
 

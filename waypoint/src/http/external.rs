@@ -188,7 +188,7 @@ pub(super) async fn pass(
         let by = By::Filter { place };
         let Filter::Ask(provider) = filter else {
             let error = format!("{by} cannot be executed: see the status of its Gateway");
-            let denial = denial(call, parts, &by, error, EXT_AUTHZ_ERROR);
+            let denial = denial(call, parts, &by, (error, EXT_AUTHZ_ERROR), record);
             return Err(Stopped::Unanswered(StatusCode::INTERNAL_SERVER_ERROR, denial));
         };
         asked.push((provider.clone(), AskedBy::Filter));
@@ -277,7 +277,7 @@ async fn enforce(
     let error = match answer {
         Ok(Answer::Denied(refusal)) => {
             count(call, provider, denied);
-            let denial = denial(call, parts, by, format!("denied by {by}"), EXT_AUTHZ_DENIED);
+            let denial = denial(call, parts, by, (format!("denied by {by}"), EXT_AUTHZ_DENIED), record);
             return Err(Stopped::Denied(Box::new(refusal), denial));
         }
         Ok(Answer::Allowed(changes)) => match changes.apply(parts, call.worker.shared.config.head_limits()) {
@@ -295,7 +295,7 @@ async fn enforce(
         return Ok(None);
     }
     count(call, provider, Outcome::Error);
-    let denial = denial(call, parts, by, format!("{by}: {error}"), EXT_AUTHZ_ERROR);
+    let denial = denial(call, parts, by, (format!("{by}: {error}"), EXT_AUTHZ_ERROR), record);
     Err(Stopped::Unanswered(provider.status_on_error, denial))
 }
 
@@ -407,8 +407,14 @@ fn count(call: &Call<'_>, provider: &Provider, outcome: Outcome) {
 }
 
 /// Notes in the book of flows that a request was refused.
-fn denial(call: &Call<'_>, parts: &Parts, by: &By<'_>, error: String, details: &str) -> Denial {
+fn denial(
+    call: &Call<'_>,
+    parts: &Parts,
+    by: &By<'_>,
+    (error, details): (String, &str),
+    record: &RequestLog,
+) -> Denial {
     let denial = Denial { error, details: details.into(), policy: by.policy().into() };
-    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&denial));
+    call.worker.note(call.downstream, Some((parts, call.authority().as_str())), Some(&denial), record.time);
     denial
 }

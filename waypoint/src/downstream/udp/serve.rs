@@ -18,7 +18,7 @@ use karst_core::limits;
 use karst_proxy::dial::Endpoint;
 use karst_rt::{
     admission::Source,
-    clock::Instant,
+    clock::{self, Instant},
     drain,
     repeated::Repeated,
     turns,
@@ -267,7 +267,7 @@ impl Port {
         };
         let access = gateway.access.as_ref();
         let denied = access.and_then(|a| downstream.authorize(&shared.metrics.dry_runs, a, peer.client.ip(), None));
-        worker.note(&downstream, None, denied.as_ref());
+        worker.note(&downstream, None, denied.as_ref(), clock::wall());
         if let Some(by) = denied {
             return Err(NoWay { why: Dropped::Denied, text: "a policy of the gateway", of: by.policy.into() });
         }

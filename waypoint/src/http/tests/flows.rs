@@ -71,3 +71,24 @@ fn requests_are_noted_with_what_policies_said() {
         assert_eq!(key.source, Source::Identity("spiffe://cluster.local/ns/app/sa/web".into()));
     });
 }
+
+#[test]
+fn requests_of_one_connection_are_noted_by_the_policies_of_their_time() {
+    run(async {
+        let m = Mesh::of(|_| {}, |_, _| Does::Answer(Response::new(payload("ok"))));
+        let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(m.connect(false))).await.unwrap();
+        spawn(conn);
+        let allow: fn(&mut Snapshot) = |s| drop(s.access.remove(KEY));
+        let deny: fn(&mut Snapshot) = deny;
+        for (change, wanted) in [(allow, 200), (allow, 200), (deny, 403), (allow, 200), (deny, 403)] {
+            m.tell(change);
+            send.ready().await.unwrap();
+            let answer = send.send_request(get("/admin")).await.unwrap();
+            assert_eq!(answer.status().as_u16(), wanted);
+            answer.into_body().collect().await.unwrap();
+        }
+        let page = m.worker.shared.flows.page().await;
+        let told: Vec<_> = page.flows.iter().map(|f| (&*f.key.path, f.key.verdict, f.count)).collect();
+        assert_eq!(told, [("/admin", Verdict::Allowed, 3), ("/admin", Verdict::Denied, 2)]);
+    });
+}
