@@ -338,6 +338,43 @@ fn the_paths_of_a_service_do_not_fill_the_book() {
     assert!(book.flows().next().is_some_and(|f| (&*f.key.path, f.count) == ("/{*}", 1)));
 }
 
+/// What each request pays for the book, in ns; its budget is one per cent of what a request costs a waypoint (docs/performance.md).
+#[test]
+#[ignore = "measures: cargo test --release -p karst-flows -- --ignored --nocapture"]
+fn a_known_flow_costs_less_than_its_budget() {
+    const ROUNDS: usize = 400_000;
+    const BUDGET: f64 = 500.0;
+    let callers: Vec<Identity> = (0..8).map(|n| identity(&format!("caller-{n}"))).collect();
+    let service = "shop/reviews.shop.svc.cluster.local";
+    let static_paths = ["/", "/health", "/api/v1/reviews", "/api/v1/reviews/mine", "/a", "/b", "/c", "/d"];
+    let with_ids: Vec<String> =
+        (0..8).map(|n| format!("/api/v1/orders/{n}50e8400-e29b-41d4-a716-446655440000/items")).collect();
+    // No digits, so that each is a path of its own.
+    let letters =
+        |n: usize| [n / 676 % 26, n / 26 % 26, n % 26].map(|l| (b'a' + l as u8) as char).iter().collect::<String>();
+    let endless: Vec<String> = (0..5000).map(|n| format!("/articles/{}-and-how", letters(n))).collect();
+    let cost = |what: &str, path: &dyn Fn(usize) -> usize, caller: &dyn Fn(usize) -> usize, paths: &[&str]| {
+        let mut book = Book::new(4096);
+        let mut note = |n: usize| {
+            let seen = request(&callers[caller(n) % callers.len()], "GET", paths[path(n) % paths.len()]);
+            book.note(&Seen { service, ..seen }, 1_700_000_000)
+        };
+        let mut evictions = (0..paths.len() * callers.len()).filter(|n| note(*n)).count();
+        let began = std::time::Instant::now();
+        evictions += (0..ROUNDS).filter(|n| note(*n)).count();
+        let each = began.elapsed().as_secs_f64() * 1e9 / ROUNDS as f64;
+        println!("{what}: {each:.0} ns");
+        assert_eq!(evictions, 0, "{what}");
+        assert!(each < BUDGET, "{what}: {each:.0} ns");
+    };
+    let with_ids: Vec<&str> = with_ids.iter().map(String::as_str).collect();
+    let endless: Vec<&str> = endless.iter().map(String::as_str).collect();
+    cost("one flow", &|_| 1, &|_| 0, &static_paths);
+    cost("64 flows in turn", &|n| n, &|n| n / 8, &static_paths);
+    cost("8 flows in turn, UUIDs in their paths", &|n| n, &|n| n, &with_ids);
+    cost("paths that have no end", &|n| n, &|_| 0, &endless);
+}
+
 /// With the longest of everything a flow has no more than its bytes, and what is longer is cut or not kept.
 #[test]
 fn a_flow_is_bounded() {
