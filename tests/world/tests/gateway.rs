@@ -14,7 +14,14 @@ use karst_world::{
     wait_for,
     web::{self, Session, TlsClient, TlsSession, TlsWeb, Web},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -578,4 +585,161 @@ fn a_gateway_shows_backends_its_certificate() {
     s.until(80, "any.com", "/x", 200);
     s.w.apply("gw", &plain);
     s.until(80, "any.com", "/x", 503);
+}
+
+/// Who is asked about a listener's requests.
+const FILTER: &str = ", filters: {requests: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: authz, namespace: app, port: 8000}, http: {path: /check, allowedHeaders: [x-token], allowedResponseHeaders: [x-user]}}}]}";
+const AUTHZ: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: authz, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: authz}, ports: [{name: http, port: 8000, targetPort: 9000}]}\n";
+const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: edge, namespace: app}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: edge}], to: [{group: '', kind: Service, name: authz}]}\n";
+
+/// A listener with these filters, and two without: for the other hosts of its port, and for all hosts of another port.
+fn listening(filters: &str) -> String {
+    gateway(&format!(
+        "[{{name: asked, hostname: '*.asked.com', port: 80, protocol: HTTP, {ALL}{filters}}}, {{name: open, port: 80, protocol: HTTP, {ALL}}}, {{name: far, port: 8081, protocol: HTTP, {ALL}}}]"
+    ))
+}
+
+/// A site with a provider of authorization in the mesh, which only the gateway may call: it knows anna's token, and nobody else's.
+struct Guarded {
+    site: Site,
+    provider: Web,
+    /// It closes connections without an answer.
+    is_silent: Arc<AtomicBool>,
+}
+
+impl Guarded {
+    fn new() -> Self {
+        let mut site = Site::new(&[NAMED]);
+        let pod = site.w.mesh_pod(PodSpec::new("app", "authz", 1));
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let silent = is_silent.clone();
+        let provider = Web::start(&pod, 9000, move |asked| match asked.header("x-token") {
+            _ if silent.load(Relaxed) => (0, vec![], vec![]),
+            "anna" => (200, vec![("x-user".into(), "anna".into()), ("x-other".into(), "1".into())], vec![]),
+            _ => (401, vec![("x-reason".into(), "token".into())], b"who are you?".to_vec()),
+        });
+        site.w.apply("only", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: app}\nspec: {selector: {matchLabels: {app: authz}}, rules: [{from: [{source: {principals: [cluster.local/ns/edge/sa/gw]}}]}]}\n");
+        assert!(web::ask(&site.client, pod.at(9000), "authz", "/", &[]).is_err(), "only the gateway may ask it");
+        site.w.apply("authz", AUTHZ);
+        site.w.apply("grant", GRANT);
+        // All listeners take this one; the hosts decide which of them a request is for.
+        site.w.apply("r1", &route("r1", "hostnames: [a.asked.com, open.com]", "shop-v1"));
+        let by_user = "[{matches: [{headers: [{name: x-user, value: anna}]}], backendRefs";
+        let by_user = route("r2", "hostnames: [c.asked.com]", "shop-v2").replace("[{backendRefs", by_user);
+        site.w.apply("r2", &by_user);
+        site.apply("gw", &listening(FILTER), &[80, 8081]);
+        Self { site, provider, is_silent }
+    }
+
+    /// Asks by a token, as a client that says that it is somebody else.
+    fn ask(&self, host: &str, token: &str) -> web::Message {
+        let headers = [("x-token", token), ("x-user", "mallory")];
+        web::ask(&self.site.client, self.site.at(80), host, "/x", &headers).unwrap()
+    }
+
+    fn until(&self, host: &str, token: &str, status: u16) -> web::Message {
+        wait_for(&format!("{status} for {token} at {host}"), PATIENCE, || {
+            Some(self.ask(host, token)).filter(|a| a.status() == status)
+        })
+    }
+
+    /// Requests that have come to a backend.
+    fn served(&self) -> [usize; 2] {
+        [self.site.v1.count(), self.site.v2.count()]
+    }
+
+    fn wait_for_log(&self, name: &str, text: &str) {
+        wait_for(text, PATIENCE, || self.site.w.log_text(name).contains(text).then_some(()));
+    }
+}
+
+/// Filters of listeners (GEP-5224): a provider is asked about each request of one listener, and about none of the others'.
+#[test]
+fn requests_of_a_listener_pass_its_filters() {
+    let g = Guarded::new();
+    let Guarded { site: s, provider, .. } = &g;
+    assert_eq!(g.until("a.asked.com", "anna", 200).text(), "v1");
+    let question = provider.take().pop().unwrap();
+    assert_eq!(
+        (question.path(), question.header("host"), question.header("x-token"), question.header("x-user")),
+        ("/check/x", "a.asked.com", "anna", ""),
+        "it is told what it may know"
+    );
+    let seen = s.v1.take().pop().unwrap();
+    assert_eq!(
+        (seen.path(), seen.header("x-user"), seen.header("x-other")),
+        ("/x", "anna", ""),
+        "the backend is told what the provider says, and of that what it may know"
+    );
+    assert_eq!(g.until("c.asked.com", "anna", 200).text(), "v2", "the route is chosen by what the provider says");
+    let (asked, served) = (provider.count(), g.served());
+    let refused = g.ask("a.asked.com", "eve");
+    assert_eq!((refused.status(), refused.text().as_str(), refused.header("x-reason")), (401, "who are you?", "token"));
+    // Without a route, too: only who may come in is told that there is none.
+    assert_eq!(["eve", "anna"].map(|token| g.ask("b.asked.com", token).status()), [401, 404]);
+    assert_eq!((provider.count(), g.served()), (asked + 3, served));
+    g.wait_for_log("waypoint-gw-1.log", " 401 UAEX ext_authz_denied ");
+    // The other listeners, of this port and of another one.
+    assert_eq!(g.until("open.com", "eve", 200).text(), "v1");
+    assert_eq!(s.v1.take().pop().unwrap().header("x-user"), "mallory");
+    assert_eq!(g.ask("nowhere.com", "eve").status(), 404);
+    assert_eq!(s.ask(8081, "a.asked.com", "/").text(), "v1");
+    assert_eq!(provider.count(), asked + 3, "about these nobody is asked");
+    // On an open connection it is the filters of now that the next request passes.
+    let mut kept = Session::new(&s.client, s.at(80), "a.asked.com").unwrap();
+    let mut next = |token: &str| kept.ask("GET", "/x", &[("x-token", token)], b"").unwrap().status();
+    assert_eq!([next("anna"), next("eve")], [200, 401]);
+    s.w.apply("gw", &listening(""));
+    wait_for("the filter gone", PATIENCE, || (next("eve") == 200).then_some(()));
+    let asked = provider.count();
+    assert_eq!([next("anna"), next("eve")], [200, 200]);
+    assert_eq!(provider.count(), asked, "nobody is asked any more");
+    s.w.apply("gw", &listening(FILTER));
+    wait_for("the filter back", PATIENCE, || (next("eve") == 401).then_some(()));
+    assert_eq!(next("anna"), 200);
+}
+
+/// The provider of a filter is gone, or may not be asked: its listener's requests are answered 500, on open connections, too. A filter
+/// that is not understood closes the listener, and the one that would take its requests.
+#[test]
+fn no_request_gets_past_a_filter_that_has_no_answer() {
+    let g = Guarded::new();
+    let Guarded { site: s, is_silent, .. } = &g;
+    g.until("a.asked.com", "anna", 200);
+    let mut kept = Session::new(&s.client, s.at(80), "a.asked.com").unwrap();
+    let mut next = |token: &str| kept.ask("GET", "/x", &[("x-token", token)], b"").unwrap().status();
+    assert_eq!(next("anna"), 200);
+    let mut closed = |why: &str| {
+        // What nobody has allowed does not come in meanwhile.
+        wait_for(why, PATIENCE, || {
+            let status = g.ask("a.asked.com", "eve").status();
+            assert!([401, 500].contains(&status), "{why}: {status}");
+            (status == 500).then_some(())
+        });
+        let before = g.served();
+        let known = ["a.asked.com", "b.asked.com", "c.asked.com"].map(|host| g.ask(host, "anna").status());
+        assert_eq!((known, next("anna"), g.served()), ([500; 3], 500, before), "{why}");
+        assert_eq!(g.ask("open.com", "eve").text(), "v1", "{why}: the other listener goes on");
+    };
+    is_silent.store(true, Relaxed);
+    closed("it says nothing");
+    is_silent.store(false, Relaxed);
+    g.until("a.asked.com", "anna", 200);
+    s.w.apply("authz", &AUTHZ.replace("app: authz", "app: nobody"));
+    closed("it has no endpoint");
+    g.wait_for_log("waypoint-gw-1.log", "filter 0 of the listener: the service has no endpoint that can be used");
+    s.w.delete("authz");
+    closed("its Service is gone");
+    g.wait_for_log("controller.log", "Service app/authz not found [KARST-0307]");
+    g.wait_for_log("waypoint-gw-1.log", "filter 0 of the listener cannot be executed");
+    s.w.apply("authz", AUTHZ);
+    g.until("a.asked.com", "anna", 200);
+    s.w.delete("grant");
+    closed("nobody grants it");
+    g.wait_for_log("controller.log", "reference to Service app/authz is not permitted");
+    s.w.apply("gw", &listening(", filters: {requests: [{type: CORS}]}"));
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(80)).is_err().then_some(()));
+    assert_eq!(next("anna"), 404, "nobody listens for it");
+    assert_eq!(s.ask(8081, "a.asked.com", "/").text(), "v1", "a listener of another port goes on");
+    g.wait_for_log("controller.log", "unsupported filter type");
 }
