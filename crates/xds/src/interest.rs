@@ -15,6 +15,7 @@ use crate::{
 use imbl::ordmap::DiffItem;
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -53,8 +54,64 @@ pub(crate) struct Interest {
 pub(crate) struct Difference {
     /// What has come to a group that the subscriber is limited to, and was there before.
     pub moved: Vec<(String, Entry)>,
-    pub changed: Vec<(String, Entry)>,
+    pub changed: Changed,
     pub removed: Vec<String>,
+}
+
+/// Resources that a subscriber is to be told of, in their order.
+#[derive(Debug)]
+pub(crate) enum Changed {
+    These(std::vec::IntoIter<(String, Entry)>),
+    /// What it does not hold of all that there is. That is looked up when it is sent: a thousand subscribers who come at once have no
+    /// list of the whole mesh each.
+    News {
+        set: Set,
+        held: HashMap<Arc<str>, Arc<str>>,
+        /// The last one that was taken.
+        after: Option<String>,
+    },
+}
+
+impl Changed {
+    /// Takes the next ones, at most so many.
+    pub(crate) fn take(&mut self, most: usize) -> Vec<(String, Entry)> {
+        match self {
+            Self::These(list) => list.take(most).collect(),
+            Self::News { set, held, after } => {
+                let next = news(set, held, after.as_deref()).take(most);
+                let next: Vec<_> = next.map(|(name, entry)| (name.clone(), entry.clone())).collect();
+                if let Some((name, _)) = next.last() {
+                    *after = Some(name.clone());
+                }
+                next
+            }
+        }
+    }
+
+    /// Are there no more?
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::These(list) => list.len() == 0,
+            Self::News { set, held, after } => news(set, held, after.as_deref()).next().is_none(),
+        }
+    }
+}
+
+impl From<Vec<(String, Entry)>> for Changed {
+    fn from(list: Vec<(String, Entry)>) -> Self {
+        Self::These(list.into_iter())
+    }
+}
+
+/// What of a set is not held, of what comes after a name.
+fn news<'a>(
+    set: &'a Set,
+    held: &'a HashMap<Arc<str>, Arc<str>>,
+    after: Option<&str>,
+) -> impl Iterator<Item = (&'a String, &'a Entry)> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let rest = set.range::<_, str>((from, Bound::Unbounded));
+    rest.filter(|(name, entry)| held.get(name.as_str()).is_none_or(|version| *version != entry.version))
 }
 
 impl Interest {
@@ -148,17 +205,18 @@ impl Interest {
                 }
             }
             None => {
-                let is_news =
-                    |(name, e): &(&String, &Entry)| self.held.get(name.as_str()).is_none_or(|v| *v != e.version);
-                changed.extend(now.iter().filter(is_news).map(|(name, entry)| (name.clone(), entry.clone())));
                 removed.extend(self.held.keys().filter(|name| !now.contains_key(&***name)).map(ToString::to_string));
                 removed.sort();
             }
         }
         self.seen = Some(now.clone());
-        self.held = HashMap::new();
+        let held = std::mem::take(&mut self.held);
         self.left.clear();
         self.answer(now, index, everything, &mut changed, &mut removed);
+        let changed = match everything {
+            true => changed.into(),
+            false => Changed::News { set: now.clone(), held, after: None },
+        };
         Difference { moved: vec![], changed, removed }
     }
 
@@ -249,7 +307,7 @@ impl Interest {
                 }
             }
         }
-        Difference { moved, changed, removed: removed.into_iter().collect() }
+        Difference { moved, changed: changed.into(), removed: removed.into_iter().collect() }
     }
 
     /// Is a resource asked for, by whatever name, or in one of the subscriber's groups?
@@ -297,8 +355,8 @@ mod tests {
         v.iter().map(ToString::to_string).collect()
     }
 
-    fn told(d: &Difference) -> (Vec<String>, Vec<String>) {
-        (d.changed.iter().map(|(n, _)| n.clone()).collect(), d.removed.clone())
+    fn told(mut d: Difference) -> (Vec<String>, Vec<String>) {
+        (d.changed.take(usize::MAX).into_iter().map(|(name, _)| name).collect(), d.removed)
     }
 
     /// A subscriber, and what it follows.
@@ -316,7 +374,7 @@ mod tests {
             let types = HashMap::from([("t", set.clone())]);
             self.now = self.now.next(types, self.now.version + 1, crate::Scopes::new());
             let touched = touched.iter().map(|name| Arc::from(*name)).collect();
-            told(&self.interest.advance(set, &self.now.index("t"), touched))
+            told(self.interest.advance(set, &self.now.index("t"), touched))
         }
         fn asks(&mut self, names: &[&str], set: &Set) -> (Vec<String>, Vec<String>) {
             names.iter().for_each(|name| self.interest.ask(name));
@@ -420,6 +478,30 @@ mod tests {
         assert_eq!(i.leaves(&["ip-a", "never asked"], &now), (vec![], list(&["a"])));
     }
 
+    /// Of all there is what it holds is left out, and the rest comes in parts, once each.
+    #[test]
+    fn what_is_not_held_comes_in_parts() {
+        let names: Vec<String> = (0..25).map(|i| format!("n{i:02}")).collect();
+        let now = set(&names.iter().map(|name| (name.as_str(), "1")).collect::<Vec<_>>());
+        let version = |content: &str| crate::snapshot::version(content.as_bytes());
+        let holds = [("n00", "1"), ("n07", "other"), ("n08", "1"), ("n24", "1"), ("gone", "1")];
+        let held = holds.map(|(name, content)| (name.to_string(), version(content)));
+        let mut interest = Interest::new(HashMap::from(held));
+        interest.set_everything(true);
+        let index = Resources::new(HashMap::from([("t", now.clone())]), 1).index("t");
+        let Difference { mut changed, removed, .. } = interest.advance(&now, &index, Touched::new());
+        assert_eq!(removed, ["gone"]);
+        let (mut came, mut sizes) = (vec![], vec![]);
+        while !changed.is_empty() {
+            let part = changed.take(10);
+            sizes.push(part.len());
+            came.extend(part.into_iter().map(|(name, _)| name));
+        }
+        let want: Vec<String> = names.into_iter().filter(|name| !["n00", "n08", "n24"].contains(&&**name)).collect();
+        assert_eq!((came, sizes), (want, vec![10, 10, 2]));
+        assert!(changed.take(10).is_empty());
+    }
+
     #[test]
     fn what_comes_to_be_under_a_name_is_told_of() {
         let mut i = Stream::named();
@@ -436,12 +518,9 @@ mod tests {
         let mut i = Stream::named();
         i.interest.groups = list(&["~node/n"]).into();
         ["~host/s", "svc"].iter().for_each(|name| i.interest.ask(name));
-        let d = i.interest.advance(
-            &now,
-            &Resources::new(HashMap::from([("t", now.clone())]), 1).index("t"),
-            Touched::new(),
-        );
-        let aliases = |at: usize| (d.changed[at].0.clone(), d.changed[at].1.aliases.to_vec());
+        let index = Resources::new(HashMap::from([("t", now.clone())]), 1).index("t");
+        let changed = i.interest.advance(&now, &index, Touched::new()).changed.take(usize::MAX);
+        let aliases = |at: usize| (changed[at].0.clone(), changed[at].1.aliases.to_vec());
         assert_eq!(
             aliases(0),
             ("a".into(), list(&["ip-a"])),

@@ -7,7 +7,7 @@
 use crate::{
     MORE, ON_DEMAND, PARTS,
     hub::{Names, Stream},
-    interest::{Interest, Touched},
+    interest::{Changed, Interest, Touched},
     snapshot::{Resources, Set},
 };
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
@@ -20,12 +20,12 @@ use std::{
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-/// Responses that may wait for a slow subscriber; then it is skipped until it has read them.
-const QUEUE: usize = 8;
+/// Responses that may wait for a slow subscriber; then it is skipped until it has read them. Those after them are not made before.
+const QUEUE: usize = 2;
 /// Resources in one response, so that no message grows without bound.
 const WHOLE: usize = 5_000;
 /// The same for subscribers that know parts: what is encoded for a stream stays allocated as long as the stream.
-const PART: usize = 500;
+const PART: usize = 100;
 /// For those of them that ask for addresses by name: they are many, and hold few.
 const SMALL_PART: usize = 64;
 /// Names of a type that a stream may follow: twice what our ztunnel does. Each is kept for as long as the stream, and any pod with a
@@ -138,12 +138,14 @@ pub async fn serve<S>(
     let mut introduced = false;
     // Pushes that are not acknowledged yet: last nonce and number of the snapshot.
     let mut pending: VecDeque<(u64, u64)> = VecDeque::new();
+    let mut under_way: Option<UnderWay> = None;
+    let mut dirty = false;
     let acked = |version: u64, told: bool| {
         stream.has_taken_in(version);
         on_event(&peer, Event::Acked { version, told });
     };
     loop {
-        let dirty = tokio::select! {
+        tokio::select! {
             r = requests.next() => match r {
                 Some(Ok(r)) => {
                     if let Some(node) = r.node.as_ref().filter(|_| !introduced) {
@@ -151,22 +153,21 @@ pub async fn serve<S>(
                         on_event(&peer, Event::Node(node.clone()));
                     }
                     let answered: u64 = r.response_nonce.parse().unwrap_or(0);
-                    while let Some((n, v)) = pending.front().copied().filter(|(n, _)| *n <= answered) {
-                        let _ = n;
+                    while let Some((_, version)) = pending.front().copied().filter(|(last, _)| *last <= answered) {
                         pending.pop_front();
-                        acked(v, true);
+                        acked(version, true);
                     }
                     let has = |feature: &str| r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == feature));
                     if has(PARTS) {
                         size = if has(ON_DEMAND) { SMALL_PART } else { PART };
                     }
                     match request(&mut interests, types, r, &peer, &on_event) {
-                    Ok(dirty) => dirty,
-                    Err(s) => {
-                        on_event(&peer, Event::Failed { error: s.message().into() });
-                        let _ = out.send(Err(s)).await;
-                        return;
-                    }
+                        Ok(has_news) => dirty |= has_news,
+                        Err(s) => {
+                            on_event(&peer, Event::Failed { error: s.message().into() });
+                            let _ = out.send(Err(s)).await;
+                            return;
+                        }
                     }
                 }
                 Some(Err(status)) => {
@@ -177,34 +178,52 @@ pub async fn serve<S>(
                 }
                 None => return,
             },
-            () = stream.concerned() => true,
-        };
-        if !dirty {
+            () = stream.concerned(), if under_way.is_none() => dirty = true,
+            slot = out.reserve(), if under_way.is_some() => {
+                let Ok(slot) = slot else { return };
+                if let Some(UnderWay { plan, version, begun }) = &mut under_way
+                    && let Some(message) = plan.next(&mut nonce)
+                {
+                    let (type_url, number) = (message.type_url.clone(), message.nonce.clone());
+                    let bytes = message.resources.iter().filter_map(|r| Some(r.resource.as_ref()?.value.len())).sum();
+                    on_event(&peer, Event::Sent { type_url, nonce: number, bytes });
+                    let is_last = plan.is_done();
+                    if is_last {
+                        wait(&mut pending, (nonce, *version));
+                    }
+                    slot.send(Ok(message));
+                    if is_last {
+                        on_event(&peer, Event::Pushed { took: begun.elapsed() });
+                        under_way = None;
+                    }
+                }
+            }
+        }
+        // What comes meanwhile is looked at when this is in the queue: in order, and all that is new at once.
+        if under_way.is_some() || !std::mem::take(&mut dirty) {
             continue;
         }
         // Before it looks: what changes from now on, it is woken for.
         follow(&stream, &interests, types, &mut followed);
         let (now, touched) = stream.take();
         let begun = Instant::now();
-        let messages = push(&mut interests, types, (&now, touched), &peer, &mut nonce, size);
-        if messages.is_empty() && pending.is_empty() {
+        let plan = push(&mut interests, types, (&now, touched), &peer, size);
+        if !plan.is_done() {
+            under_way = Some(UnderWay { plan, version: now.version, begun });
+        } else if pending.is_empty() {
             acked(now.version, false);
         } else {
             wait(&mut pending, (nonce, now.version));
         }
-        let has_news = !messages.is_empty();
-        for message in messages {
-            let (type_url, nonce) = (message.type_url.clone(), message.nonce.clone());
-            let bytes = message.resources.iter().filter_map(|r| Some(r.resource.as_ref()?.value.len())).sum();
-            on_event(&peer, Event::Sent { type_url, nonce, bytes });
-            if out.send(Ok(message)).await.is_err() {
-                return;
-            }
-        }
-        if has_news {
-            on_event(&peer, Event::Pushed { took: begun.elapsed() });
-        }
     }
+}
+
+/// A push of which not all is in the queue yet.
+struct UnderWay {
+    plan: Plan,
+    /// Number of the snapshot.
+    version: u64,
+    begun: Instant,
 }
 
 /// Notes a push that is not acknowledged. Who reads and never acknowledges costs no more than that: what is acknowledged later is
@@ -343,14 +362,46 @@ fn too_many(type_url: &str) -> Status {
     ))
 }
 
+/// What is to be sent of a push, in its order. A response is made when there is room for it: what a mesh is, is not encoded at once, nor
+/// for all who come at once.
+struct Plan {
+    steps: VecDeque<Step>,
+    /// Resources in a response.
+    size: usize,
+}
+
+/// Of one type; without anything in it, the answer that there is nothing.
+struct Step {
+    type_url: &'static str,
+    changed: Changed,
+    removed: Vec<String>,
+}
+
+impl Plan {
+    fn is_done(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The next response. All but the last of a step say that more comes; removals are in the last.
+    fn next(&mut self, nonce: &mut u64) -> Option<DeltaDiscoveryResponse> {
+        let step = self.steps.front_mut()?;
+        let changed = step.changed.take(self.size);
+        if !step.changed.is_empty() {
+            let part = response(step.type_url, changed, vec![], nonce);
+            return Some(DeltaDiscoveryResponse { system_version_info: MORE.into(), ..part });
+        }
+        let step = self.steps.pop_front()?;
+        Some(response(step.type_url, changed, step.removed, nonce))
+    }
+}
+
 fn push(
     interests: &mut Interests,
     Types { order, scoped, .. }: Types,
     (now, mut touched): (&Resources, HashMap<&'static str, Touched>),
     peer: &Peer,
-    nonce: &mut u64,
     size: usize,
-) -> Vec<DeltaDiscoveryResponse> {
+) -> Plan {
     let empty = Set::new();
     let mut all = Vec::new();
     let mut moved = Vec::new();
@@ -365,69 +416,46 @@ fn push(
         let difference = interest.advance(set, &now.index(name), touched);
         moved.push((*type_url, difference.moved));
         let first = !std::mem::replace(&mut interest.answered, true);
-        all.push((type_url, difference.changed, difference.removed, first));
+        all.push((*type_url, difference.changed, difference.removed, first));
     }
     moved.retain(|(_, moved)| !moved.is_empty());
-    let mut out = Vec::new();
+    let mut steps = VecDeque::new();
     let mut late = Vec::new();
     for (type_url, changed, removed, first) in all {
-        if *type_url != order[0] || scoped.contains(type_url) {
-            for (type_url, moved) in std::mem::take(&mut moved) {
-                out.extend(chunks(type_url, &moved, vec![], nonce, size));
-            }
+        let is_early = type_url == order[0] || scoped.contains(&type_url);
+        if type_url != order[0] || scoped.contains(&type_url) {
+            let moved = std::mem::take(&mut moved).into_iter();
+            steps.extend(moved.map(|(type_url, moved)| Step { type_url, changed: moved.into(), removed: vec![] }));
         }
-        let only_removed = changed.is_empty() && !removed.is_empty();
-        if changed.is_empty() && removed.is_empty() && !first {
-            continue;
-        }
-        if (*type_url == order[0] || scoped.contains(type_url)) && !removed.is_empty() {
-            late.push((*type_url, removed));
-            if only_removed {
-                continue;
+        let has_changes = !changed.is_empty();
+        if is_early && !removed.is_empty() {
+            late.push(Step { type_url, changed: vec![].into(), removed });
+            if has_changes {
+                steps.push_back(Step { type_url, changed, removed: vec![] });
             }
-            out.extend(chunks(type_url, &changed, vec![], nonce, size));
-        } else {
-            out.extend(chunks(type_url, &changed, removed, nonce, size));
+        } else if has_changes || !removed.is_empty() || first {
+            steps.push_back(Step { type_url, changed, removed });
         }
     }
     // Nonces are in the order of sending: an acknowledgement is for all before it.
-    out.extend(late.into_iter().map(|(type_url, removed)| response(type_url, &[], removed, nonce)));
-    out
-}
-
-fn chunks(
-    type_url: &str,
-    changed: &[(String, crate::Entry)],
-    removed: Vec<String>,
-    nonce: &mut u64,
-    size: usize,
-) -> Vec<DeltaDiscoveryResponse> {
-    if changed.len() <= size {
-        return vec![response(type_url, changed, removed, nonce)];
-    }
-    let mut out: Vec<_> = changed.chunks(size).map(|c| response(type_url, c, vec![], nonce)).collect();
-    if !removed.is_empty() {
-        out.push(response(type_url, &[], removed, nonce));
-    }
-    let last = out.len() - 1;
-    out[..last].iter_mut().for_each(|r| r.system_version_info = MORE.into());
-    out
+    steps.extend(late);
+    Plan { steps, size }
 }
 
 fn response(
     type_url: &str,
-    changed: &[(String, crate::Entry)],
+    changed: Vec<(String, crate::Entry)>,
     removed: Vec<String>,
     nonce: &mut u64,
 ) -> DeltaDiscoveryResponse {
     *nonce += 1;
     let resources = changed
-        .iter()
-        .map(|(name, e)| Resource {
-            version: e.version.to_string(),
-            resource: Some(prost_types::Any { type_url: type_url.to_string(), value: e.bytes.to_vec() }),
-            name: name.clone(),
-            aliases: e.aliases.to_vec(),
+        .into_iter()
+        .map(|(name, entry)| Resource {
+            version: entry.version.to_string(),
+            resource: Some(prost_types::Any { type_url: type_url.to_string(), value: entry.bytes.to_vec() }),
+            name,
+            aliases: entry.aliases.to_vec(),
         })
         .collect();
     DeltaDiscoveryResponse {
@@ -453,7 +481,12 @@ mod tests {
 
     /// What is sent to one that is told of this next.
     fn told(i: &mut Interests, now: &Resources, n: &mut u64) -> Vec<DeltaDiscoveryResponse> {
-        push(i, TYPES, (now, HashMap::new()), &peer("p"), n, WHOLE)
+        sent(push(i, TYPES, (now, HashMap::new()), &peer("p"), WHOLE), n)
+    }
+
+    /// All responses of a push.
+    fn sent(mut plan: Plan, n: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+        std::iter::from_fn(|| plan.next(n)).collect()
     }
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
@@ -545,7 +578,7 @@ mod tests {
                 request(&mut i, types, r, &peer, &|_, _| ()).unwrap();
             }
             let now = (&snapshot(&[], &["other", "mine"]), HashMap::new());
-            let out = push(&mut i, types, now, &peer, &mut n, WHOLE);
+            let out = sent(push(&mut i, types, now, &peer, WHOLE), &mut n);
             let names: Vec<_> = out.iter().flat_map(|r| &r.resources).map(|r| r.name.as_str()).collect();
             assert_eq!(names, ["mine"], "{subscribe:?} {unsubscribe:?}");
         }
@@ -579,7 +612,7 @@ mod tests {
                 request(&mut i, types, ask(t, feature), &peer, &|_, _| ()).unwrap();
             }
             assert_eq!(
-                names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)),
+                names(&sent(push(&mut i, types, (&s, HashMap::new()), &peer, WHOLE), &mut n)),
                 [want, "address a"],
                 "{feature:?}"
             );
@@ -587,10 +620,10 @@ mod tests {
         // Said late, and not again.
         let (mut i, mut n) = (HashMap::new(), 0);
         assert!(request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
-        assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy p"]);
+        assert_eq!(names(&sent(push(&mut i, types, (&s, HashMap::new()), &peer, WHOLE), &mut n)), ["policy p"]);
         assert!(request(&mut i, types, ask("policy", Some("all")), &peer, &|_, _| ()).unwrap());
         assert!(!request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
-        assert_eq!(names(&push(&mut i, types, (&s, HashMap::new()), &peer, &mut n, WHOLE)), ["policy more"]);
+        assert_eq!(names(&sent(push(&mut i, types, (&s, HashMap::new()), &peer, WHOLE), &mut n)), ["policy more"]);
     }
 
     /// A service that is bound to a waypoint no more: its policies hold for who is connected by that waypoint, and if they go with
@@ -616,7 +649,7 @@ mod tests {
         }
         let mut said = |now: &Resources, touched: &[&str]| {
             let touched = HashMap::from([("access", touched.iter().map(|name| Arc::from(*name)).collect())]);
-            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let out = sent(push(&mut i, types, (now, touched), &peer("p"), WHOLE), &mut n);
             let one = |r: &DeltaDiscoveryResponse| {
                 let names = r.resources.iter().map(|x| x.name.clone());
                 let gone = r.removed_resources.iter().map(|name| format!("-{name}"));
@@ -649,7 +682,7 @@ mod tests {
         }
         let mut said = |now: &Resources, touched: &[&str]| {
             let touched = HashMap::from([("routes", touched.iter().map(|name| Arc::from(*name)).collect())]);
-            let out = push(&mut i, types, (now, touched), &peer("p"), &mut n, WHOLE);
+            let out = sent(push(&mut i, types, (now, touched), &peer("p"), WHOLE), &mut n);
             let one = |r: &DeltaDiscoveryResponse| {
                 let names = r.resources.iter().map(|x| x.name.clone()).collect::<String>();
                 format!("{} {} {names}", r.nonce, r.type_url)
@@ -672,11 +705,14 @@ mod tests {
                 .map(|r| (r.resources.len(), r.removed_resources.len(), r.system_version_info == MORE))
                 .collect::<Vec<_>>()
         };
-        assert_eq!(shape(&chunks("t", &all, vec!["x".into()], &mut n, 25)), [(25, 1, false)]);
-        let parts = chunks("t", &all, vec![], &mut n, 10);
-        assert_eq!(shape(&parts), [(10, 0, true), (10, 0, true), (5, 0, false)]);
-        let parts = chunks("t", &all, vec!["x".into()], &mut n, 20);
-        assert_eq!(shape(&parts), [(20, 0, true), (5, 0, true), (0, 1, false)]);
+        let mut parts = |removed: &[&str], size: usize| {
+            let removed = removed.iter().map(ToString::to_string).collect();
+            let step = Step { type_url: "t", changed: all.clone().into(), removed };
+            shape(&sent(Plan { steps: [step].into(), size }, &mut n))
+        };
+        assert_eq!(parts(&["x"], 25), [(25, 1, false)]);
+        assert_eq!(parts(&[], 10), [(10, 0, true), (10, 0, true), (5, 0, false)]);
+        assert_eq!(parts(&["x"], 20), [(20, 0, true), (5, 1, false)]);
     }
 
     #[test]

@@ -26,9 +26,6 @@ use std::{
 };
 use ztunnels::{Told, Ztunnels, until};
 
-/// Connections that have not shown who they are, of one address: the controller takes some hundred.
-const AT_ONCE: usize = 64;
-
 #[derive(Parser)]
 struct Args {
     /// The large mesh: 10,000 services, 100,000 pods, 5,000 nodes whose ztunnels ask for what 20 services are (but the first,
@@ -60,7 +57,12 @@ struct Args {
     /// is edited (`--changes` of them), instead of all else.
     #[arg(long)]
     routes: bool,
-    /// Another build of the controller in place of the one beside this program (not with `--routes`, which is a library's).
+    /// Ztunnels that come at once at the start. (Connections that have not shown who they are, of one address: the controller takes
+    /// some hundred.)
+    #[arg(long, default_value_t = 64)]
+    at_once: usize,
+    /// Another build of the controller in place of the one beside this program (not with `--routes`, which is a library's). Nobody asks
+    /// for pod ranges then, which older builds do not serve: compare two that are both given so.
     #[arg(long, value_name = "PATH", conflicts_with = "routes")]
     controller: Option<PathBuf>,
     /// Also write the rows as JSON.
@@ -109,7 +111,7 @@ async fn run(a: Args) -> Result<()> {
     let begun = Instant::now();
     let (controller, port) = start(at, a.controller.as_deref())?;
     let pid = controller.0.id();
-    let ztunnels = Ztunnels::new(&api, port).await?;
+    let ztunnels = Ztunnels::new(&api, port, a.controller.is_some()).await?;
     let mut first = ztunnels.subscribe(0, None).await?;
     let subscribed = begun.elapsed();
     let all = size.pods + size.services + size.nodes;
@@ -120,7 +122,7 @@ async fn run(a: Args) -> Result<()> {
     let rss_alone = status_mib(pid, "VmRSS:");
 
     let book = Arc::new(Mutex::new(Book::new(size)));
-    let others = others(&ztunnels, size, called, &book).await?;
+    let others = others(&ztunnels, size, (called, a.at_once.max(1)), &book).await?;
     // They go on reading, as ztunnels do.
     for mut told in others {
         let book = book.clone();
@@ -182,7 +184,12 @@ async fn run(a: Args) -> Result<()> {
 }
 
 /// Subscribes for all nodes but the first, and waits until each has what it is to have.
-async fn others(ztunnels: &Ztunnels, size: Size, called: usize, book: &load::Shared) -> Result<Vec<Told>> {
+async fn others(
+    ztunnels: &Ztunnels,
+    size: Size,
+    (called, at_once): (usize, usize),
+    book: &load::Shared,
+) -> Result<Vec<Told>> {
     let mut of_node: Vec<Vec<usize>> = vec![vec![]; size.nodes];
     (0..size.pods).for_each(|i| of_node[size.seat(i).0].push(i));
     let of_node = &of_node;
@@ -207,7 +214,7 @@ async fn others(ztunnels: &Ztunnels, size: Size, called: usize, book: &load::Sha
         load::open(book).follows(pods);
         Ok(told)
     };
-    stream::iter(1..size.nodes).map(subscribe).buffer_unordered(AT_ONCE).try_collect().await
+    stream::iter(1..size.nodes).map(subscribe).buffer_unordered(at_once).try_collect().await
 }
 
 /// Changes one pod after the other; gives how long each took to the stream, in ms.

@@ -29,11 +29,14 @@ pub type Told = mpsc::UnboundedReceiver<Heard>;
 /// All of them.
 pub struct Ztunnels {
     discovery: Endpoint,
+    types: Vec<&'static str>,
 }
 
 impl Ztunnels {
-    /// Waits until discovery answers.
-    pub async fn new(api: &Api, port: u16) -> Result<Self> {
+    /// Waits until discovery answers. `is_older`: it may be a build that does not know pod ranges, and refuses who asks for them.
+    pub async fn new(api: &Api, port: u16, is_older: bool) -> Result<Self> {
+        let types = [AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE];
+        let types = types.into_iter().filter(|kind| !is_older || *kind != POD_RANGES_TYPE).collect();
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(root) = api.root() {
@@ -43,7 +46,7 @@ impl Ztunnels {
                     .domain_name("istiod.istio-system.svc");
                 let discovery = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?.tls_config(tls)?;
                 if discovery.connect().await.is_ok() {
-                    return Ok(Self { discovery });
+                    return Ok(Self { discovery, types });
                 }
             }
             ensure!(Instant::now() < end, "the controller does not answer");
@@ -61,7 +64,7 @@ impl Ztunnels {
         let features = features.iter().map(ToString::to_string).collect();
         let who = Node { id: format!("ztunnel-{node}"), client_features: features, ..Node::default() };
         let (tx, rx) = mpsc::channel(16);
-        for type_url in [AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE] {
+        for &type_url in &self.types {
             let wanted = names.iter().flatten().filter(|_| type_url == ADDRESS_TYPE).cloned();
             let request = DeltaDiscoveryRequest {
                 node: Some(who.clone()),
