@@ -13,6 +13,13 @@ pub(crate) fn hostname(objects: &Objects<'_>, service: &Service) -> String {
     format!("{}.{}.svc.{}", service.metadata.name, service.metadata.namespace, objects.mesh.cluster_domain)
 }
 
+/// The Kubernetes service that has a host name, by namespace and name, if there is one.
+pub(crate) fn of_hostname<'h>(objects: &Objects<'_>, host: &'h str) -> Option<(&'h str, &'h str)> {
+    let own = host.strip_suffix(objects.mesh.cluster_domain.as_str())?.strip_suffix(".svc.")?;
+    let (name, namespace) = own.split_once('.')?;
+    objects.service(namespace, name).filter(|service| !is_alias(service)).map(|_| (namespace, name))
+}
+
 /// Is it another name for a host, and no service of its own?
 pub(crate) fn is_alias(service: &Service) -> bool {
     service.spec.kind == "ExternalName"

@@ -2,24 +2,32 @@
 //! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
 
 use crate::convert::{
+    compilation::routes::gateway_api,
     facts::{
         backend_tls::{Verdict, evaluate},
+        listener::ListenerParent,
         listener_set,
         listeners::GatewayListeners,
-        waypoint,
+        service, waypoint,
     },
     objects::{GATEWAY_API, Objects},
     status::{
         condition::{Condition, Write, as_they_are, conditions, reference, same},
-        route::{CONTROLLER, Route},
+        route::{self, CONTROLLER, Route},
     },
 };
-use karst_manifest::gatewayapi::ParentRef;
+use karst_manifest::{
+    gatewayapi::{AncestorStatus, ParentRef},
+    kinds::Meta,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// A Gateway, by namespace and name.
+/// A Gateway or a Service, by namespace and name.
 type Name = (String, String);
+
+/// Entries that a status has room for (Gateway API's), those of other controllers among them. With one more it could never be written.
+const MOST: usize = 16;
 
 /// All that differ.
 pub(crate) fn compile(
@@ -35,31 +43,74 @@ pub(crate) fn compile(
     evaluate(objects).iter().filter_map(|v| one(&users, v, now)).collect()
 }
 
-/// Which Gateways send requests to which Service (namespace, name).
+/// Which Gateways send requests to which Service: those of their routes, and questions about them.
 fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
     let mut out = BTreeSet::new();
-    for route in routes {
-        let ns = &route.meta.namespace;
-        for p in route.parents.iter().filter(|p| listeners.attached(objects, route.kind, ns, route.names, p).is_some())
-        {
-            let Some(gateway) = listener_set::gateway_of(objects, ns, p) else { continue };
-            let gateway = (gateway.metadata.namespace.clone(), gateway.metadata.name.clone());
-            for b in &route.refs {
-                let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
-                out.insert((gateway.clone(), service));
+    // Datagrams have no TLS.
+    for route in routes.iter().filter(|route| route.kind != gateway_api::UDP) {
+        let senders: BTreeSet<Name> =
+            route.parents.iter().flat_map(|parent| senders(objects, listeners, route, parent)).collect();
+        if senders.is_empty() {
+            continue;
+        }
+        for service in route.services(objects) {
+            out.extend(senders.iter().map(|gateway| (gateway.clone(), service.clone())));
+        }
+    }
+    for listener in listeners.all.iter().filter(|listener| listener.works()) {
+        let ListenerParent::Api { namespace, gateway, .. } = &listener.parent else { continue };
+        for provider in listener.filters.iter().flatten() {
+            let host = provider.service.split_once('/').map_or("", |(_, host)| host);
+            if let Some((ns, service)) = service::of_hostname(objects, host) {
+                out.insert(((namespace.clone(), gateway.clone()), (ns.into(), service.into())));
             }
         }
     }
-    for s in objects.services.values().flatten() {
-        let meta = &s.metadata;
-        if let waypoint::Binding::To(bound, _) =
-            waypoint::binding(objects, &meta.namespace, &meta.labels, waypoint::Traffic::Service)
-        {
-            let gateway = (bound.metadata.namespace.clone(), bound.metadata.name.clone());
-            out.insert((gateway, (meta.namespace.clone(), meta.name.clone())));
-        }
+    for service in objects.services.values().flatten() {
+        let to = name(&service.metadata);
+        out.extend(waypoints(objects, &service.metadata).map(|gateway| (gateway, to.clone())));
     }
     out
+}
+
+/// The Gateways that send what a route says of a parent: the one that it is attached to, or the waypoints of the service.
+fn senders(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    route: &Route<'_>,
+    parent: &ParentRef,
+) -> BTreeSet<Name> {
+    let ns = &route.meta.namespace;
+    match listeners.attached(objects, route.kind, ns, route.names, parent) {
+        Some(Ok(_)) => listener_set::gateway_of(objects, ns, parent).map(|g| name(&g.metadata)).into_iter().collect(),
+        Some(Err(_)) => BTreeSet::new(),
+        None => route::of_mesh(objects, route.meta, parent).into_iter().flat_map(|m| waypoints(objects, m)).collect(),
+    }
+}
+
+/// The waypoints of a service: the one that it is bound to, and the one that gets a part of its requests.
+fn waypoints(objects: &Objects<'_>, meta: &Meta) -> impl Iterator<Item = Name> {
+    let first = match waypoint::binding(objects, &meta.namespace, &meta.labels, waypoint::Traffic::Service) {
+        waypoint::Binding::To(gateway, _) => Some(name(&gateway.metadata)),
+        waypoint::Binding::None | waypoint::Binding::Refused(..) => None,
+    };
+    let second = first.as_ref().and_then(|_| waypoint::canary(objects, meta)?.ok());
+    first.into_iter().chain(second.map(|canary| name(&canary.gateway.metadata)))
+}
+
+fn name(meta: &Meta) -> Name {
+    (meta.namespace.clone(), meta.name.clone())
+}
+
+/// What an entry is of.
+fn ancestor((ns, name): &Name) -> ParentRef {
+    ParentRef {
+        group: Some(GATEWAY_API.into()),
+        kind: Some("Gateway".into()),
+        namespace: Some(ns.clone()),
+        name: name.clone(),
+        ..ParentRef::default()
+    }
 }
 
 fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Option<Write> {
@@ -76,17 +127,16 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
     };
     let wanted =
         [say(&verdict.accepted, "Accepted", "Accepted"), say(&verdict.resolved, "ResolvedRefs", "ResolvedRefs")];
-    let mut unchanged = have.iter().filter(|a| a.controller_name == CONTROLLER).count() == gateways.len();
+    let (ours, others): (Vec<&AncestorStatus>, Vec<_>) = have.iter().partition(|a| a.controller_name == CONTROLLER);
+    let of = |to: &ParentRef| ours.iter().find(|a| a.ancestor_ref == *to);
+    let mut ancestors: Vec<ParentRef> = gateways.into_iter().map(ancestor).collect();
+    // If there is no room for all: who is there stays, whoever else comes.
+    ancestors.sort_by_key(|to| of(to).is_none());
+    ancestors.truncate(MOST.saturating_sub(others.len()));
+    let mut unchanged = ours.len() == ancestors.len();
     let mut all: Vec<Value> = vec![];
-    for (ns, name) in gateways {
-        let to = ParentRef {
-            group: Some(GATEWAY_API.into()),
-            kind: Some("Gateway".into()),
-            namespace: Some(ns.clone()),
-            name: name.clone(),
-            ..ParentRef::default()
-        };
-        let before = have.iter().find(|a| a.controller_name == CONTROLLER && a.ancestor_ref == to);
+    for to in &ancestors {
+        let before = of(to);
         let there = before.map_or(&[][..], |a| &a.conditions);
         unchanged &= before.is_some() && same(&wanted, there, meta.generation);
         all.push(json!({
@@ -97,8 +147,10 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
     if unchanged {
         return None;
     }
-    let others = have.iter().filter(|a| a.controller_name != CONTROLLER);
-    all.extend(others.map(|a| json!({ "ancestorRef": a.ancestor_ref, "controllerName": a.controller_name, "conditions": as_they_are(&a.conditions) })));
+    all.extend(others.iter().map(|a| {
+        let conditions = as_they_are(&a.conditions);
+        json!({ "ancestorRef": a.ancestor_ref, "controllerName": a.controller_name, "conditions": conditions })
+    }));
     Some(Write {
         to: reference(GATEWAY_API, "BackendTLSPolicy", meta),
         manager: CONTROLLER,

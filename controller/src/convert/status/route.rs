@@ -13,6 +13,7 @@ use karst_manifest::{
     kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, ServicePort, TCPRoute, TLSRoute, UDPRoute},
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Some rules are in force, and some are not.
 const PARTLY: &str = "PartiallyInvalid";
@@ -33,6 +34,21 @@ pub(crate) struct Route<'a> {
     /// What is wrong with rules, or not executed of them.
     bad: Vec<FieldError>,
     status: &'a RouteStatus,
+}
+
+impl Route<'_> {
+    /// The Services that it may send to, by namespace and name: backends of its rules and of their mirrors, and whom its filters ask.
+    pub(crate) fn services(&self, objects: &Objects<'_>) -> BTreeSet<(String, String)> {
+        let of = |backend: &&BackendRef| match target(backend) {
+            (ISTIO_NETWORKING, "Hostname") => service::of_hostname(objects, &backend.name)
+                .map(|(namespace, name)| (namespace.to_string(), name.to_string())),
+            ("" | "core", "Service") if is_permitted(objects, self.kind, self.meta, self.parents, backend) => {
+                Some((backend.namespace.clone().unwrap_or(self.meta.namespace.clone()), backend.name.clone()))
+            }
+            _ => None,
+        };
+        self.refs.iter().filter_map(of).collect()
+    }
 }
 
 /// All routes.
@@ -203,21 +219,27 @@ fn accepted(objects: &Objects<'_>, kind: &str, meta: &Meta, parent: &ParentRef) 
     })
 }
 
-/// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
-fn executed(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<Condition> {
+/// The Service or ServiceEntry that a parent is. None: it is something else, or is not there.
+pub(crate) fn of_mesh<'a>(objects: &Objects<'a>, meta: &Meta, parent: &ParentRef) -> Option<&'a Meta> {
     let ns = parent.namespace.as_deref().unwrap_or(&meta.namespace);
-    let labels = match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
+    match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => {
-            &objects.service(ns, &parent.name).filter(|s| !service::is_alias(s))?.metadata.labels
+            let service = objects.service(ns, &parent.name).filter(|s| !service::is_alias(s))?;
+            Some(&service.metadata)
         }
         (ISTIO_NETWORKING, "ServiceEntry") => {
-            let mut all = objects.entries_of.get(ns)?.iter();
-            &all.find(|e| e.metadata.name == parent.name)?.metadata.labels
+            let mut all = objects.entries_of.get(ns)?.iter().copied();
+            all.find(|e| e.metadata.name == parent.name).map(|e| &e.metadata)
         }
-        _ => return None,
-    };
+        _ => None,
+    }
+}
+
+/// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
+fn executed(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<Condition> {
+    let own = of_mesh(objects, meta, parent)?;
     let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
-    Some(match waypoint::executing(objects, ns, labels, &parent.name) {
+    Some(match waypoint::executing(objects, &own.namespace, &own.labels, &parent.name) {
         Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
         Err((reason, text)) => say(false, reason.name(), text),
     })
@@ -271,6 +293,20 @@ fn hostname(objects: &Objects<'_>, meta: &Meta, backend: &BackendRef) -> Result<
     }
 }
 
+/// Group and kind of what a reference leads to.
+fn target(backend: &BackendRef) -> (&str, &str) {
+    (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"))
+}
+
+/// May a route refer to a backend of this namespace?
+fn is_permitted(objects: &Objects<'_>, kind: &str, meta: &Meta, parents: &[ParentRef], backend: &BackendRef) -> bool {
+    let (own, name) = (meta.namespace.as_str(), backend.name.as_str());
+    let (ns, (group, to)) = (backend.namespace.as_deref().unwrap_or(own), target(backend));
+    ns == own
+        || (kind != gateway_api::UDP && grant::is_parent(parents, own, ns, name))
+        || grant::granted(objects, kind, own, (ns, group, to, name))
+}
+
 /// Is what it refers to there, and may it be referred to?
 fn resolved<'a>(
     objects: &Objects<'_>,
@@ -286,7 +322,7 @@ fn resolved<'a>(
     };
     for backend in refs {
         let ns = backend.namespace.as_deref().unwrap_or(&meta.namespace);
-        let (group, to) = (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"));
+        let (group, to) = target(backend);
         if group == ISTIO_NETWORKING && to == "Hostname" && kind != gateway_api::UDP {
             match hostname(objects, meta, backend) {
                 Ok(()) => continue,
@@ -300,10 +336,7 @@ fn resolved<'a>(
                 format!("{to} {:?} is not supported as a backend: use {kinds} [KARST-0310]", backend.name),
             );
         }
-        if ns != meta.namespace
-            && (kind == gateway_api::UDP || !grant::is_parent(parents, &meta.namespace, ns, &backend.name))
-            && !grant::granted(objects, kind, &meta.namespace, (ns, group, to, &backend.name))
-        {
+        if !is_permitted(objects, kind, meta, parents, backend) {
             return (
                 "RefNotPermitted",
                 format!(

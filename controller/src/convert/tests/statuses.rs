@@ -277,6 +277,117 @@ fn backend_tls_policies_say_what_became_of_them() {
     assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Accepted"]);
 }
 
+/// A BackendTLSPolicy for Service a/s.
+const OF_S: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: s}], validation: {hostname: x, wellKnownCACertificates: System}}\n";
+
+/// Whom its status names, as NAMESPACE/NAME, each with who has written it.
+fn ancestors(text: &str) -> Vec<(String, String)> {
+    let all = written(text).statuses.into_iter().filter(|w| w.to.kind == "BackendTLSPolicy");
+    let of = all.flat_map(|w| w.status["ancestors"].as_array().cloned().unwrap_or_default());
+    let word = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_string();
+    of.map(|a| {
+        let (to, by) = (&a["ancestorRef"], word(&a["controllerName"]));
+        (format!("{}/{}", word(&to["namespace"]), word(&to["name"])), by)
+    })
+    .collect()
+}
+
+/// A Gateway with a listener of this protocol and so on.
+fn gateway(namespace: &str, name: &str, listener: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{gatewayClassName: istio, allowedListeners: {{namespaces: {{from: All}}}}, listeners: [{{name: web, port: 80, protocol: {listener}}}]}}\n---\n"
+    )
+}
+
+/// Filters of a listener that ask Service a/s at this port.
+fn asking(port: u16) -> String {
+    format!(
+        ", filters: {{requests: [{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{name: s, namespace: a, port: {port}}}}}}}]}}"
+    )
+}
+
+/// Whoever sends requests to the Service is named: by a route, by its mirror, or to ask about a request. Who may not, or whose route
+/// or listener is not in force, is not.
+#[test]
+fn backend_tls_policies_name_all_gateways_that_send_there() {
+    const SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: set, namespace: b}\nspec: {parentRef: {name: g, namespace: a}, listeners: [{name: more, port: 81, protocol: HTTPFILTERS}]}\n---\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: a}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: b}, {group: gateway.networking.k8s.io, kind: ListenerSet, namespace: b}], to: [{group: '', kind: Service}]}\n---\n";
+    let route = |kind: &str, namespace: &str, parent: &str, rule: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: {namespace}}}\nspec: {{parentRefs: [{{{parent}}}], rules: [{{{rule}}}]}}\n---\n"
+        )
+    };
+    const TO_S: &str = "backendRefs: [{name: s, namespace: a, port: 80}]";
+    const TO_T: &str = "backendRefs: [{name: t, port: 80}]";
+    let waypoint = WAYPOINT.replace("STATUS", READY);
+    let (c, s) = (BOUND.replace("NS", "a").replace("name: s,", "name: c,"), BOUND.replace("NS", "a"));
+    let canary = s.replace(
+        "use-waypoint-namespace: a}",
+        "use-waypoint-namespace: a, istio.io/use-waypoint-canary: w2}, annotations: {istio.io/use-waypoint-canary-weight: '30'}",
+    );
+    let second = waypoint.replace("name: w,", "name: w2,");
+    let of_g = |rule: &str| format!("{SHOP}{}{}", gateway("a", "g", "HTTP"), route("HTTPRoute", "a", "name: g", rule));
+    let of_b = format!("{SHOP}{}{}", gateway("b", "g", "HTTP"), route("HTTPRoute", "b", "name: g", TO_S));
+    let of_set = format!("{SHOP}{}{}", gateway("a", "g", "HTTP"), SET.replace("FILTERS", &asking(80)));
+    let of_c = |parent: &str| format!("{SHOP}{waypoint}{c}{}", route("HTTPRoute", "a", parent, TO_S));
+    for (text, wanted) in [
+        (format!("{SHOP}{}", gateway("a", "g", "HTTP")), &[][..]),
+        // By a listener's filters, a ListenerSet's among them: the Gateway is who sends.
+        (format!("{SHOP}{}", gateway("a", "g", &format!("HTTP{}", asking(80)))), &["a/g"]),
+        (format!("{SHOP}{}", gateway("a", "g", &format!("HTTP{}", asking(81)))), &[]),
+        (format!("{SHOP}{}", gateway("a", "g", &format!("TCP{}", asking(80)))), &[]),
+        (of_set.clone(), &[]),
+        (format!("{of_set}{GRANT}"), &["a/g"]),
+        // By a route, and by its filters.
+        (of_g(TO_S), &["a/g"]),
+        (of_g(TO_T), &[]),
+        (
+            of_g(&format!(
+                "filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: s, port: 80}}}}}}], {TO_T}"
+            )),
+            &["a/g"],
+        ),
+        (
+            of_g(&format!(
+                "filters: [{{type: ExternalAuth, externalAuth: {{protocol: HTTP, backendRef: {{name: s, port: 80}}}}}}], {TO_T}"
+            )),
+            &["a/g"],
+        ),
+        (
+            of_g("backendRefs: [{group: networking.istio.io, kind: Hostname, name: s.a.svc.cluster.local, port: 80}]"),
+            &["a/g"],
+        ),
+        (of_g("backendRefs: [{group: x.io, kind: Thing, name: s, port: 80}]"), &[]),
+        (of_g(TO_S).replace("{name: g}]", "{name: g, sectionName: none}]"), &[]),
+        (of_b.clone(), &[]),
+        (format!("{of_b}{GRANT}"), &["b/g"]),
+        (format!("{SHOP}{}{}", gateway("a", "g", "UDP"), route("UDPRoute", "a", "name: g", TO_S)), &[]),
+        // By waypoints: that of the Service itself, the one with a part of its requests, and that of what a route is attached to.
+        (format!("{waypoint}{s}"), &["a/w"]),
+        (format!("{waypoint}{second}{canary}"), &["a/w", "a/w2"]),
+        (of_c("group: '', kind: Service, name: c"), &["a/w"]),
+        (of_c("group: '', kind: Service, name: s"), &[]),
+    ] {
+        let all = ancestors(&format!("{text}{OF_S}"));
+        assert!(all.iter().all(|(_, by)| by == "istio.io/gateway-controller"), "{all:?}");
+        let names: Vec<&str> = all.iter().map(|(to, _)| to.as_str()).collect();
+        assert_eq!(names, wanted, "{text}");
+    }
+}
+
+/// The API takes 16 entries: with one more no status could ever be written. Those that are there stay, others' among them.
+#[test]
+fn backend_tls_policies_name_no_more_gateways_than_there_is_room_for() {
+    const HAVE: &str = "status: {ancestors: [{ancestorRef: {name: theirs}, controllerName: x.io/y, conditions: []}, {ancestorRef: {group: gateway.networking.k8s.io, kind: Gateway, namespace: a, name: g19}, controllerName: istio.io/gateway-controller, conditions: []}]}\n";
+    let gateways: String = (0..20).map(|i| gateway("a", &format!("g{i:02}"), &format!("HTTP{}", asking(80)))).collect();
+    let all = ancestors(&format!("{SHOP}{gateways}{OF_S}{HAVE}"));
+    let mut wanted: Vec<String> = (0..14).map(|i| format!("a/g{i:02}")).collect();
+    wanted.insert(0, "a/g19".into());
+    wanted.push("/theirs".into());
+    assert_eq!(all.iter().map(|(to, _)| to.as_str()).collect::<Vec<_>>(), wanted);
+    assert_eq!(all.len(), 16);
+}
+
 /// GEP-5075: roots of the whole cluster; in whose name they are is nobody's to grant. Where the API server does not know the kind it is
 /// one that is not supported.
 #[test]
