@@ -27,6 +27,12 @@ pub enum What {
         /// Also measure another build of karst-waypoint, as variant `other`.
         #[arg(long, value_name = "PATH")]
         waypoint: Option<PathBuf>,
+        /// All proxies write a line of their access log for each request.
+        #[arg(long)]
+        access_log: bool,
+        /// In place of the usual cases, gateway and waypoint with 1, 16 and 512 connections and bodies of 0 and 4,096 bytes.
+        #[arg(long)]
+        wide: bool,
     },
     /// The memory of a node's ztunnel in a large mesh, told of all of it (`all`) and on demand (`on demand`).
     Mesh {
@@ -112,8 +118,9 @@ pub fn run(w: What) -> Result<()> {
             a.extend(ztunnel.map(|z| program("ztunnel", &z)).transpose()?);
             a
         }
-        What::L7 { how, waypoint } => {
+        What::L7 { how, waypoint, access_log, wide } => {
             let mut a = how.args("l7")?;
+            a.extend([format!("--access-log={access_log}"), format!("--wide={wide}")]);
             a.push(format!("--envoy={}", crate::setup::envoy()?.display()));
             a.extend(waypoint.map(|z| program("waypoint", &z)).transpose()?);
             a

@@ -1,11 +1,12 @@
-//! `cargo xtask bench l7`: our layer 7 proxy beside Envoy, two worker threads each, no access log; each in a pod of its own on
-//! node 0 with the client, the servers on node 1.
+//! `cargo xtask bench l7`: our layer 7 proxy beside Envoy, two worker threads each, without an access log or each with one; each in a
+//! pod of its own on node 0 with the client, the servers on node 1.
 //!
 //! - `gateway-N`: plain HTTP/1.1 in, 90/10, mutual TLS out, N connections of the client. Envoy speaks HTTP/1.1 in TLS to a TLS relay
 //!   in the server's pod, its cheapest way; we HBONE to the server's ztunnel, which is one layer more.
 //! - `waypoint-N`: HBONE in (the client's ztunnel), 90/10, HBONE out. Envoy is configured as Istio's waypoints are: the tunnel's
 //!   listener, an internal one for HTTP, an internal one for the tunnel onwards.
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
+//! - `gateway-N-B`, `waypoint-N-B`: with bodies of B bytes; in place of all others, where that is asked for.
 //!
 //! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
 //! collector (OTLP over HTTP) on node 1. Only if they are named in `--variants`: `gone`, the same where nobody listens; `bookless`,
@@ -31,7 +32,18 @@ const FEW: usize = 10;
 /// Rules that an HTTPRoute may have.
 const RULES: usize = 16;
 const PORT: u16 = 8000;
-const KNOBS: [(&str, &str); 2] = [("KARST_WORKER_THREADS", "2"), ("KARST_ACCESS_LOG", "false")];
+/// Connections of the wide form, and bytes of a request's body and of its answer's.
+const CONNECTIONS: [usize; 3] = [1, 16, 512];
+const BODIES: [&str; 2] = ["0", "4096"];
+
+/// How the proxies are set up.
+#[derive(Clone, Copy)]
+struct How {
+    /// Each request is a line of their access logs.
+    access_log: bool,
+    /// Connections and bodies of several sizes, and none of the many routes.
+    wide: bool,
+}
 
 /// A proxy that is measured: as gateway, and as waypoint.
 struct Proxy {
@@ -46,6 +58,7 @@ struct Proxy {
 /// Runs it.
 pub fn run(o: &Opts) -> Result<Samples> {
     let envoy = PathBuf::from(o.text("envoy").context("--envoy=PATH: the Envoy to measure beside")?);
+    let how = How { access_log: o.is_asked("access-log"), wide: o.is_asked("wide") };
     let mut w = World::start(Options::default())?;
     w.namespace("app", true);
     w.namespace("plain", false);
@@ -93,14 +106,15 @@ pub fn run(o: &Opts) -> Result<Samples> {
     ];
     for (variant, program) in builds {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
-            println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
+            println!("{variant}: {} times a gateway with {} routes, and a waypoint", o.processes, how.routes());
             let before = proxies.iter().map(Vec::len).sum::<usize>();
-            proxies.push((0..o.processes).map(|i| karst(&mut w, variant, &p, before + i)).collect::<Result<_>>()?);
+            let start = |i: usize| karst(&mut w, variant, &p, before + i, how);
+            proxies.push((0..o.processes).map(start).collect::<Result<_>>()?);
         }
     }
     if !o.skips("envoy") {
-        println!("envoy: a gateway with {MANY} routes, and a waypoint");
-        proxies.push(vec![self::envoy(&mut w, &envoy, &mesh, &plain)?]);
+        println!("envoy: a gateway with {} routes, and a waypoint", how.routes());
+        proxies.push(vec![self::envoy(&mut w, &envoy, (&mesh, &plain), how)?]);
     }
     let mut s = Samples::default();
     for p in proxies.iter().flatten() {
@@ -109,14 +123,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
     }
     let last = |n: usize| format!("/r{}/echo", n - 1);
     let (few, many) = (last(FEW), last(MANY));
-    let cases: [(String, bool, usize, &[&str]); 6] = [
-        ("gateway-32".into(), true, 32, &["--host", "split.example"]),
-        ("gateway-1".into(), true, 1, &["--host", "split.example"]),
-        ("waypoint-32".into(), false, 32, &["--host", "shop"]),
-        ("waypoint-1".into(), false, 1, &["--host", "shop"]),
-        (format!("routes-{FEW}"), true, 32, &["--host", "few.example", "--path", &few]),
-        (format!("routes-{MANY}"), true, 32, &["--host", "many.example", "--path", &many]),
-    ];
+    let cases = cases(how, &few, &many);
     for (case, gateway, _, more) in &cases {
         for p in proxies.iter().flatten().filter(|_| case.contains(&o.only)) {
             works(p, if *gateway { (&outside, p.gateway.0) } else { (&client, p.waypoint.0) }, case, more)?;
@@ -130,7 +137,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
                 let p = &processes[r % processes.len()];
                 println!("round {} of {}: {case} {}", r + 1, o.rounds, p.variant);
                 let (from, (to, pid)) = if *gateway { (&outside, p.gateway) } else { (&client, p.waypoint) };
-                measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more))?;
+                measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more.as_slice()))?;
                 if let Some(collector) = collector.as_ref().filter(|_| p.variant == "traced") {
                     ensure!(!collector.take().is_empty(), "{case}: no spans have come to the collector");
                 }
@@ -148,6 +155,34 @@ pub fn run(o: &Opts) -> Result<Samples> {
         s.add("after", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
     }
     Ok(s)
+}
+
+impl How {
+    fn routes(self) -> usize {
+        if self.wide { 0 } else { MANY }
+    }
+}
+
+/// Each with its name, whether it is the gateway's, its connections, and what meshbench is told besides. `few`, `many`: the paths
+/// of the last rules of both hosts with routes.
+fn cases<'a>(how: How, few: &'a str, many: &'a str) -> Vec<(String, bool, usize, Vec<&'a str>)> {
+    let mut out = vec![];
+    for (name, is_gateway, host) in [("gateway", true, "split.example"), ("waypoint", false, "shop")] {
+        if !how.wide {
+            out.extend([32, 1].map(|n| (format!("{name}-{n}"), is_gateway, n, vec!["--host", host])));
+            continue;
+        }
+        for n in CONNECTIONS {
+            let one = |size| (format!("{name}-{n}-{size}"), is_gateway, n, vec!["--host", host, "--size", size]);
+            out.extend(BODIES.map(one));
+        }
+    }
+    if !how.wide {
+        for (n, host, path) in [(FEW, "few.example", few), (MANY, "many.example", many)] {
+            out.push((format!("routes-{n}"), true, 32, vec!["--host", host, "--path", path]));
+        }
+    }
+    out
 }
 
 /// Takes spans; and the mesh knows it as the provider `spans`, which nobody uses who is not told to. At the port of the provider
@@ -196,18 +231,22 @@ fn many(gateway: &str, host: &str, n: usize) -> String {
     text
 }
 
-fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
+fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize, how: How) -> Result<Proxy> {
     let name = &format!("{variant}-{nth}");
     let single = (variant == "one-thread").then_some(("KARST_WORKER_THREADS", "1"));
     let bookless = (variant == "bookless").then_some(("KARST_FLOWS", "false"));
-    let knobs: Vec<(&str, &str)> = KNOBS.into_iter().chain(single).chain(bookless).collect();
+    let access_log = ("KARST_ACCESS_LOG", if how.access_log { "true" } else { "false" });
+    let all = [("KARST_WORKER_THREADS", "2"), access_log];
+    let knobs: Vec<(&str, &str)> = all.into_iter().chain(single).chain(bookless).collect();
     let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
     let all = "allowedRoutes: {namespaces: {from: All}}";
     let mut text = format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: app}}\nspec: {{parentRefs: [{{name: {name}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
     );
-    text += &many(name, "few.example", FEW);
-    text += &many(name, "many.example", MANY);
+    if !how.wide {
+        text += &many(name, "few.example", FEW);
+        text += &many(name, "many.example", MANY);
+    }
     w.apply(&format!("gateway-{name}"), &text);
     let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
     w.start_waypoint_of(&gateway, program, &knobs);
@@ -246,14 +285,18 @@ fn bound(w: &World, name: &str, nth: usize) -> (SocketAddr, String) {
     (SocketAddr::new(ip.parse().expect("an address"), 80), text)
 }
 
-fn envoy(w: &mut World, program: &Path, mesh: &[Pod; 2], plain: &[Pod; 2]) -> Result<Proxy> {
+fn envoy(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), how: How) -> Result<Proxy> {
     let gateway = w.gateway_pod("edge", "envoy", 0, &[]);
     let (vip, _) = bound(w, "envoy", 99);
     let waypoint = w.waypoint_pod("app", "envoy-way", 0);
     w.settle();
     let edge = certificate(&w.dir, "edge", "envoy")?;
     let app = certificate(&w.dir, "app", "envoy-way")?;
-    let files = [("gateway", &gateway, as_gateway(plain, &edge)), ("waypoint", &waypoint, as_waypoint(mesh, &app))];
+    let log = |name: &str| how.access_log.then(|| w.dir.join("logs").join(format!("envoy-{name}-access.log")));
+    let files = [
+        ("gateway", &gateway, as_gateway(plain, &edge, log("gateway"), how)),
+        ("waypoint", &waypoint, as_waypoint(mesh, &app, log("waypoint"))),
+    ];
     let mut apps = vec![];
     for ((name, pod, config), port) in files.into_iter().zip([PORT, 15008]) {
         let file = w.dir.join(format!("envoy-{name}.json"));
@@ -326,7 +369,12 @@ fn tls(side: &str, f: &Files, alpn: &[&str], checked: bool) -> Value {
     json!({"name": "tls", "typed_config": typed(&kind, body)})
 }
 
-fn http_manager(name: &str, mut body: Value) -> Value {
+/// `log`: where its access log is written.
+fn http_manager(name: &str, mut body: Value, log: Option<PathBuf>) -> Value {
+    if let Some(path) = log {
+        let file = typed("envoy.extensions.access_loggers.file.v3.FileAccessLog", json!({ "path": path }));
+        body["access_log"] = json!([{"name": "file", "typed_config": file}]);
+    }
     let router = typed("envoy.extensions.filters.http.router.v3.Router", json!({}));
     body["stat_prefix"] = json!(name);
     body["http_filters"] = json!([{"name": "envoy.filters.http.router", "typed_config": router}]);
@@ -359,7 +407,7 @@ fn split() -> Value {
     json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [one("v1", 90), one("v2", 10)]}}}])
 }
 
-fn as_gateway(servers: &[Pod; 2], f: &Files) -> Value {
+fn as_gateway(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>, how: How) -> Value {
     let routes = |n: usize| -> Vec<Value> {
         // As Istio and Envoy's own gateway write Gateway API's PathPrefix.
         (0..n)
@@ -368,22 +416,22 @@ fn as_gateway(servers: &[Pod; 2], f: &Files) -> Value {
     };
     let hosts = json!([
         {"name": "split", "domains": ["split.example"], "routes": split()},
-        {"name": "few", "domains": ["few.example"], "routes": routes(FEW)},
-        {"name": "many", "domains": ["many.example"], "routes": routes(MANY)},
+        {"name": "few", "domains": ["few.example"], "routes": routes(FEW.min(how.routes()))},
+        {"name": "many", "domains": ["many.example"], "routes": routes(how.routes())},
     ]);
     let clusters: Vec<Value> = ["v1", "v2"]
         .iter()
         .zip(servers)
         .map(|(v, p)| cluster(v, at(p.at(9443)), tls("Upstream", f, &[], false), false))
         .collect();
-    let http = http_manager("gateway", json!({"route_config": {"virtual_hosts": hosts}}));
+    let http = http_manager("gateway", json!({"route_config": {"virtual_hosts": hosts}}), log);
     json!({"static_resources": {
         "listeners": [{"name": "web", "address": at(([0, 0, 0, 0], PORT).into()), "filter_chains": [{"filters": [http]}]}],
         "clusters": clusters,
     }})
 }
 
-fn as_waypoint(servers: &[Pod; 2], f: &Files) -> Value {
+fn as_waypoint(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>) -> Value {
     let internal = |listener: &str| json!({"envoy_internal_address": {"server_listener_name": listener}});
     let raw = typed("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", json!({}));
     let pipe = typed(
@@ -402,10 +450,12 @@ fn as_waypoint(servers: &[Pod; 2], f: &Files) -> Value {
                 "route": {"cluster": "main", "timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
             }]}]},
         }),
+        None,
     );
     let main = http_manager(
         "main",
         json!({"route_config": {"virtual_hosts": [{"name": "shop", "domains": ["*"], "routes": split()}]}}),
+        log,
     );
     let mut listeners = vec![
         json!({"name": "terminate", "address": at(([0, 0, 0, 0], 15008).into()), "filter_chains": [{

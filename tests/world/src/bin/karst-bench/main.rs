@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fs};
 
 /// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help`, `l7 --help` and `mesh --help` explain them.
-const ARGS: [&str; 13] = [
+const ARGS: [&str; 15] = [
     "rounds",
     "secs",
     "processes",
@@ -26,6 +26,8 @@ const ARGS: [&str; 13] = [
     "nodes",
     "called",
     "report",
+    "access-log",
+    "wide",
 ];
 
 fn main() -> Result<()> {

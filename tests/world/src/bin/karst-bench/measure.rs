@@ -41,6 +41,10 @@ impl Opts {
     pub fn text(&self, k: &str) -> Option<&str> {
         self.given.get(k).map(String::as_str).filter(|v| !v.is_empty())
     }
+    /// Is this asked for (`--NAME=true`)?
+    pub fn is_asked(&self, k: &str) -> bool {
+        self.text(k) == Some("true")
+    }
     /// Is this variant asked for by name? (For those that are not measured else.)
     pub fn names(&self, variant: &str) -> bool {
         self.text("variants").is_some_and(|v| v.split(',').any(|x| x == variant))
