@@ -9,6 +9,8 @@
     reason = "a test's failure is a panic"
 )]
 
+#[path = "stages/crashes.rs"]
+mod crashes;
 #[path = "stages/dashboards.rs"]
 mod dashboards;
 #[path = "stages/istioctl.rs"]
@@ -527,6 +529,13 @@ fn s5_restarts_under_load() {
     drop(load.take().unwrap().end());
     assert!(total.1.is_empty(), "{:?}", total.1);
     assert!(total.0 > 500);
+}
+
+/// Each node's process that serves, killed 100 times.
+#[test]
+#[ignore = "soak: about three minutes"]
+fn s5_crashes_are_a_pause() {
+    crashes::are_a_pause();
 }
 
 /// Without a probe, so that the time to Ready is that of the start and not of a probe's period.
