@@ -60,15 +60,19 @@ pub fn tide(shared: &Shared) -> (usize, u64) {
     (open.iter().sum::<usize>() + gate.tunnels.len() + gate.handshakes.len(), waited + refused)
 }
 
-fn bounds(descriptors: u64) -> [(&'static str, usize); 8] {
+fn bounds(descriptors: u64) -> [(&'static str, usize); 12] {
     [
         ("connections", limits::connections_per_pod(descriptors)),
         ("connections_one_way", limits::connections_of_direction(descriptors)),
         ("connections_of_peer", limits::connections_of_peer(descriptors)),
         ("tunnels", limits::MAX_TUNNELS_PER_POD),
+        ("tunnels_of_peer", limits::MAX_TUNNELS_PER_PEER),
+        ("unused_tunnels", limits::MAX_IDLE_TUNNELS_OF_POD),
         ("handshakes", limits::MAX_HANDSHAKES_PER_POD),
         ("buffer_bytes", limits::POD_BUFFERS),
         ("turn_bytes", limits::TURN),
+        ("accepts", limits::ACCEPTS),
+        ("dns_queries", limits::DNS_MAX_PENDING),
         ("log_lines", limits::LOG_LINES_OF_POD),
     ]
 }
@@ -89,6 +93,8 @@ mod tests {
         render(&mut page, &pods.into(), 4096);
         for line in [
             "karst_share_limit{share=\"connections\"} 512",
+            "karst_share_limit{share=\"unused_tunnels\"} 256",
+            "karst_share_limit{share=\"dns_queries\"} 512",
             "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"inbound\"} 6",
             "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"outbound\"} 0",
             "karst_pod_tunnels{namespace=\"ns\",pod=\"a\"} 0",

@@ -184,7 +184,13 @@ impl Gate {
             out,
             "# HELP {name} Most that one caller may have of what all callers share.\n# TYPE {name} gauge"
         );
-        for (share, most) in [("streams", self.streams), ("turn_bytes", limits::TURN)] {
+        let shares = [
+            ("streams", self.streams),
+            ("turn_bytes", limits::TURN),
+            ("accepts", limits::ACCEPTS),
+            ("callers", limits::MAX_CALLERS),
+        ];
+        for (share, most) in shares {
             let _ = writeln!(out, "{name}{{share=\"{share}\"}} {most}");
         }
     }
