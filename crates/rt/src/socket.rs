@@ -606,16 +606,29 @@ mod tests {
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
-    /// While connections and queries of ours are open, whatever ports they have.
+    /// While connections and queries of ours are open, whatever ports they have. A test beside this one may have one of these ports: it
+    /// is in the way without ours, too, and then ours has another.
     #[tokio::test]
     async fn applications_can_listen_at_the_ports_of_our_sockets() {
+        let listens = |own: SocketAddr| {
+            let all = SocketAddr::new(without_host(own), own.port());
+            std::net::TcpListener::bind(own).map(drop).and_then(|()| std::net::TcpListener::bind(all)).is_ok()
+        };
         let servers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::TcpListener::bind(at).unwrap());
         for server in &servers {
             let to = server.local_addr().unwrap();
-            let open = NetnsConnector::host().connect(to, Duration::from_secs(5)).await.unwrap();
-            let own = open.local_addr().unwrap();
-            std::net::TcpListener::bind(own).unwrap();
-            std::net::TcpListener::bind(SocketAddr::new(without_host(own), own.port())).unwrap();
+            let mut has_listened = false;
+            for _ in 0..8 {
+                let open = NetnsConnector::host().connect(to, Duration::from_secs(5)).await.unwrap();
+                let own = open.local_addr().unwrap();
+                has_listened = listens(own);
+                drop(open);
+                if has_listened {
+                    break;
+                }
+                assert!(!listens(own), "{own}: our connection was in the way");
+            }
+            assert!(has_listened, "others have each port that was tried");
             let query = NetnsConnector::host().udp(to).unwrap();
             let own = query.local_addr().unwrap();
             let application = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();

@@ -26,33 +26,33 @@ const TIME: Duration = Duration::from_secs(15);
 /// Who holds the sockets beside their process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
-    ByNobody,
+    Nobody,
     /// Another process shares all descriptors.
-    ByTable,
+    Table,
     /// The agent is passed those of one connection at a time.
-    ByAgent,
+    Agent,
     /// The agent is passed those of a batch at a time.
-    ByAgentTogether,
+    AgentTogether,
 }
 
 impl Held {
-    const ALL: [Self; 4] = [Self::ByNobody, Self::ByTable, Self::ByAgent, Self::ByAgentTogether];
+    const ALL: [Self; 4] = [Self::Nobody, Self::Table, Self::Agent, Self::AgentTogether];
 
     fn name(self) -> &'static str {
         match self {
-            Self::ByNobody => "nobody",
-            Self::ByTable => "shared table",
-            Self::ByAgent => "agent",
-            Self::ByAgentTogether => "agent, 8 together",
+            Self::Nobody => "nobody",
+            Self::Table => "shared table",
+            Self::Agent => "agent",
+            Self::AgentTogether => "agent, 8 together",
         }
     }
 
     /// Connections of one packet to the agent.
     fn together(self) -> Option<usize> {
         match self {
-            Self::ByNobody | Self::ByTable => None,
-            Self::ByAgent => Some(1),
-            Self::ByAgentTogether => Some(BATCH),
+            Self::Nobody | Self::Table => None,
+            Self::Agent => Some(1),
+            Self::AgentTogether => Some(BATCH),
         }
     }
 }
@@ -145,7 +145,7 @@ struct Run {
 fn run(held: Held) -> Run {
     let (listener, application) = (listen(), listen());
     let (at, to) = (listener.local_addr().unwrap(), application.local_addr().unwrap());
-    let _holder = (held == Held::ByTable).then(Process::with_our_descriptors);
+    let _holder = (held == Held::Table).then(Process::with_our_descriptors);
     let (own, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     let agent = held.together().map(|_| thread::spawn(move || hold(other.into())));
     let began = Instant::now();
@@ -184,7 +184,7 @@ fn an_agent_holds_each_connection_until_it_has_ended() {
 
 /// All in turn, round by round; each is compared with nobody's holding in the same round.
 pub fn measure() {
-    run(Held::ByNobody);
+    run(Held::Nobody);
     let (began, mut rounds) = (Instant::now(), Vec::<[Run; 4]>::new());
     while rounds.len() < *ROUNDS.start() || (rounds.len() < *ROUNDS.end() && began.elapsed() < TIME) {
         rounds.push(Held::ALL.map(run));
