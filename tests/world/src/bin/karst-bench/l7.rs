@@ -12,10 +12,12 @@
 //! collector (OTLP over HTTP) on node 1. Only if they are named in `--variants`: `gone`, the same where nobody listens; `bookless`,
 //! ours without the book of flows; `one-thread`, ours with one worker.
 
-use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
+use crate::{
+    envoy,
+    measure::{App, Opts, Samples, measure, rss_kib, serve},
+};
 use anyhow::{Context, Result, ensure};
 use karst_world::{Options, Pod, PodSpec, World, bin, wait_for, web::Web};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
@@ -114,7 +116,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
     }
     if !o.skips("envoy") {
         println!("envoy: a gateway with {} routes, and a waypoint", how.routes());
-        proxies.push(vec![self::envoy(&mut w, &envoy, (&mesh, &plain), how)?]);
+        proxies.push(vec![beside(&mut w, &envoy, (&mesh, &plain), how)?]);
     }
     let mut s = Samples::default();
     for p in proxies.iter().flatten() {
@@ -285,17 +287,20 @@ fn bound(w: &World, name: &str, nth: usize) -> (SocketAddr, String) {
     (SocketAddr::new(ip.parse().expect("an address"), 80), text)
 }
 
-fn envoy(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), how: How) -> Result<Proxy> {
+/// Envoy.
+fn beside(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), how: How) -> Result<Proxy> {
     let gateway = w.gateway_pod("edge", "envoy", 0, &[]);
     let (vip, _) = bound(w, "envoy", 99);
     let waypoint = w.waypoint_pod("app", "envoy-way", 0);
     w.settle();
-    let edge = certificate(&w.dir, "edge", "envoy")?;
-    let app = certificate(&w.dir, "app", "envoy-way")?;
+    let edge = envoy::certificate(&w.dir, "edge", "envoy")?;
+    let app = envoy::certificate(&w.dir, "app", "envoy-way")?;
     let log = |name: &str| how.access_log.then(|| w.dir.join("logs").join(format!("envoy-{name}-access.log")));
+    let routes = [FEW.min(how.routes()), how.routes()];
+    let as_gateway = envoy::Gateway { servers: plain, own: &edge, log: log("gateway"), port: PORT, routes };
     let files = [
-        ("gateway", &gateway, as_gateway(plain, &edge, log("gateway"), how)),
-        ("waypoint", &waypoint, as_waypoint(mesh, &app, log("waypoint"))),
+        ("gateway", &gateway, as_gateway.config()),
+        ("waypoint", &waypoint, envoy::waypoint(mesh, &app, log("waypoint"))),
     ];
     let mut apps = vec![];
     for ((name, pod, config), port) in files.into_iter().zip([PORT, 15008]) {
@@ -316,167 +321,5 @@ fn envoy(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), h
         waypoint: (vip, pids[1]),
         pods: None,
         _apps: apps,
-    })
-}
-
-/// Files of a certificate of the world's authority: chain and key.
-struct Files {
-    chain: PathBuf,
-    key: PathBuf,
-    roots: PathBuf,
-}
-
-fn certificate(dir: &Path, namespace: &str, account: &str) -> Result<Files> {
-    let ca = dir.join("controller");
-    let read = |name: &str| fs::read_to_string(ca.join(name)).with_context(|| name.to_string());
-    let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, KeyPair::from_pem(&read("ca-key.pem")?)?)?;
-    let mut p = CertificateParams::default();
-    p.subject_alt_names = vec![SanType::URI(format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").try_into()?)];
-    p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate()?;
-    let cert = p.signed_by(&key, &issuer)?;
-    let file = |what: &str| dir.join(format!("{account}-{what}.pem"));
-    let f = Files { chain: file("chain"), key: file("key"), roots: ca.join("root-cert.pem") };
-    fs::write(&f.chain, cert.pem())?;
-    fs::write(&f.key, key.serialize_pem())?;
-    Ok(f)
-}
-
-/// Envoy's `typed_config`.
-fn typed(kind: &str, mut body: Value) -> Value {
-    body["@type"] = json!(format!("type.googleapis.com/{kind}"));
-    body
-}
-
-/// TLS 1.3 with the mesh's certificates; `checked`: the peer must have one too.
-fn tls(side: &str, f: &Files, alpn: &[&str], checked: bool) -> Value {
-    let mut common = json!({
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-        "tls_certificates": [{"certificate_chain": {"filename": f.chain}, "private_key": {"filename": f.key}}],
-        "alpn_protocols": alpn,
-    });
-    if checked {
-        common["validation_context"] = json!({
-            "trusted_ca": {"filename": f.roots},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": "spiffe://cluster.local/"}}],
-        });
-    }
-    let mut body = json!({"common_tls_context": common});
-    if side == "Downstream" {
-        body["require_client_certificate"] = json!(true);
-    }
-    let kind = format!("envoy.extensions.transport_sockets.tls.v3.{side}TlsContext");
-    json!({"name": "tls", "typed_config": typed(&kind, body)})
-}
-
-/// `log`: where its access log is written.
-fn http_manager(name: &str, mut body: Value, log: Option<PathBuf>) -> Value {
-    if let Some(path) = log {
-        let file = typed("envoy.extensions.access_loggers.file.v3.FileAccessLog", json!({ "path": path }));
-        body["access_log"] = json!([{"name": "file", "typed_config": file}]);
-    }
-    let router = typed("envoy.extensions.filters.http.router.v3.Router", json!({}));
-    body["stat_prefix"] = json!(name);
-    body["http_filters"] = json!([{"name": "envoy.filters.http.router", "typed_config": router}]);
-    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-    json!({"name": "http", "typed_config": typed(kind, body)})
-}
-
-fn at(a: SocketAddr) -> Value {
-    json!({"socket_address": {"address": a.ip().to_string(), "port_value": a.port()}})
-}
-
-fn cluster(name: &str, address: Value, socket: Value, h2: bool) -> Value {
-    let mut c = json!({
-        "name": name, "type": "STATIC", "connect_timeout": "2s", "transport_socket": socket,
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
-    });
-    if h2 {
-        let options = typed(
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            json!({"explicit_http_config": {"http2_protocol_options": {}}}),
-        );
-        c["typed_extension_protocol_options"] =
-            json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
-    }
-    c
-}
-
-fn split() -> Value {
-    let one = |v: &str, weight: u32| json!({"name": v, "weight": weight});
-    json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [one("v1", 90), one("v2", 10)]}}}])
-}
-
-fn as_gateway(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>, how: How) -> Value {
-    let routes = |n: usize| -> Vec<Value> {
-        // As Istio and Envoy's own gateway write Gateway API's PathPrefix.
-        (0..n)
-            .map(|i| json!({"match": {"path_separated_prefix": format!("/r{i}")}, "route": {"cluster": "v1"}}))
-            .collect()
-    };
-    let hosts = json!([
-        {"name": "split", "domains": ["split.example"], "routes": split()},
-        {"name": "few", "domains": ["few.example"], "routes": routes(FEW.min(how.routes()))},
-        {"name": "many", "domains": ["many.example"], "routes": routes(how.routes())},
-    ]);
-    let clusters: Vec<Value> = ["v1", "v2"]
-        .iter()
-        .zip(servers)
-        .map(|(v, p)| cluster(v, at(p.at(9443)), tls("Upstream", f, &[], false), false))
-        .collect();
-    let http = http_manager("gateway", json!({"route_config": {"virtual_hosts": hosts}}), log);
-    json!({"static_resources": {
-        "listeners": [{"name": "web", "address": at(([0, 0, 0, 0], PORT).into()), "filter_chains": [{"filters": [http]}]}],
-        "clusters": clusters,
-    }})
-}
-
-fn as_waypoint(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>) -> Value {
-    let internal = |listener: &str| json!({"envoy_internal_address": {"server_listener_name": listener}});
-    let raw = typed("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", json!({}));
-    let pipe = typed(
-        "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
-        json!({"transport_socket": {"name": "raw", "typed_config": raw}}),
-    );
-    let pipe = json!({"name": "internal", "typed_config": pipe});
-    let terminate = http_manager(
-        "terminate",
-        json!({
-            "codec_type": "HTTP2",
-            "http2_protocol_options": {"allow_connect": true},
-            "upgrade_configs": [{"upgrade_type": "CONNECT"}],
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{
-                "match": {"connect_matcher": {}},
-                "route": {"cluster": "main", "timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
-            }]}]},
-        }),
-        None,
-    );
-    let main = http_manager(
-        "main",
-        json!({"route_config": {"virtual_hosts": [{"name": "shop", "domains": ["*"], "routes": split()}]}}),
-        log,
-    );
-    let mut listeners = vec![
-        json!({"name": "terminate", "address": at(([0, 0, 0, 0], 15008).into()), "filter_chains": [{
-            "transport_socket": tls("Downstream", f, &["h2"], true), "filters": [terminate],
-        }]}),
-        json!({"name": "main", "internal_listener": {}, "filter_chains": [{"filters": [main]}]}),
-    ];
-    let mut clusters = vec![cluster("main", internal("main"), pipe.clone(), false)];
-    for (v, p) in ["v1", "v2"].iter().zip(servers) {
-        let (originate, tunnel) = (format!("originate-{v}"), format!("tunnel-{v}"));
-        let tcp = typed(
-            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            json!({"stat_prefix": originate, "cluster": tunnel, "tunneling_config": {"hostname": p.at(8080).to_string()}}),
-        );
-        listeners.push(json!({"name": originate, "internal_listener": {}, "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]}));
-        clusters.push(cluster(v, internal(&originate), pipe.clone(), false));
-        clusters.push(cluster(&tunnel, at(p.at(15008)), tls("Upstream", f, &["h2"], true), true));
-    }
-    let bootstrap = typed("envoy.extensions.bootstrap.internal_listener.v3.InternalListener", json!({}));
-    json!({
-        "bootstrap_extensions": [{"name": "internal", "typed_config": bootstrap}],
-        "static_resources": {"listeners": listeners, "clusters": clusters},
     })
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench l4`, `l7` and `mesh`: all variants of a case interleaved in one run, medians and spread.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod envoy;
 mod l4;
 mod l7;
 mod measure;
