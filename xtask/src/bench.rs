@@ -33,6 +33,10 @@ pub enum What {
         /// In place of the usual cases, gateway and waypoint with 1, 16 and 512 connections and bodies of 0 and 4,096 bytes.
         #[arg(long)]
         wide: bool,
+        /// In place of the usual cases, gateways by HTTP/2, by gRPC, and by TLS that ends there, with requests on kept connections and with a
+        /// new connection and handshake for each (with --wide: besides its cases).
+        #[arg(long)]
+        protocols: bool,
     },
     /// The memory of a node's ztunnel in a large mesh, told of all of it (`all`) and on demand (`on demand`).
     Mesh {
@@ -118,9 +122,10 @@ pub fn run(w: What) -> Result<()> {
             a.extend(ztunnel.map(|z| program("ztunnel", &z)).transpose()?);
             a
         }
-        What::L7 { how, waypoint, access_log, wide } => {
+        What::L7 { how, waypoint, access_log, wide, protocols } => {
             let mut a = how.args("l7")?;
-            a.extend([format!("--access-log={access_log}"), format!("--wide={wide}")]);
+            let asked = [("access-log", access_log), ("wide", wide), ("protocols", protocols)];
+            a.extend(asked.map(|(name, is_asked)| format!("--{name}={is_asked}")));
             a.push(format!("--envoy={}", crate::setup::envoy()?.display()));
             a.extend(waypoint.map(|z| program("waypoint", &z)).transpose()?);
             a

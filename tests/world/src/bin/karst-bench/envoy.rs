@@ -10,6 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Where the servers' TLS relay to HTTP/1.1 listens.
+pub const HTTP_IN_TLS: u16 = 9443;
+/// Where the one to HTTP/2 does.
+pub const HTTP2_IN_TLS: u16 = 9444;
+const RELEASES: [&str; 2] = ["v1", "v2"];
+
 /// A gateway.
 pub struct Gateway<'a> {
     /// Both releases, whose TLS relays are called.
@@ -22,6 +28,8 @@ pub struct Gateway<'a> {
     pub port: u16,
     /// Prefix routes of `few.example`, and of `many.example`.
     pub routes: [usize; 2],
+    /// Where it ends TLS, too, and what it shows there; `grpc.example` is there with it.
+    pub edge: Option<(u16, &'a Files)>,
 }
 
 impl Gateway<'_> {
@@ -33,21 +41,35 @@ impl Gateway<'_> {
                 .map(|i| json!({"match": {"path_separated_prefix": format!("/r{i}")}, "route": {"cluster": "v1"}}))
                 .collect()
         };
-        let hosts = json!([
-            {"name": "split", "domains": ["split.example"], "routes": split()},
-            {"name": "few", "domains": ["few.example"], "routes": routes(self.routes[0])},
-            {"name": "many", "domains": ["many.example"], "routes": routes(self.routes[1])},
-        ]);
-        let clusters: Vec<Value> = ["v1", "v2"]
-            .iter()
-            .zip(self.servers)
-            .map(|(v, p)| cluster(v, at(p.at(9443)), tls("Upstream", self.own, &[], false), false))
-            .collect();
+        let mut hosts = vec![
+            json!({"name": "split", "domains": ["split.example"], "routes": split("")}),
+            json!({"name": "few", "domains": ["few.example"], "routes": routes(self.routes[0])}),
+            json!({"name": "many", "domains": ["many.example"], "routes": routes(self.routes[1])}),
+        ];
+        let mut clusters = self.clusters("", HTTP_IN_TLS, false);
+        if self.edge.is_some() {
+            hosts.push(json!({"name": "grpc", "domains": ["grpc.example"], "routes": split("grpc-")}));
+            clusters.extend(self.clusters("grpc-", HTTP2_IN_TLS, true));
+        }
         let http = http_manager("gateway", json!({"route_config": {"virtual_hosts": hosts}}), self.log.as_deref());
-        json!({"static_resources": {
-            "listeners": [{"name": "web", "address": at(([0, 0, 0, 0], self.port).into()), "filter_chains": [{"filters": [http]}]}],
-            "clusters": clusters,
-        }})
+        let listener = |name: &str, port: u16, chain: Value| {
+            let address = at(([0, 0, 0, 0], port).into());
+            json!({"name": name, "address": address, "filter_chains": [chain]})
+        };
+        let mut listeners = vec![listener("web", self.port, json!({"filters": [http]}))];
+        if let Some((port, files)) = self.edge {
+            let tls = tls("Downstream", files, &["h2", "http/1.1"], false);
+            listeners.push(listener("edge", port, json!({"transport_socket": tls, "filters": [http]})));
+        }
+        json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
+    }
+
+    /// Both releases, by their TLS relays at this port.
+    fn clusters(&self, prefix: &str, port: u16, h2: bool) -> Vec<Value> {
+        let one = |(v, p): (&&str, &Pod)| {
+            cluster(&format!("{prefix}{v}"), at(p.at(port)), tls("Upstream", self.own, &[], false), h2)
+        };
+        RELEASES.iter().zip(self.servers).map(one).collect()
     }
 }
 
@@ -75,7 +97,7 @@ pub fn waypoint(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>) -> Value {
     );
     let main = http_manager(
         "main",
-        json!({"route_config": {"virtual_hosts": [{"name": "shop", "domains": ["*"], "routes": split()}]}}),
+        json!({"route_config": {"virtual_hosts": [{"name": "shop", "domains": ["*"], "routes": split("")}]}}),
         log.as_deref(),
     );
     let mut listeners = vec![
@@ -85,7 +107,7 @@ pub fn waypoint(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>) -> Value {
         json!({"name": "main", "internal_listener": {}, "filter_chains": [{"filters": [main]}]}),
     ];
     let mut clusters = vec![cluster("main", internal("main"), pipe.clone(), false)];
-    for (v, p) in ["v1", "v2"].iter().zip(servers) {
+    for (v, p) in RELEASES.iter().zip(servers) {
         let (originate, tunnel) = (format!("originate-{v}"), format!("tunnel-{v}"));
         let tcp = typed(
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
@@ -102,14 +124,25 @@ pub fn waypoint(servers: &[Pod; 2], f: &Files, log: Option<PathBuf>) -> Value {
     })
 }
 
-/// Files of a certificate of the world's authority: chain and key.
+/// Files of a certificate: chain and key; and the roots of the mesh.
 pub struct Files {
     chain: PathBuf,
     key: PathBuf,
     roots: PathBuf,
 }
 
-/// Writes one for a service account.
+impl Files {
+    /// Writes chain and key, PEM, in a world's directory.
+    pub fn new(dir: &Path, name: &str, (chain, key): (&str, &str)) -> Result<Self> {
+        let file = |what: &str| dir.join(format!("{name}-{what}.pem"));
+        let own = Self { chain: file("chain"), key: file("key"), roots: dir.join("controller/root-cert.pem") };
+        fs::write(&own.chain, chain)?;
+        fs::write(&own.key, key)?;
+        Ok(own)
+    }
+}
+
+/// Writes a certificate of the world's authority for a service account.
 pub fn certificate(dir: &Path, namespace: &str, account: &str) -> Result<Files> {
     let ca = dir.join("controller");
     let read = |name: &str| fs::read_to_string(ca.join(name)).with_context(|| name.to_string());
@@ -119,11 +152,7 @@ pub fn certificate(dir: &Path, namespace: &str, account: &str) -> Result<Files> 
     p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let key = KeyPair::generate()?;
     let cert = p.signed_by(&key, &issuer)?;
-    let file = |what: &str| dir.join(format!("{account}-{what}.pem"));
-    let f = Files { chain: file("chain"), key: file("key"), roots: ca.join("root-cert.pem") };
-    fs::write(&f.chain, cert.pem())?;
-    fs::write(&f.key, key.serialize_pem())?;
-    Ok(f)
+    Files::new(dir, account, (&cert.pem(), &key.serialize_pem()))
 }
 
 /// Envoy's `typed_config`.
@@ -132,7 +161,7 @@ fn typed(kind: &str, mut body: Value) -> Value {
     body
 }
 
-/// TLS 1.3 with the mesh's certificates; `checked`: the peer must have one too.
+/// TLS 1.3 with a certificate; `checked`: the peer must have one of the mesh.
 fn tls(side: &str, f: &Files, alpn: &[&str], checked: bool) -> Value {
     let mut common = json!({
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
@@ -147,7 +176,7 @@ fn tls(side: &str, f: &Files, alpn: &[&str], checked: bool) -> Value {
     }
     let mut body = json!({"common_tls_context": common});
     if side == "Downstream" {
-        body["require_client_certificate"] = json!(true);
+        body["require_client_certificate"] = json!(checked);
     }
     let kind = format!("envoy.extensions.transport_sockets.tls.v3.{side}TlsContext");
     json!({"name": "tls", "typed_config": typed(&kind, body)})
@@ -186,7 +215,8 @@ fn cluster(name: &str, address: Value, socket: Value, h2: bool) -> Value {
     c
 }
 
-fn split() -> Value {
-    let one = |v: &str, weight: u32| json!({"name": v, "weight": weight});
+/// 90/10, to the clusters of both releases whose names begin so.
+fn split(prefix: &str) -> Value {
+    let one = |v: &str, weight: u32| json!({"name": format!("{prefix}{v}"), "weight": weight});
     json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [one("v1", 90), one("v2", 10)]}}}])
 }

@@ -6,23 +6,39 @@
 //! - `waypoint-N`: HBONE in (the client's ztunnel), 90/10, HBONE out. Envoy is configured as Istio's waypoints are: the tunnel's
 //!   listener, an internal one for HTTP, an internal one for the tunnel onwards.
 //! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
-//! - `gateway-N-B`, `waypoint-N-B`: with bodies of B bytes; in place of all others, where that is asked for.
+//! - `gateway-N-B`, `waypoint-N-B`: with bodies of B bytes; in place of those above, where that is asked for (`--wide`).
 //!
-//! CPU is the proxy's alone, from /proc. `other`: another build of ours. `traced`: ours, which exports the spans of each request to a
-//! collector (OTLP over HTTP) on node 1. Only if they are named in `--variants`: `gone`, the same where nobody listens; `bookless`,
-//! ours without the book of flows; `one-thread`, ours with one worker.
+//! In place of those above, too (`--protocols`):
+//! - `gateway-h2-32`: as `gateway-32`, the client by HTTP/2 (prior knowledge, no TLS), one request at a time on each connection.
+//! - `gateway-grpc-32`: unary gRPC with a message of 100 bytes, by HTTP/2 to the gateway and from there to the servers.
+//! - `gateway-tls-32`: as `gateway-32`, by HTTPS: TLS 1.3 ends at the gateway. `gateway-tls-crr`: over a new connection for each
+//!   request, 16 at a time, a whole handshake each. Both proxies have the same certificate (ECDSA P-256), the client offers
+//!   AES-128-GCM and X25519 alone, and no session is resumed, though both send tickets. Envoy does not look at the hello before (no
+//!   tls_inspector): its cheapest way, too.
+//!
+//! CPU is the proxy's alone, from /proc. `client's cores` is that of the load generator, which has one thread: near 1, requests per
+//! second and latencies are its limit, and only the proxy's CPU compares.
+//!
+//! `other`: another build of ours. `traced`: ours, which exports the spans of each request to a collector (OTLP over HTTP) on node 1.
+//! Only if they are named in `--variants`: `gone`, the same where nobody listens; `bookless`, ours without the book of flows;
+//! `one-thread`, ours with one worker.
 
 use crate::{
     envoy,
     measure::{App, Opts, Samples, measure, rss_kib, serve},
 };
 use anyhow::{Context, Result, ensure};
-use karst_world::{Options, Pod, PodSpec, World, bin, wait_for, web::Web};
+use karst_world::{
+    Options, Pod, PodSpec, World, bin,
+    pki::{self, Ca},
+    wait_for,
+    web::Web,
+};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -34,6 +50,10 @@ const FEW: usize = 10;
 /// Rules that an HTTPRoute may have.
 const RULES: usize = 16;
 const PORT: u16 = 8000;
+/// Where gateways end TLS.
+const TLS_PORT: u16 = 8443;
+/// The Secret with what they show there.
+const SITE: &str = "site";
 /// Connections of the wide form, and bytes of a request's body and of its answer's.
 const CONNECTIONS: [usize; 3] = [1, 16, 512];
 const BODIES: [&str; 2] = ["0", "4096"];
@@ -45,12 +65,25 @@ struct How {
     access_log: bool,
     /// Connections and bodies of several sizes, and none of the many routes.
     wide: bool,
+    /// HTTP/2, gRPC and TLS, and none of the many routes.
+    protocols: bool,
+}
+
+/// What is measured.
+struct Case<'a> {
+    name: String,
+    /// The gateway's port; None: the waypoint.
+    gateway: Option<u16>,
+    /// What meshbench is to do, with how many connections, and what it is told besides.
+    kind: &'static str,
+    connections: usize,
+    more: Vec<&'a str>,
 }
 
 /// A proxy that is measured: as gateway, and as waypoint.
 struct Proxy {
     variant: &'static str,
-    gateway: (SocketAddr, u32),
+    gateway: (IpAddr, u32),
     waypoint: (SocketAddr, u32),
     /// Of ours: gateway, waypoint.
     pods: Option<[Pod; 2]>,
@@ -60,7 +93,16 @@ struct Proxy {
 /// Runs it.
 pub fn run(o: &Opts) -> Result<Samples> {
     let envoy = PathBuf::from(o.text("envoy").context("--envoy=PATH: the Envoy to measure beside")?);
-    let how = How { access_log: o.is_asked("access-log"), wide: o.is_asked("wide") };
+    let asked = |k: &str| o.is_asked(k);
+    let how = How { access_log: asked("access-log"), wide: asked("wide"), protocols: asked("protocols") };
+    let last = |n: usize| format!("/r{}/echo", n - 1);
+    let (few, many) = (last(FEW), last(MANY));
+    let cases: Vec<Case<'_>> = cases(how, &few, &many).into_iter().filter(|case| case.name.contains(&o.only)).collect();
+    ensure!(
+        !cases.is_empty() || "idle".contains(&o.only),
+        "--only {}: no case of this run has such a name; some are measured with --wide or --protocols only",
+        o.only
+    );
     let mut w = World::start(Options::default())?;
     w.namespace("app", true);
     w.namespace("plain", false);
@@ -76,22 +118,26 @@ pub fn run(o: &Opts) -> Result<Samples> {
     mesh.iter().for_each(|p| w.wait_enrolled(p));
     let mut apps: Vec<App> = mesh.iter().chain(&plain).map(serve).collect::<Result<_>>()?;
     for p in &plain {
-        let c = p
-            .command(bin("meshbench"))
-            .args(["relay", "--listen", "0.0.0.0:9443", "--to", "127.0.0.1:8080", "--tls", "mutual"])
-            .stderr(Stdio::null())
-            .spawn()?;
-        apps.push(App(c));
+        for (listen, to) in [(envoy::HTTP_IN_TLS, 8080), (envoy::HTTP2_IN_TLS, 9002)] {
+            let (listen, to) = (format!("0.0.0.0:{listen}"), format!("127.0.0.1:{to}"));
+            let args = ["relay", "--listen", &listen, "--to", &to, "--tls", "mutual"];
+            apps.push(App(p.command(bin("meshbench")).args(args).stderr(Stdio::null()).spawn()?));
+        }
     }
     let mut services = String::new();
     for (i, v) in ["v1", "v2"].iter().enumerate() {
         write!(
             services,
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop-{v}, namespace: app}}\nspec: {{clusterIP: 10.96.1.{}, selector: {{version: {v}}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n",
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop-{v}, namespace: app}}\nspec: {{clusterIP: 10.96.1.{}, selector: {{version: {v}}}, ports: [{{name: http, port: 80, targetPort: 8080}}, {{name: grpc, port: 81, targetPort: 9002}}]}}\n",
             i + 1
         )?;
     }
     w.apply("services", &services);
+    // The same for all proxies.
+    let site = Ca::new().pair("split.example");
+    if how.protocols {
+        w.apply("site", &pki::secret("edge", SITE, &site));
+    }
     let collector = (!o.skips("traced") || o.names("gone")).then(|| collector(&mut w));
     // By variant, one for each process of a build.
     let mut proxies: Vec<Vec<Proxy>> = vec![];
@@ -116,38 +162,36 @@ pub fn run(o: &Opts) -> Result<Samples> {
     }
     if !o.skips("envoy") {
         println!("envoy: a gateway with {} routes, and a waypoint", how.routes());
-        proxies.push(vec![beside(&mut w, &envoy, (&mesh, &plain), how)?]);
+        proxies.push(vec![beside(&mut w, &envoy, (&mesh, &plain), &site, how)?]);
     }
     let mut s = Samples::default();
     for p in proxies.iter().flatten() {
         s.add("idle", &format!("{} gateway", p.variant), "MiB RSS", rss_kib(p.gateway.1) / 1024.0);
         s.add("idle", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
     }
-    let last = |n: usize| format!("/r{}/echo", n - 1);
-    let (few, many) = (last(FEW), last(MANY));
-    let cases = cases(how, &few, &many);
-    for (case, gateway, _, more) in &cases {
-        for p in proxies.iter().flatten().filter(|_| case.contains(&o.only)) {
-            works(p, if *gateway { (&outside, p.gateway.0) } else { (&client, p.waypoint.0) }, case, more)?;
+    for case in &cases {
+        for p in proxies.iter().flatten() {
+            works(p, if case.gateway.is_some() { &outside } else { &client }, case)?;
         }
     }
     for r in 0..o.rounds {
-        for (case, gateway, n, more) in cases.iter().filter(|(c, ..)| c.contains(&o.only)) {
+        for case in &cases {
             for k in 0..proxies.len() {
                 // The order turns from round to round, so that no variant always comes after the same other.
                 let processes = &proxies[(k + r) % proxies.len()];
                 let p = &processes[r % processes.len()];
-                println!("round {} of {}: {case} {}", r + 1, o.rounds, p.variant);
-                let (from, (to, pid)) = if *gateway { (&outside, p.gateway) } else { (&client, p.waypoint) };
-                measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more.as_slice()))?;
+                println!("round {} of {}: {} {}", r + 1, o.rounds, case.name, p.variant);
+                let from = if case.gateway.is_some() { &outside } else { &client };
+                let ((to, pid), what) = (case.at(p), (case.kind, case.connections, case.more.as_slice()));
+                measure(&mut s, o, &case.name, p.variant, (from, to), &[pid], what)?;
                 if let Some(collector) = collector.as_ref().filter(|_| p.variant == "traced") {
-                    ensure!(!collector.take().is_empty(), "{case}: no spans have come to the collector");
+                    ensure!(!collector.take().is_empty(), "{}: no spans have come to the collector", case.name);
                 }
                 if let Some(pods) = p.pods.as_ref().filter(|_| p.variant == "gone") {
-                    let pod = &pods[usize::from(!gateway)];
+                    let pod = &pods[usize::from(case.gateway.is_none())];
                     let (_, page) = w.waypoint_page(pod, 15020, "/metrics")?;
                     let mut dropped = page.lines().filter(|line| line.starts_with("karst_trace_spans_dropped_total{"));
-                    ensure!(dropped.any(|line| !line.ends_with(" 0")), "{case}: no spans were dropped");
+                    ensure!(dropped.any(|line| !line.ends_with(" 0")), "{}: no spans were dropped", case.name);
                 }
             }
         }
@@ -160,29 +204,56 @@ pub fn run(o: &Opts) -> Result<Samples> {
 }
 
 impl How {
+    /// Are the usual cases measured?
+    fn is_usual(self) -> bool {
+        !self.wide && !self.protocols
+    }
+
     fn routes(self) -> usize {
-        if self.wide { 0 } else { MANY }
+        if self.is_usual() { MANY } else { 0 }
     }
 }
 
-/// Each with its name, whether it is the gateway's, its connections, and what meshbench is told besides. `few`, `many`: the paths
-/// of the last rules of both hosts with routes.
-fn cases<'a>(how: How, few: &'a str, many: &'a str) -> Vec<(String, bool, usize, Vec<&'a str>)> {
-    let mut out = vec![];
-    for (name, is_gateway, host) in [("gateway", true, "split.example"), ("waypoint", false, "shop")] {
-        if !how.wide {
-            out.extend([32, 1].map(|n| (format!("{name}-{n}"), is_gateway, n, vec!["--host", host])));
-            continue;
-        }
-        for n in CONNECTIONS {
-            let one = |size| (format!("{name}-{n}-{size}"), is_gateway, n, vec!["--host", host, "--size", size]);
-            out.extend(BODIES.map(one));
+impl<'a> Case<'a> {
+    /// Requests one after the other on each of so many connections.
+    fn new(name: String, gateway: Option<u16>, connections: usize, more: &[&'a str]) -> Self {
+        Self { name, gateway, kind: "rr", connections, more: more.to_vec() }
+    }
+
+    /// Where it calls a proxy, and which process that is.
+    fn at(&self, p: &Proxy) -> (SocketAddr, u32) {
+        match self.gateway {
+            Some(port) => (SocketAddr::new(p.gateway.0, port), p.gateway.1),
+            None => p.waypoint,
         }
     }
-    if !how.wide {
-        for (n, host, path) in [(FEW, "few.example", few), (MANY, "many.example", many)] {
-            out.push((format!("routes-{n}"), true, 32, vec!["--host", host, "--path", path]));
+}
+
+/// What there is to be measured. `few`, `many`: the paths of the last rules of both hosts with routes.
+fn cases<'a>(how: How, few: &'a str, many: &'a str) -> Vec<Case<'a>> {
+    let mut out = vec![];
+    for (name, gateway, host) in [("gateway", Some(PORT), "split.example"), ("waypoint", None, "shop")] {
+        if how.is_usual() {
+            out.extend([32, 1].map(|n| Case::new(format!("{name}-{n}"), gateway, n, &["--host", host])));
         }
+        for n in CONNECTIONS.into_iter().filter(|_| how.wide) {
+            let more = |size| ["--host", host, "--size", size];
+            out.extend(BODIES.map(|size| Case::new(format!("{name}-{n}-{size}"), gateway, n, &more(size))));
+        }
+    }
+    if how.is_usual() {
+        for (n, host, path) in [(FEW, "few.example", few), (MANY, "many.example", many)] {
+            out.push(Case::new(format!("routes-{n}"), Some(PORT), 32, &["--host", host, "--path", path]));
+        }
+    }
+    if how.protocols {
+        let by_http2 = ["--host", "split.example", "--proto", "h2"];
+        out.push(Case::new("gateway-h2-32".into(), Some(PORT), 32, &by_http2));
+        let by_grpc = ["--host", "grpc.example", "--path", "/bench.Echo/Once", "--proto", "grpc", "--size", "100"];
+        out.push(Case::new("gateway-grpc-32".into(), Some(PORT), 32, &by_grpc));
+        let by_tls = ["--host", "split.example", "--tls"];
+        out.push(Case::new("gateway-tls-32".into(), Some(TLS_PORT), 32, &by_tls));
+        out.push(Case { kind: "crr", ..Case::new("gateway-tls-crr".into(), Some(TLS_PORT), 16, &by_tls) });
     }
     out
 }
@@ -203,18 +274,17 @@ fn traced(namespace: &str, gateway: &str, provider: &str) -> String {
 }
 
 /// A short run without errors: until then nothing is measured.
-fn works(p: &Proxy, (client, to): (&Pod, SocketAddr), case: &str, more: &[&str]) -> Result<()> {
-    let mut said = String::new();
+fn works(p: &Proxy, client: &Pod, case: &Case<'_>) -> Result<()> {
+    let (mut said, to) = (String::new(), case.at(p).0.to_string());
     for _ in 0..40 {
-        let to = to.to_string();
-        let args = ["rr", "--to", &to, "--proto", "http", "--secs", "0.2", "--warmup", "0.1"];
-        let out = client.command(bin("meshbench")).args([&args[..], more].concat()).output()?;
+        let args = [case.kind, "--to", &to, "--proto", "http", "--secs", "0.2", "--warmup", "0.1"];
+        let out = client.command(bin("meshbench")).args([&args[..], case.more.as_slice()].concat()).output()?;
         said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         if serde_json::from_slice::<Value>(&out.stdout).is_ok_and(|j| j["errors"] == json!({}) && j["requests"] != 0) {
             return Ok(());
         }
     }
-    anyhow::bail!("{case} {}: no answers: {said}", p.variant)
+    anyhow::bail!("{} {}: no answers: {said}", case.name, p.variant)
 }
 
 /// Rules `/rI/` of a host, to v1; as HTTPRoutes for a gateway.
@@ -240,14 +310,31 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize, how: 
     let access_log = ("KARST_ACCESS_LOG", if how.access_log { "true" } else { "false" });
     let all = [("KARST_WORKER_THREADS", "2"), access_log];
     let knobs: Vec<(&str, &str)> = all.into_iter().chain(single).chain(bookless).collect();
-    let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
+    let by_port = |port: u16| {
+        format!(
+            "[{{backendRefs: [{{name: shop-v1, port: {port}, weight: 90}}, {{name: shop-v2, port: {port}, weight: 10}}]}}]"
+        )
+    };
+    let split = by_port(80);
     let all = "allowedRoutes: {namespaces: {from: All}}";
+    let edge = match how.protocols {
+        true => format!(
+            ", {{name: edge, port: {TLS_PORT}, protocol: HTTPS, tls: {{certificateRefs: [{{name: {SITE}}}]}}, {all}}}"
+        ),
+        false => String::new(),
+    };
     let mut text = format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: app}}\nspec: {{parentRefs: [{{name: {name}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}{edge}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: app}}\nspec: {{parentRefs: [{{name: {name}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
     );
-    if !how.wide {
+    if how.is_usual() {
         text += &many(name, "few.example", FEW);
         text += &many(name, "many.example", MANY);
+    }
+    if how.protocols {
+        let rules = by_port(81);
+        text += &format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}-grpc, namespace: app}}\nspec: {{parentRefs: [{{name: {name}, namespace: edge}}], hostnames: [grpc.example], rules: {rules}}}\n"
+        );
     }
     w.apply(&format!("gateway-{name}"), &text);
     let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
@@ -270,7 +357,7 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize, how: 
     w.start_waypoint_of(&waypoint, program, &knobs);
     Ok(Proxy {
         variant,
-        gateway: (gateway.at(PORT), w.waypoint_pid(&gateway)),
+        gateway: (gateway.ip, w.waypoint_pid(&gateway)),
         waypoint: (vip, w.waypoint_pid(&waypoint)),
         pods: Some([gateway, waypoint]),
         _apps: vec![],
@@ -287,8 +374,14 @@ fn bound(w: &World, name: &str, nth: usize) -> (SocketAddr, String) {
     (SocketAddr::new(ip.parse().expect("an address"), 80), text)
 }
 
-/// Envoy.
-fn beside(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), how: How) -> Result<Proxy> {
+/// Envoy. `site`: what it shows where it ends TLS.
+fn beside(
+    w: &mut World,
+    program: &Path,
+    (mesh, plain): (&[Pod; 2], &[Pod; 2]),
+    site: &(String, String),
+    how: How,
+) -> Result<Proxy> {
     let gateway = w.gateway_pod("edge", "envoy", 0, &[]);
     let (vip, _) = bound(w, "envoy", 99);
     let waypoint = w.waypoint_pod("app", "envoy-way", 0);
@@ -297,7 +390,9 @@ fn beside(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), 
     let app = envoy::certificate(&w.dir, "app", "envoy-way")?;
     let log = |name: &str| how.access_log.then(|| w.dir.join("logs").join(format!("envoy-{name}-access.log")));
     let routes = [FEW.min(how.routes()), how.routes()];
-    let as_gateway = envoy::Gateway { servers: plain, own: &edge, log: log("gateway"), port: PORT, routes };
+    let site = envoy::Files::new(&w.dir, SITE, (&site.0, &site.1))?;
+    let tls = how.protocols.then_some((TLS_PORT, &site));
+    let as_gateway = envoy::Gateway { servers: plain, own: &edge, log: log("gateway"), port: PORT, routes, edge: tls };
     let files = [
         ("gateway", &gateway, as_gateway.config()),
         ("waypoint", &waypoint, envoy::waypoint(mesh, &app, log("waypoint"))),
@@ -315,11 +410,5 @@ fn beside(w: &mut World, program: &Path, (mesh, plain): (&[Pod; 2], &[Pod; 2]), 
         });
     }
     let pids: Vec<u32> = apps.iter().map(|a| a.0.id()).collect();
-    Ok(Proxy {
-        variant: "envoy",
-        gateway: (gateway.at(PORT), pids[0]),
-        waypoint: (vip, pids[1]),
-        pods: None,
-        _apps: apps,
-    })
+    Ok(Proxy { variant: "envoy", gateway: (gateway.ip, pids[0]), waypoint: (vip, pids[1]), pods: None, _apps: apps })
 }

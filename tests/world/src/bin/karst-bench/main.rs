@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fs};
 
 /// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help`, `l7 --help` and `mesh --help` explain them.
-const ARGS: [&str; 15] = [
+const ARGS: [&str; 16] = [
     "rounds",
     "secs",
     "processes",
@@ -29,6 +29,7 @@ const ARGS: [&str; 15] = [
     "report",
     "access-log",
     "wide",
+    "protocols",
 ];
 
 fn main() -> Result<()> {

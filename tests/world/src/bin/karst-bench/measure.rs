@@ -134,6 +134,8 @@ pub fn measure(
             let all = f("requests") * (f("secs") + 0.5) / f("secs");
             s.add(case, variant, "CPU s per 10,000", used / all * 1e4);
             s.add(case, variant, "waits for each", switched / all);
+            // It has one thread: near 1 it can ask for no more, and what the proxy could answer is not seen.
+            s.add(case, variant, "client's cores", f("cpu_s") / (f("secs") + 0.5));
         }
     }
     if let Some(e) = j["errors"].as_object().filter(|e| !e.is_empty()) {
