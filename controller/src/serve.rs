@@ -172,6 +172,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
     let keys = Keyrings { issuers: keys, sessions: session_keys };
     update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log);
+    // The lists that the API server has sent, and what was read of them and is not kept, are the most that is ever freed at once.
+    tokio::task::spawn_blocking(karst_rt::process::trim_memory);
     let newest = shared.clone();
     let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
     let finder =
