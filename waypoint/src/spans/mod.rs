@@ -4,10 +4,11 @@
 //! - [`request`]: a request that is traced, by [`sampling`] and with the headers of [`context`]; [`rules`]: what is said of traces.
 //! - [`tags`]: what its spans say; [`common`]: of this, what many have in common; [`names`]: of all that.
 //! - [`writer`], [`encode`]: the forms that collectors take.
-//! - [`recorder`]: a worker's spans; [`batches`], [`queue`], [`export`]: their way from there, and that of the log's records
+//! - [`recorder`]: a worker's spans; [`batches`], [`queue`], [`export`], [`call`]: their way from there, and that of the log's records
 //!   ([`crate::logs`]).
 
 pub mod batches;
+pub mod call;
 pub mod common;
 pub mod context;
 pub mod encode;
