@@ -4,7 +4,7 @@
 
 use crate::spans::{
     encode::{Message, Producer},
-    queue::{Batch, Queue, Signal},
+    queue::{Batch, Dropped, Queue, Signal},
     rules::Collector,
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
@@ -70,7 +70,9 @@ impl Batches {
         write: impl FnOnce(&mut Message),
     ) {
         let mut all = self.open.borrow_mut();
-        let Some(at) = self.room(&mut all, collector, count, producer) else { return self.queue.count_dropped(count) };
+        let Some(at) = self.room(&mut all, collector, count, producer) else {
+            return self.queue.count_dropped(Dropped::QueueFull, count);
+        };
         write(&mut all[at].message);
         all[at].count += count;
     }
@@ -151,7 +153,7 @@ impl Drop for Batches {
         for open in std::mem::take(self.open.get_mut()) {
             let count = open.count;
             if !self.queue.push(|| self.batch(open)) {
-                self.queue.count_dropped(count);
+                self.queue.count_dropped(Dropped::QueueFull, count);
             }
         }
     }

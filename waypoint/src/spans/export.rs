@@ -5,7 +5,7 @@
 use crate::{
     spans::{
         call,
-        queue::{Batch, CAPACITY, Counts, Signal},
+        queue::{Batch, CAPACITY, Counts, Dropped, Signal},
     },
     upstream::{connector::Connector, follow, reopen},
     worker::{Shared, Worker},
@@ -117,7 +117,7 @@ async fn export(worker: &Rc<Worker>, batch: Batch, trouble: &mut Repeated) -> bo
         }
     };
     let counts = signal.counts(worker);
-    counts.dropped_failed.fetch_add(rejected, Relaxed);
+    counts.count_dropped(worker.number, Dropped::ExportFailed, rejected);
     counts.exported.fetch_add(all - rejected, Relaxed);
     give_back(message, &buffers);
     is_reached

@@ -7,7 +7,7 @@ use crate::{
         common::{Common, Own},
         encode::{Message, Producer},
         names::is_standard,
-        queue::{Batch, CAPACITY, Counts, Queue},
+        queue::{Batch, CAPACITY, Counts, Dropped, Queue},
         recorder::{Recorder, flush_in_time},
         request::{Origin, RequestSpans, begin},
         rules::Tracing,
@@ -37,7 +37,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -544,7 +544,7 @@ impl Recorded {
     }
 
     fn dropped(&self) -> u64 {
-        self.counts.dropped_full.load(Relaxed)
+        self.counts.dropped(Dropped::QueueFull)
     }
 }
 
@@ -620,7 +620,7 @@ fn a_worker_that_ends_hands_over_what_it_has() {
         let Recorded { recorder, queue, counts: gone, .. } = r;
         drop(queue);
         drop(recorder);
-        assert_eq!((counts.dropped_full.load(Relaxed), gone.dropped_full.load(Relaxed)), (0, 2));
+        assert_eq!([counts, gone].map(|counts| counts.dropped(Dropped::QueueFull)), [0, 2]);
     });
 }
 

@@ -4,7 +4,7 @@ use super::{
     traces::{COLLECTOR, Exports, collect, collector, exported},
     *,
 };
-use crate::{downstream::gateway::Gateway, telemetry::rules::Telemetry};
+use crate::{downstream::gateway::Gateway, spans::queue::Dropped, telemetry::rules::Telemetry};
 use karst_api::otlp::{ExportLogsServiceRequest, ExportTraceServiceRequest, LogRecord, ResourceLogs, any_value::Value};
 use prost::Message;
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
@@ -99,7 +99,7 @@ fn a_collector_gets_the_line_its_fields_and_its_trace() {
         let resource = attributes(&LogRecord { attributes: resource.attributes, ..Default::default() });
         assert_eq!((&*resource["service.name"], &*resource["log_name"]), ("own.ns", "mesh"));
         let counts = &m.worker.shared.metrics.logs;
-        assert_eq!((counts.exported.load(Relaxed), counts.dropped_failed.load(Relaxed)), (1, 0));
+        assert_eq!((counts.exported.load(Relaxed), counts.dropped(Dropped::ExportFailed)), (1, 0));
     });
 }
 
@@ -188,7 +188,7 @@ fn a_dead_collector_fails_no_request() {
         }
         exported().await;
         let counts = &m.worker.shared.metrics.logs;
-        assert_eq!((counts.exported.load(Relaxed), counts.dropped_failed.load(Relaxed)), (0, 20));
-        assert_eq!(m.worker.shared.metrics.spans.dropped_failed.load(Relaxed), 0, "each counts its own");
+        assert_eq!((counts.exported.load(Relaxed), counts.dropped(Dropped::ExportFailed)), (0, 20));
+        assert_eq!(m.worker.shared.metrics.spans.dropped(Dropped::ExportFailed), 0, "each counts its own");
     });
 }

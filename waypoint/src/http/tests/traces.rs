@@ -1,7 +1,7 @@
 //! Traces: what endpoints are told, and what a collector in memory gets. The exporter is the product's ([`crate::spans::export`]).
 
 use super::*;
-use crate::{downstream::gateway::Gateway, telemetry::rules::Telemetry};
+use crate::{downstream::gateway::Gateway, spans::queue::Dropped, telemetry::rules::Telemetry};
 use karst_api::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, Span, SpanKind, StatusCode, any_value::Value,
 };
@@ -106,7 +106,7 @@ fn with(name: &'static str, value: &'static str) -> Request<Payload> {
 
 fn dropped(m: &Mesh) -> (u64, u64) {
     let counts = &m.worker.shared.metrics.spans;
-    (counts.dropped_full.load(Relaxed), counts.dropped_failed.load(Relaxed))
+    (counts.dropped(Dropped::QueueFull), counts.dropped(Dropped::ExportFailed))
 }
 
 #[test]
