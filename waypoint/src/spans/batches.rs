@@ -60,8 +60,8 @@ impl Batches {
         Self { signal, queue, open, opened, buffers: RefCell::new(buffers), back }
     }
 
-    /// Adds so many items for a collector, which `write` appends to its message, or drops them if there is no place. `producer`: who
-    /// tells of them.
+    /// Adds so many items for a collector, which `write` appends to its message, or drops them if it takes nothing or there is no place.
+    /// `producer`: who tells of them.
     pub fn add(
         &self,
         collector: &Arc<Collector>,
@@ -69,6 +69,9 @@ impl Batches {
         producer: impl FnOnce() -> Producer,
         write: impl FnOnce(&mut Message),
     ) {
+        if collector.health.is_down() {
+            return self.queue.count_dropped(Dropped::ExportFailed, count);
+        }
         let mut all = self.open.borrow_mut();
         let Some(at) = self.room(&mut all, collector, count, producer) else {
             return self.queue.count_dropped(Dropped::QueueFull, count);

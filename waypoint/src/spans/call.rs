@@ -33,6 +33,10 @@ const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
 const MAX_ANSWER: usize = 64 << 10;
 /// Endpoints that an export is tried at.
 const TRIES: usize = 2;
+/// HTTP: it is the message that cannot be taken, and the next one may be.
+const OF_MESSAGE: [u16; 3] = [400, 413, 422];
+/// gRPC: the same.
+const INVALID_ARGUMENT: u16 = 3;
 /// gRPC: the collector cannot take them now.
 const UNAVAILABLE: u16 = 14;
 const UNKNOWN: u16 = 2;
@@ -79,18 +83,17 @@ impl ExportError {
         }
     }
 
-    /// Is the collector not there at all?
-    pub fn is_unreachable(&self) -> bool {
+    /// Does it say something of the message alone, and nothing of the next one?
+    pub fn is_of_message(&self) -> bool {
         match self {
+            ExportError::Status(status) => OF_MESSAGE.contains(status),
+            ExportError::Grpc(status) => *status == INVALID_ARGUMENT,
             ExportError::NoService
             | ExportError::NoEndpoint
-            | ExportError::Host
-            | ExportError::Send(Error::Connect(_)) => true,
-            ExportError::Send(Error::StreamRefused(_) | Error::Reset(_) | Error::Protocol(_))
             | ExportError::Late(_)
+            | ExportError::Send(_)
             | ExportError::Read(_)
-            | ExportError::Status(_)
-            | ExportError::Grpc(_) => false,
+            | ExportError::Host => false,
         }
     }
 }
@@ -105,8 +108,21 @@ pub async fn send(
     collector: &Collector,
     message: &Bytes,
 ) -> Result<u64, ExportError> {
-    let sent = tokio::time::timeout(collector.timeout, by_endpoints(worker, signal, collector, message)).await;
-    sent.unwrap_or(Err(ExportError::Late(collector.timeout)))
+    match tokio::time::timeout(collector.timeout, by_endpoints(worker, signal, collector, message)).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            forget(worker, collector);
+            Err(ExportError::Late(collector.timeout))
+        }
+    }
+}
+
+/// A connection on which nobody answers may lead nowhere any more: what is sent next has another one.
+fn forget(worker: &Rc<Worker>, collector: &Collector) {
+    let own = OwnCall::to(worker, &worker.snapshot(), &collector.service, collector.port);
+    for member in own.iter().flat_map(|own| &own.set.members) {
+        worker.upstream.forget(&member.workload.uid, member.address);
+    }
 }
 
 /// Sends a message, to another endpoint if the first is not there.
@@ -156,7 +172,7 @@ async fn once(
 }
 
 fn request(signal: Signal, collector: &Collector, service: &Service, body: Bytes) -> Option<Request<Counted>> {
-    let authority = format!("{}:{}", service.hostname, collector.port);
+    let (authority, is_empty) = (format!("{}:{}", service.hostname, collector.port), body.is_empty());
     let mut request = Request::new(Counted::new(Body::Bytes(body), Rc::default()));
     *request.method_mut() = http::Method::POST;
     let headers = request.headers_mut();
@@ -169,6 +185,10 @@ fn request(signal: Signal, collector: &Collector, service: &Service, body: Bytes
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if collector.protocol != CollectorProtocol::OtlpGrpc {
+        if is_empty {
+            // hyper says no length of what has no bytes.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         headers.insert(header::HOST, HeaderValue::from_str(&authority).ok()?);
         *request.uri_mut() = Uri::from(collector.path.clone());
         return Some(request);

@@ -5,7 +5,7 @@
 //! - [`tags`]: what its spans say; [`common`]: of this, what many have in common; [`names`]: of all that.
 //! - [`writer`], [`encode`]: the forms that collectors take.
 //! - [`recorder`]: a worker's spans; [`batches`], [`queue`], [`export`], [`call`]: their way from there, and that of the log's records
-//!   ([`crate::logs`]).
+//!   ([`crate::logs`]); [`health`]: whether a collector takes any.
 
 pub mod batches;
 pub mod call;
@@ -13,6 +13,7 @@ pub mod common;
 pub mod context;
 pub mod encode;
 pub mod export;
+pub mod health;
 pub mod names;
 pub mod queue;
 pub mod recorder;

@@ -61,7 +61,7 @@ pub struct Batch {
 pub enum Dropped {
     /// The queue is full.
     QueueFull,
-    /// The collector was not reached, or has not taken them.
+    /// The collector was not reached, or has not taken them; or it is known that it takes none.
     ExportFailed,
 }
 

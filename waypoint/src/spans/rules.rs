@@ -2,7 +2,7 @@
 
 use crate::{
     config,
-    spans::names::is_standard,
+    spans::{health::Health, names::is_standard},
     telemetry::{
         expression::{self, ExpressionError, evaluate},
         stream_info::StreamInfo,
@@ -75,6 +75,7 @@ pub struct Collector {
     pub w3c: bool,
     /// Attributes of the resource from the proxy's environment.
     pub resource: Vec<(String, String)>,
+    pub health: Health,
 }
 
 /// Where a tag's value comes from.
@@ -320,6 +321,7 @@ impl Collector {
             short_ids: said.short_ids,
             w3c: said.w3c,
             resource: environment.map(|text| resource(&text)).unwrap_or_default(),
+            health: Health::default(),
         })
     }
 }

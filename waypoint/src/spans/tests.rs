@@ -3,11 +3,11 @@
 
 use crate::{
     spans::{
-        batches::OPEN,
+        batches::{Batches, OPEN},
         common::{Common, Own},
         encode::{Message, Producer},
         names::is_standard,
-        queue::{Batch, CAPACITY, Counts, Dropped, Queue},
+        queue::{Batch, CAPACITY, Counts, Dropped, Queue, Signal},
         recorder::{Recorder, flush_in_time},
         request::{Origin, RequestSpans, begin},
         rules::Tracing,
@@ -604,6 +604,27 @@ fn beyond_a_full_queue_spans_are_dropped_and_nobody_waits() {
         r.queue.try_recv().unwrap();
         r.request(&tracing);
         assert_eq!((r.queue.len(), r.dropped()), (CAPACITY, 20));
+    });
+}
+
+#[test]
+fn for_a_collector_that_is_down_nothing_is_written() {
+    run(async {
+        let (mut r, tracing) = (Recorded::new(false), tracing(|_, _| {}));
+        spawn(flush_in_time(r.recorder.clone()));
+        r.request(&tracing);
+        assert!(tracing.collector.health.fail());
+        r.request(&tracing);
+        let failed = |r: &Recorded| r.counts.dropped(Dropped::ExportFailed);
+        assert_eq!(failed(&r), 2);
+        let (queue, _receiver) = Queue::new(r.counts.clone());
+        let batches = Batches::new(Signal::Logs, queue);
+        batches.add(&tracing.collector, 3, || unreachable!("no batch is begun"), |_| unreachable!("no item is made"));
+        assert_eq!(failed(&r), 5);
+        assert_eq!(r.queue.recv().await.unwrap().count, 2, "what was written before is the exporter's to count");
+        tracing.collector.health.answer();
+        r.request(&tracing);
+        assert_eq!((r.queue.recv().await.unwrap().count, failed(&r)), (2, 5));
     });
 }
 
