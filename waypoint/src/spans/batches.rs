@@ -60,6 +60,27 @@ impl Batches {
         Self { signal, queue, open, opened, buffers: RefCell::new(buffers), back }
     }
 
+    /// Would an item for a collector be taken at the moment? To be asked before it is made: it looks at what other threads seldom write.
+    ///
+    /// # Errors
+    /// Why it would be dropped.
+    pub fn takes(&self, collector: &Arc<Collector>) -> Result<(), Dropped> {
+        if collector.health.is_down() {
+            return Err(Dropped::ExportFailed);
+        }
+        let all = self.open.borrow();
+        let has_room = match all.iter().find(|open| Arc::ptr_eq(&open.collector, collector)) {
+            Some(open) => open.has_room(1),
+            None => all.len() < OPEN,
+        };
+        if has_room || self.queue.has_place() { Ok(()) } else { Err(Dropped::QueueFull) }
+    }
+
+    /// Drops so many items that were not made.
+    pub fn count_dropped(&self, why: Dropped, count: usize) {
+        self.queue.count_dropped(why, count);
+    }
+
     /// Adds so many items for a collector, which `write` appends to its message, or drops them if it takes nothing or there is no place.
     /// `producer`: who tells of them.
     pub fn add(

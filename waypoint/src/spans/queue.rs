@@ -117,6 +117,11 @@ impl Queue {
         place.map(|place| place.send(make())).is_ok()
     }
 
+    /// Is there a place for a batch?
+    pub fn has_place(&self) -> bool {
+        self.sender.capacity() > 0
+    }
+
     /// So many items are dropped.
     pub fn count_dropped(&self, why: Dropped, count: usize) {
         self.counts.count_dropped(self.worker, why, count as u64);

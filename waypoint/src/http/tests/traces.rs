@@ -445,6 +445,28 @@ fn a_collector_that_takes_only_questions_is_sent_ever_less() {
     });
 }
 
+/// One begins before its collector is known to be down, and has its spans when it is back; one begins meanwhile, and is counted.
+#[test]
+fn requests_that_outlast_the_trouble_of_their_collector() {
+    run(async {
+        let slow = |_: usize, seen: &Seen| match seen.uri.path() {
+            "/slow" => Does::After(Duration::from_secs(10), Response::new(payload("ok"))),
+            _ => status(200),
+        };
+        let m = Mesh::of(traced(10_000, |_, _| {}), slow);
+        let meanwhile = async {
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!(dropped(&m), (0, 2));
+            let exports = collect(&m, true);
+            m.ask(get("/slow")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!((grpc_spans(&exports).len(), dropped(&m)), (2, (0, 4)));
+        };
+        tokio::join!(m.ask(get("/slow")), meanwhile);
+    });
+}
+
 #[test]
 fn a_batch_that_is_refused_says_nothing_of_the_next_one() {
     run(async {
