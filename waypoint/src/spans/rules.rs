@@ -324,6 +324,16 @@ impl Collector {
             health: Health::default(),
         })
     }
+
+    /// Is it the same, and called in the same way?
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self { service, port, protocol, path, timeout, headers, max_path, short_ids, w3c, resource, health: _ } =
+            self;
+        (service, port, protocol, path, timeout)
+            == (&other.service, &other.port, &other.protocol, &other.path, &other.timeout)
+            && (headers, max_path, short_ids, w3c, resource)
+                == (&other.headers, &other.max_path, &other.short_ids, &other.w3c, &other.resource)
+    }
 }
 
 /// `KEY=VALUE,KEY=VALUE` (OpenTelemetry's `OTEL_RESOURCE_ATTRIBUTES`).
