@@ -257,7 +257,7 @@ fn pods_of_waypoints(
     all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
 }
 
-/// The same as [`endpoints`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
+/// The same as [`endpoints()`] for datagrams. A member of another namespace than the service's is not called, as it is not by connections
 /// (`lent` in `upstream/open.rs`); and who calls is no endpoint: it would call itself without end.
 fn udp_endpoints(
     snapshot: &Snapshot,

@@ -83,7 +83,7 @@ impl Known {
     }
 }
 
-/// See [`regex`]. Some rule may have it already: thousands of routes that ask for the same have it once, and if one rule of a host is
+/// See [`regex()`]. Some rule may have it already: thousands of routes that ask for the same have it once, and if one rule of a host is
 /// changed, what the others have is not compiled again. (One thread compiles all rules.)
 fn compiled(pattern: &str, ignore_case: bool) -> Result<Arc<Regex>, CompileError> {
     thread_local! {
