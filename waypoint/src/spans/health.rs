@@ -36,9 +36,11 @@ impl Health {
         self.is_down.store(false, Relaxed);
     }
 
-    /// It has taken something.
+    /// It has taken something. While all is well nothing is written: workers look at what is beside it.
     pub fn take(&self) {
-        self.failures.store(0, Relaxed);
+        if self.failures.load(Relaxed) > 0 {
+            self.failures.store(0, Relaxed);
+        }
     }
 
     /// Until it is tried again: at least half of the longest, so that many proxies do not come at once. `random`: a number below another.

@@ -1,5 +1,5 @@
 //! Traces (Istio's Telemetry `tracing`): which requests are traced, the spans of a request, and the way of these to a collector.
-//! A request that is not traced checks one pointer; one that is writes its spans when it ends, and waits for nobody.
+//! A request that is not traced makes one check; one that is writes its spans when it ends, and waits for nobody.
 //!
 //! - [`request`]: a request that is traced, by [`sampling`] and with the headers of [`context`]; [`rules`]: what is said of traces.
 //! - [`tags`]: what its spans say; [`common`]: of this, what many have in common; [`names`]: of all that.

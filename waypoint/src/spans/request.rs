@@ -541,7 +541,7 @@ mod tests {
                 let mut h = headers(case);
                 let trace = super::begin(&tracing(WHOLE, collector), INSIDE, &mut h, lowest, || takes);
                 let mut trace = trace.unwrap();
-                assert_eq!(trace.spans.as_ref().map(|_| ()).map_err(|why| *why), takes);
+                assert_eq!(trace.spans.as_ref().err().copied(), takes.err());
                 let mut said = vec![(trace.current(), h.clone())];
                 for span in 1..=MAX_ATTEMPTS as u64 + 1 {
                     trace.leave(None);

@@ -78,9 +78,11 @@ impl Pool {
         std::iter::from_fn(|| kept.pop()).find(|idle| !is_leaving(idle.tunnel.as_ref()))
     }
 
-    /// Gives no further request a connection to an endpoint that others share. (One of HTTP/1.1 whose request nobody answers is not kept.)
+    /// Gives no further request a connection to an endpoint that was opened before. Those that have requests go on with them.
     pub fn forget(&self, workload: &str, at: SocketAddr) {
-        self.h2.borrow_mut().retain(|(uid, address, _), _| (&**uid, *address) != (workload, at));
+        let is_other = |(uid, address, _): &PoolKey| (&**uid, *address) != (workload, at);
+        self.h1.borrow_mut().retain(|key, _| is_other(key));
+        self.h2.borrow_mut().retain(|key, _| is_other(key));
     }
 
     /// Closes what has been idle for too long, and forgets endpoints without connections.
