@@ -63,7 +63,10 @@ impl Snapshot {
     }
 
     /// Listens, and tells of what is closed.
-    fn listen(&mut self, (gateway, wrong): (Gateway, Option<GatewayError>)) -> Result<(), PutError> {
+    fn listen(&mut self, (mut gateway, wrong): (Gateway, Option<GatewayError>)) -> Result<(), PutError> {
+        if let (Some(new), Some(old)) = (gateway.telemetry.as_mut().and_then(Arc::get_mut), self.telemetry()) {
+            new.keep_collectors(old);
+        }
         self.gateway = Some(Arc::new(gateway));
         wrong.map_or(Ok(()), |wrong| Err(PutError::Closed(wrong)))
     }
@@ -353,6 +356,28 @@ mod tests {
         let wrong = ir::Gateway { listeners: vec![], session_keys, ..open };
         assert!(snapshot.put(GATEWAY_TYPE, "", &wrong.encode_to_vec()).is_err());
         assert!(snapshot.gateway.as_ref().unwrap().ports.contains_key(&80));
+    }
+
+    /// A change of something else: whether a collector takes anything is not to be found out anew.
+    #[test]
+    fn collectors_outlast_a_change_of_the_gateway() {
+        let collector = Some(ir::Collector { service: "ns/c".into(), port: 4317, ..Default::default() });
+        let telemetry =
+            ir::Telemetry { tracing: Some(ir::Tracing { collector, ..Default::default() }), ..Default::default() };
+        let told = |port: u32| {
+            let listeners = vec![ir::Listener { port, ..Default::default() }];
+            ir::Gateway { listeners, telemetry: Some(telemetry.clone()), ..Default::default() }.encode_to_vec()
+        };
+        let collector = |snapshot: &Snapshot| {
+            let telemetry = snapshot.telemetry().unwrap();
+            telemetry.tracing.as_ref().unwrap().collector.clone()
+        };
+        let mut snapshot = Snapshot::new("");
+        snapshot.put(GATEWAY_TYPE, "", &told(80)).unwrap();
+        let before = collector(&snapshot);
+        snapshot.put(GATEWAY_TYPE, "", &told(81)).unwrap();
+        assert!(Arc::ptr_eq(&before, &collector(&snapshot)));
+        assert!(snapshot.gateway.as_ref().unwrap().ports.contains_key(&81));
     }
 
     /// A listener of a later version: whom it would have asked for certificates is not served as before, and the other listeners are

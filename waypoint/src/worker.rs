@@ -184,7 +184,7 @@ impl Worker {
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<Pool> = Rc::default();
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
-        let (spans, logs, taps) = (shared.spans.clone(), shared.logs.clone(), shared.taps.clone());
+        let (spans, logs, taps) = (shared.spans.of_worker(number), shared.logs.of_worker(number), shared.taps.clone());
         let (state, ways) = (shared.state.clone(), Ways { spans, logs, taps });
         let sink = Rc::new(Sink::new(shared.config.clone(), state, shared.metrics.clone(), ways));
         tokio::task::spawn_local(spans::recorder::flush_in_time(sink.spans.clone()));

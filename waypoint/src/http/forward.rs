@@ -142,8 +142,8 @@ impl Forwarding<'_> {
             };
             let member = &set.members[index];
             let before = record.workload.replace((member.workload.clone(), member.address));
-            match &mut record.spans {
-                Some(spans) => spans.leave(before),
+            match &mut record.traced {
+                Some(traced) => traced.leave(before),
                 None => drop(before),
             }
             let values = values(self.call, parts, &record);
@@ -152,8 +152,8 @@ impl Forwarding<'_> {
                 record.details = "request_payload_exceeded_retry_buffer_limit".into();
                 return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
             };
-            if let Some(spans) = &mut record.spans {
-                spans.attempt(self.http2, began, worker.random(u64::MAX - 1) + 1, request.headers_mut());
+            if let Some(traced) = &mut record.traced {
+                traced.attempt(self.http2, began, worker.random(u64::MAX - 1) + 1, request.headers_mut());
             }
             let held = InFlightEndpoint::new(set.clone(), index, permit);
             let (head_sent, held_back) = (Cell::new(false), Cell::new(false));
@@ -162,14 +162,14 @@ impl Forwarding<'_> {
             let unconnected = Error::from(ConnectError::Timeout);
             let has_other =
                 || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(set, index, &tried);
-            let trace = || record.spans.as_ref()?.current();
+            let trace = || record.traced.as_ref()?.current();
             let (from, to) = (downstream.from, downstream.called());
             let attempt = Attempt { set, member, from, to, has_other: &has_other, held: &held_back, trace: &trace };
             let sent = self.send(&attempt, request, began, &head_sent).await;
             if let (Some(fault), None | Some(Err(_))) = (self.faults.as_ref().and_then(|faults| faults.get()), &sent) {
                 // The endpoint has lost the request by its client's fault.
-                if let Some(spans) = &mut record.spans {
-                    spans.failed(ResponseFlag::BadRequest, Instant::now());
+                if let Some(traced) = &mut record.traced {
+                    traced.failed(ResponseFlag::BadRequest, Instant::now());
                 }
                 return refused_body(fault, record);
             }
@@ -177,12 +177,12 @@ impl Forwarding<'_> {
             self.learn(member, &sent, (began, ended), held_back.get());
             let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
             let next = attempts.after(outcome(&sent), state, ended);
-            if let Some(spans) = &mut record.spans {
+            if let Some(traced) = &mut record.traced {
                 let again = matches!(next, Next::Retry { .. });
                 match outcome(&sent) {
-                    Outcome::Answered(status, grpc) => spans.answered(status, grpc, again.then_some(ended)),
-                    Outcome::Failed(error) => spans.failed(error.flag(), ended),
-                    Outcome::TimedOut => spans.failed(ResponseFlag::Timeout, ended),
+                    Outcome::Answered(status, grpc) => traced.answered(status, grpc, again.then_some(ended)),
+                    Outcome::Failed(error) => traced.failed(error.flag(), ended),
+                    Outcome::TimedOut => traced.failed(ResponseFlag::Timeout, ended),
                 }
             }
             let Next::Retry { within } = next else {

@@ -275,9 +275,10 @@ fn trace(worker: &Worker, downstream: &Downstream, parts: &mut Parts, record: &m
     }
     let is_external = downstream.is_at_gateway() && downstream.peer.is_none() && !is_private(record.from.ip());
     let origin = Origin { scheme: downstream.scheme(), is_external };
-    let spans = spans::request::begin(tracing, origin, &mut parts.headers, |bound| worker.random(bound));
-    let keeps_headers = spans.is_some() && tracing.wants_headers;
-    record.spans = spans;
+    let takes = || worker.sink.spans.takes(&tracing.collector);
+    let traced = spans::request::begin(tracing, origin, &mut parts.headers, |bound| worker.random(bound), takes);
+    let keeps_headers = tracing.wants_headers && traced.as_ref().is_some_and(|traced| traced.spans.is_ok());
+    record.traced = traced;
     record.request_id = parts.headers.get(names::REQUEST_ID).cloned();
     if keeps_headers && record.headers.is_none() {
         record.headers = Some(parts.headers.clone());

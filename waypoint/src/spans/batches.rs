@@ -4,7 +4,7 @@
 
 use crate::spans::{
     encode::{Message, Producer},
-    queue::{Batch, Queue, Signal},
+    queue::{Batch, Dropped, Queue, Signal},
     rules::Collector,
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
@@ -60,8 +60,29 @@ impl Batches {
         Self { signal, queue, open, opened, buffers: RefCell::new(buffers), back }
     }
 
-    /// Adds so many items for a collector, which `write` appends to its message, or drops them if there is no place. `producer`: who
-    /// tells of them.
+    /// Would an item for a collector be taken at the moment? To be asked before it is made: it looks at what other threads seldom write.
+    ///
+    /// # Errors
+    /// Why it would be dropped.
+    pub fn takes(&self, collector: &Arc<Collector>) -> Result<(), Dropped> {
+        if collector.health.is_down() {
+            return Err(Dropped::ExportFailed);
+        }
+        let all = self.open.borrow();
+        let has_room = match all.iter().find(|open| Arc::ptr_eq(&open.collector, collector)) {
+            Some(open) => open.has_room(1),
+            None => all.len() < OPEN,
+        };
+        if has_room || self.queue.has_place() { Ok(()) } else { Err(Dropped::QueueFull) }
+    }
+
+    /// Drops so many items that were not made.
+    pub fn count_dropped(&self, why: Dropped, count: usize) {
+        self.queue.count_dropped(why, count);
+    }
+
+    /// Adds so many items for a collector, which `write` appends to its message, or drops them if it takes nothing or there is no place.
+    /// `producer`: who tells of them.
     pub fn add(
         &self,
         collector: &Arc<Collector>,
@@ -69,8 +90,13 @@ impl Batches {
         producer: impl FnOnce() -> Producer,
         write: impl FnOnce(&mut Message),
     ) {
+        if collector.health.is_down() {
+            return self.queue.count_dropped(Dropped::ExportFailed, count);
+        }
         let mut all = self.open.borrow_mut();
-        let Some(at) = self.room(&mut all, collector, count, producer) else { return self.queue.count_dropped(count) };
+        let Some(at) = self.room(&mut all, collector, count, producer) else {
+            return self.queue.count_dropped(Dropped::QueueFull, count);
+        };
         write(&mut all[at].message);
         all[at].count += count;
     }
@@ -151,7 +177,7 @@ impl Drop for Batches {
         for open in std::mem::take(self.open.get_mut()) {
             let count = open.count;
             if !self.queue.push(|| self.batch(open)) {
-                self.queue.count_dropped(count);
+                self.queue.count_dropped(Dropped::QueueFull, count);
             }
         }
     }

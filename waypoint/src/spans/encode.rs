@@ -259,6 +259,15 @@ impl Message {
     }
 }
 
+/// A message without spans or records, as it is sent: who takes messages takes it, too (OTLP: "the server SHOULD respond with success").
+pub fn empty(protocol: CollectorProtocol) -> Bytes {
+    match protocol {
+        CollectorProtocol::OtlpGrpc => Bytes::from_static(&[0; GRPC_HEAD]),
+        CollectorProtocol::OtlpHttp => Bytes::new(),
+        CollectorProtocol::Zipkin => Bytes::from_static(b"[]"),
+    }
+}
+
 /// Who creates the spans, in OpenTelemetry's form.
 fn resource(producer: &Producer) -> Resource {
     let own = [("service.name", &producer.service)].map(|(k, v)| (k.to_string(), v.clone()));
@@ -418,7 +427,15 @@ mod tests {
             "timestamp": 1000, "duration": 1, "localEndpoint": {"serviceName": "w.ns"}, "tags": {},
         }]);
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&message.finish()).unwrap(), wanted);
-        let empty = Message::begin(CollectorProtocol::Zipkin, &producer(), vec![]).finish();
-        assert_eq!(empty, "[]");
+        let none = Message::begin(CollectorProtocol::Zipkin, &producer(), vec![]).finish();
+        assert_eq!((&none[..], &none), (&b"[]"[..], &empty(CollectorProtocol::Zipkin)));
+    }
+
+    #[test]
+    fn an_empty_message_has_no_spans() {
+        assert!(decoded(&empty(CollectorProtocol::OtlpHttp)).is_empty());
+        let by_grpc = empty(CollectorProtocol::OtlpGrpc);
+        let (head, rest) = by_grpc.split_at(GRPC_HEAD);
+        assert_eq!((head, rest.len()), (&[0; GRPC_HEAD][..], 0), "not compressed, and of no length");
     }
 }

@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// Batches that wait, at most: of about 1 MiB each. Beyond, workers keep the one that they fill, and drop what it has no room for.
 pub const CAPACITY: usize = 16;
+/// Workers that count by themselves; beyond, several count in one place.
+const PLACES: usize = 16;
 
 /// What is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,28 +56,59 @@ pub struct Batch {
     pub buffers: mpsc::Sender<Vec<u8>>,
 }
 
+/// Why items are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// The queue is full.
+    QueueFull,
+    /// The collector was not reached, or has not taken them; or it is known that it takes none.
+    ExportFailed,
+}
+
+impl Dropped {
+    const ALL: [Self; 2] = [Self::QueueFull, Self::ExportFailed];
+
+    /// As metrics have it.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+        }
+    }
+}
+
 /// What has become of them.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub exported: AtomicU64,
-    /// The queue was full.
-    pub dropped_full: AtomicU64,
-    /// The collector was not reached, or has not taken them.
-    pub dropped_failed: AtomicU64,
+    dropped: [DroppedBy; PLACES],
 }
+
+/// What a worker has dropped. Where nothing is taken each request counts: so it is the worker's own, in cache lines of its own (two, as
+/// they are fetched).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct DroppedBy([AtomicU64; Dropped::ALL.len()]);
 
 /// A way to the exporter.
 #[derive(Clone, Debug)]
 pub struct Queue {
     sender: mpsc::Sender<Batch>,
     counts: Arc<Counts>,
+    /// Whose it is.
+    worker: usize,
 }
 
 impl Queue {
     /// A queue that is counted here, and its other end.
     pub fn new(counts: Arc<Counts>) -> (Self, mpsc::Receiver<Batch>) {
         let (sender, receiver) = mpsc::channel(CAPACITY);
-        (Self { sender, counts }, receiver)
+        (Self { sender, counts, worker: 0 }, receiver)
+    }
+
+    /// The same way, for a worker.
+    pub fn of_worker(&self, number: usize) -> Self {
+        Self { worker: number, ..self.clone() }
     }
 
     /// Hands over a batch. False: there is no place for it, and it is not made.
@@ -84,13 +117,28 @@ impl Queue {
         place.map(|place| place.send(make())).is_ok()
     }
 
-    /// So many items have found no place.
-    pub fn count_dropped(&self, count: usize) {
-        self.counts.dropped_full.fetch_add(count as u64, Relaxed);
+    /// Is there a place for a batch?
+    pub fn has_place(&self) -> bool {
+        self.sender.capacity() > 0
+    }
+
+    /// So many items are dropped.
+    pub fn count_dropped(&self, why: Dropped, count: usize) {
+        self.counts.count_dropped(self.worker, why, count as u64);
     }
 }
 
 impl Counts {
+    /// How many items were dropped.
+    pub fn dropped(&self, why: Dropped) -> u64 {
+        self.dropped.iter().map(|by| by.0[why as usize].load(Relaxed)).sum()
+    }
+
+    /// A worker drops so many.
+    pub fn count_dropped(&self, worker: usize, why: Dropped, count: u64) {
+        self.dropped[worker % PLACES].0[why as usize].fetch_add(count, Relaxed);
+    }
+
     /// Metrics, in the text format.
     pub fn render(&self, signal: Signal, out: &mut String) {
         let (what, [exported, dropped]) = (signal.name(), signal.metrics());
@@ -103,8 +151,8 @@ impl Counts {
             out,
             "# HELP {dropped} How many {what} were dropped because the queue was full or the collector did not take them.\n# TYPE {dropped} counter"
         );
-        for (reason, count) in [("queue_full", &self.dropped_full), ("export_failed", &self.dropped_failed)] {
-            let _ = writeln!(out, "{dropped}{{reason=\"{reason}\"}} {}", count.load(Relaxed));
+        for why in Dropped::ALL {
+            let _ = writeln!(out, "{dropped}{{reason=\"{}\"}} {}", why.reason(), self.dropped(why));
         }
     }
 }
@@ -132,11 +180,11 @@ mod tests {
                 Batch { signal: Signal::Spans, collector, count: 2, message: Bytes::new(), buffers }
             });
             if !is_taken {
-                queue.count_dropped(2);
+                queue.count_dropped(Dropped::QueueFull, 2);
             }
         };
         (0..CAPACITY).for_each(|_| push());
-        assert_eq!(queue.counts.dropped_full.load(Relaxed), 0);
+        assert_eq!(queue.counts.dropped(Dropped::QueueFull), 0);
         push();
         drop(receiver);
         push();
@@ -144,5 +192,24 @@ mod tests {
         let mut page = String::new();
         queue.counts.render(Signal::Spans, &mut page);
         assert!(page.contains("karst_trace_spans_dropped_total{reason=\"queue_full\"} 4"), "{page}");
+    }
+
+    #[test]
+    fn each_worker_counts_by_itself_and_all_are_told() {
+        let counts = Arc::<Counts>::default();
+        let (queue, _receiver) = Queue::new(counts.clone());
+        // More than there are places, and the exporter's own.
+        for number in (0..2 * PLACES).chain([usize::MAX]) {
+            queue.of_worker(number).count_dropped(Dropped::ExportFailed, 3);
+        }
+        let all = 3 * (2 * PLACES as u64 + 1);
+        assert_eq!((counts.dropped(Dropped::QueueFull), counts.dropped(Dropped::ExportFailed)), (0, all));
+        assert_eq!(counts.dropped[1].0[Dropped::ExportFailed as usize].load(Relaxed), 6);
+        let mut page = String::new();
+        counts.render(Signal::Logs, &mut page);
+        assert!(
+            page.contains(&format!("karst_log_records_dropped_total{{reason=\"export_failed\"}} {all}\n")),
+            "{page}"
+        );
     }
 }

@@ -3,7 +3,8 @@
 use crate::spans::{
     batches::Batches,
     common::{Common, Own},
-    queue::{Queue, Signal},
+    queue::{Dropped, Queue, Signal},
+    rules::Collector,
     tags::{self, Ended},
 };
 use karst_proxy::state::Workload;
@@ -20,6 +21,19 @@ impl Recorder {
     /// Hands batches over to this queue.
     pub fn new(queue: Queue, own: Own) -> Self {
         Self { batches: Batches::new(Signal::Spans, queue), own, common: RefCell::default() }
+    }
+
+    /// Would spans for a collector be taken at the moment?
+    ///
+    /// # Errors
+    /// Why they would be dropped.
+    pub fn takes(&self, collector: &Arc<Collector>) -> Result<(), Dropped> {
+        self.batches.takes(collector)
+    }
+
+    /// A request has ended, and its spans were not made.
+    pub fn count_dropped(&self, why: Dropped, count: usize) {
+        self.batches.count_dropped(why, count);
     }
 
     /// Adds the spans of a request that has ended, or drops them if there is no place. `workload`: this proxy, if it is known;

@@ -1,8 +1,10 @@
-//! A request that is traced, from its head to its end: what its caller has decided, what upstreams are told, and its attempts.
+//! A request that is traced, from its head to its end: what its caller has decided, what upstreams are told, and its attempts. Upstreams
+//! are told the same whether anybody takes its spans or not; what these say is kept only if somebody does.
 
 use crate::{
     spans::{
         context::{self, Incoming, SpanContext, TRACEPARENT, TRACESTATE},
+        queue::Dropped,
         rules::{Collector, Tracing},
         sampling::{self, Asked, Decision, WHOLE},
     },
@@ -26,8 +28,20 @@ const MAX_ATTEMPTS: usize = 16;
 const MAX_TRACE_STATE: usize = 512;
 
 /// A request that is traced. What telemetry says of it, its record has.
-pub struct RequestSpans {
+pub struct RequestTrace {
     propagation: Propagation,
+    /// Of the request here: the parent of its attempts.
+    pub context: SpanContext,
+    /// The span of the attempt that goes on. None: there is none, or it has no span.
+    current: Option<u64>,
+    /// Attempts that have a span.
+    attempts: usize,
+    /// What its spans say; or why nobody takes them.
+    pub spans: Result<Box<RequestSpans>, Dropped>,
+}
+
+/// What the spans of a request say.
+pub struct RequestSpans {
     /// Of the request here: the parent of its attempts.
     pub context: SpanContext,
     /// The caller's span.
@@ -129,13 +143,15 @@ impl Propagation {
     }
 }
 
-/// Takes a request in: decides whether it is traced, and tells upstreams so. None: it is not. `random`: a number below another.
+/// Takes a request in: decides whether it is traced, and tells upstreams so. None: it is not. `random`: a number below another; `takes`:
+/// does anybody take its spans?
 pub fn begin(
     tracing: &Tracing,
     from: Origin,
     headers: &mut HeaderMap,
     random: impl Fn(u64) -> u64,
-) -> Option<Box<RequestSpans>> {
+    takes: impl FnOnce() -> Result<(), Dropped>,
+) -> Option<RequestTrace> {
     if from.is_external {
         headers.remove(FORCE);
     }
@@ -162,18 +178,19 @@ pub fn begin(
     }
     let trace = caller.map_or_else(|| new_trace(collector, id), |caller| caller.trace);
     let context = SpanContext { trace, span: id(u64::MAX) };
-    let propagation = Propagation::of(tracing);
-    propagation.tell(context, caller.map(|caller| caller.span), headers);
-    let spans = RequestSpans {
-        propagation,
-        context,
-        parent: caller.map(|caller| caller.span),
-        scheme: from.scheme,
-        client: headers.get(CLIENT).cloned(),
-        trace_state: if is_otlp && caller.is_some() { trace_state(headers) } else { String::new() },
-        attempts: Attempts::default(),
-    };
-    Some(Box::new(spans))
+    let (propagation, parent) = (Propagation::of(tracing), caller.map(|caller| caller.span));
+    propagation.tell(context, parent, headers);
+    let spans = takes().map(|()| {
+        Box::new(RequestSpans {
+            context,
+            parent,
+            scheme: from.scheme,
+            client: headers.get(CLIENT).cloned(),
+            trace_state: if is_otlp && caller.is_some() { trace_state(headers) } else { String::new() },
+            attempts: Attempts::default(),
+        })
+    });
+    Some(RequestTrace { propagation, context, current: None, attempts: 0, spans })
 }
 
 /// What vendors say of a trace, in one line. None of it, if that is long.
@@ -243,10 +260,16 @@ fn tell_unsampled(
     }
 }
 
-impl RequestSpans {
+impl RequestTrace {
+    /// How many spans it has: its own, and those of its attempts.
+    pub fn count(&self) -> usize {
+        1 + self.attempts
+    }
+
     /// Another attempt follows: `before` is where the last one has gone.
     pub fn leave(&mut self, before: Option<(Arc<Workload>, SocketAddr)>) {
-        if let Some(last) = self.attempts.last_mut()
+        if let Ok(spans) = &mut self.spans
+            && let Some(last) = spans.attempts.last_mut()
             && last.to.is_none()
         {
             last.to = before;
@@ -255,24 +278,31 @@ impl RequestSpans {
 
     /// An attempt begins; its request's headers tell of it. `span`: its id, not 0.
     pub fn attempt(&mut self, http2: bool, began: Instant, span: u64, headers: &mut HeaderMap) {
-        if self.attempts.len() >= MAX_ATTEMPTS {
+        if self.attempts >= MAX_ATTEMPTS {
             return;
         }
+        self.attempts += 1;
+        self.current = Some(span);
         self.propagation.tell(SpanContext { span, ..self.context }, Some(self.context.span), headers);
-        let (status, grpc, flag) = (None, None, ResponseFlag::None);
-        self.attempts.push(AttemptSpan { span, began, ended: None, to: None, http2, status, grpc, flag });
+        if let Ok(spans) = &mut self.spans {
+            let (status, grpc, flag) = (None, None, ResponseFlag::None);
+            spans.attempts.push(AttemptSpan { span, began, ended: None, to: None, http2, status, grpc, flag });
+        }
     }
 
     /// The attempt that goes on, for the CONNECT that it may open. None: it has no span, or upstreams are not told.
     pub fn current(&self) -> Option<SpanContext> {
-        let last = self.attempts.last().filter(|last| last.ended.is_none() && self.propagation.is_any())?;
-        Some(SpanContext { span: last.span, ..self.context })
+        let span = self.current.filter(|_| self.propagation.is_any())?;
+        Some(SpanContext { span, ..self.context })
     }
 
     /// The last attempt that has begun was answered. `ended`: there is another, and the answer is nobody's.
     pub fn answered(&mut self, status: u16, grpc: Option<u16>, ended: Option<Instant>) {
         if let Some(last) = self.last() {
             (last.status, last.grpc, last.ended) = (Some(status), grpc, ended);
+        }
+        if ended.is_some() {
+            self.current = None;
         }
     }
 
@@ -281,11 +311,12 @@ impl RequestSpans {
         if let Some(last) = self.last() {
             (last.flag, last.ended) = (flag, Some(ended));
         }
+        self.current = None;
     }
 
     /// The last attempt, while it has not ended: those beyond [`MAX_ATTEMPTS`] have no span.
     fn last(&mut self) -> Option<&mut AttemptSpan> {
-        self.attempts.last_mut().filter(|last| last.ended.is_none())
+        self.spans.as_mut().ok()?.attempts.last_mut().filter(|last| last.ended.is_none())
     }
 }
 
@@ -323,10 +354,20 @@ mod tests {
         0
     }
 
+    /// Somebody takes its spans.
+    fn begin(
+        tracing: &Tracing,
+        from: Origin,
+        headers: &mut HeaderMap,
+        random: impl Fn(u64) -> u64,
+    ) -> Option<RequestTrace> {
+        super::begin(tracing, from, headers, random, || Ok(()))
+    }
+
     #[test]
     fn the_callers_decision_goes_on() {
         let mut h = headers(&[("traceparent", PARENT), ("tracestate", "a=b"), ("x-request-id", ID)]);
-        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap().spans.unwrap();
         assert_eq!(spans.context.trace, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
         assert_eq!((spans.parent, spans.context.span), (Some(0x00f0_67aa_0ba9_02b7), 1));
         assert_eq!(h["traceparent"], "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000001-01");
@@ -365,7 +406,7 @@ mod tests {
         assert!(begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).is_none());
         assert!(!h.contains_key(FORCE));
         let mut h = headers(&[("x-client-trace-id", "mine"), ("x-request-id", ID)]);
-        let spans = begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).unwrap();
+        let spans = begin(&tracing(0, |_| {}), OUTSIDE, &mut h, lowest).unwrap().spans.unwrap();
         assert_eq!(
             (spans.client.unwrap(), &h["x-request-id"].as_bytes()[14..15]),
             ("mine".parse().unwrap(), &b"b"[..])
@@ -376,7 +417,7 @@ mod tests {
     fn b3_in_its_own_form() {
         let one = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1";
         let mut h = headers(&[("b3", one), ("traceparent", PARENT)]);
-        let spans = begin(&tracing(0, zipkin), INSIDE, &mut h, lowest).unwrap();
+        let spans = begin(&tracing(0, zipkin), INSIDE, &mut h, lowest).unwrap().spans.unwrap();
         assert_eq!(spans.parent, Some(0x00f0_67aa_0ba9_02b7));
         assert_eq!(h[B3], "4bf92f3577b34da6a3ce929d0e0e4736-0000000000000001-1-00f067aa0ba902b7");
         assert_eq!((&h[B3_TRACE], &h[TRACEPARENT]), (&one[..32].parse().unwrap(), &PARENT.parse().unwrap()));
@@ -410,15 +451,15 @@ mod tests {
     fn what_vendors_say_goes_with_its_trace() {
         let mut h = headers(&[("traceparent", PARENT), ("tracestate", "a=b")]);
         h.append(TRACESTATE, HeaderValue::from_static("c=d"));
-        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap().spans.unwrap();
         assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("a=b,c=d", 2));
         h.append(TRACESTATE, HeaderValue::from_bytes(&[b'e'; MAX_TRACE_STATE]).unwrap());
-        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        let spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap().spans.unwrap();
         assert_eq!((&*spans.trace_state, h.get_all(TRACESTATE).iter().count()), ("", 3), "it passes all the same");
         for rate in [0, WHOLE] {
             let mut h = headers(&[("tracestate", "a=b")]);
-            let spans = begin(&tracing(rate, |_| {}), INSIDE, &mut h, lowest);
-            assert!(spans.is_none_or(|spans| spans.trace_state.is_empty()), "{rate}");
+            let trace = begin(&tracing(rate, |_| {}), INSIDE, &mut h, lowest);
+            assert!(trace.is_none_or(|trace| trace.spans.unwrap().trace_state.is_empty()), "{rate}");
             assert!(h.contains_key(TRACEPARENT) && !h.contains_key(TRACESTATE), "of no trace that is known: {rate}");
         }
     }
@@ -427,27 +468,27 @@ mod tests {
     fn a_connect_is_told_of_the_attempt_that_opens_it() {
         let now = Instant::now();
         let mut h = headers(&[("traceparent", PARENT)]);
-        let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
-        assert_eq!(spans.current(), None, "nothing is sent yet");
-        spans.attempt(false, now, 7, &mut h);
-        assert_eq!(spans.current(), Some(SpanContext { span: 7, ..spans.context }));
-        assert_eq!(h["traceparent"], spans.current().unwrap().to_traceparent(true), "as the request itself");
-        spans.failed(ResponseFlag::ConnectFailure, now);
-        assert_eq!(spans.current(), None);
+        let mut trace = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        assert_eq!(trace.current(), None, "nothing is sent yet");
+        trace.attempt(false, now, 7, &mut h);
+        assert_eq!(trace.current(), Some(SpanContext { span: 7, ..trace.context }));
+        assert_eq!(h["traceparent"], trace.current().unwrap().to_traceparent(true), "as the request itself");
+        trace.failed(ResponseFlag::ConnectFailure, now);
+        assert_eq!(trace.current(), None);
         for span in 0..MAX_ATTEMPTS as u64 {
-            spans.attempt(false, now, 8 + span, &mut h);
-            spans.answered(503, None, Some(now));
+            trace.attempt(false, now, 8 + span, &mut h);
+            trace.answered(503, None, Some(now));
         }
-        assert_eq!(spans.attempts.len(), MAX_ATTEMPTS);
-        spans.attempt(false, now, 99, &mut h);
-        assert_eq!(spans.current(), None, "it has no span");
+        trace.attempt(false, now, 99, &mut h);
+        assert_eq!(trace.current(), None, "it has no span");
+        assert_eq!((trace.count(), trace.spans.unwrap().attempts.len()), (1 + MAX_ATTEMPTS, MAX_ATTEMPTS));
         let said = ir::Collector { service: "c".into(), port: 1, ..Default::default() };
         let quiet =
             ir::Tracing { collector: Some(said), per_ten_thousand: WHOLE, no_propagation: true, ..Default::default() };
         let mut h = HeaderMap::new();
-        let mut spans = begin(&Tracing::new(&quiet).unwrap(), INSIDE, &mut h, lowest).unwrap();
-        spans.attempt(false, now, 7, &mut h);
-        assert!(spans.attempts.len() == 1 && spans.current().is_none() && h.is_empty(), "nobody is told");
+        let mut trace = begin(&Tracing::new(&quiet).unwrap(), INSIDE, &mut h, lowest).unwrap();
+        trace.attempt(false, now, 7, &mut h);
+        assert!(trace.count() == 2 && trace.current().is_none() && h.is_empty(), "nobody is told");
     }
 
     #[test]
@@ -458,21 +499,68 @@ mod tests {
             Some((mesh.workload(ip.into()).unwrap().clone(), SocketAddr::from((ip, 80))))
         };
         let mut h = headers(&[("traceparent", PARENT)]);
-        let mut spans = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
+        let mut trace = begin(&tracing(0, |_| {}), INSIDE, &mut h, lowest).unwrap();
         // As the first attempt begins, nothing was tried.
-        spans.leave(None);
+        trace.leave(None);
         for span in 1..=MAX_ATTEMPTS as u64 {
-            spans.attempt(span == 2, Instant::now(), span, &mut h);
-            spans.answered(503, None, Some(Instant::now()));
-            spans.leave(to(if span == 1 { 1 } else { 2 }));
+            trace.attempt(span == 2, Instant::now(), span, &mut h);
+            trace.answered(503, None, Some(Instant::now()));
+            trace.leave(to(if span == 1 { 1 } else { 2 }));
         }
         // One that has no span.
-        spans.attempt(false, Instant::now(), 99, &mut h);
-        spans.leave(to(1));
+        trace.attempt(false, Instant::now(), 99, &mut h);
+        trace.leave(to(1));
+        let spans = trace.spans.unwrap();
         let names = spans.attempts.iter().map(|a| (a.span, a.http2, &*a.to.as_ref().unwrap().0.name));
         let wanted = (1..=MAX_ATTEMPTS as u64).map(|n| (n, n == 2, if n == 1 { "p" } else { "q" }));
         assert!(names.eq(wanted));
         assert_eq!(spans.attempts.last().map(|last| last.span), Some(MAX_ATTEMPTS as u64));
+    }
+
+    /// The trace goes on through a proxy whose collector is down, as if it were there.
+    #[test]
+    fn upstreams_are_told_the_same_where_nobody_takes_the_spans() {
+        let cases: [&[(&'static str, &'static str)]; 5] = [
+            &[],
+            &[("x-request-id", ID)],
+            &[("x-request-id", ID), ("x-client-trace-id", "mine")],
+            &[("traceparent", PARENT), ("tracestate", "a=b")],
+            &[("b3", "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1")],
+        ];
+        let collectors: [fn(&mut ir::Collector); 3] = [
+            |_| {},
+            zipkin,
+            |c| {
+                zipkin(c);
+                c.w3c = true;
+            },
+        ];
+        for (case, collector) in cases.iter().flat_map(|case| collectors.map(|collector| (case, collector))) {
+            let now = Instant::now();
+            let told = |takes: Result<(), Dropped>| {
+                let mut h = headers(case);
+                let trace = super::begin(&tracing(WHOLE, collector), INSIDE, &mut h, lowest, || takes);
+                let mut trace = trace.unwrap();
+                assert_eq!(trace.spans.as_ref().err().copied(), takes.err());
+                let mut said = vec![(trace.current(), h.clone())];
+                for span in 1..=MAX_ATTEMPTS as u64 + 1 {
+                    trace.leave(None);
+                    trace.attempt(true, now, span, &mut h);
+                    said.push((trace.current(), h.clone()));
+                    match span % 2 {
+                        0 => trace.answered(503, None, Some(now)),
+                        _ => trace.failed(ResponseFlag::Reset, now),
+                    }
+                    said.push((trace.current(), h.clone()));
+                }
+                (trace.context, trace.count(), said)
+            };
+            let wanted = told(Ok(()));
+            assert_eq!(wanted.1, 1 + MAX_ATTEMPTS);
+            for why in [Dropped::QueueFull, Dropped::ExportFailed] {
+                assert_eq!(told(Err(why)), wanted, "{case:?}");
+            }
+        }
     }
 
     #[test]

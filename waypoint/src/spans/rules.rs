@@ -2,7 +2,7 @@
 
 use crate::{
     config,
-    spans::names::is_standard,
+    spans::{health::Health, names::is_standard},
     telemetry::{
         expression::{self, ExpressionError, evaluate},
         stream_info::StreamInfo,
@@ -75,6 +75,7 @@ pub struct Collector {
     pub w3c: bool,
     /// Attributes of the resource from the proxy's environment.
     pub resource: Vec<(String, String)>,
+    pub health: Health,
 }
 
 /// Where a tag's value comes from.
@@ -320,7 +321,18 @@ impl Collector {
             short_ids: said.short_ids,
             w3c: said.w3c,
             resource: environment.map(|text| resource(&text)).unwrap_or_default(),
+            health: Health::default(),
         })
+    }
+
+    /// Is it the same, and called in the same way?
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self { service, port, protocol, path, timeout, headers, max_path, short_ids, w3c, resource, health: _ } =
+            self;
+        (service, port, protocol, path, timeout)
+            == (&other.service, &other.port, &other.protocol, &other.path, &other.timeout)
+            && (headers, max_path, short_ids, w3c, resource)
+                == (&other.headers, &other.max_path, &other.short_ids, &other.w3c, &other.resource)
     }
 }
 

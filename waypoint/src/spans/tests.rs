@@ -3,13 +3,13 @@
 
 use crate::{
     spans::{
-        batches::OPEN,
+        batches::{Batches, OPEN},
         common::{Common, Own},
         encode::{Message, Producer},
         names::is_standard,
-        queue::{Batch, CAPACITY, Counts, Queue},
+        queue::{Batch, CAPACITY, Counts, Dropped, Queue, Signal},
         recorder::{Recorder, flush_in_time},
-        request::{Origin, RequestSpans, begin},
+        request::{Origin, RequestSpans, RequestTrace, begin},
         rules::Tracing,
         tags::{self, Ended},
     },
@@ -37,7 +37,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -146,20 +146,20 @@ fn info(mesh: &Snapshot) -> StreamInfo {
 }
 
 /// A request that is traced, whose caller has a span; without attempts.
-fn begun(tracing: &Tracing) -> Box<RequestSpans> {
+fn begun(tracing: &Tracing) -> RequestTrace {
     let is_zipkin = tracing.collector.protocol == CollectorProtocol::Zipkin;
     let mut headers = HeaderMap::new();
     let (name, value) = if is_zipkin { ("b3", B3) } else { ("traceparent", PARENT) };
     headers.insert(name, HeaderValue::from_static(value));
-    begin(tracing, Origin { scheme: "http", is_external: false }, &mut headers, |_| 0x41).unwrap()
+    begin(tracing, Origin { scheme: "http", is_external: false }, &mut headers, |_| 0x41, || Ok(())).unwrap()
 }
 
 /// The same, with the attempt that was answered.
 fn answered(tracing: &Tracing, info: &StreamInfo) -> Box<RequestSpans> {
-    let mut spans = begun(tracing);
-    spans.attempt(false, Instant::from_std(info.started) + Duration::from_millis(5), 7, &mut HeaderMap::new());
-    spans.answered(info.answered, info.grpc, None);
-    spans
+    let mut trace = begun(tracing);
+    trace.attempt(false, Instant::from_std(info.started) + Duration::from_millis(5), 7, &mut HeaderMap::new());
+    trace.answered(info.answered, info.grpc, None);
+    trace.spans.unwrap()
 }
 
 fn written(common: &mut Common, own: &Own, mesh: &Snapshot, ended: Ended<'_>) -> Bytes {
@@ -333,7 +333,7 @@ fn attempts_and_their_ends() {
     request.leave(Some((at(&mesh, [10, 0, 0, 2]), ([10, 0, 0, 2], 8080).into())));
     request.attempt(true, after(4), 8, &mut HeaderMap::new());
     request.answered(200, None, None);
-    let all = spans(&tracing, &info, &request);
+    let all = spans(&tracing, &info, &request.spans.unwrap());
     let [server, first, second] = &all[..] else { unreachable!("{all:?}") };
     let tags = |span: &Span, keys: [&str; 9]| keys.map(|key| tag(span, key).unwrap_or_default());
     let keys = [
@@ -373,7 +373,7 @@ fn a_request_that_has_gone_nowhere() {
     info.authority = Some(HeaderValue::from_bytes(b"\xff[::1]:x").unwrap());
     info.forwarded_for = Some(HeaderValue::from_static(" 198.51.100.7 , 10.0.0.9"));
     info.from = SocketAddr::from(([0x2001_u16, 0xdb8, 0, 0, 0, 0, 0, 1], 4000));
-    let mut request = begun(&tracing);
+    let mut request = begun(&tracing).spans.unwrap();
     request.client = Some(HeaderValue::from_static("mine"));
     let all = spans(&tracing, &info, &request);
     let [server] = &all[..] else { unreachable!("{all:?}") };
@@ -544,7 +544,7 @@ impl Recorded {
     }
 
     fn dropped(&self) -> u64 {
-        self.counts.dropped_full.load(Relaxed)
+        self.counts.dropped(Dropped::QueueFull)
     }
 }
 
@@ -594,16 +594,43 @@ fn beyond_a_full_queue_spans_are_dropped_and_nobody_waits() {
     run(async {
         let (mut r, tracing) = (Recorded::new(false), tracing(|_, _| {}));
         spawn(flush_in_time(r.recorder.clone()));
-        (0..256 * (CAPACITY + 1)).for_each(|_| r.request(&tracing));
+        (0..256 * (CAPACITY + 1) - 1).for_each(|_| r.request(&tracing));
+        assert_eq!(r.recorder.takes(&tracing.collector), Ok(()), "the worker's own batch has room");
+        r.request(&tracing);
         assert_eq!((r.queue.len(), r.dropped()), (CAPACITY, 0), "one more is the worker's");
+        assert_eq!(r.recorder.takes(&tracing.collector), Err(Dropped::QueueFull), "the next ones are not even begun");
         (0..10).for_each(|_| r.request(&tracing));
         assert_eq!(r.dropped(), 20);
         // What was due stays while there is no place.
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!((r.queue.len(), r.dropped()), (CAPACITY, 20));
         r.queue.try_recv().unwrap();
+        assert_eq!(r.recorder.takes(&tracing.collector), Ok(()));
         r.request(&tracing);
         assert_eq!((r.queue.len(), r.dropped()), (CAPACITY, 20));
+    });
+}
+
+#[test]
+fn for_a_collector_that_is_down_nothing_is_written() {
+    run(async {
+        let (mut r, tracing) = (Recorded::new(false), tracing(|_, _| {}));
+        spawn(flush_in_time(r.recorder.clone()));
+        r.request(&tracing);
+        assert!(tracing.collector.health.fail());
+        assert_eq!(r.recorder.takes(&tracing.collector), Err(Dropped::ExportFailed));
+        r.request(&tracing);
+        let failed = |r: &Recorded| r.counts.dropped(Dropped::ExportFailed);
+        assert_eq!(failed(&r), 2);
+        let (queue, _receiver) = Queue::new(r.counts.clone());
+        let batches = Batches::new(Signal::Logs, queue);
+        batches.add(&tracing.collector, 3, || unreachable!("no batch is begun"), |_| unreachable!("no item is made"));
+        assert_eq!(failed(&r), 5);
+        assert_eq!(r.queue.recv().await.unwrap().count, 2, "what was written before is the exporter's to count");
+        tracing.collector.health.answer();
+        assert_eq!(r.recorder.takes(&tracing.collector), Ok(()));
+        r.request(&tracing);
+        assert_eq!((r.queue.recv().await.unwrap().count, failed(&r)), (2, 5));
     });
 }
 
@@ -620,7 +647,7 @@ fn a_worker_that_ends_hands_over_what_it_has() {
         let Recorded { recorder, queue, counts: gone, .. } = r;
         drop(queue);
         drop(recorder);
-        assert_eq!((counts.dropped_full.load(Relaxed), gone.dropped_full.load(Relaxed)), (0, 2));
+        assert_eq!([counts, gone].map(|counts| counts.dropped(Dropped::QueueFull)), [0, 2]);
     });
 }
 

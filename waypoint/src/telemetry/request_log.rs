@@ -5,7 +5,7 @@ use crate::{
     downstream::upgrade::Upgrade,
     logs::record::Record,
     snapshot::Snapshot,
-    spans::{request::RequestSpans, tags::Ended},
+    spans::{request::RequestTrace, tags::Ended},
     telemetry::{
         access_log,
         carried::Carried,
@@ -36,7 +36,7 @@ pub struct RequestLog {
     /// Of a request that asks for another protocol, what policies are to judge later.
     pub upgrade: Option<Box<Upgrade>>,
     /// Of a request that is traced.
-    pub spans: Option<Box<RequestSpans>>,
+    pub traced: Option<RequestTrace>,
 }
 
 impl Deref for RequestLog {
@@ -72,7 +72,7 @@ impl RequestLog {
     /// What is to be told of what begins, as a snapshot wants it told.
     pub fn new(info: StreamInfo, sink: Rc<Sink>, s: &Snapshot) -> Box<Self> {
         let (telemetry, telemetry_generation) = (s.telemetry().cloned(), s.telemetry_generation);
-        Box::new(Self { info, sink, telemetry, telemetry_generation, told: false, upgrade: None, spans: None })
+        Box::new(Self { info, sink, telemetry, telemetry_generation, told: false, upgrade: None, traced: None })
     }
 
     /// The name of this proxy's pod.
@@ -87,9 +87,12 @@ impl RequestLog {
         let took = self.started.elapsed();
         let telemetry = self.telemetry.take();
         let rules = telemetry.as_deref();
-        let spans = self.spans.take();
-        if let (Some(spans), Some(tracing)) = (spans.as_deref(), rules.and_then(|t| t.tracing.as_deref())) {
-            self.sink.trace(Ended { info: self, tracing, spans, sent, took });
+        let traced = self.traced.take();
+        if let (Some(traced), Some(tracing)) = (&traced, rules.and_then(|t| t.tracing.as_deref())) {
+            match &traced.spans {
+                Ok(spans) => self.sink.trace(Ended { info: self, tracing, spans, sent, took }),
+                Err(why) => self.sink.spans.count_dropped(*why, traced.count()),
+            }
         }
         match &self.carried {
             // Istio's metrics are of TCP.
@@ -118,7 +121,7 @@ impl RequestLog {
             access_log::write(access_log::line(self, took.as_millis() as u64, sent));
         }
         if let Some(rules) = rules.filter(|t| !t.exports.is_empty()) {
-            let trace = spans.as_deref().map(|spans| spans.context).or(self.trace.as_deref().copied());
+            let trace = traced.map(|traced| traced.context).or(self.trace.as_deref().copied());
             let wanted = rules.exports.iter().filter(|export| export.takes(self, sent));
             self.sink.export(wanted, Record { info: self, took, sent, trace });
         }

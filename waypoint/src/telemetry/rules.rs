@@ -101,6 +101,23 @@ impl Telemetry {
         Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, tracing, exports, said })
     }
 
+    /// Collectors that another has named in the same way stay its own: what is known of them is known still, and their batches go on.
+    pub fn keep_collectors(&mut self, before: &Self) {
+        let tracing = self.tracing.as_mut().and_then(Arc::get_mut);
+        if let (Some(new), Some(old)) = (tracing, &before.tracing)
+            && new.collector.is_same(&old.collector)
+        {
+            new.collector = old.collector.clone();
+        }
+        for new in &mut self.exports {
+            // A batch has the name of its log.
+            let is_same = |old: &&Export| old.name == new.name && old.collector.is_same(&new.collector);
+            if let Some(old) = before.exports.iter().find(is_same) {
+                new.collector = old.collector.clone();
+            }
+        }
+    }
+
     /// Does it say the same of metrics and logs as another?
     pub fn same(a: Option<&Self>, b: Option<&Self>) -> bool {
         a.map(|t| &t.said) == b.map(|t| &t.said)
@@ -179,6 +196,35 @@ mod tests {
         assert!(Telemetry::new(&ir::Telemetry { metrics, ..Default::default() }).is_err());
         let same = |a, b| Telemetry::same(filter(a).ok().as_ref(), filter(b).ok().as_ref());
         assert!(same("true", "true") && !same("true", "false") && !Telemetry::same(filter("true").ok().as_ref(), None));
+    }
+
+    #[test]
+    fn what_is_known_of_collectors_outlasts_a_change() {
+        let collector = |port| Some(ir::Collector { service: "ns/c".into(), port, ..Default::default() });
+        let export =
+            |name: &str, port| ir::LogExport { collector: collector(port), name: name.into(), ..Default::default() };
+        let telemetry = |port, exports: &[(&str, u32)]| {
+            let tracing = ir::Tracing { collector: collector(port), ..Default::default() };
+            let log_exports = exports.iter().map(|(name, port)| export(name, *port)).collect();
+            let said = ir::Telemetry { tracing: Some(tracing), log_exports, ..Default::default() };
+            Telemetry::new(&said).unwrap()
+        };
+        let is_down = |telemetry: &Telemetry| {
+            let tracing = telemetry.tracing.as_ref().unwrap().collector.health.is_down();
+            (tracing, telemetry.exports.iter().map(|export| export.collector.health.is_down()).collect::<Vec<_>>())
+        };
+        let before = telemetry(1, &[("a", 1), ("b", 1)]);
+        before.tracing.as_ref().unwrap().collector.health.fail();
+        before.exports[1].collector.health.fail();
+        // In another order, one of another port, and one of another name.
+        let mut after = telemetry(1, &[("b", 1), ("a", 1), ("b", 2), ("c", 1)]);
+        assert_eq!(is_down(&after), (false, vec![false; 4]));
+        after.keep_collectors(&before);
+        assert_eq!(is_down(&after), (true, vec![true, false, false, false]));
+        assert!(Arc::ptr_eq(&after.exports[1].collector, &before.exports[0].collector));
+        let mut other = telemetry(2, &[]);
+        other.keep_collectors(&before);
+        assert_eq!(is_down(&other), (false, vec![]));
     }
 
     #[test]

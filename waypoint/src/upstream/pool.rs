@@ -78,6 +78,13 @@ impl Pool {
         std::iter::from_fn(|| kept.pop()).find(|idle| !is_leaving(idle.tunnel.as_ref()))
     }
 
+    /// Gives no further request a connection to an endpoint that was opened before. Those that have requests go on with them.
+    pub fn forget(&self, workload: &str, at: SocketAddr) {
+        let is_other = |(uid, address, _): &PoolKey| (&**uid, *address) != (workload, at);
+        self.h1.borrow_mut().retain(|key, _| is_other(key));
+        self.h2.borrow_mut().retain(|key, _| is_other(key));
+    }
+
     /// Closes what has been idle for too long, and forgets endpoints without connections.
     pub fn sweep(&self) {
         let now = Instant::now();

@@ -109,7 +109,9 @@ const KNOWN: &[(&str, Often, usize)] = &[
     // For fuzzing alone.
     ("waypoint/src/fuzz.rs", Often::Seldom, 1),
     ("waypoint/src/live.rs", Often::Seldom, 2),
-    ("waypoint/src/spans/export.rs", Often::Seldom, 4),
+    ("waypoint/src/spans/call.rs", Often::Seldom, 2),
+    ("waypoint/src/spans/export.rs", Often::Seldom, 3),
+    ("waypoint/src/spans/health.rs", Often::Seldom, 3),
     ("waypoint/src/upstream/reopen.rs", Often::Seldom, 2),
     ("ztunnel/src/control.rs", Often::Seldom, 5),
     ("ztunnel/src/handover/desk.rs", Often::Seldom, 3),

@@ -1,10 +1,10 @@
 //! The access log for collectors: what one in memory gets. The exporter is the product's ([`crate::spans::export`]).
 
 use super::{
-    traces::{COLLECTOR, Exports, collect, collector, exported},
+    traces::{COLLECTOR, Exports, KNOWN, collect, collector, exported},
     *,
 };
-use crate::{downstream::gateway::Gateway, telemetry::rules::Telemetry};
+use crate::{downstream::gateway::Gateway, spans::queue::Dropped, telemetry::rules::Telemetry};
 use karst_api::otlp::{ExportLogsServiceRequest, ExportTraceServiceRequest, LogRecord, ResourceLogs, any_value::Value};
 use prost::Message;
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
@@ -99,7 +99,7 @@ fn a_collector_gets_the_line_its_fields_and_its_trace() {
         let resource = attributes(&LogRecord { attributes: resource.attributes, ..Default::default() });
         assert_eq!((&*resource["service.name"], &*resource["log_name"]), ("own.ns", "mesh"));
         let counts = &m.worker.shared.metrics.logs;
-        assert_eq!((counts.exported.load(Relaxed), counts.dropped_failed.load(Relaxed)), (1, 0));
+        assert_eq!((counts.exported.load(Relaxed), counts.dropped(Dropped::ExportFailed)), (1, 0));
     });
 }
 
@@ -188,7 +188,31 @@ fn a_dead_collector_fails_no_request() {
         }
         exported().await;
         let counts = &m.worker.shared.metrics.logs;
-        assert_eq!((counts.exported.load(Relaxed), counts.dropped_failed.load(Relaxed)), (0, 20));
-        assert_eq!(m.worker.shared.metrics.spans.dropped_failed.load(Relaxed), 0, "each counts its own");
+        assert_eq!((counts.exported.load(Relaxed), counts.dropped(Dropped::ExportFailed)), (0, 20));
+        assert_eq!(m.worker.shared.metrics.spans.dropped(Dropped::ExportFailed), 0, "each counts its own");
+    });
+}
+
+/// One of two collectors is not there: the other one gets every record, and gets it in time.
+#[test]
+fn a_dead_collector_holds_up_no_other() {
+    run(async {
+        let two = |telemetry: &mut ir::Telemetry| {
+            let dead = ir::Collector { service: "nobody.example.com".into(), port: 4317, ..Default::default() };
+            let export = ir::LogExport { collector: Some(dead), name: "dead".into(), ..Default::default() };
+            telemetry.log_exports.push(export);
+        };
+        let m = Mesh::of(exporting("", two), |_, _| status(200));
+        let exports = collect(&m, true);
+        for n in 0..100 {
+            m.ask(get(&format!("/{n}"))).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(KNOWN).await;
+        let paths: Vec<String> = records(&exports).iter().map(|record| attributes(record)["path"].clone()).collect();
+        assert_eq!(paths, (0..100).map(|n| format!("/{n}")).collect::<Vec<_>>());
+        let counts = &m.worker.shared.metrics.logs;
+        let dropped = [Dropped::QueueFull, Dropped::ExportFailed].map(|why| counts.dropped(why));
+        assert_eq!((counts.exported.load(Relaxed), dropped), (100, [0, 100]));
     });
 }

@@ -1,7 +1,9 @@
 //! Traces: what endpoints are told, and what a collector in memory gets. The exporter is the product's ([`crate::spans::export`]).
 
 use super::*;
-use crate::{downstream::gateway::Gateway, telemetry::rules::Telemetry};
+use crate::{
+    downstream::gateway::Gateway, spans::queue::Dropped, telemetry::rules::Telemetry, upstream::error::ConnectError,
+};
 use karst_api::otlp::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, Span, SpanKind, StatusCode, any_value::Value,
 };
@@ -11,6 +13,10 @@ use std::{cell::Cell, collections::BTreeSet, sync::atomic::Ordering::Relaxed};
 pub(super) const COLLECTOR: &str = "ns/collector.ns.svc.cluster.local";
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+/// A batch has been sent by then, and it is known what has become of it.
+pub(super) const KNOWN: Duration = Duration::from_millis(1100);
+/// A collector that has come back has been asked by then.
+const LONGEST_PAUSE: Duration = Duration::from_millis(30_100);
 
 fn collector_address() -> SocketAddr {
     ([10, 0, 0, 77], 4317).into()
@@ -75,6 +81,45 @@ async fn taken(r: Request<Incoming>, grpc: bool, all: Exports) -> io::Result<Res
     Ok(Response::new(body))
 }
 
+/// What a collector does.
+#[derive(Clone, Copy, Debug)]
+enum Takes {
+    All,
+    /// It breaks off.
+    Nothing,
+    /// What has something in it is not answered.
+    Questions,
+    /// It reads, and answers with this status.
+    Answers(u16),
+}
+
+/// A collector that does this, by HTTP/2 if it is gRPC that it speaks; what it reads whole is there afterwards.
+fn collect_so(m: &Mesh, grpc: bool, exports: &Exports, does: &Rc<Cell<Takes>>) {
+    let (all, does) = (exports.clone(), does.clone());
+    let application = move |r| -> Answering { Box::pin(taken_so(r, grpc, all.clone(), does.get())) };
+    m.open(collector_address(), grpc, Rc::new(application));
+}
+
+async fn taken_so(r: Request<Incoming>, grpc: bool, all: Exports, does: Takes) -> io::Result<Response<Payload>> {
+    if let Takes::Nothing = does {
+        return Err(io::ErrorKind::ConnectionReset.into());
+    }
+    let before = all.borrow().len();
+    let mut answer = taken(r, grpc, all.clone()).await?;
+    let has_spans = all.borrow()[before].2.len() > 5;
+    match does {
+        Takes::Questions if has_spans => pending().await,
+        Takes::Answers(status) => *answer.status_mut() = http::StatusCode::from_u16(status).unwrap(),
+        Takes::All | Takes::Nothing | Takes::Questions => {}
+    }
+    Ok(answer)
+}
+
+/// How many spans a collector has taken.
+fn exported_spans(m: &Mesh) -> u64 {
+    m.worker.shared.metrics.spans.exported.load(Relaxed)
+}
+
 /// Until everything that has been asked for is exported.
 pub(super) async fn exported() {
     tokio::time::sleep(Duration::from_secs(30)).await;
@@ -106,7 +151,7 @@ fn with(name: &'static str, value: &'static str) -> Request<Payload> {
 
 fn dropped(m: &Mesh) -> (u64, u64) {
     let counts = &m.worker.shared.metrics.spans;
-    (counts.dropped_full.load(Relaxed), counts.dropped_failed.load(Relaxed))
+    (counts.dropped(Dropped::QueueFull), counts.dropped(Dropped::ExportFailed))
 }
 
 #[test]
@@ -250,27 +295,110 @@ fn a_dead_collector_fails_no_request() {
         }
         exported().await;
         assert_eq!(dropped(&m), (0, 40));
-        assert_eq!(m.worker.shared.metrics.spans.exported.load(Relaxed), 0);
+        assert_eq!(exported_spans(&m), 0);
+    });
+}
+
+/// Nobody listens at the collector's address. Its first batch finds that out; from then on spans are counted as their requests end, no
+/// batch is made, and endpoints are told of traces as ever.
+#[test]
+fn while_a_collector_is_down_spans_are_only_counted() {
+    run(async {
+        let m = Mesh::of(traced(10_000, |_, _| {}), |_, _| status(200));
+        m.ask(get("/")).await;
+        assert_eq!(dropped(&m), (0, 0), "it is not known yet");
+        tokio::time::sleep(KNOWN).await;
+        assert_eq!(dropped(&m), (0, 2));
+        for n in 1..=300 {
+            assert_eq!(m.ask(with("traceparent", PARENT)).await.0, 200);
+            assert_eq!(dropped(&m), (0, 2 + 2 * n), "at once: no batch is waited for");
+        }
+        let told = |n: usize| m.seen.borrow()[n].headers["traceparent"].to_str().unwrap().to_string();
+        let spans: BTreeSet<String> = (1..=300).map(|n| told(n)[36..52].to_string()).collect();
+        assert_eq!(spans.len(), 300, "each request has a span of its own");
+        assert!((1..=300).all(|n| told(n).starts_with(&PARENT[..36]) && told(n).ends_with("-01")), "{spans:?}");
+        assert!(told(0).ends_with("-01") && m.seen.borrow()[0].headers["x-request-id"].as_bytes()[14] == b'9');
+    });
+}
+
+/// What waits when it dies is dropped, and counted once: a full batch that is on its way, and one that is being written.
+#[test]
+fn a_collector_that_dies_and_comes_back() {
+    run(async {
+        for protocol in [ir::CollectorProtocol::OtlpGrpc, ir::CollectorProtocol::OtlpHttp] {
+            let m = Mesh::of(traced(10_000, move |_, c| c.set_protocol(protocol)), |_, _| status(200));
+            let grpc = protocol == ir::CollectorProtocol::OtlpGrpc;
+            let (exports, does) = (Exports::default(), Rc::new(Cell::new(Takes::All)));
+            collect_so(&m, grpc, &exports, &does);
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!((exported_spans(&m), dropped(&m)), (2, (0, 0)));
+            does.set(Takes::Nothing);
+            for _ in 0..300 {
+                assert_eq!(m.ask(get("/")).await.0, 200);
+            }
+            // So long that the pauses are as long as they get.
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            assert_eq!((exported_spans(&m), dropped(&m)), (2, (0, 600)), "{protocol:?}");
+            does.set(Takes::All);
+            tokio::time::sleep(LONGEST_PAUSE).await;
+            assert_eq!(exports.borrow().len(), 2, "it was asked once whether it takes something");
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!((exported_spans(&m), dropped(&m)), (4, (0, 600)), "{protocol:?}");
+            assert_eq!(exports.borrow().len(), 3);
+        }
     });
 }
 
 #[test]
-fn a_dead_collector_is_not_tried_at_once_again() {
+fn a_collector_that_is_down_is_asked_by_a_message_without_spans() {
     run(async {
-        let m = Mesh::of(traced(10_000, |_, _| {}), |_, _| status(200));
-        m.ask(get("/")).await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        assert_eq!(dropped(&m), (0, 2), "tried after the second for others");
-        let exports = collect(&m, true);
-        m.ask(get("/")).await;
-        // Without a pause this one would be sent 2100 ms after the beginning, when it has waited a second; with it, at 3000.
-        tokio::time::sleep(Duration::from_millis(1400)).await;
-        assert_eq!(exports.borrow().len(), 0);
-        exported().await;
-        assert_eq!((grpc_spans(&exports).len(), dropped(&m)), (2, (0, 2)), "it is there again");
+        for (protocol, empty) in [
+            (ir::CollectorProtocol::OtlpGrpc, &[0_u8; 5][..]),
+            (ir::CollectorProtocol::OtlpHttp, &b""[..]),
+            (ir::CollectorProtocol::Zipkin, &b"[]"[..]),
+        ] {
+            let m = Mesh::of(traced(10_000, move |_, c| c.set_protocol(protocol)), |_, _| status(200));
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!(dropped(&m), (0, 2));
+            let grpc = protocol == ir::CollectorProtocol::OtlpGrpc;
+            let exports = collect(&m, grpc);
+            // Nobody calls anything meanwhile: the first pause is at most a second.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let asked = exports.borrow().clone();
+            let [(_, headers, body)] = &asked[..] else { panic!("{protocol:?}: {asked:?}") };
+            assert_eq!(body, empty, "{protocol:?}");
+            assert!(grpc || headers["content-length"] == empty.len().to_string(), "{protocol:?}: {headers:?}");
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!((exported_spans(&m), dropped(&m)), (2, (0, 2)), "{protocol:?}");
+        }
     });
 }
 
+#[test]
+fn a_collector_that_stays_away_is_tried_ever_less_often() {
+    run(async {
+        let m = Mesh::of(traced(10_000, |_, _| {}), |_, _| status(200));
+        let tries = Rc::new(Cell::new(0));
+        let own = tries.clone();
+        m.memory.fail(collector_address(), move || {
+            own.set(own.get() + 1);
+            ConnectError::Timeout
+        });
+        for _ in 0..600 {
+            m.ask(get("/")).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // Its batch, five pauses that grow, and then one of 15 to 30 s after the other.
+        assert!((20..=48).contains(&tries.get()), "{}", tries.get());
+        assert_eq!(dropped(&m), (0, 1200));
+    });
+}
+
+/// It takes connections and nothing else: a batch has its time, and so has each question after it.
 #[test]
 fn a_collector_that_never_answers_fails_no_request() {
     run(async {
@@ -281,8 +409,85 @@ fn a_collector_that_never_answers_fails_no_request() {
         for _ in 0..5 {
             assert_eq!(m.ask(get("/")).await.0, 200);
         }
-        exported().await;
+        // The batch is sent after a second, and given up after another.
+        tokio::time::sleep(KNOWN + Duration::from_secs(1)).await;
         assert_eq!(dropped(&m), (0, 10));
+        m.ask(get("/")).await;
+        assert_eq!(dropped(&m), (0, 12), "at once");
+        exported().await;
+        m.ask(get("/")).await;
+        assert_eq!((dropped(&m), exported_spans(&m)), ((0, 14), 0), "it has not answered yet");
+        let connections = held.borrow().len();
+        assert!((5..=6).contains(&connections), "each question has another connection: {connections}");
+        // Those that hang go on to hang, one of them for a second yet; another one is served.
+        let exports = collect(&m, true);
+        tokio::time::sleep(LONGEST_PAUSE + Duration::from_secs(1)).await;
+        m.ask(get("/")).await;
+        tokio::time::sleep(KNOWN).await;
+        assert_eq!((grpc_spans(&exports).len(), dropped(&m)), (2, (0, 14)));
+    });
+}
+
+/// It answers questions, and hangs as soon as there is something in a message.
+#[test]
+fn a_collector_that_takes_only_questions_is_sent_ever_less() {
+    run(async {
+        let m = Mesh::of(traced(10_000, |_, c| c.timeout_ms = 1000), |_, _| status(200));
+        let (exports, does) = (Exports::default(), Rc::new(Cell::new(Takes::Questions)));
+        collect_so(&m, true, &exports, &does);
+        for _ in 0..600 {
+            assert_eq!(m.ask(get("/")).await.0, 200);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        tokio::time::sleep(KNOWN + Duration::from_secs(1)).await;
+        let batches = exports.borrow().iter().filter(|(_, _, body)| body.len() > 5).count();
+        assert!((15..=45).contains(&batches), "{batches}");
+        assert_eq!((exported_spans(&m), dropped(&m)), (0, (0, 1200)));
+    });
+}
+
+/// One begins before its collector is known to be down, and has its spans when it is back; one begins meanwhile, and is counted.
+#[test]
+fn requests_that_outlast_the_trouble_of_their_collector() {
+    run(async {
+        let slow = |_: usize, seen: &Seen| match seen.uri.path() {
+            "/slow" => Does::After(Duration::from_secs(10), Response::new(payload("ok"))),
+            _ => status(200),
+        };
+        let m = Mesh::of(traced(10_000, |_, _| {}), slow);
+        let meanwhile = async {
+            m.ask(get("/")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!(dropped(&m), (0, 2));
+            let exports = collect(&m, true);
+            m.ask(get("/slow")).await;
+            tokio::time::sleep(KNOWN).await;
+            assert_eq!((grpc_spans(&exports).len(), dropped(&m)), (2, (0, 4)));
+        };
+        tokio::join!(m.ask(get("/slow")), meanwhile);
+    });
+}
+
+#[test]
+fn a_batch_that_is_refused_says_nothing_of_the_next_one() {
+    run(async {
+        let http = |_: &mut ir::Tracing, c: &mut ir::Collector| c.set_protocol(ir::CollectorProtocol::OtlpHttp);
+        let m = Mesh::of(traced(10_000, http), |_, _| status(200));
+        let (exports, does) = (Exports::default(), Rc::new(Cell::new(Takes::Answers(400))));
+        collect_so(&m, false, &exports, &does);
+        m.ask(get("/")).await;
+        tokio::time::sleep(KNOWN).await;
+        assert_eq!((exports.borrow().len(), dropped(&m)), (1, (0, 2)));
+        does.set(Takes::All);
+        m.ask(get("/")).await;
+        tokio::time::sleep(KNOWN).await;
+        assert_eq!((exports.borrow().len(), exported_spans(&m), dropped(&m)), (2, 2, (0, 2)), "nobody has asked");
+        // Whoever is not let in, or comes too often, is not with the next batch, either.
+        does.set(Takes::Answers(429));
+        m.ask(get("/")).await;
+        tokio::time::sleep(KNOWN).await;
+        m.ask(get("/")).await;
+        assert_eq!(dropped(&m), (0, 6), "at once");
     });
 }
 
@@ -313,7 +518,7 @@ fn otlp_by_http() {
         assert_eq!((&**path, &headers["content-type"]), ("/v1/traces", &"application/x-protobuf".parse().unwrap()));
         assert_eq!(headers["host"], "collector.ns.svc.cluster.local:4317");
         assert_eq!(spans_of(body).len(), 2);
-        assert_eq!((dropped(&m), m.worker.shared.metrics.spans.exported.load(Relaxed)), ((0, 0), 2));
+        assert_eq!((dropped(&m), exported_spans(&m)), ((0, 0), 2));
     });
 }
 
