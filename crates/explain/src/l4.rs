@@ -19,7 +19,7 @@ use karst_ztunnel::{
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -113,10 +113,10 @@ pub(crate) struct Arriving<'a> {
 
 /// The end of a connection, as Kubernetes' NetworkPolicies see it.
 fn end(world: &World, ip: IpAddr) -> End<'_> {
-    static NONE: Labels = Labels::new();
+    static NONE: LazyLock<Labels> = LazyLock::new(Labels::new);
     let workload = world.mesh.workload(ip);
     let pod = workload.and_then(|w| world.objects.pod(&w.namespace, &w.name)).map(|(_, pod)| {
-        let around = world.objects.namespace(&pod.metadata.namespace).map_or(&NONE, |n| &n.metadata.labels);
+        let around = world.objects.namespace(&pod.metadata.namespace).map_or(&*NONE, |n| &n.metadata.labels);
         PodEnd { namespace: &pod.metadata.namespace, labels: &pod.metadata.labels, around }
     });
     // On the host network a pod has the node's address, and no policy is for it.

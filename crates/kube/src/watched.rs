@@ -460,7 +460,7 @@ mod tests {
         };
         let told = |all: &mut Watched| {
             let are_pods = |one: &Located| matches!(one.object, kinds::Object::Pod(_));
-            let label = |one: &Option<Arc<Located>>| one.as_ref().map(|one| one.object.meta().labels["l"].clone());
+            let label = |one: &Option<Arc<Located>>| one.as_ref()?.object.meta().labels.get("l").cloned();
             let changes = all.changes(are_pods)?;
             assert_eq!(changes.digest, all.changes);
             Some(changes.objects.iter().map(|(before, now)| (label(before), label(now))).collect::<Vec<_>>())
@@ -524,7 +524,8 @@ mod tests {
             all.put((0, "n/p".into()), serde_json::from_value(raw).unwrap());
             let kinds::Object::AuthorizationPolicy(policy) = &all.state().objects[0].object else { panic!("none") };
             let spec = policy.spec.clone();
-            (spec.selector.unwrap().match_labels["app"].clone(), spec.action.unwrap_or_default(), all.changes)
+            let selected = spec.selector.unwrap().match_labels.get("app").cloned().unwrap();
+            (selected, spec.action.unwrap_or_default(), all.changes)
         };
         let is = |app: &str, action: &str, changes: u64| (app.to_string(), action.to_string(), changes);
         assert_eq!(put("1", "a", "ALLOW", "new"), is("a", "ALLOW", 1));

@@ -22,6 +22,7 @@ mod gateway;
 pub mod gatewayapi;
 pub mod kinds;
 mod kubernetes;
+mod labels;
 pub mod mesh_config;
 mod meta;
 mod nulls;

@@ -1,10 +1,8 @@
 //! What objects of several kinds have: metadata, conditions, selectors and references.
 #![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 
+pub use crate::labels::Labels;
 use serde::Deserialize;
-use std::collections::BTreeMap;
-
-pub type Labels = BTreeMap<String, String>;
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -258,7 +258,7 @@ fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backen
         let (policy, ports) = policies(own, Some(whole), secret, &format!("{at}.trafficPolicy"))?;
         out.subsets.push(ir::Subset {
             name: subset.name.clone(),
-            labels: subset.labels.clone(),
+            labels: subset.labels.to_map(),
             policy: Some(policy),
             ports,
         });

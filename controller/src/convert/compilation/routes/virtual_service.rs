@@ -500,7 +500,7 @@ impl<'a> Convert<'a> {
             method: one(&matching.method, "method"),
             scheme: one(&matching.scheme, "scheme"),
             authority: one(&matching.authority, "authority"),
-            source_labels: matching.source_labels.clone(),
+            source_labels: matching.source_labels.to_map(),
             source_namespace: matching.source_namespace.clone(),
             ..Default::default()
         };
@@ -686,14 +686,14 @@ fn push(
 fn tcp_rule(
     origin: &str,
     port: u16,
-    (labels, namespace): (&BTreeMap<String, String>, &str),
+    (labels, namespace): (&Labels, &str),
     destinations: &[ir::Destination],
     sni: Vec<String>,
 ) -> ir::TcpRule {
     ir::TcpRule {
         origin: origin.into(),
         ports: ports(port),
-        source_labels: labels.clone(),
+        source_labels: labels.to_map(),
         source_namespace: namespace.into(),
         destinations: destinations.to_vec(),
         sni,
