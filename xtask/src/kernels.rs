@@ -79,6 +79,7 @@ fn programs() -> Result<[(&'static str, PathBuf); 2]> {
     let out = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["test", "--release", "--workspace", "--locked", "--test", "programs", "--no-run"])
         .arg("--message-format=json")
+        .envs(crate::tools::quick())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;

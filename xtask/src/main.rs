@@ -169,6 +169,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Soak(what) if what.long_tests => {
+            tools::optimize();
             build()?;
             worlds(&["--ignored"])
         }
@@ -197,8 +198,9 @@ fn run(task: Task) -> Result<()> {
         Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
             // The cluster's images are those of the tests; they are built with it.
-            if !what.is_on_cluster() {
-                build_shipped(bench::PROGRAMS)?;
+            match what.is_on_cluster() {
+                true => tools::optimize(),
+                false => build_shipped(bench::PROGRAMS)?,
             }
             bench::run(what)
         }
