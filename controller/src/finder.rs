@@ -30,9 +30,9 @@ pub type Newest = Box<dyn Fn() -> (Arc<State>, Arc<Model>) + Send>;
 
 /// Asks the thread, which ends with it.
 #[derive(Clone)]
-pub struct Finder(mpsc::SyncSender<Ask>);
+pub struct Finder(mpsc::SyncSender<Search>);
 
-struct Ask {
+struct Search {
     /// None: all that are there.
     object: Option<Object>,
     answer: oneshot::Sender<Vec<Finding>>,
@@ -66,13 +66,13 @@ impl Finder {
 
     fn ask(&self, object: Option<Object>) -> Option<oneshot::Receiver<Vec<Finding>>> {
         let (answer, rx) = oneshot::channel();
-        self.0.try_send(Ask { object, answer }).ok().map(|()| rx)
+        self.0.try_send(Search { object, answer }).ok().map(|()| rx)
     }
 }
 
 /// Answers until nobody can ask any more, whatever ends a search meanwhile. (Who has asked for that hears that there is no answer. Of
 /// a search nothing is left: what it reads does not change, and what it makes goes with it.)
-fn run_again(asks: &mpsc::Receiver<Ask>, newest: &Newest, mesh: &Mesh, failed: &AtomicU64) {
+fn run_again(asks: &mpsc::Receiver<Search>, newest: &Newest, mesh: &Mesh, failed: &AtomicU64) {
     while catch_unwind(AssertUnwindSafe(|| run(asks, newest, mesh))).is_err() {
         // The panic itself has been printed, with its place.
         let times = failed.fetch_add(1, Relaxed) + 1;
@@ -83,7 +83,7 @@ fn run_again(asks: &mpsc::Receiver<Ask>, newest: &Newest, mesh: &Mesh, failed: &
 }
 
 /// Answers until nobody can ask any more. Gives back how often all was indexed.
-fn run(asks: &mpsc::Receiver<Ask>, newest: &Newest, mesh: &Mesh) -> usize {
+fn run(asks: &mpsc::Receiver<Search>, newest: &Newest, mesh: &Mesh) -> usize {
     let mut indexed = 0;
     let mut next = asks.recv().ok();
     while let Some(first) = next.take() {

@@ -1,6 +1,7 @@
 //! The objects as this control plane takes them in: without those that are for another revision, and with the mesh
 //! configuration that is in force. A mesh configuration that cannot be used changes nothing: the last good one
-//! stays, and log, metrics and an event on its ConfigMap say so.
+//! stays, and log, metrics and an event on its ConfigMap say so. One with fields that nobody knows is in force; log and event name
+//! these.
 
 use crate::{
     config::Config,
@@ -172,7 +173,8 @@ impl Follower {
                 self.is_current = true;
                 self.good = Arc::new(config);
                 self.good_text = text.to_string();
-                self.fixed()
+                let unknown = MeshConfig::unknown_fields(text);
+                self.fixed().into_iter().chain(unknown.iter().map(ToString::to_string)).collect()
             }
             Err(error) => {
                 self.is_current = false;
@@ -282,6 +284,29 @@ mod tests {
             "{problems:?}"
         );
         assert!(follower.is_current);
+    }
+
+    #[test]
+    fn slips_are_said_once_and_the_rest_is_in_force() {
+        let mut follower = follower("istio");
+        let mut take = |text: &str| {
+            let mut state = map("istio", text);
+            follower.take(&mut state);
+            let problems: Vec<_> = state.problems.iter().map(ToString::to_string).collect();
+            (state.mesh_config.access_log_file.clone(), problems, follower.fault.take(), follower.is_current)
+        };
+        let text = "{accessLogFile: '', enableTracing: true, defaultConfig: {concurency: 2}}";
+        let (file, problems, fault, is_current) = take(text);
+        assert_eq!((file.as_deref(), problems.len(), is_current), (Some(""), 1, true), "{problems:?}");
+        let said = "data.mesh: defaultConfig.concurency: is unknown in this version and has no effect";
+        assert!(problems[0].contains(said) && problems[0].contains("[KARST-0712]"), "{problems:?}");
+        assert!(fault.unwrap().text.starts_with("defaultConfig.concurency: is unknown"));
+        let (_, problems, again, _) = take(text);
+        assert_eq!((again, problems.len()), (None, 1), "told once, and a problem as long as it is there");
+        assert_eq!(
+            take("{accessLogFile: '', defaultConfig: {concurrency: 2}}"),
+            (Some(String::new()), vec![], None, true)
+        );
     }
 
     #[test]

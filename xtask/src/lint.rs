@@ -1,11 +1,12 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
-//! the product takes from `rt` alone, what its threads write together, and that its errors are types.
+//! the product takes from `rt` alone, what its threads write together, which modules wait for nothing, and that its errors are types.
 
 mod circles;
 mod clocks;
 mod errors;
 mod lexer;
 mod modules;
+mod rooms;
 mod shared;
 
 use anyhow::{Result, ensure};
@@ -91,5 +92,6 @@ pub fn arrows() -> Result<()> {
     circles::check(&meta)?;
     clocks::check(&meta)?;
     errors::check(&meta)?;
+    rooms::check(&meta)?;
     shared::check(&meta)
 }

@@ -3,7 +3,7 @@
 
 use crate::token_review::{Account, TokenError, Tokens};
 use karst_api::TOKEN_AUDIENCE;
-use karst_rt::admin::{self, Answer, Asked};
+use karst_rt::admin::{self, AdminRequest, Answer};
 
 /// Why somebody may not read.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ fn in_root(account: Account, root_namespace: &str) -> Result<Account, AccessErro
 ///
 /// # Errors
 /// Why not, for our log.
-pub async fn over_http(tokens: &Tokens, asked: &Asked, root_namespace: &str) -> Result<(), AccessError> {
+pub async fn over_http(tokens: &Tokens, asked: &AdminRequest, root_namespace: &str) -> Result<(), AccessError> {
     if asked.from.is_loopback() {
         return Ok(());
     }
@@ -83,8 +83,8 @@ mod tests {
     use bytes::Bytes;
     use std::time::SystemTime;
 
-    fn asked(from: &str, bearer: Option<&str>) -> Asked {
-        Asked {
+    fn asked(from: &str, bearer: Option<&str>) -> AdminRequest {
+        AdminRequest {
             from: from.parse().unwrap(),
             method: "GET".into(),
             path: "/debug/syncz".into(),

@@ -2,7 +2,7 @@
 //! are the targets of our log filter; `default` is what has no scope of its own.
 
 use karst_rt::{
-    admin::{self, Answer, Asked},
+    admin::{self, AdminRequest, Answer},
     log,
 };
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ const KNOWN: [(&str, &str); 4] = [
 ];
 
 /// Answers a request to the loopback port.
-pub fn answer(asked: &Asked) -> Answer {
+pub fn answer(asked: &AdminRequest) -> Answer {
     let current = match log::level("") {
         Ok(filter) => filter,
         Err(e) => return admin::text(500, format!("{e}\n")),

@@ -130,6 +130,7 @@ pub const CODES: &[(u16, &str)] = &[
     (709, "parameters of a Gateway grant a privilege"),
     (710, "the mesh configuration cannot be used"),
     (711, "the object is for another revision of the control plane"),
+    (712, "the mesh configuration has an unknown field, which has no effect"),
     (721, "no webhook judges objects without the label istio.io/rev"),
     (722, "no webhook judges objects with a tag as the label istio.io/rev"),
     (801, "the time of karst explain --at is neither a time nor an age"),

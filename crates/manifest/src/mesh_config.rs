@@ -1,6 +1,8 @@
 //! Istio's mesh configuration (`MeshConfig`), as far as it is honoured: key `mesh` of ConfigMap `istio`. What is
 //! not listed here has no effect; docs/values.md says of each field what stands in its place. Unlike objects of
-//! users, fields that are not known are passed over: the file is Istio's own, and has many.
+//! users, it is in force whatever other fields it has: Istio has many, and a slip ([`MeshConfig::unknown_fields`]) is only told.
+
+mod fields;
 
 use crate::telemetry::CustomTag;
 use karst_core::tls::{CipherSuite, Curve, Version};
@@ -444,12 +446,20 @@ pub enum MeshConfigError {
     Sampling(f64),
 }
 
-fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, MeshConfigError> {
-    let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
-    let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
+/// A field that neither Istio has nor we, by its path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}: is unknown in this version and has no effect: correct its name, or remove it [KARST-0712]")]
+pub struct UnknownField(pub String);
+
+fn value(text: &str) -> Result<serde_json::Value, MeshConfigError> {
+    let mut value = serde_yaml_ng::from_str(text).map_err(|e| MeshConfigError::NotRead(e.to_string()))?;
     // A section with nothing below it, as templates leave them.
     crate::nulls::without_nulls(&mut value);
-    serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))
+    Ok(value)
+}
+
+fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, MeshConfigError> {
+    serde_path_to_error::deserialize(value(text)?).map_err(|e| MeshConfigError::NotRead(e.to_string()))
 }
 
 impl MeshConfig {
@@ -480,6 +490,13 @@ impl MeshConfig {
         config.tls_defaults.check()?;
         Ok(config)
     }
+
+    /// The fields of a text that have no effect since nobody knows them. (Istio's that have none here are not among them.) Of a text
+    /// that cannot be read there are none.
+    pub fn unknown_fields(text: &str) -> Vec<UnknownField> {
+        let fields = value(text).map(|value| fields::unknown(&value)).unwrap_or_default();
+        fields.into_iter().map(UnknownField).collect()
+    }
 }
 
 #[cfg(test)]
@@ -498,6 +515,19 @@ mod tests {
         assert_eq!(MeshConfig::read("").unwrap(), MeshConfig::default());
         assert_eq!(MeshConfig::read("# nothing\n").unwrap(), MeshConfig::default());
         assert_eq!(MeshConfig::read("defaultConfig:\noutboundTrafficPolicy: null\n").unwrap(), MeshConfig::default());
+        assert!(MeshConfig::unknown_fields(text).is_empty());
+    }
+
+    #[test]
+    fn slips_are_named_and_the_rest_is_in_force() {
+        let text = "accessLogfile: x\ntlsDefaults: {minProtocolVersion: TLSV1_3, curves: [P-256]}\nmeshid:\n";
+        let mut unknown: Vec<String> = MeshConfig::unknown_fields(text).into_iter().map(|field| field.0).collect();
+        unknown.sort();
+        assert_eq!(unknown, ["accessLogfile", "tlsDefaults.curves"], "what has no value is not there");
+        assert_eq!(MeshConfig::read(text).unwrap().tls_defaults.min_version(), Some(Version::V1_3));
+        for none in ["", "# nothing", "a: [", "[]", "text"] {
+            assert!(MeshConfig::unknown_fields(none).is_empty(), "{none}");
+        }
     }
 
     #[test]

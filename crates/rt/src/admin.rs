@@ -64,7 +64,7 @@ pub type Handler = Rc<dyn Fn(&str, &str, &str) -> Pin<Box<dyn Future<Output = An
 
 /// A request, for handlers that must know who asks.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct AdminRequest {
     /// Where it comes from; an IPv4 address is never written as an IPv6 one.
     pub from: IpAddr,
     /// HTTP method.
@@ -79,7 +79,7 @@ pub struct Asked {
     pub body: Bytes,
 }
 /// Answers requests, knowing who asks. Runs on the thread that serves.
-pub type RequestHandler = Rc<dyn Fn(Asked) -> Pin<Box<dyn Future<Output = Answer>>>>;
+pub type RequestHandler = Rc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Answer>>>>;
 
 /// Most bytes of a request's body; a longer one is answered with 413.
 const BODY: usize = 64 << 10;
@@ -180,10 +180,10 @@ pub fn serve_requests(listener: TcpListener, handler: RequestHandler) -> Pin<Box
 }
 
 /// The request with its body; None if that is too long or breaks off.
-async fn asked(request: Request<Incoming>, from: IpAddr) -> Option<Asked> {
+async fn asked(request: Request<Incoming>, from: IpAddr) -> Option<AdminRequest> {
     let (head, body) = request.into_parts();
     let bearer = head.headers.get(hyper::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    Some(Asked {
+    Some(AdminRequest {
         from,
         method: head.method.as_str().into(),
         // istioctl asks for `//version`.

@@ -9,10 +9,14 @@
     reason = "a test's failure is a panic"
 )]
 
+#[path = "stages/bookinfo.rs"]
+mod bookinfo;
 #[path = "stages/crashes.rs"]
 mod crashes;
 #[path = "stages/dashboards.rs"]
 mod dashboards;
+#[path = "stages/exercises.rs"]
+mod exercises;
 #[path = "stages/istioctl.rs"]
 mod istioctl;
 #[path = "stages/karst.rs"]
@@ -29,15 +33,16 @@ mod swap;
 mod traces;
 #[path = "stages/tutorials/mod.rs"]
 mod tutorials;
+#[path = "stages/ways_in.rs"]
+mod ways_in;
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
-    try_helm, try_kubectl, vip, visits, wait_redirected, xtask,
+    Held, LONG, Load, Pod, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
+    try_helm, try_kubectl, vip, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -865,321 +870,7 @@ fn s5_the_root_is_renewed() {
 /// The book shop: four services that call each other by name, enrolled, restarted and scaled while it is visited.
 #[test]
 fn s5_bookinfo_is_visited_all_the_time() {
-    let a = apps();
-    apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: bookinfo}\n");
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests/bookinfo.yaml");
-    kubectl(&["-n", "bookinfo", "apply", "-f", manifests]);
-    for d in ["details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"] {
-        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=90s"]);
-    }
-    // As the tutorials do it.
-    let page = || {
-        let wget = ["/bin/busybox", "wget", "-qO-", "productpage:9080/productpage"];
-        kubectl(&[&["-n", "bookinfo", "exec", "deploy/ratings-v1", "--"], &wget[..]].concat())
-    };
-    assert!(page().contains("<title>Simple Bookstore App</title>"));
-    let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
-    let visits = Visits::start(&a.client.netns(), shop);
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/dataplane-mode=ambient"]);
-    let pods = get(&["pods", "-n", "bookinfo"]);
-    let names: Vec<String> =
-        pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap().into()).collect();
-    let pods: Vec<Pod> = names.iter().map(|n| Pod::get("bookinfo", n)).collect();
-    wait_redirected(&pods.iter().collect::<Vec<_>>(), true);
-    a.mesh(true);
-    assert!(page().contains("Book Details"));
-    // Who calls whom is in the logs of ztunnel, by identity.
-    let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=1000"]);
-    for (from, to) in [("productpage", "reviews"), ("productpage", "details"), ("reviews", "ratings")] {
-        let hop = |l: &&str| {
-            l.contains(&format!("src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/bookinfo-{from}\""))
-                && l.contains(&format!("dst.identity=\"spiffe://cluster.local/ns/bookinfo/sa/bookinfo-{to}\""))
-        };
-        assert!(log.lines().any(|l| hop(&l)), "{from} to {to}");
-    }
-    // Churn: pods come and go.
-    for _ in 0..2 {
-        kubectl(&["-n", "bookinfo", "scale", "deploy/reviews-v1", "deploy/details-v1", "--replicas=3"]);
-        kubectl(&["-n", "bookinfo", "rollout", "status", "deploy/details-v1", "--timeout=60s"]);
-        kubectl(&["-n", "bookinfo", "scale", "deploy/reviews-v1", "deploy/details-v1", "--replicas=1"]);
-        std::thread::sleep(Duration::from_secs(3));
-    }
-    let r = visits.end();
-    println!("bookinfo: {} pages, {} whole, stars {:?}, {} failed", r.pages, r.whole, r.stars, r.failed.len());
-    assert!(r.failed.is_empty(), "{:?}", r.failed);
-    assert!(r.pages > 50 && r.whole == r.pages);
-    assert!(r.stars.iter().all(|n| *n > 0), "all three releases of reviews are seen: {:?}", r.stars);
-    // The targets of other exercises, and where their requests come from.
-    for f in ["httpbin", "sleep", "nginx"] {
-        let path = format!("{}/../../samples/manifests/{f}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &path]);
-    }
-    for d in ["httpbin", "sleep", "nginx-v1", "nginx-v2"] {
-        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=60s"]);
-    }
-    let from_sleep = |url: &str| {
-        let wget = ["/bin/busybox", "wget", "-qO-", url];
-        kubectl(&[&["-n", "bookinfo", "exec", "deploy/sleep", "--"], &wget[..]].concat())
-    };
-    let headers: serde_json::Value = serde_json::from_str(&from_sleep("httpbin:8000/headers")).unwrap();
-    assert_eq!(headers["headers"]["Host"][0], "httpbin:8000");
-    let origin: serde_json::Value = serde_json::from_str(&from_sleep("httpbin:8000/ip")).unwrap();
-    assert_eq!(origin["origin"], Pod::by_label("bookinfo", "app=sleep").ip.to_string(), "the caller's own address");
-    let welcome: String = (0..20).map(|_| from_sleep("nginx:80/")).collect();
-    assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
-    pages::signals(&a);
-    pages::past();
-    exercises(&a, &page, &from_sleep);
-    pages::counted_once();
-    pages::live_traffic();
-    pages::rate_limits();
-    pages::tokens();
-    telemetry();
-    sessions(&a);
-    ways_in(&a);
-    pages::external_authorization();
-    pages::client_addresses();
-    pages::datagrams();
-    // Only reviews may ask for details; then the page does without.
-    apply(
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
-    );
-    wait_for("productpage without details", LONG, || page().contains("Error fetching product details!").then_some(()));
-    kubectl(&["delete", "namespace", "bookinfo", "--wait=false"]);
-}
-
-/// The exercises of the tutorials, from the manifests of samples/exercises, on a waypoint.
-fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> String) {
-    let exercise = |name: &str| {
-        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
-    };
-    install_gateway_api();
-    exercise("waypoint");
-    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "waypoint"];
-    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/use-waypoint=waypoint"]);
-    wait_condition(&["service", "-n", "bookinfo", "reviews"], "istio.io/WaypointBound", ("True", "WaypointAccepted"));
-    exercise("bookinfo-subsets");
-    let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
-    // Stars of so many pages: none, black, red.
-    let seen = |n: usize, user: &str| {
-        let mut out = [0; 3];
-        for _ in 0..n {
-            let s = a.client.netns().run(|| TcpStream::connect_timeout(&shop, LONG)).unwrap().unwrap();
-            let p = visits::page(s, user).unwrap();
-            out[visits::release(&p).unwrap_or_else(|| panic!("{p}"))] += 1;
-        }
-        out
-    };
-    let apply_and_see = |name: &str, wanted: fn([usize; 3]) -> bool| {
-        exercise(name);
-        wait_for(name, LONG, || wanted(seen(4, "")).then_some(()));
-    };
-    apply_and_see("reviews-v1", |s| s == [4, 0, 0]);
-    assert_eq!(seen(20, ""), [20, 0, 0]);
-    apply_and_see("reviews-v2-v3", |s| s[0] == 0);
-    let half = seen(100, "");
-    assert!(half[0] == 0 && (30..=70).contains(&half[1]), "{half:?}");
-    exercise("reviews-90-10");
-    wait_for("90/10", LONG, || (seen(4, "")[2] == 0).then_some(()));
-    let tenth = seen(200, "");
-    assert!((6..=36).contains(&tenth[1]) && tenth[2] == 0, "{tenth:?}");
-    apply_and_see("reviews-jason", |s| s == [0, 0, 4]);
-    assert_eq!((seen(10, "jason"), seen(10, "")), ([0, 10, 0], [0, 0, 10]));
-    println!("bookinfo with a waypoint: v1 20 of 20, 50/50 {half:?}, 90/10 {tenth:?}, jason black, others red");
-    exercise("ratings-abort");
-    let said = |user: &str| {
-        let s = a.client.netns().run(|| TcpStream::connect_timeout(&shop, LONG)).unwrap().unwrap();
-        visits::page(s, user).unwrap()
-    };
-    wait_for("no ratings for jason", LONG, || said("jason").contains("unavailable").then_some(()));
-    assert!(!said("").contains("unavailable"));
-    exercise("ratings-delay");
-    wait_for("no reviews for jason", LONG, || said("jason").contains("Error fetching product reviews").then_some(()));
-    assert!(page().contains("Book Details"));
-    // A copy of each request goes to v2, of which the caller sees nothing.
-    exercise("nginx-mirror");
-    wait_for("v1 only", LONG, || (0..4).all(|_| from_sleep("nginx:80/copied").contains("nginx v1")).then_some(()));
-    let copies = || {
-        let log = kubectl(&["-n", "bookinfo", "logs", "deploy/nginx-v2", "--tail=-1"]);
-        log.lines().filter(|l| l.contains("/copied-now")).count()
-    };
-    for _ in 0..10 {
-        assert!(from_sleep("nginx:80/copied-now").contains("nginx v1"));
-    }
-    wait_for("ten copies", LONG, || (copies() == 10).then_some(()));
-    // A waypoint that is replaced loses nothing that it has taken.
-    let visits = Visits::start(&a.client.netns(), shop);
-    kubectl(&["-n", "bookinfo", "rollout", "restart", "deploy/waypoint"]);
-    kubectl(&["-n", "bookinfo", "rollout", "status", "deploy/waypoint", "--timeout=90s"]);
-    std::thread::sleep(Duration::from_secs(2));
-    let r = visits.end();
-    println!("while the waypoint was replaced: {} pages, {} whole, {} failed", r.pages, r.whole, r.failed.len());
-    assert!(r.failed.is_empty() && r.whole == r.pages && r.pages > 30, "{:?}", r.failed);
-}
-
-/// The waypoint tells what a Telemetry says.
-fn telemetry() {
-    let f = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/exercises/waypoint-telemetry.yaml");
-    let ask = |path: &str| {
-        let wget = ["/bin/busybox", "wget", "-qO-", &format!("httpbin:8000{path}")];
-        let _ = try_kubectl(&[&["-n", "bookinfo", "exec", "deploy/sleep", "--"], &wget[..]].concat());
-    };
-    let logged = |path: &str| {
-        let log =
-            kubectl(&["-n", "bookinfo", "logs", "-l", "gateway.networking.k8s.io/gateway-name=waypoint", "--tail=-1"]);
-        log.contains(&format!("\"GET {path} HTTP/1.1\""))
-    };
-    let page = || {
-        let pod = Pod::by_label("bookinfo", "gateway.networking.k8s.io/gateway-name=waypoint");
-        let s = pod.netns().run(|| TcpStream::connect_timeout(&pod.at(15020), LONG)).unwrap().unwrap();
-        karst_world::http::get(s, "/stats/prometheus").unwrap().1
-    };
-    ask("/ip?before");
-    wait_for("all is logged", LONG, || logged("/ip?before").then_some(()));
-    kubectl(&["-n", "bookinfo", "apply", "-f", f]);
-    wait_for("the host in the metrics", LONG, || {
-        ask("/ip?after");
-        page().contains("request_host=\"httpbin:8000\"").then_some(())
-    });
-    ask("/ip?well");
-    ask("/status/500?badly");
-    wait_for("failures are logged", LONG, || logged("/status/500?badly").then_some(()));
-    assert!(!logged("/ip?well") && !page().contains("istio_request_bytes_count{"));
-    kubectl(&["-n", "bookinfo", "delete", "-f", f]);
-}
-
-/// Clients of a service with Istio's label come back to their pod by a cookie, also through a waypoint that has been replaced: the
-/// key is in a Secret.
-fn sessions(a: &Apps) {
-    kubectl(&["-n", "bookinfo", "delete", "-f", &sample("exercises/nginx-mirror.yaml")]);
-    kubectl(&["-n", "bookinfo", "label", "service", "nginx", "istio.io/persistent-session=shop"]);
-    let nginx: SocketAddr = (vip("bookinfo", "nginx"), 80).into();
-    // The release, and the cookie that is told.
-    let ask = |cookie: &str| -> Option<(bool, String)> {
-        let mut s = a.client.netns().run(|| TcpStream::connect_timeout(&nginx, LONG)).ok()?.ok()?;
-        write!(s, "GET / HTTP/1.1\r\nHost: nginx\r\nCookie: a=b; {cookie}\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        s.read_to_string(&mut text).ok()?;
-        let told = text.lines().find_map(|line| line.strip_prefix("set-cookie: ")?.split(';').next());
-        Some((text.contains("nginx v1"), told.unwrap_or_default().to_string()))
-    };
-    let (is_first, cookie) = wait_for("a cookie", LONG, || ask("").filter(|(_, told)| told.starts_with("shop=")));
-    let stays = || (0..10).all(|_| ask(&cookie) == Some((is_first, String::new())));
-    assert!(stays());
-    let others = (0..30).filter_map(|_| ask("")).filter(|(first, _)| *first != is_first).count();
-    assert!(others > 0, "new clients are balanced");
-    assert!(get(&["secret", "-n", "istio-system", "karst-session-keys"])["data"]["keys"].is_string());
-    kubectl(&["-n", "bookinfo", "rollout", "restart", "deploy/waypoint"]);
-    kubectl(&["-n", "bookinfo", "rollout", "status", "deploy/waypoint", "--timeout=90s"]);
-    assert!(stays(), "through the new waypoint");
-    kubectl(&["-n", "bookinfo", "label", "service", "nginx", "istio.io/persistent-session-"]);
-}
-
-/// The way into the book shop: by the chart's gateway with Istio's Gateway, and by one that is deployed for Gateway API's.
-fn ways_in(a: &Apps) {
-    let exercise = |name: &str| {
-        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
-    };
-    // From a pod that is no member of the mesh.
-    let page = |ip: IpAddr| {
-        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&(ip, 80).into(), Duration::from_secs(2))).ok()?;
-        visits::page(s.ok()?, "").ok().filter(|p| p.contains("Book Details"))
-    };
-    let name = "istio-ingressgateway";
-    helm(&[
-        "install",
-        name,
-        "charts/gateway",
-        "-n",
-        "istio-ingress",
-        "--create-namespace",
-        "--set",
-        "service.type=ClusterIP",
-        "--wait",
-    ]);
-    assert!(page(vip("istio-ingress", name)).is_none(), "nothing is configured: its port is closed");
-    exercise("bookinfo-gateway");
-    wait_for("the page through Istio's Gateway", LONG, || page(vip("istio-ingress", name)));
-    // What comes through it has its identity.
-    let only = |who: &str| {
-        apply(&format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: bookinfo}}\nspec: {{selector: {{matchLabels: {{app: productpage}}}}, rules: [{{from: [{{source: {{serviceAccounts: [{who}]}}}}]}}]}}\n"
-        ));
-    };
-    only("istio-ingress/somebody");
-    wait_for("no page for the gateway", LONG, || page(vip("istio-ingress", name)).is_none().then_some(()));
-    only("istio-ingress/istio-ingressgateway");
-    wait_for("the page for the gateway", LONG, || page(vip("istio-ingress", name)));
-    kubectl(&["-n", "bookinfo", "delete", "authorizationpolicy", "only"]);
-    exercise("bookinfo-gateway-api");
-    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "bookinfo-gateway"];
-    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
-    let status = wait_for("the route attached", LONG, || {
-        Some(get(&gateway)["status"].clone()).filter(|s| s["listeners"][0]["attachedRoutes"] == 1)
-    });
-    assert_eq!(status["addresses"][0]["value"], "bookinfo-gateway-istio.bookinfo.svc.cluster.local");
-    let route = get(&["httproute", "-n", "bookinfo", "bookinfo"]);
-    let parent = &route["status"]["parents"][0];
-    assert!(parent["conditions"].as_array().unwrap().iter().all(|c| c["status"] == "True"), "{parent}");
-    wait_for("the page through Gateway API's", LONG, || page(vip("bookinfo", "bookinfo-gateway-istio")));
-    // A Secret that comes later; a load balancer that gives an address later.
-    apply(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: secure, namespace: bookinfo}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, hostname: shop.example, tls: {certificateRefs: [{name: site}]}}]}\n",
-    );
-    let secure = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "secure"];
-    wait_condition(&secure, "Programmed", ("False", "AddressNotAssigned"));
-    let reason = |wanted: &str| {
-        wait_for(wanted, LONG, || {
-            let c = get(&secure)["status"]["listeners"][0]["conditions"].as_array()?.clone();
-            c.iter().any(|c| c["type"] == "ResolvedRefs" && c["reason"] == wanted).then_some(())
-        });
-    };
-    reason("InvalidCertificateRef");
-    let key = rcgen::generate_simple_self_signed(vec!["shop.example".into()]).unwrap();
-    let lines = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
-    apply(&format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: site, namespace: bookinfo}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
-        lines(key.cert.pem()),
-        lines(key.signing_key.serialize_pem())
-    ));
-    reason("ResolvedRefs");
-    let address = r#"{"status":{"loadBalancer":{"ingress":[{"ip":"10.98.0.9"}]}}}"#;
-    kubectl(&["-n", "bookinfo", "patch", "service", "secure-istio", "--subresource=status", "-p", address]);
-    wait_condition(&secure, "Programmed", ("True", "Programmed"));
-    assert_eq!(get(&secure)["status"]["addresses"][0]["value"], "10.98.0.9");
-    let pod = Pod::by_label("bookinfo", "gateway.networking.k8s.io/gateway-name=secure");
-    wait_for("its port open", LONG, || {
-        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(443), Duration::from_secs(2)));
-        s.unwrap().ok()
-    });
-    // Listeners that somebody else adds: statuses, a port of the Service, a port of the pod.
-    apply(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: bookinfo}\nspec: {parentRef: {name: secure}, listeners: [{name: http, port: 8080, protocol: HTTP, hostname: more.example}]}\n",
-    );
-    let set = ["listenersets.gateway.networking.k8s.io", "-n", "bookinfo", "more"];
-    wait_condition(&set, "Accepted", ("False", "NotAllowed"));
-    let allowed = r#"{"spec":{"allowedListeners":{"namespaces":{"from":"Same"}}}}"#;
-    kubectl(&["-n", "bookinfo", "patch", secure[0], "secure", "--type=merge", "-p", allowed]);
-    wait_condition(&set, "Programmed", ("True", "Programmed"));
-    wait_for("the set counted", LONG, || (get(&secure)["status"]["attachedListenerSets"] == 1).then_some(()));
-    wait_for("its port in the Service", LONG, || {
-        let service = get(&["service", "-n", "bookinfo", "secure-istio"]);
-        service["spec"]["ports"].as_array()?.iter().any(|port| port["port"] == 8080).then_some(())
-    });
-    wait_for("the port of the set open", LONG, || {
-        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(8080), Duration::from_secs(2)));
-        s.unwrap().ok()
-    });
-    kubectl(&["-n", "bookinfo", "delete", set[0], "more"]);
-    kubectl(&["-n", "bookinfo", "delete", gateway[0], "bookinfo-gateway", "secure"]);
-    helm(&["uninstall", name, "-n", "istio-ingress", "--wait"]);
-    kubectl(&["delete", "namespace", "istio-ingress", "--wait=false"]);
-    println!(
-        "the book shop through a gateway of the chart (Istio's Gateway) and one that was deployed (Gateway API's)"
-    );
+    bookinfo::is_visited_all_the_time();
 }
 
 /// The Gateway API's CRDs; what watches them picks them up.

@@ -76,7 +76,9 @@ pub(super) fn of_provider(asks: &Asks<'_>) -> Setting {
 pub(super) fn of_filters(filters: &[Filter]) -> Vec<Setting> {
     let one = |(place, filter): (usize, &Filter)| {
         let text = match filter {
-            Filter::Ask(provider) => format!("{} is asked first, and denies what it does not allow", provider.service),
+            Filter::ExternalAuth(provider) => {
+                format!("{} is asked first, and denies what it does not allow", provider.service)
+            }
             Filter::Refuse => "it cannot be executed, and all requests are answered 500".to_string(),
         };
         Setting { kind: SettingKind::ExternalAuthorization, text, origin: format!("filter {place} of the listener") }

@@ -166,7 +166,7 @@ pub struct UdpListener {
 #[derive(Debug)]
 pub enum Filter {
     /// Somebody is asked whether it goes on, and how.
-    Ask(Arc<Provider>),
+    ExternalAuth(Arc<Provider>),
     /// It does not: the filter cannot be executed.
     Refuse,
 }
@@ -538,7 +538,7 @@ fn protocol(said: &ir::Listener) -> Result<ListenerProtocol, ListenerError> {
 
 fn filters(said: Option<&ir::ListenerFilters>) -> Result<Box<[Filter]>, ListenerError> {
     let one = |filter: &ir::ListenerFilter| match &filter.authorization {
-        Some(provider) => Ok(Filter::Ask(Arc::new(Provider::new(provider)?))),
+        Some(provider) => Ok(Filter::ExternalAuth(Arc::new(Provider::new(provider)?))),
         None => Ok(Filter::Refuse),
     };
     said.into_iter().flat_map(|said| &said.requests).map(one).collect()
@@ -1056,7 +1056,8 @@ mod tests {
             let gateway = Gateway::new(&ir::Gateway { listeners: vec![said], ..Default::default() });
             let (port, listener) = gateway.map_err(|e| e.to_string())?.ports.pop_first().ok_or("closed")?;
             assert_eq!((port, listener.protocol()), (80, ListenerProtocol::Http));
-            let one = |filter: &Filter| matches!(filter, Filter::Ask(provider) if &*provider.service == "ns/authz");
+            let one =
+                |filter: &Filter| matches!(filter, Filter::ExternalAuth(provider) if &*provider.service == "ns/authz");
             Ok::<_, String>(listener.listeners()[0].filters().iter().map(one).collect::<Vec<bool>>())
         };
         assert_eq!(read(0, None), Ok(vec![]));

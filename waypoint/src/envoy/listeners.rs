@@ -137,7 +137,7 @@ fn tcp(name: &str, cluster: &str) -> Value {
 /// `own`: filters of the listener.
 fn http(routes: &str, own: &[Filter], access: Option<&Access>) -> Value {
     let asked = own.iter().filter_map(|filter| match filter {
-        Filter::Ask(provider) => Some(external(provider)),
+        Filter::ExternalAuth(provider) => Some(external(provider)),
         Filter::Refuse => None,
     });
     let mut filters: Vec<Value> = asked.chain(access.into_iter().flat_map(policies)).collect();

@@ -186,7 +186,7 @@ pub(super) async fn pass(
     *asked = others;
     for (place, filter) in filters.iter().enumerate() {
         let by = By::Filter { place };
-        let Filter::Ask(provider) = filter else {
+        let Filter::ExternalAuth(provider) = filter else {
             let error = format!("{by} cannot be executed: see the status of its Gateway");
             let denial = denial(call, parts, &by, (error, EXT_AUTHZ_ERROR), record);
             return Err(Stopped::Unanswered(StatusCode::INTERNAL_SERVER_ERROR, denial));

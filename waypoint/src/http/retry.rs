@@ -1,5 +1,5 @@
 //! What follows from an attempt: its answer goes to the client, the request is sent again, or it is given up. Pure; who sends and waits
-//! is [`crate::http::handle`], and there the retry's place is taken before the attempt's own are given back.
+//! is [`crate::http::forward`], and there the retry's place is taken before the attempt's own are given back.
 
 use crate::{telemetry::flag::ResponseFlag, upstream::error::Error};
 use karst_api::route as ir;

@@ -171,7 +171,7 @@ mod tests {
             s.gateway = g.ok().map(Arc::new);
             let arrival = Arrival { port: 8080, ..Arrival::default() };
             let name = |filter: &Filter| match filter {
-                Filter::Ask(provider) => provider.service.to_string(),
+                Filter::ExternalAuth(provider) => provider.service.to_string(),
                 Filter::Refuse => "refused".to_string(),
             };
             let of = |found: VirtualHost<'_>| {

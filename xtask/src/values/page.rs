@@ -21,7 +21,8 @@ istiod reads ConfigMap `istio` (`istio-REVISION`), key `mesh`, again when it cha
 within the time that kubelet needs to update the file (a minute or so). In another namespace ztunnel reads a copy that
 istiod keeps there ([upgrade.md](upgrade.md#a-ztunnel-in-another-namespace-than-istiod)). A configuration that cannot be
 used changes nothing: the last good one stays in force, and log, metric `karst_mesh_config_current` (0) and an event on
-the ConfigMap say so.
+the ConfigMap say so. A field that Istio does not have either is named in log and event, and by `karst analyze`
+(`KARST-0712`); the rest is in force.
 
 ## REGISTRY_ONLY
 

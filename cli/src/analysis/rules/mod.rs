@@ -2,6 +2,7 @@
 //! sidecars, with Istio's codes and levels, and a few of ours. Nothing here refuses anything.
 
 mod gateways;
+mod mesh;
 mod objects;
 mod policies;
 mod revisions;
@@ -36,9 +37,10 @@ type Rule = fn(&Objects) -> Vec<Message>;
 impl Objects {
     /// Everything that these rules say.
     pub fn judge(&self) -> Vec<Message> {
-        let rules: [Rule; 9] = [
+        let rules: [Rule; 10] = [
             gateways::certificates,
             gateways::service_entries,
+            mesh::configurations,
             policies::selectors,
             policies::telemetries,
             revisions::unjudged,

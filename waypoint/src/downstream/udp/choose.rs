@@ -46,14 +46,14 @@ impl From<Dropped> for NoWay {
 }
 
 /// The endpoint that a session has. (Not its set: that would keep all endpoints of however old a state.)
-pub struct Held {
+pub struct SessionEndpoint {
     pub key: ClusterKey,
     pub uid: Arc<str>,
     pub address: SocketAddr,
     pub state: Arc<EndpointStats>,
 }
 
-impl Held {
+impl SessionEndpoint {
     /// Counts for the balancing of others until it is dropped.
     pub fn of(way: &Way) -> Self {
         let member = &way.set.members[way.index];
@@ -63,7 +63,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for SessionEndpoint {
     fn drop(&mut self) {
         self.state.active.fetch_sub(1, Relaxed);
     }
@@ -147,7 +147,7 @@ pub fn stands(
     snapshot: &Arc<Snapshot>,
     listener: &UdpListener,
     downstream: &Downstream,
-    held: &Held,
+    held: &SessionEndpoint,
 ) -> bool {
     let key = &held.key;
     let Some(rule) = rule(snapshot, listener, downstream) else { return false };

@@ -5,7 +5,7 @@ use crate::{
         context::{Downstream, DownstreamTarget, Entered},
         ports::LEAVING,
         udp::{
-            choose::{self, Held, NoWay},
+            choose::{self, NoWay, SessionEndpoint},
             counts::{Counts, Dropped, SessionEnd},
             ports::Ports,
             session::{Peer, Session},
@@ -286,7 +286,7 @@ impl Port {
         record.workload = Some((member.workload.clone(), member.address));
         let carried = record.carried.clone().unwrap_or_default();
         let guard = worker.register(&snapshot, &downstream, None);
-        let held = Held::of(&way);
+        let held = SessionEndpoint::of(&way);
         let session = Rc::new(Session::new(peer, downstream, held, (upstream, permit), self.idle, carried));
         self.counts().opened.fetch_add(1, Relaxed);
         self.sessions.borrow_mut().insert(peer, session.clone());

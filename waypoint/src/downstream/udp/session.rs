@@ -6,7 +6,7 @@ use crate::{
         context::Downstream,
         gate::Gate,
         udp::{
-            choose::Held,
+            choose::SessionEndpoint,
             counts::{Counts, Dropped, SessionEnd},
         },
     },
@@ -79,7 +79,7 @@ impl Idle {
 /// A session.
 pub struct Session {
     pub peer: Peer,
-    pub held: Held,
+    pub held: SessionEndpoint,
     pub downstream: Downstream,
     upstream: Connected,
     idle: Idle,
@@ -98,7 +98,7 @@ impl Session {
     pub fn new(
         peer: Peer,
         downstream: Downstream,
-        held: Held,
+        held: SessionEndpoint,
         (upstream, permit): (Connected, Permit),
         idle: Duration,
         carried: Rc<Carried>,
