@@ -92,6 +92,7 @@ fn a_port_that_ztunnel_has_had_lets_nobody_in() {
     let server = w.mesh_pod(PodSpec::new("app", "server", 1));
     let strangers = [w.pod(PodSpec::new("out", "far", 0)), w.pod(PodSpec::new("out", "near", 1))];
     let echo = app::Echo::start(&server, 8080, "");
+    let (calm, _servers) = bystander(&mut w);
     let call = |from: &Pod, port: u16, v6: bool| {
         let (ip, to) = if v6 { (from.ip6, server.at6(8080)) } else { (from.ip, server.at(8080)) };
         let mut s = from.netns().run(|| connect_as((ip, port).into(), false, to)).unwrap()?;
@@ -120,6 +121,7 @@ fn a_port_that_ztunnel_has_had_lets_nobody_in() {
         let what = format!("STRICT, from a port of ztunnel's, IPv{}", if *v6 { 6 } else { 4 });
         row(&format!("stranger, {}", from.spec.name), &what, "refused", seen);
     }
+    unharmed(calm, "ports that ztunnel has had");
 }
 
 /// Whatever a process binds before it connects, the application sees its pod's own address, or no connection at all; policies
