@@ -346,7 +346,7 @@ fn nothing_makes_ztunnel_call_itself() {
     let served = Bystander::start(&client, vec![server.at(8080), far.at(8080), far.at6(8080)]);
     let mut stuck = 0;
     for (who, from, v4, v6) in [
-        ("a stranger on the other node", &stranger, &all, &few),
+        ("a stranger on the other node", &stranger, &all, &all),
         ("a stranger on the same node", &neighbour, &few, &few),
         ("a member on the other node", &member, &few, &few),
         ("a member on the same node", &near, &few, &few),
