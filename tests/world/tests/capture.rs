@@ -10,7 +10,7 @@
 )]
 
 use karst_rt::netns::Netns;
-use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
+use karst_world::{Load, Options, Pod, PodSpec, World, app, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{Read, Write},
@@ -263,6 +263,10 @@ fn clients_behind_one_address_lose_no_connection() {
     let b = w.mesh_pod(PodSpec::new("app", "b", 1));
     let nat = w.pod(PodSpec::new("outside", "nat", 0));
     let echo = app::Echo::start(&b, 8080, "");
+    // A member that calls another application of the pod all the while.
+    let member = w.mesh_pod(PodSpec::new("app", "member", 0));
+    let _other = app::Echo::start(&b, 8081, "");
+    let load = Load::start(member.netns(), b.at(8081), 50, MARK);
     // From a port of the application's own choice.
     let from = |port: u16, to: SocketAddr| {
         let any = if to.is_ipv4() { "0.0.0.0".parse::<IpAddr>() } else { "::".parse() }.unwrap();
@@ -288,13 +292,17 @@ fn clients_behind_one_address_lose_no_connection() {
         }
     }
     let broken = held.iter_mut().filter_map(|s| app::ping(s, b"still").err()).count();
+    let served = load.end();
     println!(
-        "clients behind one address: held={} met={} ok={ok} lost={} broken={broken}",
+        "clients behind one address: held={} met={} ok={ok} lost={} broken={broken}; a member: ok={} failed={:?}",
         held.len(),
         ports.len(),
-        lost.len()
+        lost.len(),
+        served.ok,
+        served.failed
     );
     assert_eq!((ok, lost.len(), broken), (ports.len(), 0, 0), "{:?}", lost.first());
+    assert!(served.failed.is_empty() && served.ok > 20, "{served:?}");
 }
 
 /// An application that had one of ztunnel's ports before the mesh keeps it, and its pod is redirected all the same; and one that
