@@ -562,6 +562,46 @@ fn session_affinity_keeps_a_client_with_its_endpoint() {
     assert_eq!(third, first[0]);
 }
 
+/// Issue 14, 17: an address that the application chooses among its pod's is seen by who is not of the mesh; members, and so their
+/// policies, see the pod's first one of the family.
+#[test]
+fn a_chosen_address_is_kept_on_plain_ways() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let a = w.mesh_pod(PodSpec::new("app", "a", 0));
+    let members = [0, 1].map(|n| w.mesh_pod(PodSpec::new("app", &format!("member{n}"), n)));
+    let outside = [0, 1].map(|n| w.pod(PodSpec::new("out", &format!("outside{n}"), n)));
+    w.settle();
+    let second: [IpAddr; 2] = ["10.77.0.200".parse().unwrap(), "fd77::200".parse().unwrap()];
+    // The newest of IPv6 would be the one that the kernel chooses by itself, unless it is deprecated.
+    for words in ["10.77.0.200/24", "fd77::200/64 nodad preferred_lft 0"] {
+        karst_world::net::ip_in(&a.ns, &format!("addr add dev eth0 {words}")).unwrap();
+    }
+    let [inner, outer] = [&members, &outside].map(|pods| pods.each_ref().map(|p| app::Echo::start(p, 8080, "")));
+    for v6 in [false, true] {
+        let (own, chosen) = if v6 { (a.ip6, second[1]) } else { (a.ip, second[0]) };
+        let peer = |pod: &Pod, echo: &app::Echo| {
+            let to = if v6 { pod.at6(8080) } else { pod.at(8080) };
+            let bind = |s: &Socket| s.bind(&SocketAddr::new(chosen, 0).into());
+            // IPv6 takes a second or two in a world.
+            wait_for("it is served", Duration::from_secs(10), || {
+                let mut s = a.netns().run(|| raw(Domain::for_address(to), bind, to)).unwrap().ok()?;
+                app::ping(&mut s, MARK).ok()
+            });
+            echo.last_peer().unwrap().ip().to_string()
+        };
+        for (who, pods, echoes, sees) in
+            [("a member", &members, &inner, own), ("a pod outside the mesh", &outside, &outer, chosen)]
+        {
+            for (pod, echo) in pods.iter().zip(echoes) {
+                let what = format!("bound to {chosen}: {who} on node {} sees", pod.spec.node);
+                row(&what, &sees.to_string(), &peer(pod, echo));
+            }
+        }
+    }
+}
+
 fn dns_ask(from: &Pod, name: &str, kind: u16) -> Option<(u8, u16)> {
     dns_ask_at(from, name, kind, ([10, 96, 0, 53], 53).into())
 }
