@@ -11,6 +11,12 @@ use std::{
 /// Annotation that says what is in force (Istio's).
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 
+/// What is told of a pod: its event.
+fn notice((namespace, name, uid): (&str, &str, &str), reason: &'static str, text: String) -> Notice {
+    let about = Ref { group: "", version: "v1", kind: "Pod", namespace: namespace.into(), name: name.into() };
+    Notice { about, uid: uid.into(), reason, action: "Redirect", text }
+}
+
 /// Watches the pods of a node, and all namespaces.
 pub async fn of_node(kube: &Kube, node: &str) -> Source {
     let pods = Watch { fields: format!("spec.nodeName={node}"), ..Watch::all("Pod") };
@@ -44,11 +50,10 @@ impl Report {
     }
 
     /// Warns of a pod, where its owner looks. (A directory has no such place; the log has it.)
-    pub fn warn(&self, (namespace, name, uid): (&str, &str, &str), reason: &'static str, text: String) {
-        let Report::Kubernetes(_, events) = self else { return };
-        let (namespace, name) = (namespace.into(), name.into());
-        let about = Ref { group: "", version: "v1", kind: "Pod", namespace, name };
-        events.tell(Notice { about, uid: uid.into(), reason, action: "Redirect", text });
+    pub fn warn(&self, pod: (&str, &str, &str), reason: &'static str, text: String) {
+        if let Report::Kubernetes(_, events) = self {
+            events.tell(notice(pod, reason, text));
+        }
     }
 
     /// The pods (by uid) that are not shown as redirected.
@@ -82,5 +87,20 @@ impl Report {
                 tracing::warn!(error = format!("{e:#}"), "annotation of a pod that is not redirected");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `kubectl describe` finds an event by its object's uid; tools, by its reason (docs/operations.md).
+    #[test]
+    fn a_closed_pod_is_told_of_on_the_pod() {
+        let text = "its network namespace holds none of its addresses";
+        let told = notice(("shop", "web-0", "u-1"), "NotRedirected", text.into());
+        assert_eq!((told.about.group, told.about.version, told.about.kind), ("", "v1", "Pod"));
+        assert_eq!((&*told.about.namespace, &*told.about.name, &*told.uid), ("shop", "web-0", "u-1"));
+        assert_eq!((told.reason, told.action, &*told.text), ("NotRedirected", "Redirect", text));
     }
 }

@@ -162,6 +162,7 @@ mod tests {
         assert_eq!(none, Sign::NoAddress(vec![a, b]));
         let text = none.to_string();
         assert!(text.contains("10.0.0.5, fd00::5") && text.contains("istio.io/dataplane-mode: none"), "{text}");
+        assert!(text.len() < 1000, "an event's text is cut there, and what to do stands last: {}", text.len());
         let kata = ["eth0".to_string(), "tap0_kata".to_string()];
         assert_eq!(sign(&[(a, true)], &kata), Some(Sign::Tap("tap0_kata".into())));
         assert_eq!(sign(&[(a, true)], &["tap0".to_string()]), None, "a VPN's");

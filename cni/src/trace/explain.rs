@@ -54,7 +54,7 @@ pub(super) fn reason(event: &Event, closed: Option<&str>) -> (String, Option<&'s
             ),
         ),
         Counter::GuardUnparsable => plain(
-            "the packet ends before its TCP flags, or has more than six IPv6 extension headers",
+            "the packet ends before its TCP flags, or has more than six IPv6 extension headers, or two VLAN tags",
             Some("send complete headers in the first fragment"),
         ),
         Counter::GuardProtocol => (

@@ -29,7 +29,7 @@ pub fn opts_in(pod: &Pod) -> bool {
 }
 
 fn mode(labels: &Labels) -> Option<&str> {
-    MODE.iter().find_map(|k| labels.get(*k)).map(String::as_str)
+    MODE.iter().find_map(|k| labels.get(k)).map(String::as_str)
 }
 
 /// Has the pod ended?

@@ -56,7 +56,8 @@ pub mod flag {
     /// Inbound plaintext is captured on every device and for every address of the pod's, not only where the mesh's addresses are
     /// (`karst.io/capture-all-devices`).
     pub const ALL_DEVICES: u32 = 8;
-    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    /// Frames of other protocols than IP and ARP may leave, and frames with a VLAN tag (`karst.io/allow-other-protocols`). IP behind a
+    /// tag is judged as any other.
     pub const OTHER_PROTOCOLS: u32 = 16;
     /// Nothing of TCP passes, in or out: another network stack has the pod's addresses, where nobody can judge.
     pub const CLOSED: u32 = 128;

@@ -17,7 +17,7 @@ pub struct PodConfig {
     pub bypass_dns: bool,
     /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
     pub all_devices: bool,
-    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    /// Frames of other protocols than IP and ARP may leave, and frames with a VLAN tag (`karst.io/allow-other-protocols`).
     pub other_protocols: bool,
     /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`);
     /// bridges, tap and tun devices and WireGuard do by themselves.

@@ -226,7 +226,8 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
 }
 
 /// On each Ethernet device of the pod that may lead out of it, egress. Nothing leaves but IP and ARP, by what is in the frame and not by what its sender
-/// says of it (a raw socket may say anything, and put a VLAN tag before it). A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
+/// says of it (a raw socket may say anything, and put a VLAN tag before it); where other protocols may, what is behind a tag is judged
+/// like the rest. A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
 /// ztunnel's goes to `lo`, where `pod_lookup` takes it. (A routing rule for port 53 would be simpler, but the kernel's check
 /// of source addresses applies it to the answers too, and drops them.)
 #[classifier]
@@ -296,7 +297,7 @@ fn is_exempt(ctx: &TcContext) -> bool {
 
 enum Segment {
     Other,
-    /// Neither IP nor ARP, or behind a VLAN tag.
+    /// Neither IP nor ARP; or behind a VLAN tag, where no other protocols may leave.
     Foreign,
     Unparsable,
     Dns,
@@ -312,30 +313,40 @@ fn segment(ctx: &TcContext) -> Segment {
     let skb = ctx.skb.skb;
     // A tag may be beside the frame, too.
     // SAFETY: a field of the context.
-    let tagged = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
-    let Ok(proto) = ctx.load::<u16>(12) else { return Segment::Unparsable };
-    if tagged {
+    let beside = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
+    let Ok(outer) = ctx.load::<u16>(12) else { return Segment::Unparsable };
+    let inside = is_tag(outer);
+    if (beside || inside) && flags() & flag::OTHER_PROTOCOLS == 0 {
         return Segment::Foreign;
+    }
+    // Who may send tagged frames has no way out by a tag: hosts take it off (VLAN 0), and find a segment as any other.
+    let (mut proto, mut ip) = (outer, 14usize);
+    if inside {
+        let Ok(inner) = ctx.load::<u16>(16) else { return Segment::Unparsable };
+        if is_tag(inner) {
+            return Segment::Unparsable;
+        }
+        (proto, ip) = (inner, 18);
     }
     if proto == 0x0806u16.to_be() {
         return Segment::Other;
     }
     if proto == 0x0800u16.to_be() {
-        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else {
+        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(ip), ctx.load::<u8>(ip + 9), ctx.load::<u16>(ip + 6)) else {
             return Segment::Unparsable;
         };
         let place = frag & 0x1fffu16.to_be();
         if place != 0 {
             return if place == 1u16.to_be() && p as u32 == TCP { Segment::Unparsable } else { Segment::Other };
         }
-        return transport(ctx, p, 14 + ((vihl & 0xf) as usize) * 4);
+        return transport(ctx, p, ip + ((vihl & 0xf) as usize) * 4);
     }
     if proto != 0x86ddu16.to_be() {
         return Segment::Foreign;
     }
     // Hop-by-hop, routing, fragment, destination options, authentication: at most six, then we give up.
-    let Ok(mut next) = ctx.load::<u8>(20) else { return Segment::Unparsable };
-    let mut at = 54usize;
+    let Ok(mut next) = ctx.load::<u8>(ip + 6) else { return Segment::Unparsable };
+    let mut at = ip + 40;
     let mut i = 0;
     while i < 6 {
         match next {
@@ -359,6 +370,12 @@ fn segment(ctx: &TcContext) -> Segment {
         i += 1;
     }
     Segment::Unparsable
+}
+
+/// Is this EtherType that of a VLAN tag (802.1Q, 802.1ad)?
+#[inline(always)]
+fn is_tag(ether_type: u16) -> bool {
+    ether_type == 0x8100u16.to_be() || ether_type == 0x88a8u16.to_be()
 }
 
 #[inline(always)]

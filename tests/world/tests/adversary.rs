@@ -92,6 +92,7 @@ fn a_port_that_ztunnel_has_had_lets_nobody_in() {
     let server = w.mesh_pod(PodSpec::new("app", "server", 1));
     let strangers = [w.pod(PodSpec::new("out", "far", 0)), w.pod(PodSpec::new("out", "near", 1))];
     let echo = app::Echo::start(&server, 8080, "");
+    let (calm, _servers) = bystander(&mut w);
     let call = |from: &Pod, port: u16, v6: bool| {
         let (ip, to) = if v6 { (from.ip6, server.at6(8080)) } else { (from.ip, server.at(8080)) };
         let mut s = from.netns().run(|| connect_as((ip, port).into(), false, to)).unwrap()?;
@@ -120,6 +121,7 @@ fn a_port_that_ztunnel_has_had_lets_nobody_in() {
         let what = format!("STRICT, from a port of ztunnel's, IPv{}", if *v6 { 6 } else { 4 });
         row(&format!("stranger, {}", from.spec.name), &what, "refused", seen);
     }
+    unharmed(calm, "ports that ztunnel has had");
 }
 
 /// Whatever a process binds before it connects, the application sees its pod's own address, or no connection at all; policies
@@ -344,7 +346,7 @@ fn nothing_makes_ztunnel_call_itself() {
     let served = Bystander::start(&client, vec![server.at(8080), far.at(8080), far.at6(8080)]);
     let mut stuck = 0;
     for (who, from, v4, v6) in [
-        ("a stranger on the other node", &stranger, &all, &few),
+        ("a stranger on the other node", &stranger, &all, &all),
         ("a stranger on the same node", &neighbour, &few, &few),
         ("a member on the other node", &member, &few, &few),
         ("a member on the same node", &near, &few, &few),
@@ -513,6 +515,9 @@ fn frames_are_judged_by_what_is_in_them() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
     let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
+    let near = w.mesh_pod(PodSpec::new("app", "near", 0));
+    let free = PodSpec::new("app", "free", 0).annotation("karst.io/allow-other-protocols", "true");
+    let free = w.mesh_pod(free);
     let outside = w.pod(PodSpec::new("out", "o", 0));
     let echo = app::Echo::start(&b, 8080, "");
     let (calm, _servers) = bystander(&mut w);
@@ -586,6 +591,37 @@ fn frames_are_judged_by_what_is_in_them() {
         ] {
             let frame = fragment(&b, from, &link(from), &[], place, part);
             row(who, what, expected, comes(from, &b, 0x0800, &frame, 34));
+        }
+    }
+    // To a pod of the same node, past no router; and what is neither IP nor ARP, which one pod may send.
+    for (who, from, segments, others) in [
+        ("pod outside of the mesh", &outside, "comes", "comes"),
+        ("pod with CAP_NET_RAW", &a, "dropped", "dropped"),
+        ("pod with other protocols", &free, "dropped", "comes"),
+    ] {
+        let beside = Link { gateway: own(&near), own: own(from) };
+        let protocol = |tag: &[u8], kind: u16| tag.first_chunk::<2>().map_or(kind, |outer| u16::from_be_bytes(*outer));
+        let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, near.ip) else { panic!("IPv4") };
+        for (i, (what, tag)) in [
+            ("a SYN to its own node", &[][..]),
+            ("the same in VLAN 0", &[0x81, 0, 0, 0][..]),
+            ("the same in a service VLAN", &[0x88, 0xa8, 0, 0][..]),
+            ("the same in VLAN 0, twice", &[0x81, 0, 0, 0, 0x81, 0, 0, 0][..]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let whole = syn(&src.octets(), &dst.octets(), 44_000 + i as u16);
+            let frame = fragment(&near, from, &beside, tag, 0, &whole);
+            row(who, what, segments, comes(from, &near, protocol(tag, 0x0800), &frame, 34 + tag.len()));
+        }
+        for (what, tag, kind) in [
+            ("a frame of a local experiment (88b5)", &[][..], 0x88b5u16),
+            ("a frame of LLDP (88cc)", &[][..], 0x88cc),
+            ("a frame of a local experiment in VLAN 0", &[0x81, 0, 0, 0][..], 0x88b5),
+        ] {
+            let frame = [&beside.gateway[..], &beside.own, tag, &kind.to_be_bytes(), what.as_bytes()].concat();
+            row(who, what, others, comes(from, &near, protocol(tag, kind), &frame, 14 + tag.len()));
         }
     }
     unharmed(calm, "frames of raw sockets");

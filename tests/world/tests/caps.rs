@@ -211,13 +211,13 @@ fn one_client_in_plaintext_leaves_places_to_others() {
     w.settle();
     let _echo = app::Echo::start(&b, 8080, "");
     app::ping(&mut a.connect(b.at(8080)).unwrap(), b"warm").unwrap();
-    let held = hold(&out, b.at(8080), 2 * per_pod);
-    println!("held={} of {} per_pod={per_pod} addresses={}", held.len(), 2 * per_pod, addresses.len());
-    assert!(held.len() > per_pod / 4 && held.len() < per_pod, "{}", held.len());
     let (load, plain) =
         (Load::start(a.netns(), b.at(8080), 50, b"bystander"), Load::start(honest.netns(), b.at(8080), 50, b"plain"));
+    let held = hold(&out, b.at(8080), 2 * per_pod);
+    println!("held={} of {} per_pod={per_pod} addresses={}", held.len(), 2 * per_pod, addresses.len());
     std::thread::sleep(Duration::from_secs(2));
     let (load, plain) = (load.end(), plain.end());
+    assert!(held.len() > per_pod / 4 && held.len() < per_pod, "{}", held.len());
     println!("tunnels: ok={} failed={:?}; plaintext: ok={} failed={:?}", load.ok, load.failed, plain.ok, plain.failed);
     assert!(load.failed.is_empty() && load.ok > 50, "{load:?}");
     assert!(plain.failed.is_empty() && plain.ok > 50, "{plain:?}");
@@ -231,15 +231,16 @@ fn a_pod_that_calls_without_end_is_still_called() {
     let mut w = World::start(Options { ztunnel_descriptors: Some(DESCRIPTORS), ..Options::default() }).unwrap();
     w.namespace("app", true);
     let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
-    let sinks: Vec<Pod> = (0..3).map(|n| w.mesh_pod(PodSpec::new("app", &format!("sink{n}"), 0))).collect();
+    let sinks: Vec<Pod> = (0..4).map(|n| w.mesh_pod(PodSpec::new("app", &format!("sink{n}"), 0))).collect();
     let _echoes: Vec<_> = sinks.iter().chain([&b]).map(|p| app::Echo::start(p, 8080, "")).collect();
     app::ping(&mut a.connect(b.at(8080)).unwrap(), b"warm").unwrap();
+    let load = Load::start(a.netns(), b.at(8080), 50, b"bystander");
+    // Twice as many as there are places in all.
     let held: Vec<_> = sinks.iter().flat_map(|s| hold(&b, s.at(8080), per_pod / 2)).collect();
     println!("held={} of {} per_pod={per_pod}", held.len(), sinks.len() * (per_pod / 2));
-    assert!(held.len() > per_pod / 2 && held.len() < per_pod, "{}", held.len());
-    let load = Load::start(a.netns(), b.at(8080), 50, b"bystander");
     std::thread::sleep(Duration::from_secs(2));
     let load = load.end();
     println!("ok={} failed={:?}", load.ok, load.failed);
+    assert!(held.len() > per_pod / 2 && held.len() < per_pod, "{}", held.len());
     assert!(load.failed.is_empty() && load.ok > 50, "{load:?}");
 }

@@ -10,7 +10,7 @@
 )]
 
 use karst_rt::netns::Netns;
-use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
+use karst_world::{Load, Options, Pod, PodSpec, World, app, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{Read, Write},
@@ -263,6 +263,10 @@ fn clients_behind_one_address_lose_no_connection() {
     let b = w.mesh_pod(PodSpec::new("app", "b", 1));
     let nat = w.pod(PodSpec::new("outside", "nat", 0));
     let echo = app::Echo::start(&b, 8080, "");
+    // A member that calls another application of the pod all the while.
+    let member = w.mesh_pod(PodSpec::new("app", "member", 0));
+    let _other = app::Echo::start(&b, 8081, "");
+    let load = Load::start(member.netns(), b.at(8081), 50, MARK);
     // From a port of the application's own choice.
     let from = |port: u16, to: SocketAddr| {
         let any = if to.is_ipv4() { "0.0.0.0".parse::<IpAddr>() } else { "::".parse() }.unwrap();
@@ -288,13 +292,17 @@ fn clients_behind_one_address_lose_no_connection() {
         }
     }
     let broken = held.iter_mut().filter_map(|s| app::ping(s, b"still").err()).count();
+    let served = load.end();
     println!(
-        "clients behind one address: held={} met={} ok={ok} lost={} broken={broken}",
+        "clients behind one address: held={} met={} ok={ok} lost={} broken={broken}; a member: ok={} failed={:?}",
         held.len(),
         ports.len(),
-        lost.len()
+        lost.len(),
+        served.ok,
+        served.failed
     );
     assert_eq!((ok, lost.len(), broken), (ports.len(), 0, 0), "{:?}", lost.first());
+    assert!(served.failed.is_empty() && served.ok > 20, "{served:?}");
 }
 
 /// An application that had one of ztunnel's ports before the mesh keeps it, and its pod is redirected all the same; and one that
@@ -552,6 +560,46 @@ fn session_affinity_keeps_a_client_with_its_endpoint() {
     let third = stays(client);
     println!("affinity second={second} third={third}");
     assert_eq!(third, first[0]);
+}
+
+/// Issue 14, 17: an address that the application chooses among its pod's is seen by who is not of the mesh; members, and so their
+/// policies, see the pod's first one of the family.
+#[test]
+fn a_chosen_address_is_kept_on_plain_ways() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let a = w.mesh_pod(PodSpec::new("app", "a", 0));
+    let members = [0, 1].map(|n| w.mesh_pod(PodSpec::new("app", &format!("member{n}"), n)));
+    let outside = [0, 1].map(|n| w.pod(PodSpec::new("out", &format!("outside{n}"), n)));
+    w.settle();
+    let second: [IpAddr; 2] = ["10.77.0.200".parse().unwrap(), "fd77::200".parse().unwrap()];
+    // The newest of IPv6 would be the one that the kernel chooses by itself, unless it is deprecated.
+    for words in ["10.77.0.200/24", "fd77::200/64 nodad preferred_lft 0"] {
+        karst_world::net::ip_in(&a.ns, &format!("addr add dev eth0 {words}")).unwrap();
+    }
+    let [inner, outer] = [&members, &outside].map(|pods| pods.each_ref().map(|p| app::Echo::start(p, 8080, "")));
+    for v6 in [false, true] {
+        let (own, chosen) = if v6 { (a.ip6, second[1]) } else { (a.ip, second[0]) };
+        let peer = |pod: &Pod, echo: &app::Echo| {
+            let to = if v6 { pod.at6(8080) } else { pod.at(8080) };
+            let bind = |s: &Socket| s.bind(&SocketAddr::new(chosen, 0).into());
+            // IPv6 takes a second or two in a world.
+            wait_for("it is served", Duration::from_secs(10), || {
+                let mut s = a.netns().run(|| raw(Domain::for_address(to), bind, to)).unwrap().ok()?;
+                app::ping(&mut s, MARK).ok()
+            });
+            echo.last_peer().unwrap().ip().to_string()
+        };
+        for (who, pods, echoes, sees) in
+            [("a member", &members, &inner, own), ("a pod outside the mesh", &outside, &outer, chosen)]
+        {
+            for (pod, echo) in pods.iter().zip(echoes) {
+                let what = format!("bound to {chosen}: {who} on node {} sees", pod.spec.node);
+                row(&what, &sees.to_string(), &peer(pod, echo));
+            }
+        }
+    }
 }
 
 fn dns_ask(from: &Pod, name: &str, kind: u16) -> Option<(u8, u16)> {

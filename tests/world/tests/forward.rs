@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{
-    Options, Pod, PodSpec, World,
+    Load, Options, Pod, PodSpec, World,
     app::{self, Echo},
     net::{ip_in, run, sysctl},
     wait_for,
@@ -167,6 +167,10 @@ fn nothing_plain_comes_in_past_policies() {
     let engine = w.mesh_pod(PodSpec::new("app", "engine", 0));
     let (stranger, outside) = (w.pod(PodSpec::new("out", "stranger", 0)), w.pod(PodSpec::new("out", "outside", 1)));
     let member = w.mesh_pod(PodSpec::new("app", "member", 1));
+    // Two members on the same nodes, who go on all the while.
+    let calm = [0, 1].map(|n| w.mesh_pod(PodSpec::new("app", &format!("calm{n}"), n)));
+    let _calm = Echo::start(&calm[1], 8080, "");
+    let load = Load::start(calm[0].netns(), calm[1].at(8080), 50, b"bystander");
     let e = Engine::start(engine);
     let inner = Echo::start(&e.one, 9000, "");
     let beyond = Echo::start(&outside, 8080, "");
@@ -217,5 +221,8 @@ fn nothing_plain_comes_in_past_policies() {
     let far = Echo::start(&member, 8080, "");
     row("STRICT: the container to a member", "true", &works(&e.one, member.at(8080)).to_string());
     row("its address there", &e.pod.ip.to_string(), &far.last_peer().unwrap().ip().to_string());
+    let served = load.end();
+    println!("forward bystander: ok={} failed={:?} slowest_ms={}", served.ok, served.failed, served.slowest_ms);
+    assert!(served.failed.is_empty() && served.ok > 50, "{served:?}");
     println!("{}", w.status(0).unwrap());
 }

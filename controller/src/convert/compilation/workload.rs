@@ -178,7 +178,7 @@ fn which(meta: &Meta) -> Option<pb::Extension> {
 
 fn names(pod: &Pod) -> (String, String, String) {
     let meta = &pod.metadata;
-    let first = |keys: &[&str]| keys.iter().find_map(|k| meta.labels.get(*k)).cloned();
+    let first = |keys: &[&str]| keys.iter().find_map(|k| meta.labels.get(k)).cloned();
     let owner = meta.owner_references.iter().find(|o| o.controller);
     let from_owner = match owner {
         Some(o) if o.kind == "ReplicaSet" => {

@@ -9,7 +9,7 @@ pub(crate) const HEADER: &str = "istio.io/persistent-session-header";
 
 /// Do a service's labels bind its clients?
 pub(crate) fn is_bound(meta: &Meta) -> bool {
-    [COOKIE, HEADER].iter().any(|label| meta.labels.get(*label).is_some_and(|value| !value.is_empty()))
+    [COOKIE, HEADER].iter().any(|label| meta.labels.get(label).is_some_and(|value| !value.is_empty()))
 }
 
 /// Do those of any service?

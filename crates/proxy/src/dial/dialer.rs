@@ -427,6 +427,7 @@ mod tests {
     #[tokio::test]
     async fn what_all_endpoints_would_refuse_is_held_against_none() {
         for (status, of_endpoint) in [
+            (502, true),
             (503, true),
             (504, true),
             (404, false),
