@@ -1,9 +1,11 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
-//! the product takes from `rt` alone, what its threads write together, and that its errors are types.
+//! the product takes from `rt` alone, what its threads write together, that its errors are types, and that pages of metrics are
+//! written in one place.
 
 mod circles;
 mod clocks;
 mod errors;
+mod heads;
 mod lexer;
 mod modules;
 mod shared;
@@ -91,5 +93,6 @@ pub fn arrows() -> Result<()> {
     circles::check(&meta)?;
     clocks::check(&meta)?;
     errors::check(&meta)?;
+    heads::check(&meta)?;
     shared::check(&meta)
 }
