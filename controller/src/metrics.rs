@@ -12,12 +12,19 @@ use crate::{
     history::{History, Moment},
 };
 use karst_kube::WatchCounts;
-use karst_rt::process_metrics;
+use karst_rt::{
+    admission,
+    exposition::{
+        self,
+        Kind::{Counter, Gauge, Histogram},
+        Page,
+    },
+    process_metrics,
+};
 use pushes::Pushes;
 use reviews::Reviews;
 use std::{
     collections::BTreeMap,
-    fmt::{Display, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -90,43 +97,26 @@ pub struct Facts<'a> {
 
 /// The page, in the text format.
 pub fn page(facts: &Facts<'_>) -> String {
-    let mut out = String::with_capacity(16 << 10);
-    certificates(&mut out, facts);
-    discovery(&mut out, facts);
-    objects(&mut out, facts);
-    let (discovery, webhook) = (facts.discovery_gate, facts.webhook_gate);
-    karst_rt::admission::Counts::render(
-        &mut out,
-        &[
-            ("discovery", "handshake", &discovery.unknown),
-            ("discovery", "open", &discovery.callers),
-            ("webhook", "handshake", &webhook.unknown),
-        ],
-    );
-    head(&mut out, "pilot_info", "gauge", "1; the label has the version.");
-    line(&mut out, "pilot_info", &format!("version=\"karst-{}\"", env!("CARGO_PKG_VERSION")), 1);
-    process_metrics::render(&mut out, "pilot");
-    out
+    exposition::page(|page| {
+        certificates(page, facts);
+        discovery(page, facts);
+        objects(page, facts);
+        let (discovery, webhook) = (facts.discovery_gate, facts.webhook_gate);
+        admission::Counts::render(
+            page,
+            &[
+                ("discovery", "handshake", &discovery.unknown),
+                ("discovery", "open", &discovery.callers),
+                ("webhook", "handshake", &webhook.unknown),
+            ],
+        );
+        let mut info = page.family("pilot_info", Gauge, "1; the label has the version.");
+        info.sample(&[("version", concat!("karst-", env!("CARGO_PKG_VERSION")))], 1);
+        process_metrics::render(page, "pilot");
+    })
 }
 
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn line(out: &mut String, name: &str, labels: &str, value: impl Display) {
-    let _ = match labels {
-        "" => writeln!(out, "{name} {value}"),
-        _ => writeln!(out, "{name}{{{labels}}} {value}"),
-    };
-}
-
-/// A metric without labels.
-fn single(out: &mut String, name: &str, kind: &str, help: &str, value: impl Display) {
-    head(out, name, kind, help);
-    line(out, name, "", value);
-}
-
-fn certificates(out: &mut String, facts: &Facts<'_>) {
+fn certificates(page: &mut Page, facts: &Facts<'_>) {
     let of = |count: &AtomicU64| count.load(Relaxed);
     let counts = facts.counts;
     for (name, help, count) in [
@@ -135,12 +125,12 @@ fn certificates(out: &mut String, facts: &Facts<'_>) {
         ("citadel_server_authentication_failure_count", "Callers refused.", &counts.refused),
         ("citadel_server_csr_parsing_err_count", "Requests that cannot be read.", &counts.bad_requests),
     ] {
-        single(out, name, "counter", help, of(count));
+        page.single(name, Counter, help, of(count));
     }
-    let name = "citadel_server_csr_sign_err_count";
-    head(out, name, "counter", "Requests that were not signed, by reason.");
-    line(out, name, "error=\"TTL_ERROR\"", of(&counts.bad_lifetimes));
-    line(out, name, "error=\"CERT_GEN_ERROR\"", of(&counts.sign_failures));
+    let help = "Requests that were not signed, by reason.";
+    let mut family = page.family("citadel_server_csr_sign_err_count", Counter, help);
+    family.sample(&[("error", "TTL_ERROR")], of(&counts.bad_lifetimes));
+    family.sample(&[("error", "CERT_GEN_ERROR")], of(&counts.sign_failures));
     let (root, chain) = facts.signer.expire();
     for (name, help, at) in [
         (
@@ -154,40 +144,41 @@ fn certificates(out: &mut String, facts: &Facts<'_>) {
             chain,
         ),
     ] {
-        single(out, name, "gauge", help, at);
+        page.single(name, Gauge, help, at);
     }
     for (name, help, at) in [
         ("citadel_server_root_cert_expiry_seconds", "Until the first root certificate expires, in seconds.", root),
         ("citadel_server_cert_chain_expiry_seconds", "Until the certificate that signs expires, in seconds.", chain),
     ] {
-        single(out, name, "gauge", help, (at as f64 - facts.now).round());
+        page.single(name, Gauge, help, (at as f64 - facts.now).round());
     }
     let help = "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.";
-    single(out, "karst_ca_crl_current", "gauge", help, u8::from(!facts.lists_stale));
+    page.single("karst_ca_crl_current", Gauge, help, u8::from(!facts.lists_stale));
 }
 
-fn discovery(out: &mut String, facts: &Facts<'_>) {
+fn discovery(page: &mut Page, facts: &Facts<'_>) {
     let pushes = &facts.counts.pushes;
-    head(out, "pilot_xds", "gauge", "Proxies that are subscribed, by version.");
+    let mut family = page.family("pilot_xds", Gauge, "Proxies that are subscribed, by version.");
     let by_version = versions(facts.subscribers);
     // None is a number, too: to KarstControlPlaneAbsent a controller without proxies would be none.
     if by_version.is_empty() {
-        line(out, "pilot_xds", "version=\"unknown\"", 0);
+        family.sample(&[("version", "unknown")], 0);
     }
     for (version, count) in by_version {
-        line(out, "pilot_xds", &format!("version=\"{version}\""), count);
+        family.sample(&[("version", version)], count);
     }
-    head(out, "pilot_xds_pushes", "counter", "Responses sent to proxies, by type.");
+    let mut family = page.family("pilot_xds_pushes", Counter, "Responses sent to proxies, by type.");
     for one in &pushes.types {
-        line(out, "pilot_xds_pushes", &format!("type=\"{}\"", one.name), one.sent.load(Relaxed));
+        family.sample(&[("type", one.name)], one.sent.load(Relaxed));
     }
-    head(out, "pilot_total_xds_rejects", "counter", "Responses that a proxy has rejected, by type.");
+    let help = "Responses that a proxy has rejected, by type.";
+    let mut family = page.family("pilot_total_xds_rejects", Counter, help);
     for one in &pushes.types {
-        line(out, "pilot_total_xds_rejects", &format!("type=\"{}\"", one.name), one.rejected.load(Relaxed));
+        family.sample(&[("type", one.name)], one.rejected.load(Relaxed));
     }
-    head(out, "pilot_xds_config_size_bytes", "histogram", "Sizes of responses, in bytes.");
+    let mut family = page.family("pilot_xds_config_size_bytes", Histogram, "Sizes of responses, in bytes.");
     for one in &pushes.types {
-        one.sizes.render(out, "pilot_xds_config_size_bytes", &format!("type=\"{}\"", one.name));
+        one.sizes.render(&mut family, &exposition::labels(&[("type", one.name)]));
     }
     for (name, help, times) in [
         ("pilot_xds_push_time", "Seconds until all that a proxy is to be told is on its way.", &pushes.push_time),
@@ -198,19 +189,19 @@ fn discovery(out: &mut String, facts: &Facts<'_>) {
             &pushes.model_time,
         ),
     ] {
-        head(out, name, "histogram", help);
-        times.render(out, name, "");
+        times.render(&mut page.family(name, Histogram, help), "");
     }
-    head(out, "pilot_push_triggers", "counter", "New versions of the configuration, by what has changed.");
-    line(out, "pilot_push_triggers", "type=\"config\"", pushes.of_config.load(Relaxed));
-    line(out, "pilot_push_triggers", "type=\"endpoint\"", pushes.of_endpoints.load(Relaxed));
+    let help = "New versions of the configuration, by what has changed.";
+    let mut family = page.family("pilot_push_triggers", Counter, help);
+    family.sample(&[("type", "config")], pushes.of_config.load(Relaxed));
+    family.sample(&[("type", "endpoint")], pushes.of_endpoints.load(Relaxed));
     let help = "Bytes that older versions of the configuration take (karst explain --at).";
-    single(out, "karst_history_bytes", "gauge", help, facts.history.bytes());
+    page.single("karst_history_bytes", Gauge, help, facts.history.bytes());
     let help = "The earliest time whose configuration is kept, in seconds since 1970.";
     let oldest = facts.history.oldest(Moment::now());
-    single(out, "karst_history_oldest_timestamp_seconds", "gauge", help, oldest.seconds());
+    page.single("karst_history_oldest_timestamp_seconds", Gauge, help, oldest.seconds());
     let help = "Streams that ended because they could not be served.";
-    single(out, "pilot_total_xds_internal_errors", "counter", help, pushes.failed.load(Relaxed));
+    page.single("pilot_total_xds_internal_errors", Counter, help, pushes.failed.load(Relaxed));
 }
 
 /// How many proxies there are of each version, as they say it; what is no version, and too many of them, is `other`.
@@ -232,12 +223,12 @@ fn versions(subscribers: &[Subscriber]) -> BTreeMap<&str, usize> {
     all
 }
 
-fn objects(out: &mut String, facts: &Facts<'_>) {
+fn objects(page: &mut Page, facts: &Facts<'_>) {
     let counts = facts.counts;
-    single(out, "pilot_services", "gauge", "Services known.", facts.services);
-    single(out, "pilot_virt_services", "gauge", "VirtualServices known.", facts.virtual_services);
-    single(out, "karst_workloads", "gauge", "Workloads known.", facts.workloads);
-    single(out, "karst_services", "gauge", "Services known.", facts.services);
+    page.single("pilot_services", Gauge, "Services known.", facts.services);
+    page.single("pilot_virt_services", Gauge, "VirtualServices known.", facts.virtual_services);
+    page.single("karst_workloads", Gauge, "Workloads known.", facts.workloads);
+    page.single("karst_services", Gauge, "Services known.", facts.services);
     let (registry, config): (Vec<_>, Vec<_>) = facts
         .watched
         .map(WatchCounts::all)
@@ -248,38 +239,39 @@ fn objects(out: &mut String, facts: &Facts<'_>) {
         ("pilot_k8s_reg_events", "Changes seen of what runs, by type and event.", registry),
         ("pilot_k8s_cfg_events", "Changes seen of what is configured, by type and event.", config),
     ] {
-        head(out, name, "counter", help);
+        let mut family = page.family(name, Counter, help);
         for (kind, event, count) in all {
             let kind = REGISTRY.iter().find(|(known, _)| *known == kind).map_or(kind, |(_, name)| *name);
-            line(out, name, &format!("type=\"{kind}\",event=\"{}\"", event.text()), count);
+            family.sample(&[("type", kind), ("event", event.text())], count);
         }
     }
-    reviewed(out, facts);
+    reviewed(page, facts);
     let help = "Problems in the manifests at the moment.";
-    single(out, "karst_manifest_problems", "gauge", help, counts.problems.load(Relaxed));
+    page.single("karst_manifest_problems", Gauge, help, counts.problems.load(Relaxed));
     let help = "Searches for objects without effect that a fault of ours has ended: findings are out of date.";
-    single(out, "karst_findings_failed_total", "counter", help, counts.failed_searches.load(Relaxed));
+    page.single("karst_findings_failed_total", Counter, help, counts.failed_searches.load(Relaxed));
     let help = "0: the ConfigMap with the mesh configuration cannot be used; the last good one stays in force.";
     let is_current = u8::from(!counts.mesh_config_stale.load(Relaxed));
-    single(out, "karst_mesh_config_current", "gauge", help, is_current);
-    let name = "karst_objects_with_problems";
-    head(out, name, "gauge", "Objects that cannot be used as they are written, or have no effect, by kind and reason.");
+    page.single("karst_mesh_config_current", Gauge, help, is_current);
+    let help = "Objects that cannot be used as they are written, or have no effect, by kind and reason.";
+    let mut family = page.family("karst_objects_with_problems", Gauge, help);
     for ((kind, reason), count) in facts.problems {
-        line(out, name, &format!("kind=\"{kind}\",reason=\"{reason}\""), count);
+        family.sample(&[("kind", kind), ("reason", reason)], count);
     }
 }
 
-fn reviewed(out: &mut String, facts: &Facts<'_>) {
+fn reviewed(page: &mut Page, facts: &Facts<'_>) {
     let all = facts.counts.reviews.all();
-    head(out, "galley_validation_passed", "counter", "Objects that the webhook let pass.");
+    let mut family = page.family("galley_validation_passed", Counter, "Objects that the webhook let pass.");
     for (what, _, count) in all.iter().filter(|(_, why, _)| why.is_none()) {
-        line(out, "galley_validation_passed", &what.labels(), count);
+        family.series(&what.labels(), count);
     }
-    head(out, "galley_validation_failed", "counter", "Objects that the webhook refused.");
+    let mut family = page.family("galley_validation_failed", Counter, "Objects that the webhook refused.");
     for (what, why, count) in &all {
         let Some(why) = why else { continue };
-        let labels = format!("{},reason=\"{}\"", what.labels(), why.text());
-        line(out, "galley_validation_failed", &labels, count);
+        let mut labels = what.labels();
+        exposition::label(&mut labels, "reason", why.text());
+        family.series(&labels, count);
     }
 }
 

@@ -39,7 +39,7 @@ use karst_api::{
 };
 use karst_kube::{Events, ObjectSource, Source, WatchCounts};
 use karst_manifest::{Dir, Object, State};
-use karst_rt::{admin, clock};
+use karst_rt::{admin, clock, exposition};
 use karst_xds::{Hub, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -793,7 +793,7 @@ fn metrics_page(shared: &Shared) -> String {
 
 fn handler(shared: Arc<Shared>) -> admin::Handler {
     admin::pages(move |_, path, _| match path {
-        "/metrics" => admin::typed(200, "text/plain; version=0.0.4", metrics_page(&shared)),
+        "/metrics" => admin::typed(200, exposition::CONTENT_TYPE, metrics_page(&shared)),
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
         "/version" => admin::text(200, pages::version()),
         _ => admin::text(404, "pages: /metrics /ready /version /debug\n"),

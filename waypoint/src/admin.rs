@@ -10,6 +10,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use karst_proxy::dump;
 use karst_rt::{
     admin::{self, Handler},
+    exposition,
     ready::Ready,
 };
 use std::{collections::HashSet, rc::Rc, sync::Arc};
@@ -133,11 +134,15 @@ impl Pages {
     }
 
     fn metrics(&self) -> admin::Answer {
-        let (mut page, s) = (self.shared.metrics.render(&self.shared.gate), self.shared.state.borrow().clone());
-        let known: HashSet<&str> = s.dry_runs().collect();
-        self.shared.metrics.dry_runs.render(&mut page, |p| known.contains(p));
-        self.shared.secrets.revocation().render(&mut page);
-        self.shared.flows.render(&mut page);
-        admin::typed(200, "text/plain; version=0.0.4", page)
+        let shared = &self.shared;
+        let page = exposition::page(|page| {
+            shared.metrics.render(&shared.gate, page);
+            let state = shared.state.borrow().clone();
+            let known: HashSet<&str> = state.dry_runs().collect();
+            shared.metrics.dry_runs.render(page, |p| known.contains(p));
+            shared.secrets.revocation().render(page);
+            shared.flows.render(page);
+        });
+        admin::typed(200, exposition::CONTENT_TYPE, page)
     }
 }

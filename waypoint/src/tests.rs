@@ -192,7 +192,8 @@ impl Proxy {
 
     /// How many requests have been counted with these labels.
     fn counted(&self, labels: &[&str]) -> bool {
-        let page = self.worker.shared.metrics.render(&self.worker.shared.gate);
+        let shared = &self.worker.shared;
+        let page = karst_rt::exposition::page(|page| shared.metrics.render(&shared.gate, page));
         let fits = |l: &str| l.starts_with("istio_requests_total{") && labels.iter().all(|x| l.contains(x));
         page.lines().any(fits)
     }

@@ -1,9 +1,11 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
-//! the product takes from `rt` alone, what its threads write together, which modules wait for nothing, and that its errors are types.
+//! the product takes from `rt` alone, what its threads write together, which modules wait for nothing, that its errors are types, and
+//! that pages of metrics are written in one place.
 
 mod circles;
 mod clocks;
 mod errors;
+mod heads;
 mod lexer;
 mod modules;
 mod rooms;
@@ -93,5 +95,6 @@ pub fn arrows() -> Result<()> {
     clocks::check(&meta)?;
     errors::check(&meta)?;
     rooms::check(&meta)?;
+    heads::check(&meta)?;
     shared::check(&meta)
 }

@@ -11,7 +11,7 @@ use karst_hbone::{
     tls::Credentials,
 };
 use karst_proxy::dump;
-use karst_rt::{admin, clock, log, ready::Ready};
+use karst_rt::{admin, clock, exposition, log, ready::Ready};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 use tokio::sync::{Notify, oneshot};
@@ -68,17 +68,22 @@ impl Pages {
     pub fn stats(self: Arc<Self>) -> admin::Handler {
         admin::pages(move |_, path, _| match path {
             "/metrics" | "/stats/prometheus" => {
-                let (mut page, snapshot) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
-                let known = |p: &str| snapshot.policies.get(p).is_some_and(|p| p.dry_run);
-                self.shared.metrics.dry_runs.render(&mut page, known);
-                self.shared.secrets.revocation().render(&mut page);
-                self.shared.outbound.render(&mut page);
-                self.shared.flows.render(&mut page);
-                shares::render(&mut page, &self.shared.pods.load(), self.shared.budget.descriptors);
-                admin::typed(200, "text/plain; version=0.0.4", page)
+                let page = exposition::page(|page| self.metrics(page));
+                admin::typed(200, exposition::CONTENT_TYPE, page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
         })
+    }
+    fn metrics(&self, page: &mut exposition::Page) {
+        let shared = &self.shared;
+        shared.metrics.render(page);
+        let snapshot = shared.state.borrow().clone();
+        let known = |p: &str| snapshot.policies.get(p).is_some_and(|p| p.dry_run);
+        shared.metrics.dry_runs.render(page, known);
+        shared.secrets.revocation().render(page);
+        shared.outbound.render(page);
+        shared.flows.render(page);
+        shares::render(page, &shared.pods.load(), shared.budget.descriptors);
     }
     /// Readiness.
     pub fn readiness(self: Arc<Self>) -> admin::Handler {

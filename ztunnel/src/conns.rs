@@ -552,8 +552,7 @@ mod tests {
             dry_run,
         };
         let counted = || {
-            let mut page = String::new();
-            m.dry_runs.render(&mut page, |_| true);
+            let page = karst_rt::exposition::page(|page| m.dry_runs.render(page, |_| true));
             page.lines().filter(|l| !l.starts_with('#')).map(String::from).collect::<Vec<_>>()
         };
         let one = "karst_authz_dry_run_total{policy=\"ns/p\",authz_dry_run_action=\"allow\",authz_dry_run_result=\"denied\"} 1";

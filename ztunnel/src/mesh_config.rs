@@ -6,9 +6,9 @@
 
 use crate::plan::{Plan, Refusal};
 use karst_proxy::followed::{File, FileError};
+use karst_rt::exposition::{Kind, Page};
 use serde::{Deserialize, Serialize};
 use std::{
-    fmt::Write,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
@@ -80,8 +80,8 @@ impl Outbound {
         self.0.stale.store(false, Relaxed);
     }
 
-    /// Appends the metrics.
-    pub fn render(&self, out: &mut String) {
+    /// Adds to the metrics page.
+    pub fn render(&self, page: &mut Page) {
         for (name, help, value) in [
             (
                 "karst_outbound_registry_only",
@@ -94,7 +94,7 @@ impl Outbound {
                 !self.0.stale.load(Relaxed) && !self.0.is_unseen.load(Relaxed),
             ),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {}", u8::from(value));
+            page.single(name, Kind::Gauge, help, u8::from(value));
         }
     }
 }
@@ -182,6 +182,7 @@ fn read(text: &[u8]) -> Result<OutboundMode, serde_yaml_ng::Error> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use karst_rt::exposition;
 
     #[test]
     fn the_mode_is_read_from_the_mesh_configuration() {
@@ -225,8 +226,7 @@ mod tests {
     async fn a_file_that_is_not_there_is_told() {
         let path = std::env::temp_dir().join(format!("karst-no-mesh-config-{}", std::process::id()));
         let said = |outbound: &Outbound| {
-            let mut page = String::new();
-            outbound.render(&mut page);
+            let page = exposition::page(|page| outbound.render(page));
             page.contains("\nkarst_mesh_config_current 1\n")
         };
         let mut file = File::new(path.clone(), "mesh configuration", "MESH_CONFIG_PATH");
@@ -265,8 +265,7 @@ mod tests {
     fn metrics_say_the_mode() {
         let outbound = Outbound::fixed(OutboundMode::RegistryOnly);
         outbound.0.stale.store(true, Relaxed);
-        let mut page = String::new();
-        outbound.render(&mut page);
+        let page = exposition::page(|page| outbound.render(page));
         assert!(page.contains("\nkarst_outbound_registry_only 1\n"), "{page}");
         assert!(page.contains("\nkarst_mesh_config_current 0\n"), "{page}");
     }

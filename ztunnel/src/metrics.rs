@@ -7,10 +7,13 @@ use karst_proxy::{
     labels::{put, side},
     requests, traffic,
 };
-use karst_rt::admission::Counts;
+use karst_rt::{
+    admission::Counts,
+    exposition::{Kind, Page},
+    process_metrics,
+};
 use std::{
     collections::HashMap,
-    fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
@@ -50,14 +53,14 @@ impl Ends {
         }
     }
 
-    fn render(&self, out: &mut String) {
-        let name = "karst_connections_ended_total";
-        let _ = writeln!(out, "# HELP {name} Ends of connections, by reporter and reason.\n# TYPE {name} counter");
+    fn render(&self, page: &mut Page) {
+        let help = "Ends of connections, by reporter and reason.";
+        let mut family = page.family("karst_connections_ended_total", Kind::Counter, help);
         for (reporter, counts) in [Reporter::Source, Reporter::Destination].into_iter().zip(&self.0) {
             for (reason, count) in Outcome::REASONS.iter().zip(counts) {
                 let count = count.load(Relaxed);
                 if count > 0 {
-                    let _ = writeln!(out, "{name}{{reporter=\"{}\",reason=\"{reason}\"}} {count}", reporter.text());
+                    family.sample(&[("reporter", reporter.text()), ("reason", reason)], count);
                 }
             }
         }
@@ -142,79 +145,84 @@ impl Metrics {
         *by_name.entry(labels).or_default() += 1;
     }
 
-    /// The page, in the text format.
-    pub fn render(&self) -> String {
-        let mut out = String::new();
-        self.traffic.render(&mut out);
-        self.requests.render(&mut out);
-        let _ = writeln!(
-            out,
-            "# HELP istio_tcp_sockets_open Open connections.\n# TYPE istio_tcp_sockets_open gauge\nistio_tcp_sockets_open{{reporter=\"source\"}} {}\nistio_tcp_sockets_open{{reporter=\"destination\"}} {}",
-            self.open_source.load(Relaxed),
-            self.open_destination.load(Relaxed)
-        );
-        self.ends.render(&mut out);
-        self.handed_over.render(&mut out);
-        self.discovery.render(&mut out);
+    /// Adds them to a page.
+    pub fn render(&self, page: &mut Page) {
+        self.traffic.render(page);
+        self.requests.render(page);
+        let mut family = page.family("istio_tcp_sockets_open", Kind::Gauge, "Open connections.");
+        for (reporter, open) in [(Reporter::Source, &self.open_source), (Reporter::Destination, &self.open_destination)]
+        {
+            family.sample(&[("reporter", reporter.text())], open.load(Relaxed));
+        }
+        self.ends.render(page);
+        self.handed_over.render(page);
+        self.discovery.render(page);
         for (name, kind, help, v) in [
             (
                 "workload_manager_active_proxy_count",
-                "gauge",
+                Kind::Gauge,
                 "Pods that are served.",
                 self.pods.load(Relaxed).max(0) as u64,
             ),
             (
                 "workload_manager_pending_proxy_count",
-                "gauge",
+                Kind::Gauge,
                 "Pods that cannot be served yet.",
                 self.pods_waiting.load(Relaxed),
             ),
-            ("workload_manager_proxies_started_total", "counter", "Pods taken on.", self.pods_started.load(Relaxed)),
-            ("workload_manager_proxies_stopped_total", "counter", "Pods let go.", self.pods_stopped.load(Relaxed)),
-            ("istio_dns_requests_total", "counter", "DNS queries.", self.dns_requests.load(Relaxed)),
-            ("istio_dns_upstream_requests_total", "counter", "DNS queries passed on.", self.dns_upstream.load(Relaxed)),
+            (
+                "workload_manager_proxies_started_total",
+                Kind::Counter,
+                "Pods taken on.",
+                self.pods_started.load(Relaxed),
+            ),
+            ("workload_manager_proxies_stopped_total", Kind::Counter, "Pods let go.", self.pods_stopped.load(Relaxed)),
+            ("istio_dns_requests_total", Kind::Counter, "DNS queries.", self.dns_requests.load(Relaxed)),
+            (
+                "istio_dns_upstream_requests_total",
+                Kind::Counter,
+                "DNS queries passed on.",
+                self.dns_upstream.load(Relaxed),
+            ),
             (
                 "istio_dns_upstream_failures_total",
-                "counter",
+                Kind::Counter,
                 "DNS queries passed on without answer.",
                 self.dns_upstream_failures.load(Relaxed),
             ),
             (
                 "karst_tunnels_refused_total",
-                "counter",
+                Kind::Counter,
                 "Inbound tunnels and connections refused because of a limit.",
                 self.tunnels_refused.load(Relaxed),
             ),
             (
                 "karst_connections_closed_by_policy_total",
-                "counter",
+                Kind::Counter,
                 "Open connections closed by a policy change.",
                 self.closed_by_policy.load(Relaxed),
             ),
             (
                 "karst_ztunnel_crashes_total",
-                "counter",
+                Kind::Counter,
                 "Processes of this ztunnel that have crashed or were killed, and were replaced.",
                 self.crashes.load(Relaxed),
             ),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
+            page.single(name, kind, help, v);
         }
         let by_limit = [
             ("hbone", "handshake", &self.handshakes),
             ("hbone", "open", &self.tunnels),
             ("plaintext", "open", &self.plaintext),
         ];
-        Counts::render(&mut out, &by_limit);
-        karst_rt::process_metrics::render(&mut out, "ztunnel");
-        let _ = writeln!(
-            out,
-            "# HELP istio_on_demand_dns_total Connections for which an endpoint's host name was resolved.\n# TYPE istio_on_demand_dns_total counter"
-        );
+        Counts::render(page, &by_limit);
+        process_metrics::render(page, "ztunnel");
+        let help = "Connections for which an endpoint's host name was resolved.";
+        let mut family = page.family("istio_on_demand_dns_total", Kind::Counter, help);
         for (labels, n) in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let _ = writeln!(out, "istio_on_demand_dns_total{{{labels}}} {n}");
+            family.series(labels, n);
         }
-        out
     }
 }
 
@@ -229,7 +237,7 @@ mod tests {
         metrics.ends.note(Reporter::Destination, "policy_denied");
         metrics.ends.note(Reporter::Destination, "policy_denied");
         metrics.ends.note(Reporter::Destination, "no such reason");
-        let page = metrics.render();
+        let page = karst_rt::exposition::page(|page| metrics.render(page));
         let ends: Vec<_> = page.lines().filter(|line| line.starts_with("karst_connections_ended_total{")).collect();
         let line =
             |side, reason, n| format!("karst_connections_ended_total{{reporter=\"{side}\",reason=\"{reason}\"}} {n}");

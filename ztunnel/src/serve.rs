@@ -307,7 +307,7 @@ mod tests {
             let served = Served::new(LocalPod::test("client", "client", "uid"));
             worker.clone().listen(Queue::Agents(listener), served, Way::Outbound);
             let accepted = || {
-                let page = worker.shared.metrics.render();
+                let page = karst_rt::exposition::page(|page| worker.shared.metrics.render(page));
                 let ends = page.lines().filter(|line| line.starts_with("karst_connections_ended_total{"));
                 let ended = ends.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>();
                 ended + worker.shared.workers.running(0)

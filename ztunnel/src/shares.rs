@@ -4,14 +4,15 @@
 use crate::{inpod::LocalPods, worker::Shared};
 use karst_core::limits;
 use karst_proxy::labels::put;
-use std::{collections::BTreeMap, fmt::Write, sync::atomic::Ordering::Relaxed};
+use karst_rt::exposition::{Kind, Page};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 /// Adds both. `descriptors`: how many the process may have.
-pub fn render(out: &mut String, pods: &LocalPods, descriptors: u64) {
-    let name = "karst_share_limit";
-    let _ = writeln!(out, "# HELP {name} Most that one pod may have of what all pods share.\n# TYPE {name} gauge");
+pub fn render(page: &mut Page, pods: &LocalPods, descriptors: u64) {
+    let help = "Most that one pod may have of what all pods share.";
+    let mut family = page.family("karst_share_limit", Kind::Gauge, help);
     for (share, most) in bounds(descriptors) {
-        let _ = writeln!(out, "{name}{{share=\"{share}\"}} {most}");
+        family.sample(&[("share", share)], most);
     }
     // In order, and a name once: while a pod goes, its successor may be here.
     let mut all = BTreeMap::new();
@@ -28,25 +29,26 @@ pub fn render(out: &mut String, pods: &LocalPods, descriptors: u64) {
         put(&mut labels, "pod", pod);
         labels
     };
-    let name = "karst_pod_connections";
-    let _ = writeln!(out, "# HELP {name} Open connections of a pod, by who has opened them.\n# TYPE {name} gauge");
+    let help = "Open connections of a pod, by who has opened them.";
+    let mut family = page.family("karst_pod_connections", Kind::Gauge, help);
     for (of, [inbound, outbound, ..]) in &all {
         for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
-            let _ = writeln!(out, "{name}{{{},direction=\"{direction}\"}} {open}", pod(*of));
+            let mut labels = pod(*of);
+            put(&mut labels, "direction", direction);
+            family.series(&labels, open);
         }
     }
-    let name = "karst_pod_tunnels";
-    let _ = writeln!(out, "# HELP {name} Open tunnels to a pod.\n# TYPE {name} gauge");
+    let mut family = page.family("karst_pod_tunnels", Kind::Gauge, "Open tunnels to a pod.");
     for (of, [_, _, tunnels, _]) in &all {
-        let _ = writeln!(out, "{name}{{{}}} {tunnels}", pod(*of));
+        family.series(&pod(*of), tunnels);
     }
-    let name = "karst_turns_waited_total";
-    let _ = writeln!(
-        out,
-        "# HELP {name} How often a connection has waited because its pod had used up its turn of a worker, and others had something to do.\n# TYPE {name} counter"
+    let mut family = page.family(
+        "karst_turns_waited_total",
+        Kind::Counter,
+        "How often a connection has waited because its pod had used up its turn of a worker, and others had something to do.",
     );
     for (of, [.., waited]) in &all {
-        let _ = writeln!(out, "{name}{{{}}} {waited}", pod(*of));
+        family.series(&pod(*of), waited);
     }
 }
 
@@ -89,8 +91,8 @@ mod tests {
             pod.usage.inbound.store(3, Relaxed);
             pod.usage.turns.store(5, Relaxed);
         }
-        let mut page = String::new();
-        render(&mut page, &pods.into(), 4096);
+        let pods = LocalPods::from(pods);
+        let page = karst_rt::exposition::page(|page| render(page, &pods, 4096));
         for line in [
             "karst_share_limit{share=\"connections\"} 512",
             "karst_share_limit{share=\"unused_tunnels\"} 256",

@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(heard, answer, "nothing is changed");
         drop(client);
         served.await.unwrap();
-        let all = worker.shared.metrics.render();
+        let all = karst_rt::exposition::page(|page| worker.shared.metrics.render(page));
         all.lines().filter(|l| l.contains(which)).map(String::from).collect()
     }
 
@@ -320,8 +320,7 @@ mod tests {
         own.conn().counts.watch().unwrap().client_sent(TWO);
         inner.end(&Outcome::Drained);
         own.end(&Outcome::Drained);
-        let mut page = String::new();
-        table.render(&mut page);
+        let page = karst_rt::exposition::page(|page| table.render(page));
         for reporter in ["source", "destination"] {
             let start = format!("istio_requests_total{{reporter=\"{reporter}\"");
             let line = page.lines().find(|line| line.starts_with(&start)).unwrap_or_default();

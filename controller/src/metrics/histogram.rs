@@ -1,9 +1,7 @@
 //! A histogram of a few buckets, for what happens at most some thousand times a second.
 
-use std::{
-    fmt::Write,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use karst_rt::exposition::Family;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counts values up to each of some bounds.
 #[derive(Debug)]
@@ -31,37 +29,26 @@ impl Histogram {
         }
     }
 
-    /// Its lines of a page, without the head. `labels`: as `type="wds"`; may be empty.
-    pub fn render(&self, out: &mut String, name: &str, labels: &str) {
-        let (comma, braces) = match labels {
-            "" => ("", String::new()),
-            _ => (",", format!("{{{labels}}}")),
-        };
-        let bounds = self.bounds.iter().map(ToString::to_string).chain(["+Inf".to_string()]);
-        let mut count = 0;
-        for (bound, in_bucket) in bounds.zip(&self.buckets) {
-            count += in_bucket.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
-        }
-        let _ = writeln!(
-            out,
-            "{name}_sum{braces} {}\n{name}_count{braces} {count}",
-            f64::from_bits(self.sum.load(Relaxed))
-        );
+    /// Its lines of a page. `labels`: as [`karst_rt::exposition::labels`] writes them; may be empty.
+    pub fn render(&self, family: &mut Family<'_>, labels: &str) {
+        let counts = self.buckets.iter().map(|count| count.load(Relaxed));
+        family.histogram(labels, self.bounds, counts, f64::from_bits(self.sum.load(Relaxed)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_rt::exposition::{self, Kind};
 
     #[test]
     fn a_value_on_a_bound_is_in_its_bucket() {
         let all = Histogram::new(&[0.1, 1.0]);
         [0.1, 0.5, 1.0, 7.0].into_iter().for_each(|value| all.add(value));
-        let mut page = String::new();
-        all.render(&mut page, "x", "type=\"t\"");
-        all.render(&mut page, "y", "");
+        let page = exposition::page(|page| {
+            all.render(&mut page.family("x", Kind::Histogram, "X."), "type=\"t\"");
+            all.render(&mut page.family("y", Kind::Histogram, "Y."), "");
+        });
         for line in [
             "x_bucket{type=\"t\",le=\"0.1\"} 1\n",
             "x_bucket{type=\"t\",le=\"1\"} 3\n",

@@ -176,6 +176,7 @@ impl Pushes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_rt::exposition;
 
     #[test]
     fn every_type_that_is_served_has_a_name() {
@@ -197,9 +198,9 @@ mod tests {
         pushes.note(&acked(2, false), at(50), at(101));
         pushes.note(&acked(9, true), at(50), at(101));
         let page = || {
-            let mut page = String::new();
-            pushes.convergence.render(&mut page, "x", "");
-            page
+            exposition::page(|page| {
+                pushes.convergence.render(&mut page.family("x", exposition::Kind::Histogram, "X."), "");
+            })
         };
         assert!(page().contains("x_count 0\n"), "{}", page());
         pushes.note(&acked(2, true), at(50), at(102));

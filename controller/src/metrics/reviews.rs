@@ -1,6 +1,7 @@
 //! What the validation webhook has decided, counted. Label values are of fixed sets: anybody may reach the webhook.
 
 use karst_manifest::kinds::{self, KINDS};
+use karst_rt::exposition;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Versions of the APIs that objects are reviewed in.
@@ -56,7 +57,7 @@ impl Reviewed {
             .get(self.kind)
             .map_or((OTHER, OTHER.into()), |(kind, group, _)| (*group, plural(kinds::api_kind(kind))));
         let version = VERSIONS.get(self.version).copied().unwrap_or(OTHER);
-        format!("group=\"{group}\",version=\"{version}\",resource=\"{resource}\"")
+        exposition::labels(&[("group", group), ("version", version), ("resource", &resource)])
     }
 }
 

@@ -13,9 +13,10 @@
 //! Proven by `tests/revocation.rs`.
 
 use karst_core::Identity;
+use karst_rt::exposition::{Kind, Page};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 use std::{
-    fmt::{self, Write},
+    fmt,
     pin::Pin,
     sync::{
         Arc,
@@ -292,38 +293,31 @@ impl Revocation {
     }
 
     /// Metrics, in the text format.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let state = &self.0;
-        let _ = writeln!(
-            out,
-            "# HELP istio_crl_policy_rejections_total Peers refused, and open tunnels closed, because of a revoked certificate.\n# TYPE istio_crl_policy_rejections_total counter"
-        );
+        let help = "Peers refused, and open tunnels closed, because of a revoked certificate.";
+        let mut family = page.family("istio_crl_policy_rejections_total", Kind::Counter, help);
         for (role, count) in [(Role::Server, &state.servers), (Role::Client, &state.clients)] {
-            let _ = writeln!(
-                out,
-                "istio_crl_policy_rejections_total{{reporter=\"{}\"}} {}",
-                role.reporter(),
-                count.load(Relaxed)
-            );
+            family.sample(&[("reporter", role.reporter())], count.load(Relaxed));
         }
         let entries = state.lists.borrow().as_ref().map_or(0, |l| l.entries() as u64);
         let current = self.is_known() && !state.stale.load(Relaxed);
         for (name, kind, help, value) in [
-            ("karst_crl_entries", "gauge", "Certificates that the revocation lists in force name.", entries),
+            ("karst_crl_entries", Kind::Gauge, "Certificates that the revocation lists in force name.", entries),
             (
                 "karst_crl_current",
-                "gauge",
+                Kind::Gauge,
                 "0: the newest revocation lists could not be read; those of before are in force.",
                 u64::from(current),
             ),
             (
                 "karst_crl_load_failures_total",
-                "counter",
+                Kind::Counter,
                 "Revocation lists that could not be read.",
                 state.failures.load(Relaxed),
             ),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+            page.single(name, kind, help, value);
         }
     }
 }
@@ -466,8 +460,7 @@ mod tests {
         let a = Ca::new("a");
         let r = Revocation::pending();
         let page = || {
-            let mut out = String::new();
-            r.render(&mut out);
+            let out = karst_rt::exposition::page(|page| r.render(page));
             out.lines().filter(|l| !l.starts_with('#')).map(String::from).collect::<Vec<_>>().join("\n")
         };
         assert!(!r.is_known() && page().contains("karst_crl_current 0"));

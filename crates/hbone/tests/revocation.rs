@@ -11,7 +11,7 @@ use karst_hbone::{
     server,
     tls::Credentials,
 };
-use karst_rt::drain;
+use karst_rt::{drain, exposition};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, SerialNumber,
@@ -283,8 +283,7 @@ async fn an_open_tunnel_is_closed_when_its_peer_is_revoked() {
             }
             assert!(client.starts_with("Err"), "{client}");
             assert!(bystander.goes_on().await, "a bystander is not touched");
-            let mut page = String::new();
-            who.lists.render(&mut page);
+            let page = exposition::page(|page| who.lists.render(page));
             let reporter = if server_looks { "destination" } else { "source" };
             let want = format!("istio_crl_policy_rejections_total{{reporter=\"{reporter}\"}} 1\n");
             assert!(page.contains(&want), "{page}");

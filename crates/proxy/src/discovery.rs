@@ -1,10 +1,10 @@
 //! Istio's metrics of the configuration stream, and ours of what is asked for by name: the same at both proxies.
 
 use crate::demand;
+use karst_rt::exposition::{Kind, Page};
 use karst_xds::client::StreamEnd;
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -57,37 +57,42 @@ impl Counts {
     }
 
     /// Adds them to the metrics page.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let name = "istio_xds_connection_terminations_total";
-        let _ = writeln!(out, "# HELP {name} Ends of the configuration stream.\n# TYPE {name} counter");
+        let mut family = page.family(name, Kind::Counter, "Ends of the configuration stream.");
         for (reason, count) in REASONS.iter().zip(&self.ended) {
-            let _ = writeln!(out, "{name}{{reason=\"{reason:?}\"}} {}", count.load(Relaxed));
+            family.sample(&[("reason", &format!("{reason:?}"))], count.load(Relaxed));
         }
         let all = self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, help, pick) in [
             ("istio_xds_message_total", "Configuration messages.", (|v: &(u64, u64)| v.0) as fn(&(u64, u64)) -> u64),
             ("istio_xds_message_bytes_total", "Bytes of configuration messages.", |v| v.1),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            let mut family = page.family(name, Kind::Counter, help);
             for (url, value) in &all {
-                let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(value));
+                family.sample(&[("url", url)], pick(value));
             }
         }
         let name = "karst_xds_names_answered_total";
-        let _ = writeln!(out, "# HELP {name} Names that the controller was asked for.\n# TYPE {name} counter");
-        for (answer, count) in ["found", "nothing"].iter().zip(&self.answered) {
-            let _ = writeln!(out, "{name}{{answer=\"{answer}\"}} {}", count.load(Relaxed));
+        let mut family = page.family(name, Kind::Counter, "Names that the controller was asked for.");
+        for (answer, count) in ["found", "nothing"].into_iter().zip(&self.answered) {
+            family.sample(&[("answer", answer)], count.load(Relaxed));
         }
         for (name, kind, help, count) in [
-            ("karst_xds_names_followed", "gauge", "Names that are followed, with XDS_ON_DEMAND.", &self.demand.names),
+            (
+                "karst_xds_names_followed",
+                Kind::Gauge,
+                "Names that are followed, with XDS_ON_DEMAND.",
+                &self.demand.names,
+            ),
             (
                 "karst_xds_names_evicted_total",
-                "counter",
+                Kind::Counter,
                 "Names that are followed no more, since nothing has used them.",
                 &self.demand.evicted,
             ),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}", count.load(Relaxed));
+            page.single(name, kind, help, count.load(Relaxed));
         }
     }
 }
@@ -104,8 +109,7 @@ mod tests {
         c.ended(StreamEnd::Reconnect);
         c.answered([true, false, true].into_iter());
         c.demand.names.store(7, Relaxed);
-        let mut page = String::new();
-        c.render(&mut page);
+        let page = karst_rt::exposition::page(|page| c.render(page));
         for line in [
             "istio_xds_message_total{url=\"t\"} 2",
             "istio_xds_message_bytes_total{url=\"t\"} 15",

@@ -3,9 +3,9 @@
 
 use crate::labels::put;
 pub use karst_policy::Would;
+use karst_rt::exposition::{Kind, Page};
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     sync::{Mutex, PoisonError},
 };
 
@@ -33,19 +33,20 @@ impl DryRuns {
     }
 
     /// Adds them to the metrics page. `known`: is this a policy in dry run still?
-    pub fn render(&self, out: &mut String, known: impl Fn(&str) -> bool) {
+    pub fn render(&self, page: &mut Page, known: impl Fn(&str) -> bool) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(policy, ..), _| known(policy));
-        let _ = writeln!(
-            out,
-            "# HELP {NAME} Connections (at a waypoint: requests) that a policy in dry run would have allowed or denied.\n# TYPE {NAME} counter"
+        let mut family = page.family(
+            NAME,
+            Kind::Counter,
+            "Connections (at a waypoint: requests) that a policy in dry run would have allowed or denied.",
         );
         for ((policy, action, would), count) in all.iter() {
             let mut labels = String::new();
             put(&mut labels, "policy", policy);
             put(&mut labels, "authz_dry_run_action", action);
             put(&mut labels, "authz_dry_run_result", would.result());
-            let _ = writeln!(out, "{NAME}{{{labels}}} {count}");
+            family.series(&labels, count);
         }
     }
 }
@@ -65,11 +66,11 @@ pub fn summary<'a>(all: impl Iterator<Item = (&'a str, Would)> + Clone) -> Optio
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
+    use karst_rt::exposition;
 
     fn page(d: &DryRuns, known: &[&str]) -> Vec<String> {
-        let mut out = String::new();
-        d.render(&mut out, |p| known.contains(&p));
-        out.lines().filter(|l| !l.starts_with('#')).map(String::from).collect()
+        let page = exposition::page(|page| d.render(page, |p| known.contains(&p)));
+        page.lines().filter(|l| !l.starts_with('#')).map(String::from).collect()
     }
 
     #[test]
@@ -92,8 +93,7 @@ mod tests {
             d.count(&format!("app/{i:06}"), true, Would::Deny);
         }
         d.count("app/000000", true, Would::Deny);
-        let mut out = String::new();
-        d.render(&mut out, |_| true);
+        let out = exposition::page(|page| d.render(page, |_| true));
         assert_eq!(out.lines().count(), MAX_SERIES + 2);
         assert!(out.contains("\"app/000000\",authz_dry_run_action=\"deny\",authz_dry_run_result=\"denied\"} 2"));
     }

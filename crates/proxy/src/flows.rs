@@ -5,10 +5,12 @@
 use crate::refusals::Refusals;
 use karst_core::limits;
 use karst_flows::{Book, Flow, Page, Seen, merge};
-use karst_rt::clock;
+use karst_rt::{
+    clock,
+    exposition::{self, Kind},
+};
 use std::{
     cell::RefCell,
-    fmt::Write,
     rc::Rc,
     sync::{
         Arc,
@@ -86,12 +88,10 @@ impl Books {
     }
 
     /// Adds to the metrics page.
-    pub fn render(&self, out: &mut String) {
-        let name = "karst_flows_evicted_total";
+    pub fn render(&self, page: &mut exposition::Page) {
         let help = "Flows that had to make room for others in the book of flows (/flows).";
-        let evicted = self.evicted.load(Relaxed);
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {evicted}");
-        self.refusals.render(out);
+        page.single("karst_flows_evicted_total", Kind::Counter, help, self.evicted.load(Relaxed));
+        self.refusals.render(page);
     }
 }
 
@@ -202,8 +202,7 @@ mod tests {
                 one.note(clock::wall, || seen([10, (n >> 8) as u8, n as u8, 1]));
             }
             one.note(clock::wall, || Seen { decision: Decision::NotAllowed, ..seen([10, 0, 0, 1]) });
-            let mut out = String::new();
-            books.render(&mut out);
+            let out = exposition::page(|page| books.render(page));
             assert!(out.contains("\nkarst_flows_evicted_total 4\n"), "{out}");
             assert!(
                 out.contains("karst_policy_refusals_total{by=\"ztunnel\",") && out.ends_with("policy=\"-\"} 1\n"),

@@ -1,7 +1,7 @@
 //! Labels of Istio's traffic metrics.
 
 use crate::state::Workload;
-use std::fmt::Write;
+use karst_rt::exposition;
 
 /// What labels are put into: the text of the page, or a list that is still to be changed.
 pub trait Labels {
@@ -10,10 +10,7 @@ pub trait Labels {
 }
 impl Labels for String {
     fn add(&mut self, key: &str, value: &str) {
-        if !self.is_empty() {
-            self.push(',');
-        }
-        let _ = write!(self, "{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
+        exposition::label(self, key, value);
     }
 }
 impl Labels for Vec<(String, String)> {

@@ -5,13 +5,13 @@
 use crate::{labels::put, series::Index};
 use arc_swap::ArcSwap;
 use karst_flows::{Decision, Reporter, Seen};
-use karst_rt::clock::Instant;
-use std::{
-    fmt::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use karst_rt::{
+    clock::Instant,
+    exposition::{Kind, Page},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 /// Most series; beyond, those that have not grown for the longest time are dropped.
@@ -78,7 +78,7 @@ impl Refusals {
     }
 
     /// Adds them to the metrics page.
-    pub(crate) fn render(&self, out: &mut String) {
+    pub(crate) fn render(&self, page: &mut Page) {
         let now = self.now();
         let is_idle = |series: &Series| now.saturating_sub(series.used.load(Relaxed)) >= SERIES_IDLE;
         self.all.rcu(|all| {
@@ -89,9 +89,9 @@ impl Refusals {
         let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
         series.sort_by(|one, other| one.labels.cmp(&other.labels));
         let help = "Connections (at waypoints and gateways requests, too) that policies have refused.";
-        let _ = writeln!(out, "# HELP {NAME} {help}\n# TYPE {NAME} counter");
+        let mut family = page.family(NAME, Kind::Counter, help);
         for one in series {
-            let _ = writeln!(out, "{NAME}{{{}}} {}", one.labels, one.count.load(Relaxed));
+            family.series(&one.labels, one.count.load(Relaxed));
         }
     }
 
@@ -145,8 +145,7 @@ mod tests {
     }
 
     fn lines(refusals: &Refusals) -> Vec<String> {
-        let mut page = String::new();
-        refusals.render(&mut page);
+        let page = karst_rt::exposition::page(|page| refusals.render(page));
         page.lines().filter(|line| !line.starts_with('#')).map(String::from).collect()
     }
 

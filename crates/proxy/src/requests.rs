@@ -9,14 +9,14 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use karst_flows::DURATION_BOUNDS;
-use karst_rt::clock::Instant;
+use karst_rt::{
+    clock::Instant,
+    exposition::{self, Family, Page},
+};
 use karst_signals::{Exchange, Flag, Protocol, Surprise};
-use std::{
-    fmt::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 /// Most series; beyond, the ones unused for longest are dropped, and where all are in use the rest is counted together, by
@@ -62,18 +62,9 @@ impl<const N: usize> Histogram<N> {
         self.sum.fetch_add(units, Relaxed);
         self.buckets.get(bounds.partition_point(|b| *b < value)).unwrap_or(&self.more).fetch_add(1, Relaxed);
     }
-    fn render(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N], unit: f64) {
-        let mut count = 0;
-        for (bucket, bound) in self.buckets.iter().zip(bounds) {
-            count += bucket.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-        }
-        count += self.more.load(Relaxed);
-        let sum = self.sum.load(Relaxed) as f64 / unit;
-        let _ = writeln!(
-            out,
-            "{name}_bucket{{{labels},le=\"+Inf\"}} {count}\n{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}"
-        );
+    fn render(&self, family: &mut Family<'_>, labels: &str, bounds: &[f64; N], unit: f64) {
+        let counts = self.buckets.iter().chain([&self.more]).map(|bucket| bucket.load(Relaxed));
+        family.histogram(labels, bounds, counts, self.sum.load(Relaxed) as f64 / unit);
     }
 }
 
@@ -185,7 +176,7 @@ impl Table {
     }
 
     /// Adds them to the metrics page.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let now = self.now();
         let is_idle = |s: &Series| now.saturating_sub(s.used.load(Relaxed)) >= SERIES_IDLE;
         // A copy shares them, so that who nobody uses is still held once.
@@ -196,19 +187,15 @@ impl Table {
         });
         let mut series: Vec<Arc<Series>> = self.all.load().values().cloned().collect();
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
-        let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
-        for s in &series {
-            let _ = writeln!(out, "istio_requests_total{{{}}} {}", s.labels, s.requests.load(Relaxed));
-        }
-        let name = "istio_request_duration_milliseconds";
-        let _ = writeln!(out, "# HELP {name} Durations of requests.\n# TYPE {name} histogram");
-        series.iter().for_each(|s| s.duration.render(out, name, &s.labels, &DURATION_BOUNDS, 1e6));
-        let name = "istio_request_bytes";
-        let _ = writeln!(out, "# HELP {name} Sizes of requests.\n# TYPE {name} histogram");
-        series.iter().for_each(|s| s.request_bytes.render(out, name, &s.labels, &BYTES, 1.0));
-        let name = "istio_response_bytes";
-        let _ = writeln!(out, "# HELP {name} Sizes of answers.\n# TYPE {name} histogram");
-        series.iter().for_each(|s| s.response_bytes.render(out, name, &s.labels, &BYTES, 1.0));
+        let (counter, histogram) = (exposition::Kind::Counter, exposition::Kind::Histogram);
+        let mut family = page.family("istio_requests_total", counter, "Requests.");
+        series.iter().for_each(|s| family.series(&s.labels, s.requests.load(Relaxed)));
+        let mut family = page.family("istio_request_duration_milliseconds", histogram, "Durations of requests.");
+        series.iter().for_each(|s| s.duration.render(&mut family, &s.labels, &DURATION_BOUNDS, 1e6));
+        let mut family = page.family("istio_request_bytes", histogram, "Sizes of requests.");
+        series.iter().for_each(|s| s.request_bytes.render(&mut family, &s.labels, &BYTES, 1.0));
+        let mut family = page.family("istio_response_bytes", histogram, "Sizes of answers.");
+        series.iter().for_each(|s| s.response_bytes.render(&mut family, &s.labels, &BYTES, 1.0));
         for (name, help, get) in [
             (
                 "istio_request_messages_total",
@@ -217,15 +204,15 @@ impl Table {
             ),
             ("istio_response_messages_total", "Messages of gRPC to clients.", |s| &s.response_messages),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            let mut family = page.family(name, counter, help);
             for s in series.iter().filter(|s| s.is_grpc) {
-                let _ = writeln!(out, "{name}{{{}}} {}", s.labels, get(s).load(Relaxed));
+                family.series(&s.labels, get(s).load(Relaxed));
             }
         }
-        let name = "karst_http_signals_given_up_total";
-        let _ = writeln!(out, "# HELP {name} Connections whose requests are not counted.\n# TYPE {name} counter");
+        let help = "Connections whose requests are not counted.";
+        let mut family = page.family("karst_http_signals_given_up_total", counter, help);
         for (surprise, n) in Surprise::ALL.iter().zip(&self.given_up) {
-            let _ = writeln!(out, "{name}{{reason=\"{}\"}} {}", surprise.text(), n.load(Relaxed));
+            family.sample(&[("reason", surprise.text())], n.load(Relaxed));
         }
     }
 
@@ -285,8 +272,7 @@ mod tests {
         series.add(&e);
         assert!(Arc::ptr_eq(&series, &all.series(&between(), Kind::from(&e))));
         all.gave_up(Surprise::Framing);
-        let mut page = String::new();
-        all.render(&mut page);
+        let page = exposition::page(|page| all.render(page));
         let line = |start: &str, end: &str| page.lines().any(|l| l.starts_with(start) && l.ends_with(end));
         let labels = "request_protocol=\"grpc\",response_code=\"200\",grpc_response_status=\"5\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"";
         assert!(line("istio_requests_total{reporter=\"source\"", &format!("{labels}}} 2")), "{page}");
@@ -318,11 +304,7 @@ mod tests {
         let kept = all.series(&between(), Kind::from(&e));
         all.series(&between(), Kind { status: 404, ..Kind::from(&e) });
         tokio::time::advance(Duration::from_secs(SERIES_IDLE + 1)).await;
-        let render = || {
-            let mut page = String::new();
-            all.render(&mut page);
-            page
-        };
+        let render = || exposition::page(|page| all.render(page));
         let page = render();
         assert!(page.contains("response_code=\"200\"") && !page.contains("response_code=\"404\""), "{page}");
         all.touch(&kept);
@@ -355,8 +337,7 @@ mod tests {
         let _more: Vec<_> = (0..MAX_SERIES).map(|n| of(&format!("more{n}"))).collect();
         let rest = of("rest");
         rest.add(&e);
-        let mut page = String::new();
-        all.render(&mut page);
+        let page = exposition::page(|page| all.render(page));
         assert!(is_listed(&rest) && listed().len() == MAX_SERIES + 1, "{}", listed().len());
         assert!(page.contains("istio_requests_total{reporter=\"source\"} 1\n"), "one for all");
     }
@@ -374,8 +355,7 @@ mod tests {
             let destination = mesh.workload(ip.parse().unwrap()).map(|pod| &**pod);
             all.series(&Between { destination, ..between() }, Kind::from(&e)).add(&e);
         }
-        let mut page = String::new();
-        all.render(&mut page);
+        let page = exposition::page(|page| all.render(page));
         let lines: Vec<_> = page.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
         assert!(lines.len() == 1 && lines[0].ends_with("} 3"), "{lines:?}");
     }

@@ -7,9 +7,11 @@ use crate::{
     series::Index,
     state::{Service, Workload},
 };
-use karst_rt::clock::Instant;
+use karst_rt::{
+    clock::Instant,
+    exposition::{Kind, Page},
+};
 use std::{
-    fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -115,7 +117,7 @@ impl Table {
     }
 
     /// Adds them to the metrics page.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let mut series: Vec<Arc<Traffic>> = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.sweep(|traffic| Arc::strong_count(traffic) == 1 && traffic.used().elapsed() >= SERIES_IDLE);
@@ -133,11 +135,11 @@ impl Table {
             ("istio_tcp_received_bytes_total", "Bytes from the client.", |t| &t.received),
             ("istio_tcp_sent_bytes_total", "Bytes to the client.", |t| &t.sent),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            let mut family = page.family(name, Kind::Counter, help);
             for traffic in &series {
                 let value = get(traffic).load(Relaxed);
                 if value > 0 || !name.ends_with("failed_total") {
-                    let _ = writeln!(out, "{name}{{{}}} {value}", traffic.labels);
+                    family.series(&traffic.labels, value);
                 }
             }
         }
@@ -179,6 +181,7 @@ fn labels(between: &Between<'_>, flag: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_rt::exposition;
 
     fn between(reporter: &'static str, security: &'static str) -> Between<'static> {
         Between { reporter, source: None, destination: None, service: None, mtls: true, security }
@@ -189,8 +192,7 @@ mod tests {
         let all = Table::default();
         let t = all.series(&between("source", "mutual_tls"), "-");
         t.opened.fetch_add(1, Relaxed);
-        let mut page = String::new();
-        all.render(&mut page);
+        let page = exposition::page(|page| all.render(page));
         assert!(
             page.contains("istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\","),
             "{page}"
@@ -211,8 +213,7 @@ mod tests {
         let open = all.series(&between("source", "mutual_tls"), "-");
         drop(all.series(&between("destination", "mutual_tls"), "-"));
         let on_page = || {
-            let mut page = String::new();
-            all.render(&mut page);
+            let page = exposition::page(|page| all.render(page));
             ["source", "destination"].map(|side| page.contains(&format!("opened_total{{reporter=\"{side}\"")))
         };
         tokio::time::advance(SERIES_IDLE - Duration::from_secs(1)).await;
@@ -266,8 +267,7 @@ mod tests {
         let kept = of("10.0.0.2");
         kept.opened.fetch_add(3, Relaxed);
         tokio::time::advance(SERIES_IDLE / 2).await;
-        let mut page = String::new();
-        all.render(&mut page);
+        let page = exposition::page(|page| all.render(page));
         let opened: Vec<_> =
             page.lines().filter(|line| line.starts_with("istio_tcp_connections_opened_total{")).collect();
         assert!(opened.len() == 1 && opened[0].ends_with("} 5"), "{opened:?}");

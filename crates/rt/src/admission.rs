@@ -19,8 +19,9 @@ mod table;
 
 pub use table::{Limits, Source};
 
+use crate::exposition::{Kind, Page};
 use std::{
-    fmt::{self, Write},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -108,20 +109,17 @@ impl Counts {
     }
 
     /// For a page of metrics: those of several listeners, by their name and stage (`handshake`, `open`).
-    pub fn render(out: &mut String, all: &[(&str, &str, &Counts)]) {
-        let name = "karst_connections_ended_by_limit_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Connections that had to end: no place (refused), gave way to others (evicted), not a byte (silent), not done in time (late).\n# TYPE {name} counter"
+    pub fn render(page: &mut Page, all: &[(&str, &str, &Counts)]) {
+        let mut family = page.family(
+            "karst_connections_ended_by_limit_total",
+            Kind::Counter,
+            "Connections that had to end: no place (refused), gave way to others (evicted), not a byte (silent), not done in time (late).",
         );
         for (listener, stage, counts) in all {
             for ended in [Ended::Refused, Ended::Evicted, Ended::Silent, Ended::Late] {
                 if let Some(reason) = ended.reason() {
-                    let count = counts.of(ended);
-                    let _ = writeln!(
-                        out,
-                        "{name}{{listener=\"{listener}\",stage=\"{stage}\",reason=\"{reason}\"}} {count}"
-                    );
+                    let labels = [("listener", *listener), ("stage", *stage), ("reason", reason)];
+                    family.sample(&labels, counts.of(ended));
                 }
             }
         }

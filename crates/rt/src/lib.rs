@@ -1,5 +1,5 @@
 //! What every Karst process needs, and the only place (beside `ebpf/`) with unsafe code: sockets, network
-//! namespaces, descriptor passing; also clocks, draining, log output and the small HTTP server of the admin pages.
+//! namespaces, descriptor passing; also clocks, draining, log output, the small HTTP server of the admin pages and the pages of metrics.
 
 pub mod accept;
 pub mod admin;
@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod clock;
 pub mod drain;
 pub mod error;
+pub mod exposition;
 pub mod limited;
 pub mod local;
 pub mod log;

@@ -1,39 +1,42 @@
 //! Metrics that every process has: what it is (`istio_build`) and what it uses (`process_*`, with the names and units of
 //! Prometheus' client libraries). Read from procfs when the page is asked for; what cannot be read is left out.
 
-use crate::{clock, process};
-use std::{fmt::Write, fs, sync::OnceLock, time::Duration};
+use crate::{
+    clock,
+    exposition::{Kind, Page},
+    process,
+};
+use std::{fs, sync::OnceLock, time::Duration};
 
 /// Adds them to a page. `component`: as Istio calls it (`pilot`, `ztunnel`, `proxy`, `cni`).
-pub fn render(out: &mut String, component: &str) {
-    let _ = writeln!(
-        out,
-        "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"{component}\",tag=\"karst-{}\"}} 1",
-        env!("CARGO_PKG_VERSION")
+pub fn render(page: &mut Page, component: &str) {
+    let tag = concat!("karst-", env!("CARGO_PKG_VERSION"));
+    page.family("istio_build", Kind::Gauge, "Version.").sample(&[("component", component), ("tag", tag)], 1);
+    page.single(
+        "karst_memory_returned_total",
+        Kind::Counter,
+        "How often freed memory was given back to the system, after a large update or a flood.",
+        process::trims(),
     );
-    let trims = process::trims();
-    let _ = writeln!(
-        out,
-        "# HELP karst_memory_returned_total How often freed memory was given back to the system, after a large update or a flood.\n# TYPE karst_memory_returned_total counter\nkarst_memory_returned_total {trims}"
-    );
-    let lost = crate::log::lost();
-    let _ = writeln!(
-        out,
-        "# HELP karst_log_lines_lost_total Lines of the log that were lost because they came faster than they were read.\n# TYPE karst_log_lines_lost_total counter\nkarst_log_lines_lost_total {lost}"
+    page.single(
+        "karst_log_lines_lost_total",
+        Kind::Counter,
+        "Lines of the log that were lost because they came faster than they were read.",
+        crate::log::lost(),
     );
     let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
     let usage = Usage::read(&read("stat"), &read("limits"));
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as f64);
     for (name, kind, help, value) in [
-        ("process_cpu_seconds_total", "counter", "CPU time used, user and system, in seconds.", usage.cpu_seconds),
-        ("process_open_fds", "gauge", "Open file descriptors.", open),
-        ("process_max_fds", "gauge", "Most file descriptors that may be open.", usage.max_fds),
-        ("process_virtual_memory_bytes", "gauge", "Virtual memory, in bytes.", usage.virtual_bytes),
-        ("process_resident_memory_bytes", "gauge", "Resident memory, in bytes.", usage.resident_bytes),
-        ("process_start_time_seconds", "gauge", "Start, in seconds since 1970.", start(usage.age())),
+        ("process_cpu_seconds_total", Kind::Counter, "CPU time used, user and system, in seconds.", usage.cpu_seconds),
+        ("process_open_fds", Kind::Gauge, "Open file descriptors.", open),
+        ("process_max_fds", Kind::Gauge, "Most file descriptors that may be open.", usage.max_fds),
+        ("process_virtual_memory_bytes", Kind::Gauge, "Virtual memory, in bytes.", usage.virtual_bytes),
+        ("process_resident_memory_bytes", Kind::Gauge, "Resident memory, in bytes.", usage.resident_bytes),
+        ("process_start_time_seconds", Kind::Gauge, "Start, in seconds since 1970.", start(usage.age())),
     ] {
         if let Some(value) = value {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+            page.single(name, kind, help, value);
         }
     }
 }
@@ -104,8 +107,7 @@ mod tests {
 
     #[test]
     fn a_process_tells_what_it_is_and_uses() {
-        let mut page = String::new();
-        render(&mut page, "pilot");
+        let page = crate::exposition::page(|page| render(page, "pilot"));
         let value = |name: &str| {
             let line =
                 page.lines().find(|line| line.starts_with(&format!("{name} "))).map(|line| &line[name.len() + 1..]);

@@ -4,12 +4,10 @@
 //! (the token, and the rules with their keys), so other rules or keys never find what was verified by the old ones.
 
 use crate::authz::generations::{Generations, Key, Room};
-use std::{
-    fmt::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use karst_rt::exposition::{Kind, Page};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 /// Tokens of each generation, and their bytes as sent. (Their claims, as read, take some times that.)
@@ -54,11 +52,11 @@ impl Counts {
         self.0[outcome as usize].load(Relaxed)
     }
 
-    /// Metrics, in the text format.
-    pub fn render(&self, out: &mut String) {
-        let _ = writeln!(out, "# HELP {NAME} Tokens (JWT) of requests that were looked at.\n# TYPE {NAME} counter");
+    /// Adds them to the metrics page.
+    pub fn render(&self, page: &mut Page) {
+        let mut family = page.family(NAME, Kind::Counter, "Tokens (JWT) of requests that were looked at.");
         for outcome in Outcome::ALL {
-            let _ = writeln!(out, "{NAME}{{outcome=\"{}\"}} {}", outcome.text(), self.of(outcome));
+            family.sample(&[("outcome", outcome.text())], self.of(outcome));
         }
     }
 }

@@ -2,9 +2,11 @@
 //! decided in [`karst_rt::admission`].
 
 use karst_core::limits;
-use karst_rt::admission::{Admission, Counts, Ended, Limits, Permit, Source};
+use karst_rt::{
+    admission::{Admission, Counts, Ended, Limits, Permit, Source},
+    exposition::{Kind, Page},
+};
 use std::{
-    fmt::Write,
     net::IpAddr,
     rc::Rc,
     sync::{
@@ -157,10 +159,10 @@ impl Gate {
     }
 
     /// For the page of metrics.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let counts = &self.counts;
         Counts::render(
-            out,
+            page,
             &[
                 ("hbone", "handshake", &counts.handshakes),
                 ("hbone", "open", &counts.tunnels),
@@ -170,20 +172,20 @@ impl Gate {
                 ("udp", "open", &counts.sessions),
             ],
         );
-        let (waited, refused) = (self.turns.load(Relaxed), self.refused_streams.load(Relaxed));
-        let _ = writeln!(
-            out,
-            "# HELP karst_turns_waited_total How often a connection has waited because its caller had used up its turn of a worker, and others had something to do.\n# TYPE karst_turns_waited_total counter\nkarst_turns_waited_total {waited}"
+        page.single(
+            "karst_turns_waited_total",
+            Kind::Counter,
+            "How often a connection has waited because its caller had used up its turn of a worker, and others had something to do.",
+            self.turns.load(Relaxed),
         );
-        let _ = writeln!(
-            out,
-            "# HELP karst_streams_refused_total Streams of tunnels refused because their caller had too many.\n# TYPE karst_streams_refused_total counter\nkarst_streams_refused_total {refused}"
+        page.single(
+            "karst_streams_refused_total",
+            Kind::Counter,
+            "Streams of tunnels refused because their caller had too many.",
+            self.refused_streams.load(Relaxed),
         );
-        let name = "karst_share_limit";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Most that one caller may have of what all callers share.\n# TYPE {name} gauge"
-        );
+        let help = "Most that one caller may have of what all callers share.";
+        let mut family = page.family("karst_share_limit", Kind::Gauge, help);
         let shares = [
             ("streams", self.streams),
             ("turn_bytes", limits::TURN),
@@ -191,7 +193,7 @@ impl Gate {
             ("callers", limits::MAX_CALLERS),
         ];
         for (share, most) in shares {
-            let _ = writeln!(out, "{name}{{share=\"{share}\"}} {most}");
+            family.sample(&[("share", share)], most);
         }
     }
 }
@@ -200,6 +202,7 @@ impl Gate {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use karst_rt::exposition;
 
     #[test]
     fn silent_clients_leave_room_for_who_greets() {
@@ -213,8 +216,7 @@ mod tests {
             assert!(!p.is_evicted());
             drop(g.connection(p, from(200)).unwrap());
         }
-        let mut page = String::new();
-        g.render(&mut page);
+        let page = exposition::page(|page| g.render(page));
         assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
     }
 
@@ -272,8 +274,7 @@ mod tests {
         let held: Vec<_> = (0..most).map(|n| if n % 2 == 0 { one.in_use() } else { again.in_use() }).collect();
         assert!(held.iter().all(Option::is_some) && one.in_use().is_none() && again.in_use().is_none());
         assert!(other.in_use().is_some());
-        let mut page = String::new();
-        g.render(&mut page);
+        let page = exposition::page(|page| g.render(page));
         assert!(page.contains(&format!("karst_share_limit{{share=\"streams\"}} {most}\n")), "{page}");
         assert_eq!(g.open(), 3);
     }

@@ -1,9 +1,7 @@
 //! By what requests were let through, or not, where a limit is shared.
 
-use std::{
-    fmt::Write,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use karst_rt::exposition::{Kind, Page};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NAME: &str = "karst_shared_rate_limit_checks_total";
 
@@ -48,12 +46,11 @@ impl Counts {
         self.0[by as usize].load(Relaxed)
     }
 
-    /// Metrics, in the text format.
-    pub fn render(&self, out: &mut String) {
-        let _ =
-            writeln!(out, "# HELP {NAME} Requests that a shared rate limit was asked about.\n# TYPE {NAME} counter");
+    /// Adds them to the metrics page.
+    pub fn render(&self, page: &mut Page) {
+        let mut family = page.family(NAME, Kind::Counter, "Requests that a shared rate limit was asked about.");
         for by in By::ALL {
-            let _ = writeln!(out, "{NAME}{{by=\"{}\"}} {}", by.text(), self.of(by));
+            family.sample(&[("by", by.text())], self.of(by));
         }
     }
 }

@@ -3,12 +3,10 @@
 
 use crate::spans::rules::Collector;
 use bytes::Bytes;
-use std::{
-    fmt::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use karst_rt::exposition::{Kind, Page};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 use tokio::sync::mpsc;
 
@@ -139,20 +137,16 @@ impl Counts {
         self.dropped[worker % PLACES].0[why as usize].fetch_add(count, Relaxed);
     }
 
-    /// Metrics, in the text format.
-    pub fn render(&self, signal: Signal, out: &mut String) {
+    /// Adds them to the metrics page.
+    pub fn render(&self, signal: Signal, page: &mut Page) {
         let (what, [exported, dropped]) = (signal.name(), signal.metrics());
-        let _ = writeln!(
-            out,
-            "# HELP {exported} How many {what} a collector has taken.\n# TYPE {exported} counter\n{exported} {}",
-            self.exported.load(Relaxed)
-        );
-        let _ = writeln!(
-            out,
-            "# HELP {dropped} How many {what} were dropped because the queue was full or the collector did not take them.\n# TYPE {dropped} counter"
-        );
+        let help = format!("How many {what} a collector has taken.");
+        page.single(exported, Kind::Counter, &help, self.exported.load(Relaxed));
+        let help =
+            format!("How many {what} were dropped because the queue was full or the collector did not take them.");
+        let mut family = page.family(dropped, Kind::Counter, &help);
         for why in Dropped::ALL {
-            let _ = writeln!(out, "{dropped}{{reason=\"{}\"}} {}", why.reason(), self.dropped(why));
+            family.sample(&[("reason", why.reason())], self.dropped(why));
         }
     }
 }
@@ -189,8 +183,7 @@ mod tests {
         drop(receiver);
         push();
         assert_eq!(made.get(), CAPACITY, "what is dropped is not made");
-        let mut page = String::new();
-        queue.counts.render(Signal::Spans, &mut page);
+        let page = karst_rt::exposition::page(|page| queue.counts.render(Signal::Spans, page));
         assert!(page.contains("karst_trace_spans_dropped_total{reason=\"queue_full\"} 4"), "{page}");
     }
 
@@ -205,8 +198,7 @@ mod tests {
         let all = 3 * (2 * PLACES as u64 + 1);
         assert_eq!((counts.dropped(Dropped::QueueFull), counts.dropped(Dropped::ExportFailed)), (0, all));
         assert_eq!(counts.dropped[1].0[Dropped::ExportFailed as usize].load(Relaxed), 6);
-        let mut page = String::new();
-        counts.render(Signal::Logs, &mut page);
+        let page = karst_rt::exposition::page(|page| counts.render(Signal::Logs, page));
         assert!(
             page.contains(&format!("karst_log_records_dropped_total{{reason=\"export_failed\"}} {all}\n")),
             "{page}"

@@ -10,10 +10,15 @@ use crate::{
 use karst_api::route::Metric;
 use karst_flows::DURATION_BOUNDS;
 use karst_proxy::{discovery, dry_run::DryRuns, series::Index, traffic::Table as TrafficTable};
-use karst_rt::{admission::Ended, clock::Instant, process_metrics};
+use karst_rt::{
+    admission::Ended,
+    clock::Instant,
+    exposition::{Family, Kind, Page},
+    process_metrics,
+};
 use std::{
     collections::BTreeMap,
-    fmt::Write,
+    fmt::Display,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -187,61 +192,70 @@ impl Metrics {
         table.add(key, labels, !late, Instant::now())
     }
 
-    /// The page, in the text format.
-    pub fn render(&self, gate: &Gate) -> String {
+    /// Adds them to a page.
+    pub fn render(&self, gate: &Gate, page: &mut Page) {
         let all = {
             let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
             table.sweep(Instant::now());
             table.listed()
         };
-        let mut out = String::new();
-        let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
-        for (labels, same) in grouped(&all, Metric::RequestCount) {
-            let n: u64 = same.iter().map(|s| s.requests.load(Relaxed)).sum();
-            let _ = writeln!(out, "istio_requests_total{{{labels}}} {n}");
-        }
-        let ms = |s: &Series| s.duration.load(Relaxed) as f64 / 1e6;
-        let mut le: Vec<String> = DURATION_BOUNDS.iter().map(f64::to_string).collect();
-        le.push("+Inf".into());
-        let (metric, name) = (Metric::RequestDuration, "istio_request_duration_milliseconds");
-        histogram(&mut out, &all, metric, name, "Durations of requests.", &le, |s| (&s.durations, ms(s)));
-        let le: Vec<String> = BYTES.iter().map(bound).collect();
-        let sum = |n: &AtomicU64| n.load(Relaxed) as f64;
-        let (metric, name) = (Metric::RequestSize, "istio_request_bytes");
-        histogram(&mut out, &all, metric, name, "Sizes of requests.", &le, |s| (&s.receiveds, sum(&s.received)));
-        let (metric, name) = (Metric::ResponseSize, "istio_response_bytes");
-        histogram(&mut out, &all, metric, name, "Sizes of answers.", &le, |s| (&s.sents, sum(&s.sent)));
-        let _ = writeln!(
-            out,
-            "# HELP karst_tunnels_refused_total Inbound tunnels refused because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
-            gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused)
+        requests(page, &all);
+        page.single(
+            "karst_tunnels_refused_total",
+            Kind::Counter,
+            "Inbound tunnels refused because of a limit.",
+            gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused),
         );
-        let _ = writeln!(
-            out,
-            "# HELP karst_connections_closed_by_policy_total Open connections closed by a policy change.\n# TYPE karst_connections_closed_by_policy_total counter\nkarst_connections_closed_by_policy_total {}",
-            self.closed_by_policy.load(Relaxed)
+        page.single(
+            "karst_connections_closed_by_policy_total",
+            Kind::Counter,
+            "Open connections closed by a policy change.",
+            self.closed_by_policy.load(Relaxed),
         );
-        let _ = writeln!(
-            out,
-            "# HELP karst_connections_handed_over_total Open connections whose other end, a ztunnel, was replaced, and which went on in another stream (followed).\n# TYPE karst_connections_handed_over_total counter\nkarst_connections_handed_over_total{{role=\"followed\"}} {}",
-            self.followed.load(Relaxed)
+        let mut family = page.family(
+            "karst_connections_handed_over_total",
+            Kind::Counter,
+            "Open connections whose other end, a ztunnel, was replaced, and which went on in another stream (followed).",
         );
-        gate.render(&mut out);
-        self.traffic.render(&mut out);
-        self.discovery.render(&mut out);
-        self.spans.render(Signal::Spans, &mut out);
-        self.logs.render(Signal::Logs, &mut out);
-        self.external.render(&mut out);
-        self.udp.render(&mut out);
-        self.tokens.render(&mut out);
-        self.shared_limits.render(&mut out);
-        process_metrics::render(&mut out, "proxy");
-        out
+        family.sample(&[("role", "followed")], self.followed.load(Relaxed));
+        gate.render(page);
+        self.traffic.render(page);
+        self.discovery.render(page);
+        self.spans.render(Signal::Spans, page);
+        self.logs.render(Signal::Logs, page);
+        self.external.render(page);
+        self.udp.render(page);
+        self.tokens.render(page);
+        self.shared_limits.render(page);
+        process_metrics::render(page, "proxy");
     }
 }
 
-fn bound(b: &u64) -> String {
-    if *b == u64::MAX { "+Inf".into() } else { b.to_string() }
+/// Those of requests.
+fn requests(page: &mut Page, all: &[Arc<Series>]) {
+    let mut family = page.family("istio_requests_total", Kind::Counter, "Requests.");
+    for (labels, same) in grouped(all, Metric::RequestCount) {
+        family.series(labels, same.iter().map(|s| s.requests.load(Relaxed)).sum::<u64>());
+    }
+    histogram(
+        page.family("istio_request_duration_milliseconds", Kind::Histogram, "Durations of requests."),
+        grouped(all, Metric::RequestDuration),
+        &DURATION_BOUNDS,
+        |s| (&s.durations, s.duration.load(Relaxed) as f64 / 1e6),
+    );
+    let [bounds @ .., _] = &BYTES;
+    histogram(
+        page.family("istio_request_bytes", Kind::Histogram, "Sizes of requests."),
+        grouped(all, Metric::RequestSize),
+        bounds,
+        |s| (&s.receiveds, s.received.load(Relaxed) as f64),
+    );
+    histogram(
+        page.family("istio_response_bytes", Kind::Histogram, "Sizes of answers."),
+        grouped(all, Metric::ResponseSize),
+        bounds,
+        |s| (&s.sents, s.sent.load(Relaxed) as f64),
+    );
 }
 
 /// The series of a metric by their labels. Several may have the same, where a Telemetry takes labels away.
@@ -255,25 +269,16 @@ fn grouped(all: &[Arc<Series>], metric: Metric) -> BTreeMap<&str, Vec<&Series>> 
     out
 }
 
+/// A histogram. `of`: the buckets of a series, the last of which is beyond all bounds, and the sum.
 fn histogram<'a>(
-    out: &mut String,
-    all: &'a [Arc<Series>],
-    metric: Metric,
-    name: &str,
-    help: &str,
-    le: &[String],
+    mut family: Family<'_>,
+    series: BTreeMap<&str, Vec<&'a Series>>,
+    bounds: &[impl Display],
     of: impl Fn(&'a Series) -> (&'a [AtomicU64], f64),
 ) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for (labels, same) in grouped(all, metric) {
-        let comma = if labels.is_empty() { "" } else { "," };
-        let mut count = 0;
-        for (i, le) in le.iter().enumerate() {
-            count += same.iter().map(|s| of(s).0[i].load(Relaxed)).sum::<u64>();
-            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {count}");
-        }
-        let sum: f64 = same.iter().map(|s| of(s).1).sum();
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+    for (labels, same) in series {
+        let counts = (0..=bounds.len()).map(|i| same.iter().map(|s| of(s).0[i].load(Relaxed)).sum::<u64>());
+        family.histogram(labels, bounds, counts, same.iter().map(|s| of(s).1).sum::<f64>());
     }
 }
 

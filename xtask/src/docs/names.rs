@@ -46,7 +46,7 @@ pub(super) fn check() -> Result<Vec<String>> {
     }
     let mut faults = differences(METRICS, "metric", &metrics, &listed(METRICS)?, &BTreeSet::new());
     // Labels of Kubernetes' own may be listed, too.
-    let texts: BTreeSet<String> = all.iter().flat_map(|source| source.literals.iter().cloned()).collect();
+    let texts: BTreeSet<String> = all.iter().flat_map(|source| source.found.literals.iter().cloned()).collect();
     faults.extend(differences(LABELS, "label", &labels, &listed(LABELS)?, &texts));
     let operations = fs::read_to_string(OPERATIONS).with_context(|| OPERATIONS.to_string())?;
     for (file, program) in SERVERS {
@@ -66,7 +66,7 @@ fn served(source: &Source) -> BTreeSet<String> {
         text.strip_prefix('/').is_some_and(|rest| !rest.is_empty())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'/' || byte == b'_')
     };
-    source.literals.iter().filter(is_path).cloned().collect()
+    source.found.literals.iter().filter(is_path).cloned().collect()
 }
 
 /// Those that the table of debug pages has for a program, without their queries.
@@ -105,19 +105,16 @@ fn differences(
     missing.chain(gone.map(|name| format!("{page}: no program has the {what} `{name}`: remove its row"))).collect()
 }
 
-/// Metrics that a file renders: a literal that is a name, or has its `# TYPE` line, in a file with such lines.
+/// Metrics that a file renders: literals that are names, in a file that writes pages of metrics.
 fn metrics(source: &Source) -> Vec<String> {
     let is_name = |text: &str| {
         PREFIXES.iter().any(|prefix| text.starts_with(prefix))
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
     };
-    if !source.literals.iter().any(|text| text.contains("# TYPE ")) {
+    if !source.found.writes_metrics {
         return vec![];
     }
-    let typed = source.literals.iter().flat_map(|text| text.split("# TYPE ").skip(1));
-    let typed = typed.filter_map(|rest| rest.split_whitespace().next());
-    let whole = source.literals.iter().map(String::as_str);
-    typed.chain(whole).filter(|text| is_name(text)).map(String::from).collect()
+    source.found.literals.iter().filter(|text| is_name(text)).cloned().collect()
 }
 
 /// Labels and annotations that a file names: a literal that is one as a whole, of a domain of Istio's or ours.
@@ -131,23 +128,26 @@ fn labels(source: &Source) -> Vec<String> {
         ours && !version && !name.is_empty() && name.bytes().all(plain)
     };
     // The command line writes examples; what it reads of objects, the controller and the agent know.
-    let texts = source.literals.iter().filter(|_| !source.path.starts_with(Path::new("cli")));
+    let texts = source.found.literals.iter().filter(|_| !source.path.starts_with(Path::new("cli")));
     texts.filter(|text| is_label(text)).cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::docs::sources::Found;
 
     fn source(literals: &[&str]) -> Source {
-        Source { path: "controller/src/a.rs".into(), literals: literals.iter().map(|text| text.to_string()).collect() }
+        let literals = literals.iter().map(|text| text.to_string()).collect();
+        Source { path: "controller/src/a.rs".into(), found: Found { literals, writes_metrics: false } }
     }
 
     #[test]
-    fn a_metric_is_a_name_where_types_are_written() {
-        let file = ["# HELP istio_build Version.\\n# TYPE istio_build gauge", "karst_workloads", "Workloads.", "pilot"];
-        assert_eq!(metrics(&source(&file)), ["istio_build", "karst_workloads"]);
-        assert_eq!(metrics(&source(&["karst_workloads"])), [""; 0], "a name elsewhere is a mention");
+    fn a_metric_is_a_name_where_pages_are_written() {
+        let mut file = source(&["istio_build", "karst_workloads", "See karst_services.", "pilot"]);
+        assert_eq!(metrics(&file), [""; 0], "a name elsewhere is a mention");
+        file.found.writes_metrics = true;
+        assert_eq!(metrics(&file), ["istio_build", "karst_workloads"]);
     }
 
     #[test]

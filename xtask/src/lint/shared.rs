@@ -146,12 +146,16 @@ pub fn check(meta: &Value) -> Result<()> {
     Ok(())
 }
 
-/// How many there are in a file, without comments and the tests at its end.
-fn writes(text: &str) -> usize {
+/// The lines of a file, without comments and the tests at its end.
+pub(super) fn code(text: &str) -> impl Iterator<Item = &str> {
     let end = TESTS.iter().filter_map(|head| text.find(head)).min();
     let product = end.map_or(text, |end| &text[..end]);
-    let code = product.lines().map(|line| line.split("//").next().unwrap_or_default());
-    code.map(|line| WRITES.iter().map(|name| line.matches(name).count()).sum::<usize>()).sum()
+    product.lines().map(|line| line.split("//").next().unwrap_or_default())
+}
+
+/// How many there are in a file.
+fn writes(text: &str) -> usize {
+    code(text).map(|line| WRITES.iter().map(|name| line.matches(name).count()).sum::<usize>()).sum()
 }
 
 /// What is wrong, by what the table says.

@@ -3,8 +3,8 @@
 use super::pieces::Moved;
 use arc_swap::ArcSwapOption;
 use karst_api::handover::Offer;
+use karst_rt::exposition::{Kind, Page};
 use std::{
-    fmt::Write,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -64,16 +64,16 @@ pub struct Counts {
 
 impl Counts {
     /// For the page of metrics.
-    pub fn render(&self, out: &mut String) {
-        let name = "karst_connections_handed_over_total";
-        let _ = writeln!(
-            out,
-            "# HELP {name} Open connections passed to the next process of this ztunnel (given), taken over from the one before (taken), offers that the next one refused (refused), and connections whose other end was replaced (followed).\n# TYPE {name} counter"
+    pub fn render(&self, page: &mut Page) {
+        let mut family = page.family(
+            "karst_connections_handed_over_total",
+            Kind::Counter,
+            "Open connections passed to the next process of this ztunnel (given), taken over from the one before (taken), offers that the next one refused (refused), and connections whose other end was replaced (followed).",
         );
         let all =
             [("given", &self.given), ("taken", &self.taken), ("refused", &self.refused), ("followed", &self.followed)];
         for (role, count) in all {
-            let _ = writeln!(out, "{name}{{role=\"{role}\"}} {}", count.load(Relaxed));
+            family.sample(&[("role", role)], count.load(Relaxed));
         }
     }
 }

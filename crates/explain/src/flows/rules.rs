@@ -24,7 +24,7 @@ impl Target {
         match self {
             Self::Service(name) | Self::Entry(name) => format!("callers-of-{name}"),
             Self::Workload(labels) => {
-                let by = ["app.kubernetes.io/name", "app", "k8s-app"].iter().find_map(|key| labels.get(*key));
+                let by = ["app.kubernetes.io/name", "app", "k8s-app"].iter().find_map(|key| labels.get(key));
                 let name = by.or_else(|| labels.values().next()).map_or("", String::as_str);
                 // A label's value may have capitals and underscores, a name may not.
                 let plain =

@@ -2,12 +2,10 @@
 //! place that is taken once stays, so that no lock is needed.
 
 use karst_proxy::labels::put;
-use std::{
-    fmt::Write,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use karst_rt::exposition::{Kind, Page};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 /// Most providers that have series of their own; beyond, they are counted together under no name.
@@ -85,11 +83,12 @@ impl Counts {
         found.map_or(0, |(_, cells)| cells[usize::from(dry_run)][outcome as usize].load(Relaxed))
     }
 
-    /// Metrics, in the text format.
-    pub fn render(&self, out: &mut String) {
-        let _ = writeln!(
-            out,
-            "# HELP {NAME} Requests about which a provider of external authorization was asked, or its earlier answer was used.\n# TYPE {NAME} counter"
+    /// Adds them to the metrics page.
+    pub fn render(&self, page: &mut Page) {
+        let mut family = page.family(
+            NAME,
+            Kind::Counter,
+            "Requests about which a provider of external authorization was asked, or its earlier answer was used.",
         );
         let named = self.providers.iter().filter_map(OnceLock::get).map(|(name, cells)| (&**name, cells));
         for (provider, cells) in named.chain([("", &self.beyond)]) {
@@ -101,7 +100,7 @@ impl Counts {
                         put(&mut labels, "provider", provider);
                         put(&mut labels, "outcome", outcome.text());
                         put(&mut labels, "dry_run", dry_run);
-                        let _ = writeln!(out, "{NAME}{{{labels}}} {count}");
+                        family.series(&labels, count);
                     }
                 }
             }
@@ -112,6 +111,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_rt::exposition;
 
     #[test]
     fn outcomes_are_counted_by_provider() {
@@ -120,8 +120,7 @@ mod tests {
         counts.count(&other, false, Outcome::TooLarge);
         counts.count(&opa, false, Outcome::Denied);
         counts.count(&opa, true, Outcome::Allowed);
-        let mut page = String::new();
-        counts.render(&mut page);
+        let page = exposition::page(|page| counts.render(page));
         let lines: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             lines,
@@ -140,8 +139,7 @@ mod tests {
         for i in 0..PROVIDERS + 10 {
             counts.count(&Arc::from(format!("p{i:03}")), false, Outcome::Allowed);
         }
-        let mut page = String::new();
-        counts.render(&mut page);
+        let page = exposition::page(|page| counts.render(page));
         assert_eq!(page.lines().count(), PROVIDERS + 3);
         assert!(page.contains("{provider=\"unknown\",outcome=\"allowed\",dry_run=\"false\"} 10"), "{page}");
     }

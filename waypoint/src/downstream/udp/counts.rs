@@ -1,9 +1,7 @@
 //! What is told of sessions and datagrams, over all workers.
 
-use std::{
-    fmt::Write,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use karst_rt::exposition::{Kind, Page};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Why datagrams are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,48 +156,31 @@ impl Counts {
     }
 
     /// For the page of metrics.
-    pub fn render(&self, out: &mut String) {
+    pub fn render(&self, page: &mut Page) {
         let (opened, ended) = (self.opened.load(Relaxed), self.ended.each_ref().map(|n| n.load(Relaxed)));
         let active = opened.saturating_sub(ended.iter().sum());
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_sessions_opened_total UDP sessions that have begun at listeners of a gateway.\n# TYPE karst_udp_sessions_opened_total counter\nkarst_udp_sessions_opened_total {opened}"
-        );
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_sessions UDP sessions that are open.\n# TYPE karst_udp_sessions gauge\nkarst_udp_sessions {active}"
-        );
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_sessions_ended_total UDP sessions that have ended, by why.\n# TYPE karst_udp_sessions_ended_total counter"
-        );
+        let help = "UDP sessions that have begun at listeners of a gateway.";
+        page.single("karst_udp_sessions_opened_total", Kind::Counter, help, opened);
+        page.single("karst_udp_sessions", Kind::Gauge, "UDP sessions that are open.", active);
+        let help = "UDP sessions that have ended, by why.";
+        let mut family = page.family("karst_udp_sessions_ended_total", Kind::Counter, help);
         for (why, count) in SessionEnd::ALL.iter().zip(ended) {
-            let _ = writeln!(out, "karst_udp_sessions_ended_total{{reason=\"{}\"}} {count}", why.text());
+            family.sample(&[("reason", why.text())], count);
         }
         let ways = [("received", &self.received), ("sent", &self.sent)];
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_datagrams_total Datagrams from clients to endpoints (received), and back (sent).\n# TYPE karst_udp_datagrams_total counter"
-        );
-        for (direction, carried) in &ways {
-            let count = carried.datagrams.load(Relaxed);
-            let _ = writeln!(out, "karst_udp_datagrams_total{{direction=\"{direction}\"}} {count}");
+        let help = "Datagrams from clients to endpoints (received), and back (sent).";
+        let mut family = page.family("karst_udp_datagrams_total", Kind::Counter, help);
+        for (direction, carried) in ways {
+            family.sample(&[("direction", direction)], carried.datagrams.load(Relaxed));
         }
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_bytes_total Bytes of these datagrams.\n# TYPE karst_udp_bytes_total counter"
-        );
-        for (direction, carried) in &ways {
-            let count = carried.bytes.load(Relaxed);
-            let _ = writeln!(out, "karst_udp_bytes_total{{direction=\"{direction}\"}} {count}");
+        let mut family = page.family("karst_udp_bytes_total", Kind::Counter, "Bytes of these datagrams.");
+        for (direction, carried) in ways {
+            family.sample(&[("direction", direction)], carried.bytes.load(Relaxed));
         }
-        let _ = writeln!(
-            out,
-            "# HELP karst_udp_datagrams_dropped_total Datagrams that were not carried, by why.\n# TYPE karst_udp_datagrams_dropped_total counter"
-        );
+        let help = "Datagrams that were not carried, by why.";
+        let mut family = page.family("karst_udp_datagrams_dropped_total", Kind::Counter, help);
         for (why, count) in Dropped::ALL.iter().zip(&self.dropped) {
-            let count = count.load(Relaxed);
-            let _ = writeln!(out, "karst_udp_datagrams_dropped_total{{reason=\"{}\"}} {count}", why.text());
+            family.sample(&[("reason", why.text())], count.load(Relaxed));
         }
     }
 }
@@ -220,8 +201,7 @@ mod tests {
         }
         counts.opened.store(10, Relaxed);
         counts.sent.add(2, 30);
-        let mut page = String::new();
-        counts.render(&mut page);
+        let page = karst_rt::exposition::page(|page| counts.render(page));
         for (index, why) in Dropped::ALL.into_iter().enumerate() {
             let line = format!("karst_udp_datagrams_dropped_total{{reason=\"{}\"}} {}\n", why.text(), index + 1);
             assert!(page.contains(&line), "{line}: {page}");

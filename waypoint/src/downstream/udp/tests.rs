@@ -171,7 +171,8 @@ fn a_session_stays_with_its_endpoint_and_is_told_of() {
             assert!(line.contains(part), "{part}: {line}");
         }
         // Nothing of it is a TCP connection's.
-        let page = site.plane.worker.shared.metrics.render(&site.plane.worker.shared.gate);
+        let shared = &site.plane.worker.shared;
+        let page = karst_rt::exposition::page(|page| shared.metrics.render(&shared.gate, page));
         assert!(!page.contains("istio_tcp_connections_opened_total{"), "{page}");
     });
 }

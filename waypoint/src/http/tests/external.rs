@@ -707,8 +707,7 @@ fn dry_runs_are_asked_and_nobody_waits_for_them() {
         assert_eq!(asked.borrow().len(), 2);
         let of = |outcome| m.worker.shared.metrics.external.of("p", true, outcome);
         assert_eq!((of(Outcome::Denied), of(Outcome::Error)), (1, 1));
-        let mut page = String::new();
-        m.worker.shared.metrics.dry_runs.render(&mut page, |_| true);
+        let page = karst_rt::exposition::page(|page| m.worker.shared.metrics.dry_runs.render(page, |_| true));
         assert!(
             page.contains("policy=\"ns/ask-p\",authz_dry_run_action=\"deny\",authz_dry_run_result=\"denied\"} 2"),
             "{page}"

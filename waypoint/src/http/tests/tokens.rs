@@ -145,8 +145,7 @@ fn a_token_is_verified_once_for_all_requests_of_a_worker() {
         assert_eq!(m.ask(with_token("opaque")).await.0, 401);
         let counts = &m.worker.shared.metrics.tokens;
         assert_eq!([Outcome::Verified, Outcome::Cached, Outcome::Refused].map(|o| counts.of(o)), [1, 9, 1]);
-        let mut page = String::new();
-        counts.render(&mut page);
+        let page = karst_rt::exposition::page(|page| counts.render(page));
         assert!(page.contains("karst_jwt_verifications_total{outcome=\"cached\"} 9\n"), "{page}");
     });
 }

@@ -215,7 +215,7 @@ fn get(path: &str) -> String {
 
 /// The value of the one series of a name that has all of these labels.
 fn value(w: &Worker, name: &str, labels: &[&str]) -> u64 {
-    let page = w.shared.metrics.render(&w.shared.gate);
+    let page = karst_rt::exposition::page(|page| w.shared.metrics.render(&w.shared.gate, page));
     let all: Vec<&str> = page.lines().filter(|l| l.starts_with(&format!("{name}{{"))).collect();
     let found: Vec<_> = all.iter().filter(|l| labels.iter().all(|x| l.contains(x))).collect();
     assert_eq!(found.len(), 1, "{name} {labels:?}: {all:#?}");
