@@ -121,6 +121,7 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("ztunnel/src/metrics.rs", Often::Seldom, 3),
     ("ztunnel/src/relay.rs", Often::Seldom, 3),
     ("ztunnel/src/serve.rs", Often::Seldom, 1),
+    ("ztunnel/src/survival/revive.rs", Often::Seldom, 2),
 ];
 
 /// Checks every file of the hot crates.
