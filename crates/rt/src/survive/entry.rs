@@ -136,7 +136,7 @@ fn fd(number: u32) -> Option<RawFd> {
 
 fn words(fixed: &Fixed<'_>) -> impl Iterator<Item = u64> {
     let Fixed { client, server, offsets: [up, down], note } = *fixed;
-    let fds = u64::from(client.fd as u32) << 32 | u64::from(server.fd as u32);
+    let fds = (u64::from(client.fd as u32) << 32) | u64::from(server.fd as u32);
     let note_words = note.chunks(8).map(|bytes| {
         let mut word = [0; 8];
         word[..bytes.len()].copy_from_slice(bytes);
