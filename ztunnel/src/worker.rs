@@ -34,7 +34,7 @@ use karst_proxy::{
 use karst_rt::{
     drain,
     socket::Keepalive,
-    survive::table::{Region, Table},
+    survive::table::{self, Region},
     turns::{self, Share},
 };
 use std::{
@@ -83,7 +83,7 @@ pub struct Shared {
     /// Open connections that wait for their next stream.
     pub parking: Parking,
     /// Open connections that outlive this process, should it be killed.
-    pub table: Option<Arc<Table>>,
+    pub table: Option<Arc<table::Table>>,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.

@@ -201,7 +201,9 @@ impl Pair {
     /// (docs/survival.md). `note`: what that is told of it. If it cannot be entered it is as others are.
     pub fn enter(&mut self, region: &Rc<Region>, note: &[u8]) {
         // What is in this process's memory would be gone with it.
-        [&mut self.up, &mut self.down].map(Flow::leave_to_kernel);
+        for flow in [&mut self.up, &mut self.down] {
+            flow.leave_to_kernel();
+        }
         let held = [&self.up, &self.down].map(Flow::held);
         let pipes = [self.up.pipe.as_ref(), self.down.pipe.as_ref()];
         let entry = region.enter([self.client.tcp.as_fd(), self.server.tcp.as_fd()], held, pipes, note).map(Rc::new);

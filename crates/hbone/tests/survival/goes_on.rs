@@ -100,7 +100,9 @@ fn killed_again_and_again(is_watched: bool) {
         in_pipes += u64::from(!settled.up.rest.is_empty() || !settled.down.rest.is_empty());
         parts = settled.into();
     }
-    [&up, &down].map(Load::stop);
+    for load in [&up, &down] {
+        load.stop();
+    }
     let (process, supervisor) = start(parts, is_watched);
     assert_eq!(process.end(), Some(0), "both directions have come to their end");
     Left::of(&supervisor).expect("it has a holder").end();

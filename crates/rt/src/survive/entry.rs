@@ -106,7 +106,7 @@ pub fn read(words: &[u64; WORDS]) -> Option<Noted> {
     if words[STATE] != OPEN {
         return None;
     }
-    let [fds, client, server, up, down, length] = *words[FIXED..].first_chunk()?;
+    let [fds, client, server, up, down, length] = *words[FIXED..].first_chunk::<6>()?;
     let length = usize::try_from(length).ok().filter(|length| *length <= MOST_NOTE)?;
     let fixed = words.get(FIXED..NOTE + length.div_ceil(8))?;
     if fixed.iter().fold(SEED, |sum, word| add(sum, *word)) != words[SUM] {

@@ -77,7 +77,7 @@ fn hold(requests: &Socket, table: BorrowedFd<'_>) -> ! {
         let answered = match &request[..length] {
             [TABLE] => send(requests, &[TABLE], &[table]),
             [DESCRIPTORS, numbers @ ..] => {
-                let (numbers, _) = numbers.as_chunks();
+                let (numbers, _) = numbers.as_chunks::<4>();
                 // One that is not open is answered with another one, so that there are as many as were asked for.
                 let open = |number: &[u8; 4]| {
                     let fd = RawFd::from_le_bytes(*number);

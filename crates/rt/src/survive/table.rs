@@ -280,7 +280,7 @@ pub fn read(file: &File) -> io::Result<Vec<Noted>> {
 fn words(file: &File, first: usize, count: usize) -> io::Result<Vec<u64>> {
     let mut bytes = vec![0; count * size_of::<u64>()];
     file.read_exact_at(&mut bytes, (first * size_of::<u64>()) as u64)?;
-    let (words, _) = bytes.as_chunks();
+    let (words, _) = bytes.as_chunks::<8>();
     Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
 }
 
