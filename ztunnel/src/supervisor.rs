@@ -49,6 +49,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let mut processes = Processes {
         program: env::current_exe().context("cannot find this program's file")?,
         arguments: env::args_os().skip(1).collect(),
+        survive_kill: config.survive_kill,
         running: vec![],
         left: None,
     };
@@ -90,6 +91,8 @@ struct Process {
 struct Processes {
     program: PathBuf,
     arguments: Vec<OsString>,
+    /// May they leave something behind? If not, what they say is not listened to.
+    survive_kill: bool,
     running: Vec<Process>,
     /// Who holds the connections of the last one that has served and ended.
     left: Option<Left>,
@@ -174,7 +177,7 @@ impl Processes {
                     tracing::warn!(pid = process.child.id(), ?end, "process has ended");
                 }
             }
-            if process.serves {
+            if process.serves && self.survive_kill {
                 self.left = Left::of(&process.orders);
             }
             events.push(Event::Ended(process.id, end));
@@ -203,7 +206,7 @@ mod tests {
 
     fn shell(script: &str) -> Processes {
         let arguments = ["-c", script, "sh"].map(OsString::from).to_vec();
-        Processes { program: "/bin/sh".into(), arguments, running: vec![], left: None }
+        Processes { program: "/bin/sh".into(), arguments, survive_kill: true, running: vec![], left: None }
     }
 
     /// The ends of so many processes, in the order in which they are told.
@@ -290,6 +293,20 @@ mod tests {
             processes.find(2).unwrap().child.wait().unwrap();
             drop(kept);
         }
+    }
+
+    /// Where nothing is to go on, nobody is believed who says that something could.
+    #[test]
+    fn what_a_worker_says_counts_only_where_it_is_asked_for() {
+        let mut processes = Processes { survive_kill: false, ..shell("exec sleep 60") };
+        assert_eq!(processes.perform(Action::Start(1, Role::Worker { crashes: 0 })), None);
+        let ((supervisor, orders), (_holder, other)) = (Channel::pair().unwrap(), Channel::pair().unwrap());
+        Channel::from_fd(orders).unwrap().send(b"h", &[other.as_fd()]).unwrap();
+        let process = processes.find(1).unwrap();
+        process.orders = supervisor;
+        process.child.kill().unwrap();
+        assert_eq!(ends(&mut processes, 1), [Event::Ended(1, End::Signal(9))]);
+        assert!(processes.left.is_none());
     }
 
     #[test]

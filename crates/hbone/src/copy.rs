@@ -409,7 +409,7 @@ fn poll_looked_at(
         }
     }
     // Killed before this, it has given more than it has taken, by no more than it looks at.
-    take(rd.as_ref().as_fd(), done)?;
+    take(rd.as_ref().as_fd(), done).inspect_err(|_| way.sender_gone())?;
     turns::spend(done);
     way.add(done);
     if let Some(error) = failed {

@@ -162,9 +162,9 @@ impl Channel {
         loop {
             match recv(&self.0, 1) {
                 Ok((data, _)) if data.is_empty() => return true,
-                Ok(_) => continue,
-                Err(e) if e.kind() == io::ErrorKind::InvalidData => continue,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // More may have come. Whoever never stops is waited for no longer than others.
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::WouldBlock) => {}
                 Err(_) => return true,
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -263,6 +263,7 @@ fn recv(socket: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     #[test]
     fn a_channel_waits_for_nothing_but_its_end() {
@@ -275,10 +276,16 @@ mod tests {
         assert_eq!((&data[..], fds.len()), (&b"take"[..], 1));
         assert!(!own.ended(Duration::from_millis(20)), "it is there");
         other.send(b"unread", &[]).unwrap();
+        // Whoever says something without end is there, and is not waited for any longer.
+        let (stop, told) = mpsc::channel();
         let ends = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
+            while told.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                let _ = other.send(b"more", &[]);
+            }
             drop(other);
         });
+        assert!(!own.ended(Duration::from_millis(20)));
+        stop.send(()).unwrap();
         assert!(own.ended(Duration::from_secs(10)));
         ends.join().unwrap();
     }

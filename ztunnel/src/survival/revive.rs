@@ -35,10 +35,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub async fn revive(shared: &Shared, taken: Taken) {
     let Taken { connections, lost, began } = taken;
     let (answers, answered) = mpsc::channel(AT_A_TIME);
-    let mut revival =
-        Revival { shared, answers, answered, asked: 0, next: 0, netns: HashMap::new(), tally: Tally::default() };
-    revival.tally.unaccounted = lost as u64;
     let until = began + PODS_LIMIT;
+    let (netns, tally) = (HashMap::new(), Tally { unaccounted: lost as u64, ..Tally::default() });
+    let mut revival = Revival { shared, answers, answered, until, asked: 0, next: 0, netns, tally };
     // Until then nothing could be judged.
     let _ = timeout_at(until, shared.configured()).await;
     let mut waiting: Vec<(Claim, Offer)> = connections.into_iter().filter_map(|claim| revival.read(claim)).collect();
@@ -83,6 +82,8 @@ struct Revival<'a> {
     shared: &'a Shared,
     answers: mpsc::Sender<Answer>,
     answered: mpsc::Receiver<Answer>,
+    /// Nothing is waited for after this but answers.
+    until: Instant,
     /// Workers that have not answered yet.
     asked: usize,
     next: u64,
@@ -134,6 +135,10 @@ impl Revival<'_> {
         };
         while self.asked >= AT_A_TIME {
             self.hear().await;
+        }
+        // New connections, which have waited for a process that serves, may be in front of it now. Nobody would offer it again.
+        while self.shared.workers.commands().any(|queue| queue.capacity() == 0) && Instant::now() < self.until {
+            sleep(LOOK).await;
         }
         let (who, arrives) = oneshot::channel();
         // It is there already, and is reset if nobody takes it.
