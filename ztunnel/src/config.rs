@@ -143,6 +143,11 @@ pub struct Config {
     /// is killed (the charts set it). It needs about as much memory as an idle ztunnel.
     #[arg(long, env = "KARST_WARM_SPARE", default_value_t = false, action = clap::ArgAction::Set)]
     pub warm_spare: bool,
+    /// Keep connections without a tunnel (within the node, captured plaintext, to destinations outside the mesh) open when the serving
+    /// process is killed (SIGKILL, or for want of memory): the spare goes on with them, at most once in 10 s. It needs KARST_WARM_SPARE.
+    /// If false, a crash cuts all connections.
+    #[arg(long, env = "KARST_SURVIVE_KILL", default_value_t = false, action = clap::ArgAction::Set)]
+    pub survive_kill: bool,
     /// Set by the supervisor: this process stands by until it is told to serve, on standard input.
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -178,6 +183,10 @@ impl Config {
     /// Has the supervisor started this process?
     pub fn is_supervised(&self) -> bool {
         self.standby || self.crashes.is_some()
+    }
+    /// Do open connections outlive this process, should it be killed? There must be somebody to go on with them.
+    pub fn outlives(&self) -> bool {
+        self.survive_kill && self.is_supervised()
     }
     /// Is this process the supervisor?
     pub fn supervises(&self) -> bool {
@@ -287,6 +296,14 @@ mod tests {
         assert_eq!(with(&["--standby"]), (false, true, None));
         assert_eq!(with(&["--crashes", "0"]), (false, false, Some(0)));
         assert!(!Config::parse_from(["ztunnel"]).supervises(), "it must be asked for");
+    }
+
+    #[test]
+    fn connections_outlive_only_processes_of_a_supervisor_that_are_told_so() {
+        let with = |args: &[&str]| Config::parse_from([&["ztunnel"], args].concat()).outlives();
+        assert!(!with(&[]) && !with(&["--standby"]) && !with(&["--survive-kill", "true"]));
+        assert!(with(&["--survive-kill", "true", "--standby"]) && with(&["--survive-kill", "true", "--crashes", "0"]));
+        assert!(!with(&["--survive-kill", "false", "--standby"]));
     }
 
     /// What can end a process, or shows what it knows, is for who is on the node unless an operator says otherwise.

@@ -237,6 +237,12 @@ impl Guard {
             self.all.line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
         }
     }
+    /// It goes on, though the process that carried it was killed.
+    pub fn resumed(&self) {
+        if self.all.access_log {
+            self.all.line(self.conn(), tracing::Level::INFO, "connection resumed after a crash", &[]);
+        }
+    }
     /// Policies in dry run would have done this to it.
     pub fn dry_run(&self, all: &[(&Policy, Would)]) {
         self.all.tell(&self.open, all);

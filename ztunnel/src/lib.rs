@@ -35,6 +35,7 @@ mod shares;
 mod signals;
 mod standby;
 mod supervisor;
+mod survival;
 mod tapped;
 mod worker;
 
@@ -83,6 +84,8 @@ pub fn main() -> ExitCode {
 
 fn run(config: config::Config) -> anyhow::Result<()> {
     let config = config.adopt()?;
+    // First: before there is another thread, a key, or a signal that ends it.
+    let kept = config.outlives().then(|| survival::keep(worker_count(config.workers))).transpose();
     if config.is_supervised() {
         karst_rt::signals::unblock().context("cannot unblock signals")?;
     }
@@ -94,10 +97,17 @@ fn run(config: config::Config) -> anyhow::Result<()> {
         standby = config.standby,
         "ztunnel starts"
     );
-    bootstrap::control_thread(serve(config, descriptors))?
+    let kept = kept.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "KARST_SURVIVE_KILL: open connections cannot be kept; a crash will cut them");
+        None
+    });
+    if config.survive_kill && !config.is_supervised() {
+        tracing::warn!("KARST_SURVIVE_KILL has no effect without KARST_WARM_SPARE");
+    }
+    bootstrap::control_thread(serve(config, descriptors, kept))?
 }
 
-async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
+async fn serve(config: config::Config, descriptors: u64, kept: Option<survival::Kept>) -> anyhow::Result<()> {
     let mut orders = Orders::of(&config).context("the supervisor's orders, on standard input")?;
     let mut signals = Signals::new()?;
     let ready = Ready::default();
@@ -122,6 +132,10 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
     let (parking, parked) = parking::new::<parking::Parked>();
     tokio::task::spawn_local(parking::run(parked));
+    let (table, holder) = kept.map(survival::Kept::parts).unzip();
+    if let Some(holder) = holder {
+        tokio::task::spawn_local(survival::watch(holder));
+    }
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -137,6 +151,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
         desk: handover::desk::Desk::default(),
         parking,
+        table,
         flows: Books::new(receivers.len(), config.flows.flows),
         taps: Taps::new(&*config.place.node),
         workers,
@@ -168,6 +183,11 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     }
     let crashes = takeover.as_ref().map(|takeover| takeover.crashes).or(config.crashes);
     metrics.crashes.store(crashes.unwrap_or_default().into(), Relaxed);
+    // Before anything else is opened: the one before has the ports of the pages until this is done.
+    let taken = match takeover.as_mut().and_then(|takeover| takeover.holder.take()) {
+        Some(holder) => Some(survival::take(holder).await),
+        None => None,
+    };
     // Ports first: a process that cannot have them must not take connections.
     let ports = Pages::bind(config.admin, config.stats, config.readiness).await?;
     let (drain, watch) = drain::new();
@@ -202,6 +222,10 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         }
         inpod::run(&zds, keeper).await;
     });
+    if let Some(taken) = taken {
+        let shared = shared.clone();
+        tokio::task::spawn_local(async move { survival::revive::revive(&shared, taken).await });
+    }
     let (meeting, instance) = (karst_api::zds_handover(&config.zds), rand::random());
     let taker = config.hand_over.then(|| {
         let (path, shared) = (meeting.clone(), shared.clone());

@@ -1,6 +1,6 @@
 //! The metrics of the process, with Istio's names and labels; those of connections are in [`karst_proxy::traffic`].
 
-use crate::{handover::desk, outcome::Outcome, state::Workload};
+use crate::{handover::desk, outcome::Outcome, state::Workload, survival::counts};
 use karst_proxy::{
     discovery,
     dry_run::DryRuns,
@@ -97,6 +97,8 @@ pub struct Metrics {
     pub handed_over: desk::Counts,
     /// Processes that have crashed before this one took over.
     pub crashes: AtomicU64,
+    /// What has become of the open connections of the last one.
+    pub survived: counts::Counts,
     /// By policy; rendered with the state at hand, which says which policies there are.
     pub dry_runs: DryRuns,
     /// By labels.
@@ -126,6 +128,7 @@ impl Default for Metrics {
             closed_by_policy: AtomicU64::new(0),
             handed_over: desk::Counts::default(),
             crashes: AtomicU64::new(0),
+            survived: counts::Counts::default(),
             dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
         }
@@ -156,6 +159,7 @@ impl Metrics {
         }
         self.ends.render(page);
         self.handed_over.render(page);
+        self.survived.render(page);
         self.discovery.render(page);
         for (name, kind, help, v) in [
             (

@@ -383,6 +383,7 @@ pub(crate) mod tests {
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
             flows: karst_proxy::flows::Recorder::default(),
+            region: None,
             shared: Arc::new(Shared {
                 config,
                 state,
@@ -399,6 +400,7 @@ pub(crate) mod tests {
                 workers: WorkerPool::new(1).0,
                 desk: Desk::default(),
                 parking: crate::parking::new().0,
+                table: None,
                 flows: karst_proxy::flows::Books::new(1, false),
                 taps: karst_proxy::tap::Taps::new(""),
             }),

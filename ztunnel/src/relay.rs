@@ -7,6 +7,7 @@ use karst_hbone::{
     copy::{Counts, Pair, Tunnel},
 };
 use karst_rt::{drain::Phase, on_wake::OnWake};
+use prost::Message;
 use std::{
     io,
     pin::{Pin, pin},
@@ -18,8 +19,8 @@ use std::{
 const PEER: Duration = Duration::from_secs(1);
 
 /// Carries the bytes of two sockets until the end, or until a policy forbids it, the process must stop, or its successor has them.
-/// `guard`: whom policies close. `offer`: what a successor is told of the connection. (What it carries is the caller's, or it would
-/// be in the connection's task twice.)
+/// `guard`: whom policies close. `offer`: what a successor is told of the connection, also one after a crash. (What it carries is the
+/// caller's, or it would be in the connection's task twice.)
 pub async fn plain(
     worker: &Worker,
     guard: &Guard,
@@ -27,6 +28,9 @@ pub async fn plain(
     pair: &mut Pair,
     offer: &dyn Fn() -> Offer,
 ) -> Outcome {
+    if let Some(region) = &worker.region {
+        pair.enter(region, &offer().encode_to_vec());
+    }
     let stop = {
         let bytes = pin!(pair.carry(counts));
         until(worker, guard, Phase::HandOver, bytes).await

@@ -49,6 +49,7 @@ pub fn run(
             keepalive,
             settings,
             flows: shared.flows.recorder(),
+            region: shared.table.as_ref().and_then(|table| table.region(number)),
             shared,
             number,
             drain: drain.clone(),
@@ -72,6 +73,9 @@ pub fn run(
                 _ = flush.tick() => {
                     worker.conns.flush();
                     karst_hbone::release_unneeded();
+                    if let Some(region) = &worker.region {
+                        region.release_unneeded();
+                    }
                     if std::mem::take(&mut changed) {
                         // Their workloads are gone, and so will be their peers.
                         worker.dialer.retire(&worker.snapshot());

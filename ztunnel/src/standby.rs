@@ -16,55 +16,58 @@ use karst_proxy::{
     bootstrap::Signals,
     secrets::{CaClient, Manager},
 };
-use karst_rt::clock::Instant;
+use karst_rt::{clock::Instant, seqpacket::Packets};
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    net::unix::pipe,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 /// How often it is looked whether pods of this node have come or gone.
 const LOOK: Duration = Duration::from_millis(250);
+/// More than any order has.
+const MAX_ORDER: usize = 16;
 
 /// What the supervisor says to a process that it has started; nothing to one that was started by others.
-pub struct Orders<R = pipe::Receiver>(Option<R>);
+pub struct Orders(Option<Packets>);
+
+/// To serve.
+#[derive(Debug)]
+struct Order {
+    /// How many processes have crashed before.
+    crashes: u32,
+    /// Who holds the open connections of the last one, if they may go on.
+    holder: Option<OwnedFd>,
+}
 
 impl Orders {
     /// Those of the supervisor, on standard input.
     ///
     /// # Errors
-    /// If that is no pipe.
+    /// Standard input cannot be waited for.
     pub fn of(config: &Config) -> io::Result<Self> {
         if !config.is_supervised() {
             return Ok(Self(None));
         }
-        let input = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Self(Some(pipe::Receiver::from_owned_fd(input)?)))
+        Ok(Self(Some(Packets::from_fd(io::stdin().as_fd().try_clone_to_owned()?)?)))
     }
-}
 
-impl<R: AsyncRead + Unpin> Orders<R> {
-    /// Waits for the order to serve: how many processes have crashed before. None: the supervisor is gone.
-    async fn serve(&mut self) -> Option<u32> {
-        let Some(input) = &mut self.0 else { return std::future::pending().await };
-        let mut crashes = [0; 4];
-        input.read_exact(&mut crashes).await.ok()?;
-        Some(u32::from_le_bytes(crashes))
+    /// Waits for the order to serve. None: the supervisor is gone.
+    async fn serve(&mut self) -> Option<Order> {
+        let Some(input) = &self.0 else { return std::future::pending().await };
+        let (said, passed) = input.recv(MAX_ORDER).await.ok()?;
+        let crashes = u32::from_le_bytes(said.try_into().ok()?);
+        Some(Order { crashes, holder: passed.into_iter().next() })
     }
 
     /// Waits until the supervisor is gone. Nothing is lost when this is dropped.
     pub async fn ended(&mut self) {
-        let Some(input) = &mut self.0 else { return std::future::pending().await };
-        let mut rest = [0; 16];
-        while input.read(&mut rest).await.is_ok_and(|length| length > 0) {}
+        let Some(input) = &self.0 else { return std::future::pending().await };
+        while input.recv(MAX_ORDER).await.is_ok_and(|(said, _)| !said.is_empty()) {}
     }
 }
 
@@ -113,6 +116,8 @@ impl Pods for Held {
 pub struct Takeover {
     /// How many processes have crashed before.
     pub crashes: u32,
+    /// Who holds the open connections of the last one, if they may go on.
+    pub holder: Option<OwnedFd>,
     /// When it came.
     pub at: Instant,
     /// Pods that can be served at once.
@@ -127,7 +132,7 @@ pub async fn wait<A: CaClient + 'static>(
     secrets: &mut Manager<A>,
 ) -> Option<Takeover> {
     let mut held = Held::default();
-    let crashes = {
+    let Order { crashes, holder } = {
         let path = karst_api::zds_standby(&shared.config.zds);
         let mut order = pin!(orders.serve());
         let mut agent = pin!(stand_by(&path, &mut held));
@@ -158,7 +163,7 @@ pub async fn wait<A: CaClient + 'static>(
             }
         }
     };
-    Some(Takeover { crashes, at: Instant::now(), held })
+    Some(Takeover { crashes, holder, at: Instant::now(), held })
 }
 
 /// The identities of the pods of this node that are in the mesh, as the control plane says: what the agent says comes too late
@@ -177,20 +182,23 @@ mod tests {
     use clap::Parser;
     use karst_proxy::testing::{pod, snapshot};
     use std::net::TcpListener;
-    use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
     async fn an_order_is_a_number_and_the_end_is_none() {
-        let (mut supervisor, input) = tokio::io::duplex(64);
-        let mut orders = Orders(Some(input));
-        supervisor.write_all(&7u32.to_le_bytes()).await.unwrap();
-        assert_eq!(orders.serve().await, Some(7));
-        let still = tokio::time::timeout(Duration::from_millis(20), orders.ended()).await;
-        assert!(still.is_err(), "it is there");
-        supervisor.write_all(b"more").await.unwrap();
-        drop(supervisor);
-        orders.ended().await;
-        assert_eq!(orders.serve().await, None);
+        for holders in [0, 1] {
+            let (supervisor, input) = Packets::pair().unwrap();
+            let mut orders = Orders(Some(Packets::from_fd(input).unwrap()));
+            let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+            supervisor.send(&7u32.to_le_bytes(), &vec![holder.as_fd(); holders]).await.unwrap();
+            let order = orders.serve().await.unwrap();
+            assert_eq!((order.crashes, order.holder.is_some()), (7, holders == 1));
+            let still = tokio::time::timeout(Duration::from_millis(20), orders.ended()).await;
+            assert!(still.is_err(), "it is there");
+            supervisor.send(b"more", &[]).await.unwrap();
+            drop(supervisor);
+            orders.ended().await;
+            assert!(orders.serve().await.is_none());
+        }
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ use karst_proxy::{
 use karst_rt::{
     drain,
     socket::Keepalive,
+    survive::table::{self, Region},
     turns::{self, Share},
 };
 use std::{
@@ -81,6 +82,8 @@ pub struct Shared {
     pub desk: Desk,
     /// Open connections that wait for their next stream.
     pub parking: Parking,
+    /// Open connections that outlive this process, should it be killed.
+    pub table: Option<Arc<table::Table>>,
     /// What was seen lately.
     pub flows: Books,
     /// Who looks on.
@@ -233,6 +236,8 @@ pub struct Worker {
     pub seed: Cell<u64>,
     pub pods: RefCell<HashMap<String, Rc<Served>>>,
     pub flows: Recorder,
+    /// Its part of the table of connections that outlive this process.
+    pub region: Option<Rc<Region>>,
 }
 
 /// A pod as this worker serves it.

@@ -16,6 +16,12 @@ use karst_core::limits;
 use karst_rt::{
     socket::reset_on_close,
     splice::{PIPE_SIZE, Pipe},
+    survive::{
+        claim,
+        progress::take,
+        settle::LOOK,
+        table::{Entry, Region},
+    },
     turns,
 };
 use std::{
@@ -24,6 +30,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 use tokio::{
@@ -43,6 +50,8 @@ const ARENA: usize = 1 << 20;
 const SPLICE_FROM: usize = 32 << 10;
 /// Empty pipes that a worker keeps.
 const PIPES: usize = 64;
+/// Largest read of a plain connection that is not spliced. Whoever comes after a crash counts on it.
+const SMALL: usize = LOOK;
 
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
@@ -115,17 +124,21 @@ pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io:
 /// connection can go over to another process.
 #[derive(Debug)]
 pub struct Pair {
-    client: Leg,
-    server: Leg,
+    // Before the legs: what is closed is in no table any more.
     /// From the client.
     up: Flow,
     /// To the client.
     down: Flow,
+    client: Leg,
+    server: Leg,
 }
 
 /// What of one direction outlives the task that carries it.
 #[derive(Debug, Default)]
 struct Flow {
+    /// Its connection in the table of those that outlive this process, if it is in there. What is read is then only looked at until the
+    /// other side has it.
+    entry: Option<Rc<Entry>>,
     /// Read, and not taken by the other side yet.
     rest: Bytes,
     /// The same, in the kernel. Only while `rest` is empty.
@@ -160,7 +173,7 @@ impl Pair {
     /// Of two sockets of which nothing has been read yet.
     pub fn new(client: TcpStream, server: TcpStream) -> Self {
         let (client, server) = (Leg::new(client), Leg::new(server));
-        Self { client, server, up: Flow::default(), down: Flow::default() }
+        Self { up: Flow::default(), down: Flow::default(), client, server }
     }
 
     /// Of another process.
@@ -175,13 +188,26 @@ impl Pair {
             socket2::SockRef::from(&tcp).set_linger(None)?;
             TcpStream::from_std(tcp)
         };
-        let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
+        let flow = |left: Left| Flow { entry: None, rest: left.rest, pipe: None, ended: left.ended };
         Ok(Self {
-            client: Leg::new(tcp(parts.client)?),
-            server: Leg::new(tcp(parts.server)?),
             up: flow(parts.up),
             down: flow(parts.down),
+            client: Leg::new(tcp(parts.client)?),
+            server: Leg::new(tcp(parts.server)?),
         })
+    }
+
+    /// Enters it in the table of those that outlive this process: another one can go on with it if this one is killed
+    /// (docs/survival.md). `note`: what that is told of it. If it cannot be entered it is as others are.
+    pub fn enter(&mut self, region: &Rc<Region>, note: &[u8]) {
+        // What is in this process's memory would be gone with it.
+        for flow in [&mut self.up, &mut self.down] {
+            flow.leave_to_kernel();
+        }
+        let held = [&self.up, &self.down].map(Flow::held);
+        let pipes = [self.up.pipe.as_ref(), self.down.pipe.as_ref()];
+        let entry = region.enter([self.client.tcp.as_fd(), self.server.tcp.as_fd()], held, pipes, note).map(Rc::new);
+        (self.up.entry, self.down.entry) = (entry.clone(), entry);
     }
 
     /// Carries until both directions have ended. It may be dropped and called again.
@@ -200,11 +226,13 @@ impl Pair {
         result
     }
 
-    /// What another process needs to go on. Until [`Pair::release`] this one may go on as well, if the other does not.
+    /// What another process needs to go on. Until [`Pair::release`] this one may go on as well, if the other does not. It outlives this
+    /// process no more: two would go on with it.
     ///
     /// # Errors
     /// There are no descriptors left. Nothing is lost.
     pub fn parts(&mut self) -> io::Result<Parts> {
+        (self.up.entry, self.down.entry) = (None, None);
         let client = self.client.tcp.as_fd().try_clone_to_owned()?;
         let server = self.server.tcp.as_fd().try_clone_to_owned()?;
         Ok(Parts { client, server, up: self.up.left()?, down: self.down.left()? })
@@ -222,16 +250,61 @@ impl Flow {
             if pipe.held > 0 {
                 self.rest = pipe.take()?.into();
             }
-            self.give_back();
+            self.give();
         }
         Ok(Left { rest: self.rest.clone(), ended: self.ended })
     }
 
+    /// What was read is in the kernel from now on, if there is room for it.
+    fn leave_to_kernel(&mut self) {
+        if !self.rest.is_empty()
+            && self.pipe.is_none()
+            && let Ok(Some(pipe)) = Pipe::holding(&self.rest)
+        {
+            (self.pipe, self.rest) = (Some(pipe), Bytes::new());
+        }
+    }
+
+    /// Bytes that were read and that the other side has not taken.
+    fn held(&self) -> usize {
+        self.rest.len() + self.pipe.as_ref().map_or(0, |pipe| pipe.held)
+    }
+
+    /// Has a pipe from now on.
+    fn open_pipe(&mut self, way: &Way) -> io::Result<()> {
+        let pipe = match SPARE.with_borrow_mut(Spare::take) {
+            Some(pipe) => pipe,
+            None => Pipe::new()?,
+        };
+        if let Some(entry) = &self.entry {
+            entry.pipe(way.is_from_client(), Some(&pipe))?;
+        }
+        self.pipe = Some(pipe);
+        Ok(())
+    }
+
     /// An empty pipe is somebody else's next.
-    fn give_back(&mut self) {
+    fn give_back(&mut self, way: &Way) -> io::Result<()> {
+        let is_empty = self.pipe.as_ref().is_some_and(|pipe| pipe.held == 0);
+        if let Some(entry) = self.entry.as_ref().filter(|_| is_empty) {
+            entry.pipe(way.is_from_client(), None)?;
+        }
+        self.give();
+        Ok(())
+    }
+
+    fn give(&mut self) {
         if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held == 0) {
             SPARE.with_borrow_mut(|spare| spare.give(pipe));
         }
+    }
+}
+
+impl From<claim::Settled> for Parts {
+    fn from(settled: claim::Settled) -> Self {
+        let claim::Settled { client, server, up, down } = settled;
+        let left = |left: claim::Left| Left { rest: left.rest.into(), ended: left.ended };
+        Self { client, server, up: left(up), down: left(down) }
     }
 }
 
@@ -246,10 +319,14 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow:
     if flow.pipe.is_some() {
         // Large, as what splices is: not in the task of every connection.
         Box::pin(write_pipe(wr, way, flow)).await?;
-        flow.give_back();
+        flow.give_back(way)?;
     }
     loop {
-        match small(rd, wr, way, flow).await? {
+        let read = match flow.entry.is_some() {
+            true => looked_at(rd, wr, way).await?,
+            false => small(rd, wr, way, flow).await?,
+        };
+        match read {
             0 => break,
             // What is watched is copied.
             n if n >= SPLICE_FROM && !way.is_watched() && Box::pin(spliced(rd, wr, way, flow)).await? => break,
@@ -267,7 +344,7 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &
     let length = poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|buf| {
             if buf.is_empty() {
-                buf.resize(64 << 10, 0);
+                buf.resize(SMALL, 0);
             }
             let mut read_buf = ReadBuf::new(buf);
             ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf)).inspect_err(|_| way.sender_gone())?;
@@ -296,6 +373,54 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &
     .await?;
     write_rest(wr, way, flow).await?;
     Ok(length)
+}
+
+/// The same of a connection that outlives this process: what is seen is taken out of the one socket when the other has it. What that
+/// does not take stays where it is, and is looked at again.
+async fn looked_at(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way) -> io::Result<usize> {
+    loop {
+        let (seen, done) = poll_fn(|cx| SCRATCH.with_borrow_mut(|buf| poll_looked_at(rd, wr, way, cx, buf))).await?;
+        if done > 0 || seen == 0 {
+            return Ok(seen);
+        }
+        // Rare, and large: not in the task of every connection.
+        Box::pin(wr.writable()).await?;
+    }
+}
+
+/// Bytes that were seen, and how many of these the other side has taken.
+fn poll_looked_at(
+    rd: &mut ReadHalf<'_>,
+    wr: &mut WriteHalf<'_>,
+    way: &Way,
+    cx: &mut Context<'_>,
+    buf: &mut Vec<u8>,
+) -> Poll<io::Result<(usize, usize)>> {
+    if buf.is_empty() {
+        buf.resize(SMALL, 0);
+    }
+    let seen = ready!(rd.poll_peek(cx, &mut ReadBuf::new(buf))).inspect_err(|_| way.sender_gone())?;
+    let (mut done, mut failed) = (0, None);
+    while done < seen && failed.is_none() {
+        match poll_write(wr, cx, &buf[done..seen]) {
+            Poll::Ready(Ok(w)) => done += w,
+            Poll::Ready(Err(e)) => failed = Some(e),
+            Poll::Pending => break,
+        }
+    }
+    // Killed before this, it has given more than it has taken, by no more than it looks at.
+    take(rd.as_ref().as_fd(), done).inspect_err(|_| way.sender_gone())?;
+    turns::spend(done);
+    way.add(done);
+    if let Some(error) = failed {
+        way.show(&buf[..seen]);
+        way.receiver_gone();
+        return Poll::Ready(Err(error));
+    }
+    if done > 0 || seen == 0 {
+        way.show(&buf[..done]);
+    }
+    Poll::Ready(Ok((seen, done)))
 }
 
 async fn write_rest(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
@@ -328,10 +453,7 @@ async fn write_pipe(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::R
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
 async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<bool> {
     if flow.pipe.is_none() {
-        flow.pipe = Some(match SPARE.with_borrow_mut(Spare::take) {
-            Some(p) => p,
-            None => Pipe::new()?,
-        });
+        flow.open_pipe(way)?;
     }
     let mut rounds = 0;
     loop {
@@ -340,19 +462,19 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow:
         let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd(), turns::bytes(PIPE_SIZE)));
         match filled {
             Ok(0) => {
-                flow.give_back();
+                flow.give_back(way)?;
                 return Ok(true);
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if rounds == 0 {
-                    flow.give_back();
+                    flow.give_back(way)?;
                     return Ok(false);
                 }
                 // In the middle of a bulk transfer the next bytes are near; but an idle connection must hold no pipe.
                 let more = tokio::time::timeout(std::time::Duration::from_millis(1), rd.readable()).await;
                 if more.is_err() {
-                    flow.give_back();
+                    flow.give_back(way)?;
                     return Ok(false);
                 }
                 rounds = 1;
@@ -393,8 +515,9 @@ fn end(wr: &WriteHalf<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use karst_rt::survive::table::{self, Table};
     use socket2::SockRef;
-    use std::{net::Shutdown, rc::Rc};
+    use std::{fs::File, net::Shutdown};
     use tokio::{
         io::AsyncWriteExt,
         net::{TcpListener, TcpStream},
@@ -620,6 +743,54 @@ mod tests {
             let _ = tokio::join!(run, connection);
         };
         tokio::join!(server, client);
+    }
+
+    /// One that would outlive this process is carried as others are, whether it is spliced or not, and to who takes little as well.
+    #[tokio::test]
+    async fn what_is_in_the_table_of_those_that_outlive_is_carried_the_same() {
+        let (said, answered) = (vec![1; 3 << 20], vec![2; 2 << 20]);
+        let table = Table::new(1).unwrap();
+        let region = table.region(0).unwrap();
+        let entries = || table::read(&File::from(table.as_fd().try_clone_to_owned().unwrap())).unwrap();
+        for is_watched in [false, true] {
+            let ((client, a), (app, b)) = (pair().await, pair().await);
+            for leg in [&a, &b] {
+                SockRef::from(leg).set_send_buffer_size(16 << 10).unwrap();
+            }
+            let (counts, shown) = watched(is_watched);
+            let mut pair = Pair::new(a, b);
+            pair.enter(&region, b"a note");
+            assert_eq!(entries()[0].note, b"a note");
+            let (carried, asked, heard) = tokio::join!(pair.carry(&counts), talk(app, &answered), talk(client, &said));
+            carried.unwrap();
+            assert!(asked == said && heard == answered, "{is_watched}");
+            assert_eq!((counts.from_client.get(), counts.to_client.get()), (said.len() as u64, answered.len() as u64));
+            let shown = shown.borrow();
+            assert!(!is_watched || shown.client == said && shown.server == answered);
+            assert_eq!(entries()[0].pipes, [None, None], "those that were used are others' next");
+            drop(pair);
+            assert!(entries().is_empty());
+        }
+    }
+
+    /// Two would go on with it.
+    #[tokio::test]
+    async fn what_goes_over_to_another_process_outlives_this_one_no_more() {
+        let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+        let table = Table::new(1).unwrap();
+        let entries = || table::read(&File::from(table.as_fd().try_clone_to_owned().unwrap())).unwrap().len();
+        let mut carried = Pair::new(a, b);
+        carried.enter(&table.region(0).unwrap(), b"");
+        assert_eq!(entries(), 1);
+        drop(carried.parts().unwrap());
+        assert_eq!(entries(), 0);
+        // The other one refuses: it goes on as any.
+        client.write_all(b"said").await.unwrap();
+        let (counts, mut heard) = (Counts::default(), [0; 4]);
+        tokio::select! {
+            _ = carried.carry(&counts) => panic!("nobody has ended it"),
+            r = app.read_exact(&mut heard) => assert_eq!((r.unwrap(), &heard), (4, b"said")),
+        }
     }
 
     /// As a successor takes a connection over.

@@ -28,5 +28,6 @@ pub mod signals;
 pub mod sock_diag;
 pub mod socket;
 pub mod splice;
+pub mod survive;
 pub mod turns;
 pub mod udp;

@@ -137,20 +137,21 @@ impl Netns {
     pub fn cookie(&self) -> io::Result<u64> {
         self.run(|| {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-            let (mut cookie, mut len) = (0u64, 8u32);
-            // SAFETY: the kernel writes at most `len` bytes into `v`.
-            let result = unsafe {
-                libc::getsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_NETNS_COOKIE,
-                    (&raw mut cookie).cast(),
-                    &raw mut len,
-                )
-            };
-            if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+            cookie_of(&socket)
         })?
     }
+}
+
+/// The kernel's cookie of the namespace that a socket is of; see [`Netns::cookie`].
+///
+/// # Errors
+/// Before Linux 5.14 there is none.
+pub fn cookie_of(socket: &impl AsFd) -> io::Result<u64> {
+    let (fd, mut cookie, mut length) = (socket.as_fd().as_raw_fd(), 0u64, 8u32);
+    let to = (&raw mut cookie).cast();
+    // SAFETY: the kernel writes at most `length` bytes into `cookie`.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut length) };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 impl AsFd for Netns {
@@ -183,6 +184,13 @@ mod tests {
         assert_eq!(start_time(stat), Some(98_765));
         assert_eq!(start_time(""), None);
         assert!(start_time(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_socket_is_of_the_namespace_that_it_was_made_in() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let cookie = cookie_of(&socket).unwrap();
+        assert!(cookie != 0 && cookie_of(&UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap() == cookie);
     }
 
     #[test]

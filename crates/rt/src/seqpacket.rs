@@ -1,12 +1,12 @@
 //! Unix SOCK_SEQPACKET with descriptor passing: the transport of ZDS.
-#![allow(unsafe_code, reason = "sendmsg and recvmsg with SCM_RIGHTS")]
+#![allow(unsafe_code, reason = "sendmsg and recvmsg with SCM_RIGHTS, poll")]
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     fs::Permissions,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
     path::Path,
@@ -119,6 +119,72 @@ impl Packets {
     }
 }
 
+/// One end of a pair, where there is no runtime. Nothing is waited for but an end.
+#[derive(Debug)]
+pub struct Channel(Socket);
+
+impl Channel {
+    /// Two ends that are connected to each other: one to keep, and one to pass on.
+    ///
+    /// # Errors
+    /// Those of `socketpair`.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (own, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+        own.set_nonblocking(true)?;
+        Ok((Self(own), other.into()))
+    }
+    /// An end that somebody has passed on.
+    ///
+    /// # Errors
+    /// Those of `fcntl`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+    /// Sends one packet with descriptors.
+    ///
+    /// # Errors
+    /// Those of `sendmsg`; `WouldBlock` if there is no room.
+    pub fn send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send(&self.0, data, fds)
+    }
+    /// Receives one packet of at most `max` bytes; an empty one is the end.
+    ///
+    /// # Errors
+    /// Those of `recvmsg`; `WouldBlock` if there is none; `InvalidData` if the packet or its descriptors did not fit.
+    pub fn recv(&self, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        recv(&self.0, max)
+    }
+    /// Waits until nobody has the other end any more. False: somebody still has after this time. Packets are lost.
+    pub fn ended(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        loop {
+            match recv(&self.0, 1) {
+                Ok((data, _)) if data.is_empty() => return true,
+                // More may have come. Whoever never stops is waited for no longer than others.
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::WouldBlock) => {}
+                Err(_) => return true,
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let limit = libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX);
+            // SAFETY: one pollfd, which outlives the call.
+            unsafe { libc::poll(&raw mut poll, 1, limit) };
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
     Ok(unsafe { AsyncFd::register(socket)? })
@@ -127,7 +193,7 @@ fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 #[repr(align(8))]
 struct Control([u8; 24 + MAX_FDS * 4]);
 
-fn send(socket: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send(socket: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if fds.len() > MAX_FDS {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
     }
@@ -197,7 +263,32 @@ fn recv(socket: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_channel_waits_for_nothing_but_its_end() {
+        let (own, other) = Channel::pair().unwrap();
+        assert_eq!(own.recv(8).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let other = Channel::from_fd(other).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        own.send(b"take", &[file.as_fd()]).unwrap();
+        let (data, fds) = other.recv(8).unwrap();
+        assert_eq!((&data[..], fds.len()), (&b"take"[..], 1));
+        assert!(!own.ended(Duration::from_millis(20)), "it is there");
+        other.send(b"unread", &[]).unwrap();
+        // Whoever says something without end is there, and is not waited for any longer.
+        let (stop, told) = mpsc::channel();
+        let ends = std::thread::spawn(move || {
+            while told.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                let _ = other.send(b"more", &[]);
+            }
+            drop(other);
+        });
+        assert!(!own.ended(Duration::from_millis(20)));
+        stop.send(()).unwrap();
+        assert!(own.ended(Duration::from_secs(10)));
+        ends.join().unwrap();
+    }
 
     #[tokio::test]
     async fn an_end_that_was_passed_on_is_an_end() {

@@ -1,6 +1,6 @@
 //! Signals as a process without a runtime takes them: blocked, and waited for one after the other. Nothing runs in a handler, and
 //! none is lost between two looks. (Where there is a runtime, it is `tokio::signal` that waits.)
-#![allow(unsafe_code, reason = "sigset_t, pthread_sigmask, sigtimedwait and kill")]
+#![allow(unsafe_code, reason = "sigset_t, pthread_sigmask, sigtimedwait, kill, prctl and waitid")]
 
 use std::{io, process::Child, ptr, time::Duration};
 
@@ -77,6 +77,37 @@ pub fn terminate(child: &Child) -> io::Result<()> {
     let pid = libc::pid_t::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: no memory is involved; until it is waited for, the number is the child's.
     if unsafe { libc::kill(pid, libc::SIGTERM) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// From now on children of ours whose parent has ended are ours, as they are the first process's of a container.
+///
+/// # Errors
+/// Those of `prctl`.
+pub fn adopt_orphans() -> io::Result<()> {
+    let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: no memory is involved.
+    match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, yes, none, none, none) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets go of children that have ended and that nobody waits for: all but those that `is_own` knows.
+pub fn bury_orphans(is_own: impl Fn(u32) -> bool) {
+    loop {
+        // SAFETY: all-zero is a valid siginfo_t, and the kernel writes to that local only.
+        let pid = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            if libc::waitid(libc::P_ALL, 0, &raw mut info, flags) == 0 { info.si_pid() } else { 0 }
+        };
+        // One of our own is looked at by who has started it, and the others after that.
+        if pid <= 0 || u32::try_from(pid).is_ok_and(&is_own) {
+            return;
+        }
+        // SAFETY: no memory is involved. It has ended, so this does not wait.
+        unsafe { libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) };
+    }
 }
 
 fn wanted() -> libc::sigset_t {

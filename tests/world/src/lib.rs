@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 pub mod app;
+pub mod held;
 pub mod http;
 pub mod istio;
 pub mod load;

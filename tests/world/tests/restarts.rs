@@ -9,9 +9,13 @@
     reason = "a test's failure is a panic"
 )]
 
-use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app, wait_for};
+use karst_world::{
+    Load, Loaded, Options, Pod, PodSpec, World, app,
+    held::{self, PORT, Shared, Size, Way},
+    wait_for,
+};
 use std::{
-    io::Read,
+    io::{ErrorKind, Read},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -102,15 +106,23 @@ fn with_spares() -> World {
     World::start(Options { ztunnel_env, ..Options::default() }).unwrap()
 }
 
-/// Kills the process that serves a node, once its spare is ready, and waits until that serves. `kills`: how many it was before.
-fn kill_worker(w: &World, node: usize, kills: usize) {
+/// The process that serves a node, and its spare, once that is ready. `kills`: how many have been killed before.
+fn worker_and_spare(w: &World, node: usize, kills: usize) -> [u32; 2] {
     wait_for("the spare is ready", Duration::from_secs(20), || {
         let log = w.log_text(&format!("ztunnel{node}.log"));
         (log.matches("spare is ready to take over").count() > kills).then_some(())
     });
-    let before = w.ztunnel_children(node);
-    assert_eq!(before.len(), 2, "one serves, one stands by");
-    karst_world::kill(before[0], libc::SIGKILL);
+    w.ztunnel_children(node).try_into().expect("one serves, one stands by")
+}
+
+/// Kills the process that serves a node, once its spare is ready, and waits until that serves. `kills`: how many it was before.
+fn kill_worker(w: &World, node: usize, kills: usize) {
+    kill_worker_by(w, node, kills, libc::SIGKILL);
+}
+
+fn kill_worker_by(w: &World, node: usize, kills: usize, signal: i32) {
+    let before = worker_and_spare(w, node, kills);
+    karst_world::kill(before[0], signal);
     wait_for("the spare serves", Duration::from_secs(5), || {
         (w.ztunnel_children(node).first() == before.get(1)).then_some(())
     });
@@ -200,6 +212,150 @@ fn a_spare_takes_over_while_all_others_are_away() {
     w.wait_ztunnel(0);
     w.wait_enrolled(&a);
     app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+}
+
+/// A world whose ztunnels have spares, in which open connections go on after a kill.
+fn with_survival(survives: bool) -> World {
+    let env = [("KARST_WARM_SPARE", "true".to_string()), ("KARST_SURVIVE_KILL", survives.to_string())];
+    let ztunnel_env = env.map(|(name, value)| (name.to_string(), value)).into();
+    World::start(Options { ztunnel_env, ..Options::default() }).unwrap()
+}
+
+/// What has become of the open connections of the process before.
+fn after_crash(w: &World, outcome: &str) -> usize {
+    let label = format!("outcome=\"{outcome}\"");
+    w.metric(0, "karst_connections_after_crash_total{", &[label.as_str()]) as usize
+}
+
+/// Once in this time open connections go on.
+const GOES_ON_AFTER: Duration = Duration::from_secs(10);
+/// Others run beside it here: what a pause is worth is for the whole form.
+const FEW: Size = Size { rounds: 2, connections: 45, longest: Duration::from_secs(1) };
+const MANY: Size = Size { rounds: 20, connections: 300, longest: Duration::from_millis(500) };
+
+/// Issue 18, the opt-in: the process that serves is killed again and again, and what needs no tunnel goes on: no byte is lost, doubled or
+/// out of order.
+fn survive_kills(size: Size) {
+    let mut w = with_survival(true);
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let (a, near) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "near", 0)));
+    let outside = w.pod(PodSpec::new("out", "outside", 1));
+    w.settle();
+    let shared = Shared::new(size);
+    [&near, &outside].into_iter().for_each(|pod| held::serve(pod, &shared));
+    let ways = [
+        Way::new("same node", &a, near.at(PORT)),
+        Way::new("to outside", &a, outside.at(PORT)),
+        Way::new("from outside", &outside, near.at(PORT)),
+    ];
+    let clients = held::open(&ways, &shared);
+    wait_for("all are open", Duration::from_secs(60), || {
+        let failed = shared.failed.lock().unwrap();
+        assert!(failed.is_empty(), "{failed:?}");
+        (shared.opened.load(Relaxed) == size.connections).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    shared.measures.store(true, Relaxed);
+    for kills in 0..size.rounds {
+        kill_worker(&w, 0, kills);
+        let began = Instant::now();
+        w.wait_ztunnel(0);
+        wait_for("all go on", Duration::from_secs(10), || {
+            let [refused, unaccounted] = ["refused", "unaccounted"].map(|outcome| after_crash(&w, outcome));
+            assert_eq!((refused, unaccounted), (0, 0), "kill {kills}");
+            (after_crash(&w, "resumed") == size.connections).then_some(())
+        });
+        std::thread::sleep((GOES_ON_AFTER + Duration::from_secs(1)).saturating_sub(began.elapsed()));
+    }
+    shared.measures.store(false, Relaxed);
+    shared.stop.store(true, Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let (failed, pause) = (shared.failed.lock().unwrap(), shared.longest_ms.load(Relaxed));
+    println!(
+        "survival: kills={} connections={} broken={} bytes={} longest_pause_ms={pause} {:?}",
+        size.rounds,
+        size.connections,
+        failed.len(),
+        shared.bytes.load(Relaxed),
+        failed.iter().take(5).collect::<Vec<_>>()
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(u128::from(pause) <= size.longest.as_millis(), "{pause} ms");
+    let log = w.log_text("ztunnel0.log");
+    assert!(log.contains("connection resumed after a crash"), "each is told of");
+    // Holders of those that were killed have ended, and somebody has waited for them.
+    let supervisor = format!(" {} ", w.ztunnel_pid(0));
+    wait_for("holders are let go of", Duration::from_secs(5), || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+        let is_holder = |stat: &String| {
+            let behind = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            stat.contains("(ztunnel-holder)") && behind.get(1..).is_some_and(|rest| rest.starts_with(&supervisor))
+        };
+        (stats.filter(is_holder).count() == 0).then_some(())
+    });
+}
+
+#[test]
+fn open_connections_survive_kills() {
+    survive_kills(FEW);
+}
+
+#[test]
+#[ignore = "soak: about four minutes"]
+fn soak_open_connections_survive_kills() {
+    survive_kills(MANY);
+}
+
+/// A policy that comes while the process that carries a connection stands still, and before it is killed.
+#[test]
+fn what_is_denied_by_now_does_not_survive() {
+    let mut w = with_survival(true);
+    w.namespace("app", true);
+    let [a, denies, allows] = ["a", "denies", "allows"].map(|name| w.mesh_pod(PodSpec::new("app", name, 0)));
+    let _echoes = [&denies, &allows].map(|pod| app::Echo::start(pod, PORT, ""));
+    let mut open = [&denies, &allows].map(|pod| a.connect(pod.at(PORT)).unwrap());
+    open.iter_mut().for_each(|s| app::ping(s, MARK).unwrap());
+    let [worker, _] = worker_and_spare(&w, 0, 0);
+    karst_world::stop(worker);
+    w.write(
+        "deny",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {selector: {matchLabels: {app: denies}}, action: DENY, rules: [{}]}\n",
+    )
+    .unwrap();
+    w.settle_but(Duration::from_secs(20), 1);
+    karst_world::kill(worker, libc::SIGKILL);
+    let [denied, allowed] = &mut open;
+    app::ping(allowed, MARK).unwrap();
+    denied.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(denied.read(&mut [0]).map_err(|e| e.kind()), Err(ErrorKind::ConnectionReset));
+    w.wait_ztunnel(0);
+    wait_for("both are counted", Duration::from_secs(5), || {
+        let counts = ["resumed", "refused", "unaccounted"].map(|outcome| after_crash(&w, outcome));
+        (counts == [1, 1, 0]).then_some(())
+    });
+}
+
+/// As ever: where it is switched off, and where the process has not been killed but has ended in another way.
+#[test]
+fn other_ends_cut_what_is_open() {
+    for (survives, signal) in [(false, libc::SIGKILL), (true, libc::SIGUSR1)] {
+        let mut w = with_survival(survives);
+        w.namespace("app", true);
+        let (a, near) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "near", 0)));
+        let _echo = app::Echo::start(&near, PORT, "");
+        let mut open = a.connect(near.at(PORT)).unwrap();
+        app::ping(&mut open, MARK).unwrap();
+        kill_worker_by(&w, 0, 0, signal);
+        open.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let end = open.read(&mut [0]).map_err(|e| e.kind());
+        assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{survives} {signal}: {end:?}");
+        // Its ports are free, and its spare serves.
+        w.wait_ztunnel(0);
+        app::ping(&mut a.connect(near.at(PORT)).unwrap(), MARK).unwrap();
+        assert_eq!(["resumed", "refused", "unaccounted"].map(|outcome| after_crash(&w, outcome)), [0, 0, 0]);
+    }
 }
 
 /// All at once: the agent and ztunnel of a node, and the controller. What remains is in the kernel.

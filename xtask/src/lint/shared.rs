@@ -77,6 +77,8 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("crates/proxy/src/workers.rs", Often::Connection, 2),
     ("crates/rt/src/admission.rs", Often::Connection, 7),
     ("crates/rt/src/socket.rs", Often::Connection, 1),
+    // Its own worker's entries alone; the next process reads them.
+    ("crates/rt/src/survive/table.rs", Often::Connection, 1),
     ("waypoint/src/downstream/accept.rs", Often::Connection, 4),
     ("waypoint/src/downstream/edge.rs", Often::Connection, 1),
     ("waypoint/src/downstream/requests.rs", Often::Connection, 1),
@@ -121,6 +123,7 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("ztunnel/src/metrics.rs", Often::Seldom, 3),
     ("ztunnel/src/relay.rs", Often::Seldom, 3),
     ("ztunnel/src/serve.rs", Often::Seldom, 1),
+    ("ztunnel/src/survival/revive.rs", Often::Seldom, 2),
 ];
 
 /// Checks every file of the hot crates.

@@ -1,4 +1,4 @@
-//! A connection that the process before would pass on, on its way to a worker.
+//! A connection that the process before would pass on, or has left when it was killed, on its way to a worker.
 
 use super::pieces::Moved;
 use karst_api::handover::{Answer, Offer};
@@ -23,4 +23,15 @@ pub struct Offered {
     pub answers: mpsc::Sender<Answer>,
     /// The connection itself, once it is ours; an error: it stays where it is.
     pub arrives: oneshot::Receiver<Moved>,
+    /// Whose it was.
+    pub origin: Origin,
+}
+
+/// Whose a connection was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A process that leaves.
+    HandOver,
+    /// A process that was killed. It has come already, and nobody else goes on with it.
+    Crash,
 }

@@ -5,7 +5,7 @@
 
 use super::{
     end::{self, EndError, describe, of_destination, of_source},
-    incoming::{Incoming, Offered},
+    incoming::{Incoming, Offered, Origin},
     pieces::Moved,
 };
 use crate::{
@@ -156,7 +156,7 @@ fn whose(worker: &Worker, offer: &Offer) -> Result<(Rc<Share>, IpAddr), Refusal>
 
 /// Answers an offer, waits for the connection, and carries it on.
 async fn resume(worker: Rc<Worker>, offered: Offered) {
-    let Offered { id, offer, answers, arrives } = offered;
+    let Offered { id, offer, answers, arrives, origin } = offered;
     let refuse = async |why: Refusal| {
         tracing::debug!(id, refusal = %why, "a connection of the ztunnel before is not taken over (yet)");
         let _ = answers.send(Answer { id, refusal: why.to_string() }).await;
@@ -213,7 +213,7 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
             None => std::future::pending().await,
         }
     };
-    carry(&worker, &pods, &offer, parts, evicted).await;
+    carry(&worker, &pods, &offer, (parts, origin), evicted).await;
 }
 
 /// A socket whose stream has been interrupted is ours. Towards the application of a pod of ours it waits for its next stream; from an
@@ -257,13 +257,24 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
 }
 
 /// It is ours.
-async fn carry(worker: &Worker, pods: &Pods, offer: &Offer, parts: Parts, evicted: impl Future<Output = ()>) {
+async fn carry(
+    worker: &Worker,
+    pods: &Pods,
+    offer: &Offer,
+    (parts, origin): (Parts, Origin),
+    evicted: impl Future<Output = ()>,
+) {
     // Dropped before its end, both its sockets are reset.
     let mut pair = match Pair::resume(parts) {
         Ok(pair) => pair,
         Err(error) => return tracing::warn!(error = %error, "a connection that was taken over cannot be served"),
     };
-    worker.shared.metrics.handed_over.taken.fetch_add(1, Relaxed);
+    let metrics = &worker.shared.metrics;
+    let count = match origin {
+        Origin::HandOver => &metrics.handed_over.taken,
+        Origin::Crash => &metrics.survived.resumed,
+    };
+    count.fetch_add(1, Relaxed);
     // Something may have changed since the answer. Nothing is waited for until it is registered: no change falls between.
     let (source, destination) = match pods.conns(worker, offer) {
         Ok(conns) => conns,
@@ -273,7 +284,12 @@ async fn carry(worker: &Worker, pods: &Pods, offer: &Offer, parts: Parts, evicte
         (source.map(|conn| worker.conns.add(conn)), destination.map(|conn| worker.conns.add(conn)));
     let Some(judged) = destination.as_ref().or(source.as_ref()) else { return };
     let Some(counted) = source.as_ref().or(destination.as_ref()) else { return };
-    [&source, &destination].into_iter().flatten().for_each(crate::conns::Guard::established);
+    for guard in [&source, &destination].into_iter().flatten() {
+        guard.established();
+        if origin == Origin::Crash {
+            guard.resumed();
+        }
+    }
     let counts = &counted.conn().counts;
     let again = || Offer {
         source: source.as_ref().zip(pods.source.as_ref()).map(|(guard, pod)| describe(guard.conn(), &pod.uid)),

@@ -4,7 +4,7 @@
 //! and that nobody serves is reset, never ended in order.
 
 use super::{
-    incoming::{Incoming, Offered},
+    incoming::{Incoming, Offered, Origin},
     pieces::{Moved, PiecesError},
     table::{Fault, MAX_WAITING, Table},
 };
@@ -101,7 +101,8 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
                     Some(What::Offer(offer)) => {
                         let (who, arrives) = oneshot::channel();
                         table.offered(id, who)?;
-                        if let Some(refusal) = dispatch(shared, Offered { id, offer, answers: tx.clone(), arrives }) {
+                        let (answers, origin) = (tx.clone(), Origin::HandOver);
+                        if let Some(refusal) = dispatch(shared, Offered { id, offer, answers, arrives, origin }) {
                             table.withdrawn(id);
                             leaving.send(&Answer { id, refusal }.encode_to_vec(), &[]).await?;
                         }
@@ -133,7 +134,7 @@ async fn talk(leaving: &Packets, shared: &Shared, count: &mut u64) -> Result<(),
 }
 
 /// To the worker that has the least to do; why not, if it cannot.
-fn dispatch(shared: &Shared, offered: Offered) -> Option<String> {
+pub fn dispatch(shared: &Shared, offered: Offered) -> Option<String> {
     let workers = &shared.workers;
     let idlest = (0..workers.commands().count()).min_by_key(|worker| workers.running(*worker));
     let Some(to) = idlest else { return Some("there is no worker".into()) };

@@ -1,8 +1,8 @@
 //! What a supervisor does about what becomes of its processes. Pure: every order of events can be tried.
 //!
 //! What must always hold: at most one process serves, and at most one stands by; one that stands by is told to serve when none
-//! does, and never else; whoever is told to stop starts nothing any more; and there is always something to wait for. Proven by the
-//! tests below, with random events.
+//! does, and never else; open connections go on only after a kill, and once in a while; whoever is told to stop starts nothing any
+//! more; and there is always something to wait for. Proven by the tests below, with random events.
 
 use std::time::Duration;
 
@@ -21,6 +21,12 @@ const GIVE_UP: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 /// And at most.
 const PAUSE_CAP: Duration = Duration::from_secs(2);
+
+/// The signal that kills a process without a fault of its own: sent by somebody, or by the kernel for want of memory. After any other
+/// end its memory may be wrong, or a connection's bytes may be what has ended it, and would do so again.
+const KILLED: i32 = 9;
+/// Open connections do not go on if another worker has crashed within this time, for the same reason.
+const GOES_ON_AFTER: Duration = Duration::from_secs(10);
 
 /// Number of a process that was started; never used again.
 pub type Id = u64;
@@ -81,6 +87,8 @@ pub enum Action {
         id: Id,
         /// How many workers have crashed before.
         crashes: u32,
+        /// May open connections of the one before go on?
+        goes_on: bool,
     },
     /// Tell a process to end.
     Terminate(Id),
@@ -107,6 +115,8 @@ pub struct Machine {
     spare_at: Option<Duration>,
     /// Workers that have crashed.
     crashes: u32,
+    /// When the last one has.
+    crashed_at: Option<Duration>,
     /// The last of these that have not lasted, in a row.
     short_workers: u32,
     /// The last spares that have not lasted, in a row.
@@ -125,6 +135,7 @@ impl Machine {
             worker_at: Some(Duration::ZERO),
             spare_at: None,
             crashes: 0,
+            crashed_at: None,
             short_workers: 0,
             short_spares: 0,
             stopping: false,
@@ -164,13 +175,16 @@ impl Machine {
             return self.exit(end.code(), actions);
         }
         self.crashes = self.crashes.saturating_add(1);
+        let before = self.crashed_at.replace(now);
+        let is_rare = before.is_none_or(|before| now.saturating_sub(before) >= GOES_ON_AFTER);
+        let goes_on = is_rare && end == End::Signal(KILLED);
         self.short_workers = if now.saturating_sub(worker.since) < WORKER_LASTS { self.short_workers + 1 } else { 0 };
         if self.short_workers >= GIVE_UP {
             return self.exit(end.code(), actions);
         }
         match self.spare.take() {
             Some(spare) => {
-                actions.push(Action::Activate { id: spare.id, crashes: self.crashes });
+                actions.push(Action::Activate { id: spare.id, crashes: self.crashes, goes_on });
                 self.short_spares = 0;
                 self.serves(spare.id, now);
             }
@@ -246,7 +260,7 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};
     use std::collections::BTreeMap;
 
-    const KILLED: End = End::Signal(9);
+    const KILLED: End = End::Signal(super::KILLED);
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -267,7 +281,7 @@ mod tests {
     fn a_spare_takes_over_at_once_and_has_one_itself() {
         let mut machine = with_spare();
         let taken = machine.step(ms(5000), Event::Ended(1, KILLED));
-        assert_eq!(taken, [Action::Activate { id: 2, crashes: 1 }]);
+        assert_eq!(taken, [Action::Activate { id: 2, crashes: 1, goes_on: true }]);
         assert_eq!(machine.wake_at(), Some(ms(5250)));
         assert_eq!(machine.step(ms(5250), Event::Time), [Action::Start(3, Role::Spare)]);
         // Each second one, for as long as it takes: each has lasted.
@@ -276,9 +290,34 @@ mod tests {
             now += ms(1500);
             let worker = n - 1;
             let taken = machine.step(now, Event::Ended(worker, KILLED));
-            assert_eq!(taken, [Action::Activate { id: n, crashes: u32::try_from(worker).unwrap() }]);
+            let crashes = u32::try_from(worker).unwrap();
+            assert_eq!(taken, [Action::Activate { id: n, crashes, goes_on: false }], "too often for open connections");
             now += SPARE_AFTER;
             assert_eq!(machine.step(now, Event::Time), [Action::Start(n + 1, Role::Spare)]);
+        }
+    }
+
+    #[test]
+    fn open_connections_go_on_after_a_kill_that_is_rare() {
+        // What the last two ends are, and how much later the second one is.
+        let goes_on = |first: End, second: End, later: Duration| {
+            let mut machine = with_spare();
+            let mut of = |now: Duration, id: Id, end: End| match machine.step(now, Event::Ended(id, end))[..] {
+                [Action::Activate { goes_on, .. }] => {
+                    machine.step(now + SPARE_AFTER, Event::Time);
+                    goes_on
+                }
+                ref other => panic!("{other:?}"),
+            };
+            [of(ms(5000), 1, first), of(ms(5000) + later, 2, second)]
+        };
+        let soon = GOES_ON_AFTER - ms(1);
+        assert_eq!(goes_on(KILLED, KILLED, GOES_ON_AFTER), [true, true]);
+        assert_eq!(goes_on(KILLED, KILLED, soon), [true, false]);
+        for other in [End::Code(101), End::Signal(11), End::Signal(6), End::NotStarted] {
+            assert_eq!(goes_on(other, KILLED, GOES_ON_AFTER), [false, true], "{other:?}");
+            assert_eq!(goes_on(other, KILLED, soon), [false, false], "{other:?}");
+            assert_eq!(goes_on(KILLED, other, GOES_ON_AFTER), [true, false], "{other:?}");
         }
     }
 

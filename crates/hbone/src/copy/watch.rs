@@ -109,6 +109,9 @@ impl Way {
     pub fn get(&self) -> u64 {
         self.count.get()
     }
+    pub(super) fn is_from_client(&self) -> bool {
+        self.from_client
+    }
     /// Takes over a number.
     pub fn set(&self, count: u64) {
         self.count.set(count);

@@ -22,14 +22,14 @@ const KILLS: u64 = 100;
 const CHUNK: usize = 64 << 10;
 
 /// Somebody who sends until told to stop, and somebody who compares. Both tell how many bytes there were.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<u64>,
 }
 
 impl Load {
-    fn start(mut said: TcpStream, mut heard: TcpStream) -> Self {
+    pub fn start(mut said: TcpStream, mut heard: TcpStream) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let is_told = stop.clone();
         let sender = thread::spawn(move || {
@@ -43,6 +43,16 @@ impl Load {
             at
         });
         Self { stop, sender, receiver: thread::spawn(move || pattern::expect(&mut heard)) }
+    }
+
+    /// Nothing more is sent from now on.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// How many bytes were sent, and how many have come.
+    pub fn end(self) -> (u64, u64) {
+        (self.sender.join().unwrap(), self.receiver.join().unwrap())
     }
 }
 
@@ -60,10 +70,10 @@ fn killed_again_and_again(relay: &dyn Fn(RawFd, RawFd) -> i32, settle: &mut dyn 
         // The SYN counts.
         settle(&from, taken(&from), given(&to) - 1);
     }
-    load.stop.store(true, Relaxed);
+    load.stop();
     assert_eq!(Process::fork(|| relay(source, sink)).end(), Some(0));
-    let sent = load.sender.join().unwrap();
-    assert_eq!(load.receiver.join().unwrap(), sent);
+    let (sent, received) = load.end();
+    assert_eq!(received, sent);
     println!("{KILLS} kills, {} MiB", sent >> 20);
 }
 

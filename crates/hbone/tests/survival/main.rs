@@ -1,6 +1,7 @@
 //! What docs/survival.md builds on: the kernel knows how far a connection has come, whatever becomes of the process that carries it.
 //!
 //! - [`kernel`]: what is asked of it, and what it says. [`kills`]: processes that carry bytes are killed, and others go on.
+//! - [`goes_on`]: the same with the product's own parts, as ztunnel has them.
 //! - [`bulk`], [`ways`]: what it costs to carry bytes so that this is possible. [`descriptors`]: what it costs a connection to have
 //!   its sockets held by another process.
 #![allow(
@@ -15,6 +16,7 @@
 mod bulk;
 mod descriptors;
 mod figures;
+mod goes_on;
 mod kernel;
 mod kills;
 mod pattern;

@@ -143,6 +143,21 @@ pub fn wait_for_the_end() -> ! {
     }
 }
 
+/// Closes what a process has beside these descriptors and the standard ones. To be called in a new process: what others of its parent's
+/// threads had open is none of its business, and nor is the parent's own end of what is between them.
+pub fn close_all_but(own: &[RawFd]) {
+    let mut own = own.to_vec();
+    own.sort_unstable();
+    let mut first = 3;
+    for fd in own.into_iter().chain([RawFd::MAX]) {
+        if first < fd {
+            // SAFETY: nobody uses any of them.
+            unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, fd as libc::c_uint - 1, 0) };
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
 fn limit_life() {
     // SAFETY: no preconditions.
     unsafe { libc::alarm(LIFE) };

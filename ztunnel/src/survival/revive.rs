@@ -1,0 +1,201 @@
+//! Connections of a process that was killed go on, by what is known now.
+//!
+//! What must always hold: each is judged as one that is handed over is ([`crate::handover::resume`]), its sockets are of the pods that
+//! it is said to be of, and until it goes on nothing of it is read or written. What does not go on is reset.
+
+use super::Taken;
+use crate::{
+    handover::{
+        incoming::{Offered, Origin},
+        pieces::Moved,
+        take::dispatch,
+    },
+    inpod::LocalPods,
+    worker::Shared,
+};
+use karst_api::handover::{Answer, Offer};
+use karst_rt::{clock::Instant, netns::cookie_of, survive::claim::Claim};
+use prost::Message;
+use std::{collections::HashMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout, timeout_at},
+};
+
+/// The pods of a connection are there after this time, or it is reset. (The spare has them already, or the agent tells it at once.)
+const PODS_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether they are.
+const LOOK: Duration = Duration::from_millis(5);
+/// Connections that workers are asked to take at a time.
+const AT_A_TIME: usize = 64;
+/// A worker that does not answer within this time will not.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Lets them go on, and says what has become of them.
+pub async fn revive(shared: &Shared, taken: Taken) {
+    let Taken { connections, lost, began } = taken;
+    let (answers, answered) = mpsc::channel(AT_A_TIME);
+    let until = began + PODS_LIMIT;
+    let (netns, tally) = (HashMap::new(), Tally { unaccounted: lost as u64, ..Tally::default() });
+    let mut revival = Revival { shared, answers, answered, until, asked: 0, next: 0, netns, tally };
+    // Until then nothing could be judged.
+    let _ = timeout_at(until, shared.configured()).await;
+    let mut waiting: Vec<(Claim, Offer)> = connections.into_iter().filter_map(|claim| revival.read(claim)).collect();
+    loop {
+        let pods = shared.pods.load_full();
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(_, offer)| pods_of(offer).all(|uid| pods.contains_key(uid)));
+        waiting = rest;
+        for (claim, offer) in ready {
+            revival.ask(&pods, claim, offer).await;
+        }
+        if waiting.is_empty() || Instant::now() >= until {
+            break;
+        }
+        sleep(LOOK).await;
+    }
+    for (_, offer) in &waiting {
+        revival.refused(&format!("pod {} is not of this node", pods_of(offer).next().unwrap_or_default()));
+    }
+    drop(waiting);
+    while revival.asked > 0 {
+        revival.hear().await;
+    }
+    let Tally { resumed, refused, unaccounted, over, why } = revival.tally;
+    shared.metrics.survived.refused.fetch_add(refused, Relaxed);
+    shared.metrics.survived.unaccounted.fetch_add(unaccounted, Relaxed);
+    let ms = began.elapsed().as_millis() as u64;
+    tracing::info!(resumed, refused, unaccounted, over, why, ms, "open connections were resumed after a crash");
+}
+
+/// What has become of them, and why the last one is reset that is.
+#[derive(Debug, Default)]
+struct Tally {
+    resumed: u64,
+    refused: u64,
+    unaccounted: u64,
+    over: u64,
+    why: Option<String>,
+}
+
+struct Revival<'a> {
+    shared: &'a Shared,
+    answers: mpsc::Sender<Answer>,
+    answered: mpsc::Receiver<Answer>,
+    /// Nothing is waited for after this but answers.
+    until: Instant,
+    /// Workers that have not answered yet.
+    asked: usize,
+    next: u64,
+    /// Namespaces of pods, by their uid; none for a pod that has none of its own.
+    netns: HashMap<String, Option<u64>>,
+    tally: Tally,
+}
+
+impl Revival<'_> {
+    fn refused(&mut self, why: &str) {
+        tracing::debug!(why, "an open connection is not resumed after a crash: it is reset");
+        self.tally.refused += 1;
+        self.tally.why = Some(why.into());
+    }
+
+    fn unaccounted(&mut self, why: &str) {
+        tracing::debug!(why, "an open connection cannot be resumed after a crash: it is reset");
+        self.tally.unaccounted += 1;
+        self.tally.why = Some(why.into());
+    }
+
+    /// Whose it is said to be.
+    fn read(&mut self, claim: Claim) -> Option<(Claim, Offer)> {
+        match Offer::decode(&claim.note[..]) {
+            Ok(offer) if !offer.tunnel && pods_of(&offer).next().is_some() => Some((claim, offer)),
+            Ok(_) => {
+                self.unaccounted("it is of no pod");
+                None
+            }
+            Err(e) => {
+                self.unaccounted(&e.to_string());
+                None
+            }
+        }
+    }
+
+    /// Asks a worker to take it.
+    async fn ask(&mut self, pods: &LocalPods, claim: Claim, offer: Offer) {
+        if !self.is_where_it_says(pods, &claim, &offer) {
+            return self.refused("its sockets are not of the pods that it is said to be of");
+        }
+        let settled = match claim.settle() {
+            Ok(Some(settled)) => settled,
+            Ok(None) => {
+                self.tally.over += 1;
+                return;
+            }
+            Err(why) => return self.unaccounted(&why.to_string()),
+        };
+        while self.asked >= AT_A_TIME {
+            self.hear().await;
+        }
+        // New connections, which have waited for a process that serves, may be in front of it now. Nobody would offer it again.
+        while self.shared.workers.commands().any(|queue| queue.capacity() == 0) && Instant::now() < self.until {
+            sleep(LOOK).await;
+        }
+        let (who, arrives) = oneshot::channel();
+        // It is there already, and is reset if nobody takes it.
+        let _ = who.send(Moved::Pair(settled.into()));
+        self.next += 1;
+        let (id, answers) = (self.next, self.answers.clone());
+        match dispatch(self.shared, Offered { id, offer, answers, arrives, origin: Origin::Crash }) {
+            None => self.asked += 1,
+            Some(why) => self.refused(&why),
+        }
+    }
+
+    /// Hears of one that was asked for.
+    async fn hear(&mut self) {
+        match timeout(ANSWER, self.answered.recv()).await {
+            Ok(Some(Answer { refusal, .. })) => {
+                self.asked -= 1;
+                match refusal.is_empty() {
+                    true => self.tally.resumed += 1,
+                    false => self.refused(&refusal),
+                }
+            }
+            // We have a sender ourselves, so nobody answers any more.
+            Ok(None) | Err(_) => self.asked = 0,
+        }
+    }
+
+    /// Are both sockets in the namespaces of the pods: of the one that has opened it and the one that serves it, or both in that of the
+    /// only one?
+    fn is_where_it_says(&mut self, pods: &LocalPods, claim: &Claim, offer: &Offer) -> bool {
+        let [source, destination] = [&offer.source, &offer.destination].map(|end| end.as_ref().map(|end| &*end.pod));
+        let of = [source.or(destination), destination.or(source)];
+        claim.sockets().iter().zip(of).all(|(socket, uid)| {
+            let Some(uid) = uid else { return false };
+            match self.netns_of(pods, uid) {
+                Some(Some(netns)) => cookie_of(socket).is_ok_and(|own| own == netns),
+                Some(None) => true,
+                None => false,
+            }
+        })
+    }
+
+    /// None: nobody knows.
+    fn netns_of(&mut self, pods: &LocalPods, uid: &str) -> Option<Option<u64>> {
+        if let Some(known) = self.netns.get(uid) {
+            return Some(*known);
+        }
+        let cookie = match &pods.get(uid)?.connector.netns {
+            Some(netns) => Some(netns.cookie().ok()?),
+            None => None,
+        };
+        self.netns.insert(uid.into(), cookie);
+        Some(cookie)
+    }
+}
+
+/// Those of this node that a connection is of.
+fn pods_of(offer: &Offer) -> impl Iterator<Item = &str> {
+    offer.source.iter().chain(&offer.destination).map(|end| &*end.pod)
+}
