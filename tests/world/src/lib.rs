@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod http;
+pub mod http2;
 pub mod istio;
 pub mod load;
 pub mod net;
