@@ -527,6 +527,52 @@ fn replicas_of_a_waypoint_count_together() {
     assert!(more as u64 <= counted_alone && counted_alone < 20, "{more} more, {counted_alone} without the other");
 }
 
+/// An endpoint that says that it has too much to do gets a tenth of its share for as long as it says; not where more than half of them
+/// say so, nor for what a limit in front of it has refused.
+#[test]
+fn an_endpoint_with_too_much_to_do_is_spared() {
+    use std::sync::Mutex;
+    type Said = (u16, &'static [(&'static str, &'static str)]);
+    const WELL: Said = (200, &[]);
+    const GRPC: (&str, &str) = ("content-type", "application/grpc");
+    // How many say it, what they say, and whether the first then gets less.
+    const CASES: [(usize, Said, bool); 5] = [
+        (1, (429, &[("retry-after", "2")]), true),
+        (1, (503, &[("retry-after", "2")]), true),
+        (1, (200, &[GRPC, ("grpc-status", "8"), ("grpc-retry-pushback-ms", "2000")]), true),
+        (1, (429, &[("retry-after", "2"), ("x-envoy-ratelimited", "true")]), false),
+        (2, (429, &[("retry-after", "2")]), false),
+    ];
+    static SAYS: Mutex<(usize, Said)> = Mutex::new((0, WELL));
+    let s = Shop::new();
+    let serve = |i: usize| {
+        Web::start(&s.pods[i], 8080, move |_| {
+            let (many, said) = *SAYS.lock().unwrap();
+            let (status, headers) = if i < many { said } else { WELL };
+            (status, headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(), vec![])
+        })
+    };
+    let servers: Vec<Web> = (0..3).map(serve).collect();
+    // Of three hundred requests the first gets a hundred, or about fifteen.
+    let share = || {
+        let mut session = Session::new(&s.client, shop(), "shop").unwrap();
+        servers[0].take();
+        for _ in 0..300 {
+            session.ask("GET", "/", &[], b"").unwrap();
+        }
+        servers[0].count()
+    };
+    for (many, said, is_spared) in CASES {
+        wait_for("all of its share", PATIENCE, || (share() > 60).then_some(()));
+        *SAYS.lock().unwrap() = (many, said);
+        let asked = share();
+        println!("{many} endpoints say {said:?}: {asked} of 300");
+        let is_right = if is_spared { (1..=45).contains(&asked) } else { asked > 60 };
+        assert!(is_right, "{many} endpoints say {said:?}: {asked} of 300");
+        *SAYS.lock().unwrap() = (0, WELL);
+    }
+}
+
 /// Istio's localityLbSetting and retryBudget.
 #[test]
 fn places_and_budgets() {
