@@ -158,11 +158,54 @@ pub const MAX_UDP_NEW: usize = 8192;
 /// UDP sessions of a process whose client has; then the same.
 pub const MAX_UDP_SESSIONS: usize = 32_768;
 
-/// UDP sessions of a process with so many descriptors (a session has one): those that have shown that their client gets answers, and
-/// those that have not.
+/// Tunnels to a waypoint or gateway whose peers have shown who they are, over all workers; then one without streams gives way, of the
+/// peer that has the most.
+pub const MAX_TUNNELS: usize = 16_384;
+/// Of these, one peer may have one part in this many; then one of its own without streams gives way, or the new one is refused.
+const PEER_SHARE: usize = 8;
+/// Tunnels to a waypoint or gateway that are still in the handshake, over all workers: as many as a ztunnel takes for all pods of its
+/// node. Then the oldest gives way, of the source that has the most.
+pub const MAX_HANDSHAKES: usize = 4 * MAX_HANDSHAKES_PER_POD;
+/// Connections to a gateway's ports that have not greeted yet (TLS is not done, no request has begun), over all workers; then the
+/// oldest gives way, of the client that has the most. As many again where a proxy has named the client (the PROXY protocol).
+pub const MAX_GREETINGS: usize = 2048;
+/// Connections to a gateway's ports that have greeted, over all workers; then one without a request gives way, of the client that has
+/// the most.
+pub const MAX_FROM_OUTSIDE: usize = 65_536;
+
+/// Of a process's descriptors one part in so many: never fewer than 64, so that a process with few of them serves anybody at all.
+fn part(descriptors: u64, of: u64, most: usize) -> usize {
+    usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most)
+}
+
+// How a waypoint or gateway divides its descriptors. With the second table of greetings these are at most three quarters: the rest is
+// for what is sent on, which has a connection of its own only where it shares none.
+
+/// Tunnels in the handshake that a waypoint or gateway with so many descriptors may have: 1/32 of them. They last a few milliseconds,
+/// or [`FIRST_BYTE_TIMEOUT`].
+pub fn handshakes(descriptors: u64) -> usize {
+    part(descriptors, 32, MAX_HANDSHAKES)
+}
+/// Tunnels that a waypoint or gateway with so many descriptors may have: 1/8 of them, as a pod of a ztunnel.
+pub fn tunnels(descriptors: u64) -> usize {
+    part(descriptors, 8, MAX_TUNNELS)
+}
+/// And of these one peer.
+pub fn tunnels_of_peer(descriptors: u64) -> usize {
+    tunnels(descriptors) / PEER_SHARE
+}
+/// Connections from outside that have not greeted, of a gateway with so many descriptors: 1/16 of them.
+pub fn greetings(descriptors: u64) -> usize {
+    part(descriptors, 16, MAX_GREETINGS)
+}
+/// Connections from outside that have, of a gateway with so many descriptors: 1/4 of them, since that is what a gateway is for.
+pub fn connections_from_outside(descriptors: u64) -> usize {
+    part(descriptors, 4, MAX_FROM_OUTSIDE)
+}
+/// UDP sessions of a process with so many descriptors (a session has one): those that have shown that their client gets answers (1/8),
+/// and those that have not (1/16).
 pub fn udp_sessions(descriptors: u64) -> (usize, usize) {
-    let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
-    (part(8, MAX_UDP_SESSIONS), part(16, MAX_UDP_NEW))
+    (part(descriptors, 8, MAX_UDP_SESSIONS), part(descriptors, 16, MAX_UDP_NEW))
 }
 
 /// Work is counted in bytes: those that are moved, and for what moves none as many as take as long. What a pod (at a waypoint or
@@ -218,6 +261,42 @@ pub fn connection_window(wanted: u32, tunnels: usize) -> u32 {
     let share = u32::try_from(POD_BUFFERS / tunnels.saturating_add(1)).unwrap_or(u32::MAX);
     wanted.min(share).max(LEAST_CONNECTION_WINDOW.min(wanted))
 }
+
+/// Values that one rate limit with keys tells apart in a waypoint or gateway; above, idle ones are forgotten, and if none is, new ones
+/// are one: clients choose values.
+pub const LIMIT_VALUES: usize = 10_000;
+/// Buckets that one replica keeps of rate limits that all count together: 1 MiB (16 bytes each), made when the first limit is shared.
+/// A bucket whose few places are all others' is one with the first of these: nobody gets more by that.
+pub const QUOTA_BUCKETS: usize = 1 << 16;
+/// Buckets of other replicas that one worker keeps leases of; requests of others are counted where they are.
+pub const QUOTA_LEASES: usize = 10_000;
+/// Requests that wait in one worker for one bucket of another replica; more are counted where they are.
+pub const QUOTA_WAITING: usize = 1024;
+/// Buckets that one worker has not asked one other replica about yet; requests of more are counted where they are.
+pub const QUOTA_QUESTIONS: usize = 1024;
+/// A request waits for another replica's answer about its bucket at most so long; then it is counted where it is.
+pub const QUOTA_WAIT: Duration = Duration::from_millis(20);
+/// One question to another replica and its answer, with the connection if there is none yet; then that replica is away.
+pub const QUOTA_EXCHANGE: Duration = Duration::from_secs(1);
+/// A replica that is away is not asked for so long.
+pub const QUOTA_AWAY: Duration = Duration::from_secs(1);
+/// Leased tokens that were not used after this time go back: what one replica does not need, another has soon.
+pub const QUOTA_LEASE: Duration = Duration::from_secs(1);
+/// A bucket that had no token is asked about again after this time at the latest: others may have given some back.
+pub const QUOTA_AGAIN: Duration = Duration::from_millis(100);
+
+/// Tokens of end users whose verification one worker remembers, in each of two generations; what was not asked for falls out, and is
+/// verified anew.
+pub const TOKENS: usize = 2048;
+/// The same in bytes, as the tokens were sent. (Their claims, as read, take some times that.)
+pub const TOKEN_BYTES: usize = 2 << 20;
+/// Answers of external authorization that one worker keeps, in each of two generations; what was not asked for falls out, and is asked
+/// about anew.
+pub const KEPT_ANSWERS: usize = 2048;
+/// The same in bytes, with what holds them.
+pub const KEPT_ANSWERS_BYTES: usize = 2 << 20;
+/// The largest answer that is kept, in bytes.
+pub const KEPT_ANSWER_BYTES: usize = 64 << 10;
 
 /// Lines of the log that may wait to be written; then lines are lost, and counted: who reads the log slowly, or not at all, holds up
 /// nobody's bytes.
@@ -288,5 +367,21 @@ mod tests {
         assert!(windows(MAX_TUNNELS_PER_POD) < 24 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_POD));
         assert_eq!(connection_window(CONNECTION_WINDOW, usize::MAX), LEAST_CONNECTION_WINDOW);
         assert_eq!(connection_window(1000, 100_000), 1000, "never more than was asked for");
+    }
+
+    #[test]
+    fn what_comes_to_a_gateway_leaves_descriptors_for_what_it_sends_on() {
+        for descriptors in [1024, 4096, 65_536, 1 << 20, 1 << 30] {
+            let (proven, new) = udp_sessions(descriptors);
+            let tcp = handshakes(descriptors) + tunnels(descriptors) + connections_from_outside(descriptors);
+            let all = tcp + 2 * greetings(descriptors) + proven + new;
+            assert!(all as u64 <= descriptors / 4 * 3, "{all} of {descriptors}");
+            assert!(8 * tunnels_of_peer(descriptors) <= tunnels(descriptors), "{descriptors}");
+        }
+        assert_eq!([handshakes(65_536), tunnels(65_536), greetings(65_536)], [2048, 8192, 2048]);
+        assert_eq!((connections_from_outside(65_536), tunnels_of_peer(65_536)), (16_384, 1024));
+        let most = [handshakes(u64::MAX), tunnels(u64::MAX), greetings(u64::MAX), connections_from_outside(u64::MAX)];
+        assert_eq!(most, [MAX_HANDSHAKES, MAX_TUNNELS, MAX_GREETINGS, MAX_FROM_OUTSIDE]);
+        assert_eq!([handshakes(0), tunnels(0), greetings(0), connections_from_outside(0)], [64; 4]);
     }
 }

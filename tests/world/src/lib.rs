@@ -8,6 +8,7 @@
 pub mod app;
 pub mod held;
 pub mod http;
+pub mod http2;
 pub mod istio;
 pub mod load;
 pub mod net;

@@ -1,6 +1,8 @@
 //! HTTP/1.1 of tests: a server that notes what it is asked, and a client. Both plain enough to see every byte.
 
 use crate::Pod;
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     server::WebPkiClientVerifier,
@@ -163,6 +165,20 @@ impl Web {
         Self::start(pod, port, move |_| (200, vec![], name.clone().into_bytes()))
     }
 
+    /// A server that answers with `page`, and takes WebSockets (RFC 6455), on each of which what comes goes back.
+    pub fn chatting(pod: &Pod, port: u16) -> Self {
+        Self::start(pod, port, |m| {
+            if m.header("upgrade") != "websocket" {
+                return (200, vec![], b"page".to_vec());
+            }
+            let all = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", m.header("sec-websocket-key"));
+            let accept = STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, all.as_bytes()));
+            let upgrade =
+                [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-accept", accept.as_str())];
+            (101, upgrade.map(|(name, value)| (name.into(), value.into())).to_vec(), vec![])
+        })
+    }
+
     /// A server on both families.
     pub fn start(pod: &Pod, port: u16, answer: impl Fn(&Message) -> Answer + Send + Sync + 'static) -> Self {
         let asked = Arc::new(Mutex::new(vec![]));
@@ -301,6 +317,8 @@ pub struct TlsClient {
     pub own: Option<(String, String)>,
     /// It knows TLS 1.2 only.
     pub old: bool,
+    /// It speaks HTTP/2 only (ALPN).
+    pub http2: bool,
 }
 
 impl TlsClient {
@@ -329,7 +347,7 @@ impl TlsSession {
         let versions = if c.old { &[&rustls::version::TLS12][..] } else { rustls::DEFAULT_VERSIONS };
         let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
         let config = config.map_err(Error::other)?.with_root_certificates(roots);
-        let config = match &c.own {
+        let mut config = match &c.own {
             None => config.with_no_client_auth(),
             Some((cert, key)) => {
                 let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<std::result::Result<_, _>>();
@@ -337,6 +355,9 @@ impl TlsSession {
                 config.with_client_auth_cert(chain.map_err(Error::other)?, key).map_err(Error::other)?
             }
         };
+        if c.http2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
         let name = sni.to_string().try_into().map_err(Error::other)?;
         let s = from.connect(to)?;
         s.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -345,6 +366,11 @@ impl TlsSession {
             tls.conn.complete_io(&mut tls.sock)?;
         }
         Ok(Self { io: BufReader::new(tls) })
+    }
+
+    /// The bytes, where nothing was asked before.
+    pub fn raw(&mut self) -> &mut StreamOwned<ClientConnection, TcpStream> {
+        self.io.get_mut()
     }
 
     /// One request and its answer.

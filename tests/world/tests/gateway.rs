@@ -10,6 +10,7 @@
 
 use karst_world::{
     Options, Pod, PodSpec, World,
+    http2::Browser,
     pki::{Ca, indented, secret},
     wait_for,
     web::{self, Session, TlsClient, TlsSession, TlsWeb, Web},
@@ -358,6 +359,62 @@ fn a_gateway_that_ends_takes_connections_for_a_while() {
     let seen = visits.join().unwrap();
     assert!(seen.iter().all(|status| *status == 200), "{seen:?}");
     assert!(after > 20, "only {after} were served after it was told to end");
+}
+
+/// As browsers ask for it: by HTTP/2, on the connection of TLS on which they ask for the page (RFC 8441). The application speaks HTTP/1.1;
+/// policies see a GET, and one that comes later ends what is open.
+#[test]
+fn a_browser_opens_a_websocket_on_the_connection_of_its_page() {
+    let mut s = Site::new(&[NAMED]);
+    let pod = s.w.mesh_pod(PodSpec::new("app", "chat", 1).label("app", "chat"));
+    let server = Web::chatting(&pod, 8080);
+    let ca = Ca::new();
+    s.w.apply("secret", &secret("edge", "chat", &ca.pair("chat.com")));
+    s.w.apply("chat", "apiVersion: v1\nkind: Service\nmetadata: {name: chat, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: chat}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    let listener =
+        "{name: chat, hostname: chat.com, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: chat}]}";
+    s.apply("gw", &gateway(&format!("[{listener}, {ALL}}}]")), &[443]);
+    s.w.apply("route", &route("chat", "hostnames: [chat.com]", "chat"));
+    let old = TlsClient::new(ca.roots());
+    wait_for("the route", PATIENCE, || {
+        let mut session = TlsSession::new(&s.client, s.at(443), "chat.com", &old).ok()?;
+        session.ask("chat.com", "/").ok().filter(|a| a.status() == 200)
+    });
+    server.take();
+    let new = TlsClient { http2: true, ..old };
+    let connect = || TlsSession::new(&s.client, s.at(443), "chat.com", &new).unwrap();
+    let mut session = connect();
+    let io = session.raw();
+    assert_eq!(io.conn.alpn_protocol(), Some(&b"h2"[..]));
+    let mut browser = Browser::open(io, "https", "chat.com", "/chat").unwrap();
+    assert!(browser.is_open && browser.page == b"page");
+    assert_eq!(browser.echo(b"over").unwrap(), b"over");
+    let asked = server.take();
+    let upgrade = asked.iter().find(|m| m.path() == "/chat").unwrap();
+    assert_eq!(
+        (upgrade.line[0].as_str(), upgrade.header("host"), upgrade.header("x-forwarded-proto")),
+        ("GET", "chat.com", "https")
+    );
+    assert_eq!(upgrade.header("x-forwarded-for"), s.client.ip.to_string());
+    let deny = |method: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: edge}}\nspec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: gw}}], action: DENY, rules: [{{to: [{{operation: {{methods: [{method}], paths: [/chat]}}}}]}}]}}\n"
+        )
+    };
+    s.w.apply("p", &deny("CONNECT"));
+    assert_eq!(browser.echo(b"and").unwrap(), b"and", "to policies it is no CONNECT");
+    let mut other = connect();
+    assert!(Browser::open(other.raw(), "https", "chat.com", "/chat").unwrap().is_open);
+    s.w.apply("p", &deny("GET"));
+    browser.ended().unwrap();
+    let mut late = connect();
+    let late = Browser::open(late.raw(), "https", "chat.com", "/chat").unwrap();
+    assert!(!late.is_open && late.page == b"page", "{}", String::from_utf8_lossy(&late.page));
+    wait_for("the WebSocket in the metrics", PATIENCE, || {
+        let (_, page) = s.w.waypoint_page(&s.gateway, 15020, "/stats/prometheus").ok()?;
+        let is_told = |l: &str| l.starts_with("istio_requests_total{") && l.contains("response_code=\"101\"");
+        page.lines().any(is_told).then_some(())
+    });
 }
 
 /// `istio.io/ingress-use-waypoint`: what a gateway sends to a service goes the way of its waypoint.

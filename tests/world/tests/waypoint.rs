@@ -9,7 +9,9 @@
 )]
 
 use karst_world::{
-    Options, Pod, PodSpec, World, app, wait_for,
+    Options, Pod, PodSpec, World, app,
+    http2::Browser,
+    wait_for,
     web::{self, Session, Web},
 };
 use std::{net::SocketAddr, time::Duration};
@@ -525,6 +527,52 @@ fn replicas_of_a_waypoint_count_together() {
     assert!(more as u64 <= counted_alone && counted_alone < 20, "{more} more, {counted_alone} without the other");
 }
 
+/// An endpoint that says that it has too much to do gets a tenth of its share for as long as it says; not where more than half of them
+/// say so, nor for what a limit in front of it has refused.
+#[test]
+fn an_endpoint_with_too_much_to_do_is_spared() {
+    use std::sync::Mutex;
+    type Said = (u16, &'static [(&'static str, &'static str)]);
+    const WELL: Said = (200, &[]);
+    const GRPC: (&str, &str) = ("content-type", "application/grpc");
+    // How many say it, what they say, and whether the first then gets less.
+    const CASES: [(usize, Said, bool); 5] = [
+        (1, (429, &[("retry-after", "2")]), true),
+        (1, (503, &[("retry-after", "2")]), true),
+        (1, (200, &[GRPC, ("grpc-status", "8"), ("grpc-retry-pushback-ms", "2000")]), true),
+        (1, (429, &[("retry-after", "2"), ("x-envoy-ratelimited", "true")]), false),
+        (2, (429, &[("retry-after", "2")]), false),
+    ];
+    static SAYS: Mutex<(usize, Said)> = Mutex::new((0, WELL));
+    let s = Shop::new();
+    let serve = |i: usize| {
+        Web::start(&s.pods[i], 8080, move |_| {
+            let (many, said) = *SAYS.lock().unwrap();
+            let (status, headers) = if i < many { said } else { WELL };
+            (status, headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(), vec![])
+        })
+    };
+    let servers: Vec<Web> = (0..3).map(serve).collect();
+    // Of three hundred requests the first gets a hundred, or about fifteen.
+    let share = || {
+        let mut session = Session::new(&s.client, shop(), "shop").unwrap();
+        servers[0].take();
+        for _ in 0..300 {
+            session.ask("GET", "/", &[], b"").unwrap();
+        }
+        servers[0].count()
+    };
+    for (many, said, is_spared) in CASES {
+        wait_for("all of its share", PATIENCE, || (share() > 60).then_some(()));
+        *SAYS.lock().unwrap() = (many, said);
+        let asked = share();
+        println!("{many} endpoints say {said:?}: {asked} of 300");
+        let is_right = if is_spared { (1..=45).contains(&asked) } else { asked > 60 };
+        assert!(is_right, "{many} endpoints say {said:?}: {asked} of 300");
+        *SAYS.lock().unwrap() = (0, WELL);
+    }
+}
+
 /// Istio's localityLbSetting and retryBudget.
 #[test]
 fn places_and_budgets() {
@@ -668,92 +716,21 @@ fn whatever_is_spoken_is_carried() {
 /// A client of HTTP/2 opens a WebSocket on a connection that has other requests (RFC 8441); the application speaks HTTP/1.1.
 #[test]
 fn a_websocket_by_http2_reaches_an_application_of_http1() {
-    use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    use std::io::Write;
     let s = Shop::new();
     for other in &s.pods[1..] {
         s.w.write_pod(other, false);
     }
     s.w.settle();
-    let _ws = Web::start(&s.pods[0], 8080, |m| {
-        if m.header("upgrade") != "websocket" {
-            return (200, vec![], b"page".to_vec());
-        }
-        let all = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", m.header("sec-websocket-key"));
-        let accept = STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, all.as_bytes()));
-        let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-accept", accept.as_str())];
-        (101, upgrade.map(|(name, value)| (name.into(), value.into())).to_vec(), vec![])
-    });
-    let mut session = Session::new(&s.client, shop(), "shop").unwrap();
-    let (w, r) = session.raw();
-    w.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
-    w.write_all(&frame(4, 0, 0, &[])).unwrap();
-    let common = [(":scheme", "http"), (":authority", "shop")];
-    let page = [&[(":method", "GET"), (":path", "/")][..], &common].concat();
-    let chat = [&[(":method", "CONNECT"), (":protocol", "websocket"), (":path", "/chat")][..], &common].concat();
-    // END_HEADERS, and of the page END_STREAM.
-    w.write_all(&frame(1, 5, 1, &fields(&page))).unwrap();
-    w.write_all(&frame(1, 4, 3, &fields(&chat))).unwrap();
-    let (mut announced, mut opened, mut read) = (false, false, vec![]);
-    while read.len() < "page".len() || !opened {
-        let (kind, flags, stream, payload) = next_frame(r);
-        match (kind, stream) {
-            (4, 0) if flags == 0 => {
-                announced = payload.chunks(6).any(|setting| setting == [0, 8, 0, 0, 0, 1]);
-                w.write_all(&frame(4, 1, 0, &[])).unwrap();
-            }
-            (0, 1) => read.extend(payload),
-            // 200, by its number in HPACK's table.
-            (1, 3) => {
-                assert_eq!(payload[0], 0x88);
-                opened = true;
-            }
-            _ => assert!(!matches!(kind, 3 | 7), "reset, or GOAWAY: {payload:?}"),
-        }
-    }
-    assert!(announced && read == b"page");
-    w.write_all(&frame(0, 0, 3, b"over and out")).unwrap();
-    let mut back = vec![];
-    while back.len() < 12 {
-        let (kind, _, stream, payload) = next_frame(r);
-        assert_ne!(kind, 3, "reset");
-        if (kind, stream) == (0, 3) {
-            back.extend(payload);
-        }
-    }
-    assert_eq!(back, b"over and out");
+    let _ws = Web::chatting(&s.pods[0], 8080);
+    let io = s.client.connect(shop()).unwrap();
+    io.set_nodelay(true).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut browser = Browser::open(io, "http", "shop", "/chat").unwrap();
+    assert!(browser.is_open && browser.page == b"page");
+    assert_eq!(browser.echo(b"over and out").unwrap(), b"over and out");
     // Our end, and then the application's.
-    w.write_all(&frame(0, 1, 3, &[])).unwrap();
-    loop {
-        let (kind, flags, stream, _) = next_frame(r);
-        assert_ne!((kind, stream), (3, 3), "reset");
-        if (kind, flags & 1, stream) == (0, 1, 3) {
-            break;
-        }
-    }
-}
-
-/// A frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// Kind, flags, stream and payload of the next frame.
-fn next_frame(r: &mut impl std::io::Read) -> (u8, u8, u32, Vec<u8>) {
-    let mut head = [0; 9];
-    r.read_exact(&mut head).unwrap();
-    let [a, b, c, kind, flags, stream @ ..] = head;
-    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-    r.read_exact(&mut payload).unwrap();
-    (kind, flags, u32::from_be_bytes(stream), payload)
-}
-
-/// Fields as HPACK writes them without any table.
-fn fields(all: &[(&str, &str)]) -> Vec<u8> {
-    let text = |s: &str| [&[s.len() as u8][..], s.as_bytes()].concat();
-    all.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+    browser.end().unwrap();
+    assert!(!browser.ended().unwrap(), "reset");
 }
 
 /// A policy that comes later ends what it forbids: WebSockets, and connections of bytes.

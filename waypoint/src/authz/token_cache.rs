@@ -4,14 +4,15 @@
 //! (the token, and the rules with their keys), so other rules or keys never find what was verified by the old ones.
 
 use crate::authz::generations::{Generations, Key, Room};
+use karst_core::limits;
 use karst_rt::exposition::{Kind, Page};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Tokens of each generation, and their bytes as sent. (Their claims, as read, take some times that.)
-const ROOM: Room = Room { entries: 2048, bytes: 2 << 20 };
+/// Of each generation.
+const ROOM: Room = Room { entries: limits::TOKENS, bytes: limits::TOKEN_BYTES };
 const NAME: &str = "karst_jwt_verifications_total";
 
 /// What became of a token.

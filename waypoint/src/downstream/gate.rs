@@ -15,13 +15,6 @@ use std::{
     },
 };
 
-/// Connections from outside that have not greeted yet.
-const GREETINGS: usize = 2048;
-/// Tunnels of all peers, at most.
-const TUNNELS: usize = 16_384;
-/// Connections from outside, at most.
-const CONNECTIONS: usize = 65_536;
-
 /// The places of the process.
 #[derive(Debug)]
 pub struct Gate {
@@ -44,8 +37,8 @@ pub struct Gate {
     pub turns: Arc<AtomicU64>,
     /// Streams that were refused because their caller had too many.
     pub refused_streams: AtomicU64,
-    /// Streams that one caller may have.
-    streams: usize,
+    /// Descriptors that the process may have, from which its places follow.
+    descriptors: u64,
 }
 
 /// What limits have ended, as the tables.
@@ -62,24 +55,25 @@ pub struct AllCounts {
 impl Gate {
     /// That of a process with so many descriptors.
     pub fn new(descriptors: u64) -> Self {
-        let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
-        let tunnels = part(8, TUNNELS);
         let (sessions, new_sessions) = limits::udp_sessions(descriptors);
-        // As many as a ztunnel would take of one peer.
-        let streams = limits::connections_of_peer(descriptors);
+        let tunnels = Limits {
+            per_source: limits::tunnels_of_peer(descriptors),
+            in_use: streams_of_caller(descriptors),
+            ..Limits::even(limits::tunnels(descriptors))
+        };
         Self {
-            handshakes: Admission::new(Limits::shared(part(32, 4 * limits::MAX_HANDSHAKES_PER_POD))),
-            tunnels: Admission::new(Limits { per_source: tunnels / 8, in_use: streams, ..Limits::even(tunnels) }),
+            handshakes: Admission::new(handshakes(descriptors)),
+            tunnels: Admission::new(tunnels),
             // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
-            greetings: Admission::new(Limits::even(part(16, GREETINGS))),
-            named: Admission::new(Limits::even(part(16, GREETINGS))),
-            connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
+            greetings: Admission::new(Limits::even(limits::greetings(descriptors))),
+            named: Admission::new(Limits::even(limits::greetings(descriptors))),
+            connections: Admission::new(Limits::even(limits::connections_from_outside(descriptors))),
             new_sessions: Admission::new(Limits::even(new_sessions)),
             sessions: Admission::new(Limits::even(sessions)),
             counts: AllCounts::default(),
             turns: Arc::default(),
             refused_streams: AtomicU64::new(0),
-            streams,
+            descriptors,
         }
     }
 
@@ -184,18 +178,50 @@ impl Gate {
             "Streams of tunnels refused because their caller had too many.",
             self.refused_streams.load(Relaxed),
         );
-        let help = "Most that one caller may have of what all callers share.";
+        let help = "Most that there may be of what callers share, of all of them together or of one.";
         let mut family = page.family("karst_share_limit", Kind::Gauge, help);
-        let shares = [
-            ("streams", self.streams),
-            ("turn_bytes", limits::TURN),
-            ("accepts", limits::ACCEPTS),
-            ("callers", limits::MAX_CALLERS),
-        ];
-        for (share, most) in shares {
+        for (share, most) in bounds(self.descriptors) {
             family.sample(&[("share", share)], most);
         }
     }
+}
+
+/// Streams that one caller may have: as many as a ztunnel would take of one peer.
+fn streams_of_caller(descriptors: u64) -> usize {
+    limits::connections_of_peer(descriptors)
+}
+
+fn handshakes(descriptors: u64) -> Limits {
+    Limits::shared(limits::handshakes(descriptors))
+}
+
+/// What there is at most, as metrics call it, in a process with so many descriptors.
+fn bounds(descriptors: u64) -> [(&'static str, usize); 21] {
+    let (sessions, new_sessions) = limits::udp_sessions(descriptors);
+    let handshakes = handshakes(descriptors);
+    [
+        ("streams", streams_of_caller(descriptors)),
+        ("turn_bytes", limits::TURN),
+        ("accepts", limits::ACCEPTS),
+        ("callers", limits::MAX_CALLERS),
+        ("tunnels", limits::tunnels(descriptors)),
+        ("tunnels_of_peer", limits::tunnels_of_peer(descriptors)),
+        ("handshakes", handshakes.total),
+        ("handshakes_of_peer", handshakes.per_source),
+        ("greetings", limits::greetings(descriptors)),
+        ("connections", limits::connections_from_outside(descriptors)),
+        ("udp_sessions", sessions),
+        ("udp_sessions_new", new_sessions),
+        ("limit_values", limits::LIMIT_VALUES),
+        ("shared_limit_buckets", limits::QUOTA_BUCKETS),
+        ("shared_limit_leases", limits::QUOTA_LEASES),
+        ("shared_limit_waiting", limits::QUOTA_WAITING),
+        ("shared_limit_questions", limits::QUOTA_QUESTIONS),
+        ("tokens", limits::TOKENS),
+        ("token_bytes", limits::TOKEN_BYTES),
+        ("kept_answers", limits::KEPT_ANSWERS),
+        ("kept_answers_bytes", limits::KEPT_ANSWERS_BYTES),
+    ]
 }
 
 #[cfg(test)]
@@ -277,6 +303,47 @@ mod tests {
         let page = exposition::page(|page| g.render(page));
         assert!(page.contains(&format!("karst_share_limit{{share=\"streams\"}} {most}\n")), "{page}");
         assert_eq!(g.open(), 3);
+    }
+
+    /// What the page says is what is enforced.
+    #[test]
+    fn there_are_as_many_places_as_the_page_says() {
+        let g = Gate::new(2048);
+        let mut page = String::new();
+        g.render(&mut page);
+        let most = |share: &str| -> usize {
+            let start = format!("karst_share_limit{{share=\"{share}\"}} ");
+            page.lines().find_map(|line| line.strip_prefix(start.as_str())).unwrap().parse().unwrap()
+        };
+        let ip = |n: usize| IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
+        let silent: Vec<_> = (0..4 * most("handshakes")).map(|_| g.handshake(ip(1), true).unwrap()).collect();
+        assert_eq!(silent.iter().filter(|p| !p.is_evicted()).count(), most("handshakes_of_peer"));
+        let more: Vec<_> = (2..1000).map(|n| g.handshake(ip(n), true).unwrap()).collect();
+        let left = silent.iter().chain(&more).filter(|p| !p.is_evicted()).count();
+        assert_eq!((left, most("handshakes")), (64, 64));
+        drop((silent, more));
+        let open = |n: usize| g.tunnel(g.handshake(ip(n), true).unwrap(), ip(n)).unwrap();
+        let own: Vec<_> = (0..most("tunnels")).map(|_| open(1)).collect();
+        assert_eq!(own.iter().filter(|p| !p.is_evicted()).count(), most("tunnels_of_peer"));
+        let others: Vec<_> = (2..1000).map(open).collect();
+        let left = own.iter().chain(&others).filter(|p| !p.is_evicted()).count();
+        assert_eq!((left, most("tunnels")), (256, 256));
+        let begun: Vec<_> = (0..1000).map(|n| g.greeting(ip(n)).unwrap()).collect();
+        assert_eq!(begun.iter().filter(|p| !p.is_evicted()).count(), most("greetings"));
+        drop(begun);
+        let visits: Vec<_> = (0..1000).map(|n| g.connection(g.greeting(ip(n)).unwrap(), ip(n)).unwrap()).collect();
+        assert_eq!(visits.iter().filter(|p| !p.is_evicted()).count(), most("connections"));
+        let asked: Vec<_> = (0..1000).map(|n| g.session(ip(n)).unwrap()).collect();
+        assert_eq!(asked.iter().filter(|p| !p.is_evicted()).count(), most("udp_sessions_new"));
+        drop(asked);
+        let proven: Vec<_> = (0..1000)
+            .map(|n| {
+                let mut p = g.session(ip(n)).unwrap();
+                g.prove_session(&mut p, ip(n)).unwrap();
+                p
+            })
+            .collect();
+        assert_eq!(proven.iter().filter(|p| !p.is_evicted()).count(), most("udp_sessions"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     route::bucket::Bucket,
     snapshot::Snapshot,
 };
+use karst_core::limits;
 use karst_proxy::state::Workload;
 use std::{
     cell::{Cell, RefCell},
@@ -21,14 +22,10 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use xxhash_rust::xxh64::xxh64;
 
-/// Tokens that were not used after this time go back: nanoseconds.
-pub const LEASE: u64 = 1_000_000_000;
-/// A bucket that had none is asked again after this time at the latest: others may have given some back. Nanoseconds.
-const ASK_AGAIN: u64 = 100_000_000;
-/// Buckets that a worker keeps leases of. For others it counts for itself.
-const LEASES: usize = 10_000;
-/// Requests that wait for one bucket. Others are counted here.
-const WAITING: usize = 1024;
+/// [`limits::QUOTA_LEASE`] in nanoseconds.
+const LEASE: u64 = limits::QUOTA_LEASE.as_nanos() as u64;
+/// [`limits::QUOTA_AGAIN`] in nanoseconds.
+const ASK_AGAIN: u64 = limits::QUOTA_AGAIN.as_nanos() as u64;
 /// A lease is at most this part of what each replica would have of a full bucket.
 const PART: u64 = 4;
 
@@ -178,7 +175,7 @@ impl Leases {
     /// One more request.
     pub fn take(&self, bucket: Bucket, terms: &Terms<'_>, now: u64) -> Leased {
         let mut all = self.all.borrow_mut();
-        if !all.contains_key(&bucket) && all.len() >= LEASES {
+        if !all.contains_key(&bucket) && all.len() >= limits::QUOTA_LEASES {
             return Leased::Full;
         }
         let lease = all.entry(bucket).or_insert_with(|| Lease::new(terms));
@@ -261,7 +258,7 @@ impl Lease {
         if now < self.again {
             return Leased::Over(Duration::from_nanos(self.free.saturating_sub(now)));
         }
-        if self.waiting.len() >= WAITING {
+        if self.waiting.len() >= limits::QUOTA_WAITING {
             return Leased::Full;
         }
         let (told, wait) = oneshot::channel();
@@ -430,11 +427,11 @@ mod tests {
     fn leases_are_bounded() {
         let leases = Leases::default();
         let terms = Terms { keeper: &"k".into(), rate: RATE, replicas: 2 };
-        for n in 0..LEASES {
+        for n in 0..limits::QUOTA_LEASES {
             leases.take(Bucket::from(n as u64), &terms, S);
         }
         assert!(matches!(leases.take(Bucket::MAX, &terms, S), Leased::Full));
-        for _ in 0..WAITING {
+        for _ in 0..limits::QUOTA_WAITING {
             leases.take(0, &terms, S);
         }
         assert!(matches!(leases.take(0, &terms, S), Leased::Full));

@@ -7,7 +7,7 @@ use crate::{
         counts::By,
         frame::{self, Ask},
         keeper::AUTHORITY,
-        lease::{Health, LEASE, Leased, Link, Terms, Verdict},
+        lease::{Health, Leased, Link, Terms, Verdict},
         table::Grant,
     },
     route::{
@@ -19,6 +19,7 @@ use crate::{
     worker::Worker,
 };
 use http::HeaderMap;
+use karst_core::limits;
 use karst_hbone::pool::Lease as TunnelLease;
 use karst_proxy::{dial::Target, state::Workload};
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
@@ -27,14 +28,8 @@ use tokio::{
     time::{MissedTickBehavior, timeout},
 };
 
-/// A request waits for the keeper of its bucket at most so long; then it is counted here.
-pub const WAIT: Duration = Duration::from_millis(20);
-/// One exchange, with the connection if there is none yet.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// A keeper that was not reached is not asked for so long: nanoseconds.
-const AWAY: u64 = 1_000_000_000;
-/// Buckets that wait to be asked about. For others requests are counted here.
-const QUEUE: usize = 1024;
+/// [`limits::QUOTA_AWAY`] in nanoseconds.
+const AWAY: u64 = limits::QUOTA_AWAY.as_nanos() as u64;
 
 /// What comes of one more request.
 pub enum Taken {
@@ -84,14 +79,14 @@ pub fn take(worker: &Rc<Worker>, snapshot: &Arc<Snapshot>, limit: &Limit, bucket
 
 /// What the keeper says, if it does in time.
 pub async fn told(worker: &Worker, wait: oneshot::Receiver<Verdict>) -> Verdict {
-    let verdict = timeout(WAIT, wait).await.ok().and_then(Result::ok).unwrap_or(Verdict::Away);
+    let verdict = timeout(limits::QUOTA_WAIT, wait).await.ok().and_then(Result::ok).unwrap_or(Verdict::Away);
     let by = if verdict == Verdict::Away { By::Alone } else { By::Asked };
     worker.shared.metrics.shared_limits.count(by);
     verdict
 }
 
 fn start(worker: &Rc<Worker>, keeper: &Arc<Workload>) -> Link {
-    let (asks, queue) = mpsc::channel(QUEUE);
+    let (asks, queue) = mpsc::channel(limits::QUOTA_QUESTIONS);
     let link = Link { asks, health: Rc::default() };
     tokio::task::spawn_local(run(worker.clone(), keeper.clone(), queue, link.health.clone()));
     link
@@ -99,7 +94,7 @@ fn start(worker: &Rc<Worker>, keeper: &Arc<Workload>) -> Link {
 
 /// Asks a keeper until its link is dropped.
 async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receiver<Bucket>, health: Rc<Health>) {
-    let mut sweep = tokio::time::interval(Duration::from_nanos(LEASE));
+    let mut sweep = tokio::time::interval(limits::QUOTA_LEASE);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut stream, mut batch) = (None, vec![]);
     loop {
@@ -111,7 +106,7 @@ async fn run(worker: Rc<Worker>, keeper: Arc<Workload>, mut queue: mpsc::Receive
             continue;
         }
         let asks = worker.leases.asks(&mut batch);
-        let answered = timeout(PATIENCE, asked(&worker, &keeper, &mut stream, &asks)).await;
+        let answered = timeout(limits::QUOTA_EXCHANGE, asked(&worker, &keeper, &mut stream, &asks)).await;
         match answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(grants) => {
                 let now = limit::now();

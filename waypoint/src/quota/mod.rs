@@ -4,7 +4,7 @@
 //!
 //! What must always hold: a lease is taken out of the bucket when it is given, so while the keeper is reached, all replicas together
 //! never let more through than the limit; while it is not, each counts for itself, as without sharing. Nothing waits longer than
-//! [`link::WAIT`].
+//! [`karst_core::limits::QUOTA_WAIT`].
 //!
 //! - [`table`]: the buckets that are kept here, for all workers; [`keeper`]: who asks for them.
 //! - [`lease`]: what a worker knows of buckets that others keep; [`link`]: how it asks. [`frame`]: what is sent.

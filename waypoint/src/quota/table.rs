@@ -2,13 +2,14 @@
 //! time until which its tokens are spent (GCRA): one that is full says nothing, and its place is anybody's.
 
 use crate::route::bucket::Bucket;
+use karst_core::limits;
 use std::sync::{
     OnceLock,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Places: 1 MiB, made when the first limit is shared.
-const SLOTS: usize = 1 << 16;
+/// [`limits::QUOTA_BUCKETS`], whose remainder is cheap.
+const SLOTS: usize = limits::QUOTA_BUCKETS;
 /// Places that a bucket may have. Where others' buckets have them all, it is one with the first: nobody gets more by that.
 const PROBES: usize = 8;
 

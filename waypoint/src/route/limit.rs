@@ -7,6 +7,7 @@ use crate::{
     route::bucket::{Bucket, BucketHash, Key},
 };
 use karst_api::route as ir;
+use karst_core::limits;
 use std::{
     collections::HashMap,
     sync::{
@@ -16,9 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// Buckets of a limit with keys; above, idle ones are forgotten, and if none is, new ones are one.
-const BUCKETS: usize = 10_000;
-/// That one.
+/// Of a limit with keys: the bucket of all values beyond [`limits::LIMIT_VALUES`].
 const BEYOND: Bucket = 0;
 /// Where few were idle, nobody looks for idle ones again so soon: nanoseconds. Clients choose the values, and each new one would have
 /// all buckets looked at.
@@ -51,17 +50,17 @@ impl Buckets {
     /// The bucket of this name, or the one that is shared by those for which there is no room.
     fn find(&mut self, bucket: Bucket, now: u64) -> &mut u64 {
         let is_new = !self.until.contains_key(&bucket);
-        if is_new && self.until.len() >= BUCKETS && now >= self.again {
+        if is_new && self.until.len() >= limits::LIMIT_VALUES && now >= self.again {
             self.sweep(now);
         }
-        let is_beyond = is_new && self.until.len() >= BUCKETS;
+        let is_beyond = is_new && self.until.len() >= limits::LIMIT_VALUES;
         self.until.entry(if is_beyond { BEYOND } else { bucket }).or_insert(0)
     }
 
     /// Forgets idle ones.
     fn sweep(&mut self, now: u64) {
         self.until.retain(|_, until| *until > now);
-        if self.until.len() > BUCKETS / 2 {
+        if self.until.len() > limits::LIMIT_VALUES / 2 {
             self.again = now.saturating_add(AGAIN);
         }
         #[cfg(test)]
@@ -214,10 +213,10 @@ mod tests {
         let l = Limit::new(&limit(2, 1000, 2, true));
         let taken = |who: &str| (0..5).filter(|_| l.take(S, || of(who)).is_ok()).count();
         assert_eq!((taken("a"), taken("b"), taken("a")), (2, 2, 0));
-        for i in 0..BUCKETS {
+        for i in 0..limits::LIMIT_VALUES {
             let _ = l.take(S, || of(&format!("x{i}")));
         }
-        assert!(l.buckets.lock().unwrap().until.len() <= BUCKETS + 1);
+        assert!(l.buckets.lock().unwrap().until.len() <= limits::LIMIT_VALUES + 1);
         assert_eq!(taken("who comes late"), 0, "those share one, which is empty by now");
         let _ = l.take(100 * S, || of("y"));
         assert!(l.buckets.lock().unwrap().until.len() < 3, "idle ones are forgotten");
@@ -228,7 +227,7 @@ mod tests {
         let l = Limit::new(&limit(1, 3_600_000, 1, true));
         let sweeps = || l.buckets.lock().unwrap().sweeps;
         for (now, wanted) in [(S, 1), (S + AGAIN, 2)] {
-            for i in 0..BUCKETS + 1000 {
+            for i in 0..limits::LIMIT_VALUES + 1000 {
                 let _ = l.take(now, || of(&format!("{now} {i}")));
             }
             assert_eq!(sweeps(), wanted);
@@ -236,7 +235,7 @@ mod tests {
         // Where many are idle, there is room at once.
         for hours in [3, 6] {
             let now = hours * 3600 * S;
-            assert!((0..=BUCKETS).all(|i| l.take(now, || of(&format!("{hours} {i}"))).is_ok()));
+            assert!((0..=limits::LIMIT_VALUES).all(|i| l.take(now, || of(&format!("{hours} {i}"))).is_ok()));
         }
     }
 

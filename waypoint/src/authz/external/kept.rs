@@ -9,11 +9,10 @@ use crate::authz::{
     generations::{Generations, Key, Room},
 };
 use http::{HeaderName, HeaderValue, header};
+use karst_core::limits;
 
 /// Of each generation.
-const ROOM: Room = Room { entries: 2048, bytes: 2 << 20 };
-/// A larger one is not kept.
-const MAX_BYTES: usize = 64 << 10;
+const ROOM: Room = Room { entries: limits::KEPT_ANSWERS, bytes: limits::KEPT_ANSWERS_BYTES };
 
 /// The answers that a worker has kept.
 pub struct Answers(Generations<Answer>);
@@ -57,7 +56,7 @@ fn may_be_kept(answer: &Answer) -> Option<usize> {
             (refusal.headers.contains_key(header::SET_COOKIE), lines + refusal.body.len())
         }
     };
-    (!gives_cookie && bytes <= MAX_BYTES).then_some(bytes)
+    (!gives_cookie && bytes <= limits::KEPT_ANSWER_BYTES).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -93,13 +92,12 @@ mod tests {
     fn what_is_one_clients_or_large_is_not_kept() {
         let mut answers = Answers::default();
         let cookie = HeaderMap::from_iter([(header::SET_COOKIE, HeaderValue::from_static("a=1"))]);
-        for not in
-            [allowed(header::SET_COOKIE), denied(cookie, vec![]), denied(HeaderMap::new(), vec![b'a'; MAX_BYTES + 1])]
-        {
+        let large = |bytes: usize| denied(HeaderMap::new(), vec![b'a'; bytes]);
+        for not in [allowed(header::SET_COOKIE), denied(cookie, vec![]), large(limits::KEPT_ANSWER_BYTES + 1)] {
             answers.keep(KEY, &not, (0, 1000));
             assert_eq!(answers.get(&KEY, 1), None, "{not:?}");
         }
-        answers.keep(KEY, &denied(HeaderMap::new(), vec![b'a'; MAX_BYTES]), (0, 1000));
+        answers.keep(KEY, &large(limits::KEPT_ANSWER_BYTES), (0, 1000));
         assert!(answers.get(&KEY, 1).is_some());
     }
 
