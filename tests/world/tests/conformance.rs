@@ -28,12 +28,13 @@ fn ztunnel_is_a_server_as_specified() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
     w.namespace("app", true);
     w.namespace("out", false);
-    let b = w.mesh_pod(PodSpec::new("app", "b", 0));
+    let (b, c) = (w.mesh_pod(PodSpec::new("app", "b", 0)), w.mesh_pod(PodSpec::new("app", "c", 0)));
     let peer = w.pod(PodSpec::new("out", "peer", 0));
     w.settle();
-    let _echo = app::Echo::start(&b, 8080, "");
-    for (b15008, b8080) in [(b.at(15008), b.at(8080)), (b.at6(15008), b.at6(8080))] {
-        let args = ["--to".into(), b15008.to_string(), "--application".into(), b8080.to_string()];
+    let _echoes = [&b, &c].map(|pod| app::Echo::start(pod, 8080, ""));
+    for (b15008, b8080, c15008) in [(b.at(15008), b.at(8080), c.at(15008)), (b.at6(15008), b.at6(8080), c.at6(15008))] {
+        let args = [("--to", b15008), ("--application", b8080), ("--neighbour", c15008)];
+        let args = args.map(|(name, at)| [name.to_string(), at.to_string()]).concat();
         let id = ["spiffe://cluster.local/ns/out/sa/peer", "spiffe://cluster.local/ns/app/sa/b"];
         let status = tool(&w, &peer, "server", id[0], id[1], &args).status().unwrap();
         assert!(status.success(), "a check fails: the table says which");
