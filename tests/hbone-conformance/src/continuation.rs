@@ -14,7 +14,8 @@ use std::{
     net::SocketAddr,
 };
 
-const HEADER: &str = "karst-continue";
+/// The header, and the trailer.
+pub const HEADER: &str = "karst-continue";
 
 /// Somebody whom a token must not help, and what they are answered.
 struct Wrong {
@@ -73,7 +74,8 @@ pub async fn run(s: &Server, ca: &Ca, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn token() -> String {
+/// Another one each time.
+pub fn token() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
 }
 
@@ -83,7 +85,8 @@ fn saying(app: &str, value: &str) -> Result<Request<()>> {
     Ok(request)
 }
 
-fn trailers(token: &str) -> Result<HeaderMap> {
+/// With which the half of one that leaves ends.
+pub fn trailers(token: &str) -> Result<HeaderMap> {
     let mut trailers = HeaderMap::new();
     trailers.insert(HEADER, HeaderValue::from_str(token)?);
     Ok(trailers)

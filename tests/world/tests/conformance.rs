@@ -54,15 +54,20 @@ fn ztunnel_is_a_client_as_specified() {
     let id = ["spiffe://cluster.local/ns/out/sa/peer", "spiffe://cluster.local/ns/app/sa/a"];
     let mut tool = tool(&w, &peer, "client", id[0], id[1], &args).spawn().unwrap();
     let done = AtomicBool::new(false);
-    let (status, echoed) = std::thread::scope(|s| {
+    let (status, (echoed, continued)) = std::thread::scope(|s| {
         let load = s.spawn(|| {
-            let mut echoed = 0;
+            let (mut echoed, mut continued) = (0, 0);
             while !done.load(Ordering::Relaxed) {
                 let r = a.connect(peer.at(8080)).and_then(|mut s| app::exchange(&mut s, b"hello"));
-                echoed += usize::from(r.is_ok_and(|r| r == b"hello"));
+                match r.as_deref() {
+                    Ok(b"hello") => echoed += 1,
+                    // Before the tool leaves (docs/hbone.md §10), and after.
+                    Ok(b"hellohello") => continued += 1,
+                    Ok(_) | Err(_) => {}
+                }
                 std::thread::sleep(Duration::from_millis(50));
             }
-            echoed
+            (echoed, continued)
         });
         let status = tool.wait().unwrap();
         done.store(true, Ordering::Relaxed);
@@ -70,4 +75,5 @@ fn ztunnel_is_a_client_as_specified() {
     });
     assert!(status.success(), "a check fails: the table says which");
     assert!(echoed >= 1, "the application was served where all was as it should be");
+    assert_eq!(continued, 1, "one connection went on when the tool left, and no other");
 }
