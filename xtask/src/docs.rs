@@ -4,6 +4,7 @@
 //! - [`page`]: what a Markdown page links to, and what can be linked to in it. [`links`]: every relative link leads somewhere.
 //! - [`names`]: docs/metrics.md and docs/labels.md against the sources, both ways ([`sources`]).
 //! - [`observe`]: alerts and dashboards ask for metrics that there are, and each alert has its section in docs/alerts.md.
+//! - [`unfinished`]: no figure is still to come.
 //! - [`html`]: the links of the built book.
 //!
 //! What the pages' commands and manifests do is tested by `cli/tests/book.rs`.
@@ -16,6 +17,7 @@ mod names;
 mod observe;
 mod page;
 mod sources;
+mod unfinished;
 
 pub(crate) use observe::ALERTS;
 
@@ -38,6 +40,7 @@ pub(crate) fn run(commands: &clap::Command) -> Result<()> {
     for path in paths {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         faults.extend(commands::unknown(commands, &path, &text));
+        faults.extend(unfinished::find(&path, &text));
         pages.insert(path, Page::read(&text));
     }
     faults.extend(links::check(&pages));

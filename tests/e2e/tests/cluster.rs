@@ -510,6 +510,8 @@ fn s5_restarts_under_load() {
     let load = Load::start(&a.client.netns(), a.service, 100, MARK);
     let mut total = (0, vec![]);
     let mut load = Some(load);
+    let ztunnels = || get(&["pods", "-n", "istio-system", "-l", "app=ztunnel"])["items"].as_array().map_or(0, Vec::len);
+    let nodes = ztunnels();
     for (ns, what) in [
         ("app", "deploy/echo"),
         ("istio-system", "ds/istio-cni-node"),
@@ -517,6 +519,9 @@ fn s5_restarts_under_load() {
         ("istio-system", "ds/ztunnel"),
         ("app", "deploy/echo"),
     ] {
+        // Open before the rollout of the ztunnels that carry them: they go on in the next ones.
+        let mut held = (what == "ds/ztunnel").then(|| Held::open(&a.client.netns(), a.service, 50));
+        assert_eq!(held.as_mut().map_or(0, Held::broken), 0, "they have never worked");
         let begun = Instant::now();
         rollout(ns, what);
         let r = load.take().unwrap().end();
@@ -529,6 +534,13 @@ fn s5_restarts_under_load() {
         );
         total.0 += r.ok;
         total.1.extend(r.failed.into_iter().map(|f| format!("{what}: {f}")));
+        if let Some(held) = &mut held {
+            // Whatever a former one still has is cut when it ends.
+            wait_for("the former ztunnels are gone", LONG, || (ztunnels() == nodes).then_some(()));
+            let broken = held.broken();
+            println!("{what}: {broken} of 50 held connections broken");
+            assert_eq!(broken, 0, "{what}: held connections are broken");
+        }
         load = Some(Load::start(&a.client.netns(), a.service, 100, MARK));
     }
     drop(load.take().unwrap().end());

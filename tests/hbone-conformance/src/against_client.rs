@@ -1,16 +1,18 @@
 //! The tool as a server. Each connection that comes is one case, in order: first certificates that the client must refuse,
-//! then a tunnel that is as it should be.
+//! then a tunnel that is as it should be. What comes then is of section 10 ([`leaving`]).
 
 use crate::{
     certs::{Ca, Leaf, spiffe_name},
+    continuation,
     hello::{self, Hello},
+    leaving,
     options::Client,
     report::{Report, Seen, bad, good, seen},
 };
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use rustls::ServerConfig;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -60,6 +62,7 @@ pub async fn run(c: &Client, ca: &Ca, report: &mut Report) -> Result<()> {
     report.add("3.5", "a server of another identity", "no HTTP/2", refuses(s, ca.server(ca.issue(&leaf)?)?).await);
 
     // Two tunnels: the second shows that the first was left when it said GOAWAY.
+    let mut continues = None;
     for round in 0..2 {
         let s = next().await?;
         let local = s.local_addr()?;
@@ -79,7 +82,16 @@ pub async fn run(c: &Client, ca: &Ca, report: &mut Report) -> Result<()> {
                 Err(e) => bad(e.to_string()),
             },
         );
-        timeout(STEP, serve(tls, local, Some(report))).await.context("no stream within 10 s")??;
+        continues = timeout(STEP, serve(tls, local, Some(report))).await.context("no stream within 10 s")??;
+    }
+    let knows = continues.as_ref().is_some_and(|value| value == "1");
+    let text = match &continues {
+        Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        None => "none: the rest of section 10 is left out".into(),
+    };
+    report.add("10.1", "karst-continue in a CONNECT", "1, or none", seen(knows || continues.is_none(), text));
+    if knows {
+        leaving::run(l, good_one, patience, report).await;
     }
     Ok(())
 }
@@ -146,11 +158,16 @@ async fn refuses(s: TcpStream, c: Arc<ServerConfig>) -> Seen {
     }
 }
 
-/// Serves a tunnel's first stream, and says GOAWAY.
-async fn serve(tls: TlsStream<TcpStream>, local: SocketAddr, mut report: Option<&mut Report>) -> Result<()> {
+/// Serves a tunnel's first stream, and says GOAWAY. Gives what the stream says of continuation.
+async fn serve(
+    tls: TlsStream<TcpStream>,
+    local: SocketAddr,
+    mut report: Option<&mut Report>,
+) -> Result<Option<HeaderValue>> {
     let mut h = h2::server::handshake(tls).await?;
     let mut pings = h.ping_pong().context("no pings")?;
     let (request, respond) = h.accept().await.context("closed without a stream")??;
+    let continues = request.headers().get(continuation::HEADER).cloned();
     let conn = tokio::spawn(async move {
         h.graceful_shutdown();
         while h.accept().await.is_some() {}
@@ -169,7 +186,7 @@ async fn serve(tls: TlsStream<TcpStream>, local: SocketAddr, mut report: Option<
         r.add("6.2", "the application's bytes and its end", "DATA, END_STREAM", seen);
     }
     conn.abort();
-    Ok(())
+    Ok(continues)
 }
 
 async fn echo(mut body: RecvStream, mut respond: SendResponse<Bytes>) -> Result<usize> {

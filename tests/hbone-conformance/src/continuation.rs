@@ -9,17 +9,29 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request};
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+};
 
-const HEADER: &str = "karst-continue";
+/// The header, and the trailer.
+pub const HEADER: &str = "karst-continue";
+
+/// Somebody whom a token must not help, and what they are answered.
+struct Wrong {
+    what: &'static str,
+    by: Sender,
+    application: String,
+    status: Option<u16>,
+}
 
 /// Runs every check, if the server knows of continuation: it is optional.
 pub async fn run(s: &Server, ca: &Ca, report: &mut Report) -> Result<()> {
     let config = ca.client(Some(ca.issue(&Leaf::good(&s.common.identity))?), "h2")?;
     // Another workload of the same trust domain.
     let another = ca.client(Some(ca.issue(&Leaf::good(&format!("{}x", s.common.identity)))?), "h2")?;
-    let (mut h, _pings) = step(tunnel(s.to, config)).await?;
-    let (mut stranger, _pings) = step(tunnel(s.to, another)).await?;
+    let (mut h, _pings) = step(tunnel(s.to, config.clone())).await?;
+    let (stranger, _pings_of_stranger) = step(tunnel(s.to, another)).await?;
     let app = s.application.to_string();
     let known = step(known(&mut h, &app)).await?;
     let text = if known { "known" } else { "not known: the rest of section 10 is left out" };
@@ -27,13 +39,30 @@ pub async fn run(s: &Server, ca: &Ca, report: &mut Report) -> Result<()> {
     if !known {
         return Ok(());
     }
+    let wrong = |what, by: &Sender, application: String| Wrong { what, by: by.clone(), application, status: None };
+    let closed = SocketAddr::new(s.application.ip(), s.closed_port).to_string();
+    let mut all = vec![wrong("by another workload", &stranger, app.clone()), wrong("for another port", &h, closed)];
+    let neighbour = match s.neighbour {
+        Some(to) => Some((to.ip(), step(tunnel(to, config)).await?)),
+        None => None,
+    };
+    if let Some((ip, (by, _pings))) = &neighbour {
+        all.push(wrong("at another workload", by, SocketAddr::new(*ip, s.application.port()).to_string()));
+    }
     let token = token();
     report.add(
         "10.4",
         "our half ends by trailers with a token",
         "so does the server's",
-        verdict(step(goes_on(&mut h, &mut stranger, &app, &token)).await),
+        verdict(step(goes_on(&mut h, &mut all, &app, &token)).await),
     );
+    for Wrong { what, status, .. } in all {
+        let status = match status {
+            Some(status) => seen((400..600).contains(&status), status.to_string()),
+            None => crate::report::bad("not answered"),
+        };
+        report.add("10.6", format!("the token {what}, before its connection goes on"), "refused", status);
+    }
     report.add("10.6", "the same token once more", "refused", refused(&mut h, &app, &token).await);
     report.add("10.6", "a token of nobody's", "refused", refused(&mut h, &app, &self::token()).await);
     report.add(
@@ -45,7 +74,8 @@ pub async fn run(s: &Server, ca: &Ca, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn token() -> String {
+/// Another one each time.
+pub fn token() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
 }
 
@@ -55,7 +85,8 @@ fn saying(app: &str, value: &str) -> Result<Request<()>> {
     Ok(request)
 }
 
-fn trailers(token: &str) -> Result<HeaderMap> {
+/// With which the half of one that leaves ends.
+pub fn trailers(token: &str) -> Result<HeaderMap> {
     let mut trailers = HeaderMap::new();
     trailers.insert(HEADER, HeaderValue::from_str(token)?);
     Ok(trailers)
@@ -78,8 +109,9 @@ async fn refused(h: &mut Sender, app: &str, token: &str) -> crate::report::Seen 
     }
 }
 
-/// In the middle of an echo: what the server has not sent before its trailers comes in the next stream.
-async fn goes_on(h: &mut Sender, stranger: &mut Sender, app: &str, token: &str) -> Result<String> {
+/// In the middle of an echo: what the server has not sent before its trailers comes in the next stream. Who shows the token before,
+/// and must not have the connection, does not use it up.
+async fn goes_on(h: &mut Sender, wrong: &mut [Wrong], app: &str, token: &str) -> Result<String> {
     let data: Vec<u8> = (0..200_000u32).map(|n| (n % 253) as u8).collect();
     let (mut body, mut tx) = ok(h, saying(app, "1")?).await?;
     let bytes = Bytes::copy_from_slice(&data);
@@ -90,8 +122,9 @@ async fn goes_on(h: &mut Sender, stranger: &mut Sender, app: &str, token: &str) 
     got.extend(receive(&mut body, None).await?);
     let theirs = body.trailers().await?.context("the server's half ends without trailers")?;
     ensure!(theirs.get(HEADER).is_some_and(|value| value == token), "the server's trailers name another token");
-    let other = open(stranger, saying(app, token)?, false).await?.0.status().as_u16();
-    ensure!(other != 200, "another workload was given the connection");
+    for Wrong { by, application, status, .. } in wrong {
+        *status = Some(open(by, saying(application, token)?, false).await?.0.status().as_u16());
+    }
     let (mut body, mut tx) = ok(h, saying(app, token)?).await.context("the next stream")?;
     let before = got.len();
     got.extend(receive(&mut body, Some(data.len() - before)).await?);

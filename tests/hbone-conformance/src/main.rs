@@ -6,6 +6,7 @@ mod against_server;
 mod certs;
 mod continuation;
 mod hello;
+mod leaving;
 mod options;
 mod report;
 

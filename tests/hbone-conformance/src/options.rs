@@ -32,6 +32,10 @@ pub struct Server {
     /// A port of that workload on which nothing listens.
     #[arg(long, default_value_t = 1)]
     pub closed_port: u16,
+    /// The endpoint of another workload behind the same proxy: it must not go on with what was opened to the first (10.6). Left out
+    /// if there is none.
+    #[arg(long, value_name = "IP:PORT")]
+    pub neighbour: Option<SocketAddr>,
     /// Identity that the server must have.
     #[arg(long, value_name = "SPIFFE")]
     pub expect: String,

@@ -20,6 +20,8 @@ pub const PORT: u16 = 8080;
 pub const LOST: Duration = Duration::from_secs(15);
 /// What is said at a time where there is much: more than a read, so that it is spliced.
 const BURST: usize = 128 << 10;
+/// What a server says at a time by itself.
+const SAYING: usize = 100;
 /// Between two bursts, two messages, two bytes, and two of what a server says by itself, where there are a hundred connections.
 const BURST_PAUSE: Duration = Duration::from_millis(200);
 const MESSAGE_PAUSE: Duration = Duration::from_millis(5);
@@ -144,13 +146,15 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap()
 }
 
-/// Reads and checks until the other side's end. `due`: something comes so often.
-fn read_all(s: &mut TcpStream, mut want: Bytes, shared: &Shared, due: Option<Duration>) -> io::Result<u64> {
+/// Reads and checks until the other side's end. `every`: so many bytes come at a time, and so often; the rest of those that have
+/// begun to come is due at once.
+fn read_all(s: &mut TcpStream, mut want: Bytes, shared: &Shared, every: Option<(usize, Duration)>) -> io::Result<u64> {
     let mut buf = vec![0; 64 << 10];
     loop {
         let began = Instant::now();
         let length = s.read(&mut buf)?;
-        if let Some(due) = due.filter(|_| shared.going()) {
+        if let Some((together, pause)) = every.filter(|_| shared.going()) {
+            let due = if want.at.is_multiple_of(together as u64) { pause } else { Duration::ZERO };
             shared.waited(began, due);
         }
         if length == 0 {
@@ -238,7 +242,7 @@ fn answer(mut s: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
                 }
                 let _ = writer.shutdown(Shutdown::Write);
             });
-            heard(read_all(&mut s, Bytes::of(seed), shared, None)?);
+            heard(read_all(&mut s, Bytes::of(seed), shared, Some((BURST, shared.size.pause(BURST_PAUSE))))?);
             write.join().unwrap();
             // The writer has shut it down.
             return Ok(());
@@ -247,7 +251,7 @@ fn answer(mut s: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             heard(read_all(&mut s, Bytes::of(seed), shared, None)?);
             let mut say = Bytes::of(seed | ANSWER);
             while shared.going() {
-                s.write_all(&say.some(100))?;
+                s.write_all(&say.some(SAYING))?;
                 shared.rest(SAYING_PAUSE);
             }
         }
@@ -293,7 +297,8 @@ fn client(mut s: TcpStream, way: &Way, kind: Kind, seed: u64, shared: &Arc<Share
         Kind::Bulk => {
             let (mut reader, own) = (s.try_clone()?, shared.clone());
             let read = spawn(move || {
-                if let Err(e) = read_all(&mut reader, Bytes::of(seed | ANSWER), &own, None) {
+                let every = (BURST, own.size.pause(BURST_PAUSE));
+                if let Err(e) = read_all(&mut reader, Bytes::of(seed | ANSWER), &own, Some(every)) {
                     own.failed.lock().unwrap().push(format!("bulk, answer: {e}"));
                 }
             });
@@ -308,7 +313,8 @@ fn client(mut s: TcpStream, way: &Way, kind: Kind, seed: u64, shared: &Arc<Share
         Kind::HalfClosed => {
             s.write_all(&say.some(5000))?;
             s.shutdown(Shutdown::Write)?;
-            read_all(&mut s, Bytes::of(seed | ANSWER), shared, Some(shared.size.pause(SAYING_PAUSE)))?;
+            let every = (SAYING, shared.size.pause(SAYING_PAUSE));
+            read_all(&mut s, Bytes::of(seed | ANSWER), shared, Some(every))?;
             return Ok(say.at);
         }
     }

@@ -28,12 +28,13 @@ fn ztunnel_is_a_server_as_specified() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
     w.namespace("app", true);
     w.namespace("out", false);
-    let b = w.mesh_pod(PodSpec::new("app", "b", 0));
+    let (b, c) = (w.mesh_pod(PodSpec::new("app", "b", 0)), w.mesh_pod(PodSpec::new("app", "c", 0)));
     let peer = w.pod(PodSpec::new("out", "peer", 0));
     w.settle();
-    let _echo = app::Echo::start(&b, 8080, "");
-    for (b15008, b8080) in [(b.at(15008), b.at(8080)), (b.at6(15008), b.at6(8080))] {
-        let args = ["--to".into(), b15008.to_string(), "--application".into(), b8080.to_string()];
+    let _echoes = [&b, &c].map(|pod| app::Echo::start(pod, 8080, ""));
+    for (b15008, b8080, c15008) in [(b.at(15008), b.at(8080), c.at(15008)), (b.at6(15008), b.at6(8080), c.at6(15008))] {
+        let args = [("--to", b15008), ("--application", b8080), ("--neighbour", c15008)];
+        let args = args.map(|(name, at)| [name.to_string(), at.to_string()]).concat();
         let id = ["spiffe://cluster.local/ns/out/sa/peer", "spiffe://cluster.local/ns/app/sa/b"];
         let status = tool(&w, &peer, "server", id[0], id[1], &args).status().unwrap();
         assert!(status.success(), "a check fails: the table says which");
@@ -53,15 +54,20 @@ fn ztunnel_is_a_client_as_specified() {
     let id = ["spiffe://cluster.local/ns/out/sa/peer", "spiffe://cluster.local/ns/app/sa/a"];
     let mut tool = tool(&w, &peer, "client", id[0], id[1], &args).spawn().unwrap();
     let done = AtomicBool::new(false);
-    let (status, echoed) = std::thread::scope(|s| {
+    let (status, (echoed, continued)) = std::thread::scope(|s| {
         let load = s.spawn(|| {
-            let mut echoed = 0;
+            let (mut echoed, mut continued) = (0, 0);
             while !done.load(Ordering::Relaxed) {
                 let r = a.connect(peer.at(8080)).and_then(|mut s| app::exchange(&mut s, b"hello"));
-                echoed += usize::from(r.is_ok_and(|r| r == b"hello"));
+                match r.as_deref() {
+                    Ok(b"hello") => echoed += 1,
+                    // Before the tool leaves (docs/hbone.md §10), and after.
+                    Ok(b"hellohello") => continued += 1,
+                    Ok(_) | Err(_) => {}
+                }
                 std::thread::sleep(Duration::from_millis(50));
             }
-            echoed
+            (echoed, continued)
         });
         let status = tool.wait().unwrap();
         done.store(true, Ordering::Relaxed);
@@ -69,4 +75,5 @@ fn ztunnel_is_a_client_as_specified() {
     });
     assert!(status.success(), "a check fails: the table says which");
     assert!(echoed >= 1, "the application was served where all was as it should be");
+    assert_eq!(continued, 1, "one connection went on when the tool left, and no other");
 }

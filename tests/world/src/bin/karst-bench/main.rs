@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The table; the last column compares with the variant `base` of the same case.
+/// The table; the last column but one compares with the variant `base` of the same case, the last one with the goal.
 fn print(rows: &[Value], base: &str) {
     let get = |r: &Value, k: &str| r[k].as_str().unwrap_or("").to_string();
     let of_base = |case: &str, unit: &str| {
@@ -65,7 +65,7 @@ fn print(rows: &[Value], base: &str) {
             .and_then(|r| r["median"].as_f64())
     };
     println!(
-        "\n{:<18} {:<18} {:<20} {:>10} {:>10} {:>10} {:>9}",
+        "\n{:<18} {:<18} {:<20} {:>10} {:>10} {:>10} {:>9}  goal",
         "case",
         "variant",
         "unit",
@@ -77,8 +77,10 @@ fn print(rows: &[Value], base: &str) {
     for r in rows {
         let (case, unit, m) = (get(r, "case"), get(r, "unit"), r["median"].as_f64().unwrap_or(0.0));
         let ratio = of_base(&case, &unit).map(|x| format!("{:.2}", m / x)).unwrap_or_default();
+        let verdict = |goal: f64| format!("  {goal} {}", if m <= goal { "met" } else { "NOT MET" });
+        let goal = r["goal"].as_f64().map(verdict).unwrap_or_default();
         println!(
-            "{case:<18} {:<18} {unit:<20} {m:>10.2} {:>10.2} {:>10.2} {ratio:>9}",
+            "{case:<18} {:<18} {unit:<20} {m:>10.2} {:>10.2} {:>10.2} {ratio:>9}{goal}",
             get(r, "variant"),
             r["low"].as_f64().unwrap_or(0.0),
             r["high"].as_f64().unwrap_or(0.0)

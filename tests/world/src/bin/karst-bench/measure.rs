@@ -68,24 +68,36 @@ impl Drop for App {
     }
 }
 
-/// What was measured, by case, variant and unit.
+/// What is measured: case, variant and unit.
+type Key = (String, String, &'static str);
+
+/// What was measured, and what it should be at most, where that is said.
 #[derive(Default)]
-pub struct Samples(BTreeMap<(String, String, &'static str), Vec<f64>>);
+pub struct Samples {
+    values: BTreeMap<Key, Vec<f64>>,
+    goals: BTreeMap<Key, f64>,
+}
 
 impl Samples {
     /// Adds a measurement.
     pub fn add(&mut self, case: &str, variant: &str, unit: &'static str, v: f64) {
-        self.0.entry((case.into(), variant.into(), unit)).or_default().push(v);
+        self.values.entry((case.into(), variant.into(), unit)).or_default().push(v);
     }
-    /// The median and the spread of each.
+    /// Says what the median should be at most.
+    pub fn goal(&mut self, case: &str, variant: &str, unit: &'static str, most: f64) {
+        self.goals.insert((case.into(), variant.into(), unit), most);
+    }
+    /// The median and the spread of each, and its goal (or null).
     pub fn rows(&self) -> Vec<Value> {
-        let row = |((case, variant, unit), v): (&(String, String, &'static str), &Vec<f64>)| {
+        let row = |(key, v): (&Key, &Vec<f64>)| {
+            let (case, variant, unit) = key;
+            let goal = self.goals.get(key);
             let mut v = v.clone();
             v.sort_by(f64::total_cmp);
             let median = (v[(v.len() - 1) / 2] + v[v.len() / 2]) / 2.0;
-            serde_json::json!({ "case": case, "variant": variant, "unit": unit, "median": median, "low": v[0], "high": v[v.len() - 1] })
+            serde_json::json!({ "case": case, "variant": variant, "unit": unit, "median": median, "low": v[0], "high": v[v.len() - 1], "goal": goal })
         };
-        self.0.iter().map(row).collect()
+        self.values.iter().map(row).collect()
     }
 }
 
