@@ -244,7 +244,7 @@ fn selector(world: &World, call: &Call, way: &Way) -> Option<Fix> {
     let written = world.objects.service(&service.namespace, &service.name)?;
     let wanted = &written.spec.selector;
     let pods = world.objects.pods().filter(|(_, p)| *p.metadata.namespace == *service.namespace);
-    let shared = |labels: &Labels| wanted.keys().filter(|key| labels.contains_key(*key)).count();
+    let shared = |labels: &Labels| wanted.keys().filter(|key| labels.contains_key(key)).count();
     let nearest =
         pods.map(|(_, p)| &p.metadata.labels).max_by_key(|labels| shared(labels)).filter(|l| shared(l) > 0)?;
     let corrected: Labels = wanted.keys().filter_map(|key| Some((key.clone(), nearest.get(key)?.clone()))).collect();
