@@ -50,7 +50,9 @@ use karst_proxy::{
 };
 use karst_rt::{
     admission::{InUse, Source},
+    clock,
     drain,
+    limited::Limited,
     socket::Keepalive,
     turns::Shares,
 };
@@ -168,6 +170,8 @@ pub struct Worker {
     pub answers: RefCell<Answers>,
     /// Of buckets that other replicas keep.
     pub leases: Leases,
+    /// See [`Worker::limited`].
+    lines: RefCell<Limited>,
 }
 
 impl Worker {
@@ -201,6 +205,7 @@ impl Worker {
             tokens: RefCell::new(jwt::Cache::new(shared.metrics.tokens.clone())),
             answers: RefCell::default(),
             leases: Leases::default(),
+            lines: RefCell::default(),
             callers: Shares::new(limits::MAX_CALLERS, shared.gate.turns.clone()),
             shared,
             number,
@@ -248,6 +253,15 @@ impl Worker {
     /// Is nothing under way, and can nothing come?
     pub fn is_idle(&self) -> bool {
         self.shared.workers.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
+    }
+
+    /// Writes a line of the log that callers cause by connecting again and again, unless this worker has had too many for the same
+    /// reason. `write` is given how many were left out before it, if there were some.
+    pub fn limited(&self, reason: &'static str, write: impl FnOnce(Option<u64>)) {
+        let passed = self.lines.borrow_mut().pass(reason, clock::Instant::now());
+        if let Some(left_out) = passed {
+            write((left_out > 0).then_some(left_out));
+        }
     }
 
     /// One more connection, counted until dropped.
@@ -458,6 +472,23 @@ mod tests {
             assert!(kept.upgrade().is_some(), "the worker has it for its next request");
             tokio::time::sleep(pool::SWEEP * 3).await;
             assert!(kept.upgrade().is_none());
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// The next line says how many were left out; other reasons have theirs.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_callers_does_not_fill_the_log() {
+        let run = async {
+            let plane = Plane::start(&Ca::mint(), snapshot(vec![pod(OWN, "10.0.0.1", &[])], vec![]));
+            let told = RefCell::new(vec![]);
+            let line = |reason| plane.worker.limited(reason, |left_out| told.borrow_mut().push((reason, left_out)));
+            (0..3000).for_each(|_| line("TLS failed"));
+            assert_eq!(told.take(), [("TLS failed", None); 1000]);
+            line("no listener");
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            line("TLS failed");
+            assert_eq!(told.take(), [("no listener", None), ("TLS failed", Some(2000))]);
         };
         LocalSet::new().run_until(run).await;
     }

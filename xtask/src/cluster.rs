@@ -35,7 +35,11 @@ pub enum What {
     /// Anew, with the charts installed and all that the tests on it want: for `cargo test --test cluster`.
     ForTests,
     /// Build what runs on it and is not ours: Kubernetes and what its tests use, from Go modules.
-    Programs,
+    Programs {
+        /// Also Prometheus and Jaeger.
+        #[arg(long)]
+        dashboards: bool,
+    },
     /// Stop it and remove everything that it made.
     Down,
     /// Say what runs.
@@ -105,13 +109,18 @@ pub fn run(what: What) -> Result<()> {
     match what {
         What::Up { nodes } => c.up(nodes),
         What::ForTests => for_tests(),
-        What::Programs => {
+        What::Programs { dashboards } => {
             crate::setup::cluster()?;
             build::run(&c.bin)?;
             build::istioctl(&c.bin)?;
             build::registry(&c.bin)?;
             build::opa(&c.bin)?;
-            build::istio_agent(&c.bin, &c.run.join("images")).map(drop)
+            build::istio_agent(&c.bin, &c.run.join("images"))?;
+            if dashboards {
+                c.prometheus()?;
+                c.jaeger()?;
+            }
+            Ok(())
         }
         What::Down => c.down(),
         What::Status => c.status(),

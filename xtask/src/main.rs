@@ -270,7 +270,11 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     let programs = match filter.is_empty() {
         true => {
             setup::cluster()?;
-            Some(tools::Aside::start(&["cluster", "programs"], Path::new("target/cluster/programs.log"))?)
+            let mut words = vec!["cluster", "programs"];
+            if !skip.contains(&Part::Dashboards) {
+                words.push("--dashboards");
+            }
+            Some(tools::Aside::start(&words, Path::new("target/cluster/programs.log"))?)
         }
         false => None,
     };

@@ -13,9 +13,14 @@
 //! Proven by `tests/revocation.rs`.
 
 use karst_core::Identity;
-use karst_rt::exposition::{Kind, Page};
+use karst_rt::{
+    clock,
+    exposition::{Kind, Page},
+    limited::Limited,
+};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 use std::{
+    cell::RefCell,
     fmt,
     pin::Pin,
     sync::{
@@ -26,6 +31,11 @@ use std::{
 };
 use tokio::sync::watch;
 use webpki::{BorrowedCertRevocationList, CertRevocationList, EndEntityCert};
+
+thread_local! {
+    /// The lines of this thread about peers that were refused: whoever comes again and again must not fill the log.
+    static REFUSED: RefCell<Limited> = RefCell::default();
+}
 
 /// A list in DER begins with this byte, and none in PEM does.
 const SEQUENCE: u8 = 0x30;
@@ -244,7 +254,11 @@ impl Revocation {
         let shown = CertificateId::of_chain([leaf].into_iter().chain(chain))?;
         self.judge(&shown).inspect_err(|why| {
             self.count(peer);
-            tracing::info!(target: "access", reporter = peer.reporter(), "peer refused: {why}");
+            let reporter = peer.reporter();
+            let passed = REFUSED.with_borrow_mut(|lines| lines.pass(reporter, clock::Instant::now()));
+            let Some(left_out) = passed else { return };
+            let left_out = (left_out > 0).then_some(left_out);
+            tracing::info!(target: "access", reporter, left_out, "peer refused: {why}");
         })
     }
 

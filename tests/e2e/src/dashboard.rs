@@ -9,6 +9,9 @@ use std::{
     time::Duration,
 };
 
+/// To an answer. *Explain this call* reads all objects of the cluster, and what proxies know.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// It is served until this is dropped.
 pub struct Dashboard {
     child: Child,
@@ -45,7 +48,7 @@ impl Dashboard {
         let address = self.address;
         let connected = link().run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)));
         let mut stream = connected.unwrap().unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();

@@ -20,6 +20,7 @@ fn the_table_has_all_dashboards_with_all_their_panels() {
         ("mesh", 7),
         ("performance", 12),
         ("service", 22),
+        ("tutorial", 4),
         ("workload", 19),
         ("ztunnel", 10),
     ];

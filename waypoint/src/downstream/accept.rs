@@ -164,10 +164,16 @@ async fn admitted(
 async fn handshake(worker: &Worker, socket: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
     let mut secrets = worker.shared.secrets.clone();
     let Some(creds) = secrets.get(&worker.shared.identity, limits::HOLD_TIMEOUT).await else {
-        tracing::warn!(peer = %from, "tunnel refused: no certificate yet");
+        worker.limited("no certificate", |left_out| {
+            tracing::warn!(peer = %from, left_out, "tunnel refused: no certificate yet");
+        });
         return None;
     };
-    let failed = |e: &server::ServerError| tracing::info!(peer = %from, error = %e, "tunnel failed");
+    let failed = |e: &server::ServerError| {
+        worker.limited("tunnel failed", |left_out| {
+            tracing::info!(peer = %from, error = %e, left_out, "tunnel failed");
+        });
+    };
     server::handshake(socket, &creds).await.inspect_err(failed).ok()
 }
 

@@ -170,7 +170,9 @@ async fn arrive(
             }
             Ok(Ok(Origin::Sender)) => {}
             Ok(Err(e)) => {
-                tracing::info!(target: "access", peer = %peer, port, error = %e, "connection closed");
+                worker.limited("PROXY header", |left_out| {
+                    tracing::info!(target: "access", peer = %peer, port, error = %e, left_out, "connection closed");
+                });
                 return None;
             }
             Err(e) => {
@@ -220,7 +222,9 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
                 Err(e) => return ended(e),
             };
             let Some(listener) = listeners.find(sni.as_deref()).next().cloned() else {
-                return tracing::info!(target: "access", peer = %from, port, sni, "no listener matches this name");
+                return worker.limited("no listener", |left_out| {
+                    tracing::info!(target: "access", peer = %from, port, sni, left_out, "no listener matches this name");
+                });
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &listener.tls else {
@@ -231,15 +235,21 @@ async fn connection(worker: &Rc<Worker>, arrived: Arrived, port: u16) {
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
-                    return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed");
+                    return worker.limited("TLS failed", |left_out| {
+                        tracing::info!(target: "access", peer = %from, port, sni, error = %e, left_out, "TLS failed");
+                    });
                 }
                 Err(e) => return ended(e),
             };
             if let Err(e) = tls.still_valid(io.get_ref().1) {
-                return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed: resumed session");
+                return worker.limited("resumed session", |left_out| {
+                    tracing::info!(target: "access", peer = %from, port, sni, error = %e, left_out, "TLS failed: resumed session");
+                });
             }
             if !tls.admits(io.get_ref().1.peer_certificates()) {
-                return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
+                return worker.limited("client's certificate", |left_out| {
+                    tracing::info!(target: "access", peer = %from, port, sni, left_out, "the client's certificate has none of the allowed names");
+                });
             }
             if listener.protocol == ListenerProtocol::Tls {
                 let Some(downstream) = call(sni.map(Into::into), permit, Entered::default()) else { return };

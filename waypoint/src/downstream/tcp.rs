@@ -121,13 +121,16 @@ pub async fn open(
             }
             Err(error) => error,
         };
-        tracing::warn!(
-            target: "access",
-            service = %set.service.hostname,
-            endpoint = %member.address,
-            error = %error,
-            "connection failed"
-        );
+        worker.limited("connection failed", |left_out| {
+            tracing::warn!(
+                target: "access",
+                service = %set.service.hostname,
+                endpoint = %member.address,
+                error = %error,
+                left_out,
+                "connection failed"
+            );
+        });
         if error.is_of_endpoint() {
             set.record_outcome(member, None);
         }

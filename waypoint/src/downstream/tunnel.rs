@@ -50,7 +50,9 @@ pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: 
     let mut downstream = match called {
         Ok(c) => c,
         Err((status, why)) => {
-            tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
+            worker.limited("CONNECT refused", |left_out| {
+                tracing::info!(target: "access", peer = %from, error = why, left_out, "CONNECT refused");
+            });
             return refuse(&mut respond, status);
         }
     };

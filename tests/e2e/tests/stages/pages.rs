@@ -69,7 +69,8 @@ fn is_healthy(edge: &Value) -> bool {
     is_http && ["rate", "p50", "p99"].into_iter().all(is_positive)
 }
 
-/// Without a waypoint: our page has edges with rates, errors and latencies, and either side counts every request once.
+/// Without a waypoint: our page has edges with rates, errors and latencies, explains one of them, and either side counts every
+/// request once.
 pub fn signals(a: &Apps) {
     let shop: SocketAddr = (vip(SHOP, "productpage"), 9080).into();
     let visits = Visits::start(&a.client.netns(), shop);
@@ -99,6 +100,11 @@ pub fn signals(a: &Apps) {
         edge(&graph, "sleep", "httpbin").filter(has_errors).cloned()
     });
     println!("sleep to httpbin: {} of the requests fail", seen["errorShare"]);
+    // The button at the edge: the caller is the one that has proven its identity.
+    let explained = page.get(&format!("/api/explain?edge={}", seen["id"]));
+    println!("sleep to httpbin, explained: {}", explained["summary"]);
+    let has_steps = explained["steps"].as_array().is_some_and(|steps| !steps.is_empty());
+    assert!(explained["verdict"] == "allowed" && has_steps, "{explained}");
     wait_for("each request counted once on either side", LONG, || {
         let now = by_ztunnels();
         (0..2).all(|side| grown(before[side], now[side]) == ASKED).then_some(())
