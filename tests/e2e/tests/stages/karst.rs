@@ -59,6 +59,8 @@ fn versions_and_json() {
     for line in ["ps -o json", "zc workload -o json", "zc all -o json", "waypoint list -A -o json"] {
         json(line);
     }
+    let described = json("x describe service echo -n app -o json");
+    assert_eq!(described["ports"][0]["targetPort"], "9000", "{described}");
 }
 
 fn waypoint() {
