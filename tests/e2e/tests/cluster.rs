@@ -31,8 +31,8 @@ mod traces;
 mod tutorials;
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
-    try_helm, try_kubectl, vip, visits, wait_redirected, xtask,
+    Held, LONG, Load, Pod, Visits, apply, dry_apply, exercise::Exercise, get, helm, kubectl, kubectl_with, link, ready,
+    rollout, try_apply, try_helm, try_kubectl, vip, visits, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -866,21 +866,18 @@ fn s5_the_root_is_renewed() {
 #[test]
 fn s5_bookinfo_is_visited_all_the_time() {
     let a = apps();
-    apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: bookinfo}\n");
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests/bookinfo.yaml");
-    kubectl(&["-n", "bookinfo", "apply", "-f", manifests]);
-    for d in ["details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"] {
-        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=90s"]);
-    }
+    // Of a run that has failed.
+    kubectl(&["delete", "namespace", "bookinfo", "--ignore-not-found"]);
+    let mut guide = Exercise::open("shop");
+    guide.through("productpage:9080/productpage");
     // As the tutorials do it.
     let page = || {
         let wget = ["/bin/busybox", "wget", "-qO-", "productpage:9080/productpage"];
         kubectl(&[&["-n", "bookinfo", "exec", "deploy/ratings-v1", "--"], &wget[..]].concat())
     };
-    assert!(page().contains("<title>Simple Bookstore App</title>"));
     let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
     let visits = Visits::start(&a.client.netns(), shop);
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/dataplane-mode=ambient"]);
+    guide.through("istio.io/dataplane-mode=ambient");
     let pods = get(&["pods", "-n", "bookinfo"]);
     let names: Vec<String> =
         pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap().into()).collect();
@@ -888,6 +885,8 @@ fn s5_bookinfo_is_visited_all_the_time() {
     wait_redirected(&pods.iter().collect::<Vec<_>>(), true);
     a.mesh(true);
     assert!(page().contains("Book Details"));
+    guide.through("bookinfo-productpage");
+    drop(guide);
     // Who calls whom is in the logs of ztunnel, by identity.
     let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=1000"]);
     for (from, to) in [("productpage", "reviews"), ("productpage", "details"), ("reviews", "ratings")] {
@@ -948,19 +947,10 @@ fn s5_bookinfo_is_visited_all_the_time() {
     kubectl(&["delete", "namespace", "bookinfo", "--wait=false"]);
 }
 
-/// The exercises of the tutorials, from the manifests of samples/exercises, on a waypoint.
+/// The exercises of the tutorials on a waypoint, as their pages have them; and what is to be counted over more requests.
 fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> String) {
-    let exercise = |name: &str| {
-        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
-    };
     install_gateway_api();
-    exercise("waypoint");
-    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "waypoint"];
-    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/use-waypoint=waypoint"]);
-    wait_condition(&["service", "-n", "bookinfo", "reviews"], "istio.io/WaypointBound", ("True", "WaypointAccepted"));
-    exercise("bookinfo-subsets");
+    Exercise::open("shop").after("bookinfo-productpage").finish();
     let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
     // Stars of so many pages: none, black, red.
     let seen = |n: usize, user: &str| {
@@ -972,34 +962,29 @@ fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> S
         }
         out
     };
-    let apply_and_see = |name: &str, wanted: fn([usize; 3]) -> bool| {
-        exercise(name);
-        wait_for(name, LONG, || wanted(seen(4, "")).then_some(()));
+    let mut releases = Exercise::open("releases");
+    let mut shift = |manifest: &str| {
+        releases.through(manifest);
+        releases.through("stars nobody");
     };
-    apply_and_see("reviews-v1", |s| s == [4, 0, 0]);
+    shift("reviews-v1.yaml");
     assert_eq!(seen(20, ""), [20, 0, 0]);
-    apply_and_see("reviews-v2-v3", |s| s[0] == 0);
+    shift("reviews-v2-v3.yaml");
     let half = seen(100, "");
     assert!(half[0] == 0 && (30..=70).contains(&half[1]), "{half:?}");
-    exercise("reviews-90-10");
-    wait_for("90/10", LONG, || (seen(4, "")[2] == 0).then_some(()));
+    shift("reviews-90-10.yaml");
     let tenth = seen(200, "");
     assert!((6..=36).contains(&tenth[1]) && tenth[2] == 0, "{tenth:?}");
-    apply_and_see("reviews-jason", |s| s == [0, 0, 4]);
+    releases.finish();
     assert_eq!((seen(10, "jason"), seen(10, "")), ([0, 10, 0], [0, 0, 10]));
     println!("bookinfo with a waypoint: v1 20 of 20, 50/50 {half:?}, 90/10 {tenth:?}, jason black, others red");
-    exercise("ratings-abort");
-    let said = |user: &str| {
-        let s = a.client.netns().run(|| TcpStream::connect_timeout(&shop, LONG)).unwrap().unwrap();
-        visits::page(s, user).unwrap()
-    };
-    wait_for("no ratings for jason", LONG, || said("jason").contains("unavailable").then_some(()));
-    assert!(!said("").contains("unavailable"));
-    exercise("ratings-delay");
-    wait_for("no reviews for jason", LONG, || said("jason").contains("Error fetching product reviews").then_some(()));
-    assert!(page().contains("Book Details"));
+    Exercise::open("faults").finish();
+    let whole = page();
+    assert!(whole.contains("Book Reviews") && !whole.contains("unavailable"), "{whole}");
+    Exercise::open("timeouts").finish();
+    Exercise::open("breaker").finish();
     // A copy of each request goes to v2, of which the caller sees nothing.
-    exercise("nginx-mirror");
+    Exercise::open("mirror").finish();
     wait_for("v1 only", LONG, || (0..4).all(|_| from_sleep("nginx:80/copied").contains("nginx v1")).then_some(()));
     let copies = || {
         let log = kubectl(&["-n", "bookinfo", "logs", "deploy/nginx-v2", "--tail=-1"]);
