@@ -50,8 +50,7 @@ use karst_proxy::{
 };
 use karst_rt::{
     admission::{InUse, Source},
-    clock,
-    drain,
+    clock, drain,
     limited::Limited,
     socket::Keepalive,
     turns::Shares,

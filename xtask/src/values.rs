@@ -1,8 +1,9 @@
 //! What can be set in the charts: `charts/values.tsv` says of each key, Istio's among them, whether it is honoured,
 //! accepted with a note, or refused, and why. From it are written the charts' schemas, the templates that note and
 //! refuse (`templates/_values.tpl`), and docs/values.md; [`walk`] sees that the charts do what the table says, with
-//! helm itself. [`options`] writes docs/options.md, from the programs' sources.
+//! helm itself, and [`istio`] that no key of Istio's charts is left out. [`options`] writes docs/options.md, from the programs' sources.
 
+mod istio;
 mod options;
 mod page;
 mod schema;
@@ -17,7 +18,7 @@ use table::{CHARTS, Table};
 /// What is done with the table.
 #[derive(clap::Args)]
 pub(crate) struct What {
-    /// Write nothing: see that what is written is what the table says, and that the charts do it.
+    /// Write nothing: see that what is written is what the table says, that the charts do it, and that the table has all keys of Istio's.
     #[arg(long)]
     check: bool,
 }
@@ -40,7 +41,9 @@ pub(crate) fn check() -> Result<()> {
         let is = fs::read_to_string(&path).unwrap_or_default();
         ensure!(is == text, "{path} is not what charts/values.tsv says: run `cargo xtask values`");
     }
-    walk::run(&table()?)
+    let table = table()?;
+    istio::run(&table)?;
+    walk::run(&table)
 }
 
 fn table() -> Result<Table> {

@@ -73,6 +73,9 @@
 {{- if hasKey . "autoInject" }}{{- if and .autoInject (ne (toString .autoInject) "enabled") }}
 - global.proxy.autoInject: there is no injection: pods join by the label istio.io/dataplane-mode.
 {{- end }}{{- end }}
+{{- if hasKey . "capNetBindService" }}{{- if and .capNetBindService (ne (toString .capNetBindService) "false") }}
+- global.proxy.capNetBindService: of sidecars, which there are none of; gateways open ports below 1024 without a privilege.
+{{- end }}{{- end }}
 {{- if hasKey . "componentLogLevel" }}{{- if and .componentLogLevel (ne (toString .componentLogLevel) "misc:error") }}
 - global.proxy.componentLogLevel: components are Envoy's: set global.proxy.logLevel for waypoints.
 {{- end }}{{- end }}
@@ -136,6 +139,9 @@
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
 - global.proxy.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
 {{- end }}{{- end }}
+{{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
+- global.proxy.variant: there is one variant of each image, without a shell.
+{{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
 - global.proxy_init: there is no init container.
@@ -158,6 +164,9 @@
 - meshConfig.enablePrometheusMerge: metrics of applications are not merged.
 {{- end }}{{- end }}
 {{- end }}
+{{- if hasKey . "networkGatewayPorts" }}{{- if and .networkGatewayPorts (ne (toJson .networkGatewayPorts) "{\"status-port\":{\"port\":15021,\"targetPort\":15021},\"tls\":{\"port\":15443,\"targetPort\":15443},\"tls-istiod\":{\"port\":15012,\"targetPort\":15012},\"tls-webhook\":{\"port\":15017,\"targetPort\":15017}}") }}
+- networkGatewayPorts: of gateways between networks: a mesh is one network in this version.
+{{- end }}{{- end }}
 {{- if hasKey . "ownerName" }}{{- if .ownerName }}
 - ownerName: deprecated in Istio, for its operator.
 {{- end }}{{- end }}
@@ -293,6 +302,9 @@
 {{- end }}
 {{- if hasKey . "trustBundleName" }}{{- if and .trustBundleName (ne (toString .trustBundleName) "istio-ca-root-cert") }}
 - global.trustBundleName: the root certificate is in ConfigMap istio-ca-root-cert, where proxies of all releases look for it.
+{{- end }}{{- end }}
+{{- if hasKey . "trustDomain" }}{{- if and .trustDomain (ne (toString .trustDomain) "cluster.local") }}
+- global.trustDomain: set meshConfig.trustDomain of the charts istiod, ztunnel and gateway.
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "networkGateway" }}{{- if .networkGateway }}

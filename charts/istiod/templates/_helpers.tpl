@@ -83,6 +83,9 @@ ipFamilyPolicy: {{ . }}
 {{- with .Values.ipFamilies }}
 ipFamilies: {{ toYaml . | nindent 0 }}
 {{- end }}
+{{- with .Values.trafficDistribution }}
+trafficDistribution: {{ . }}
+{{- end }}
 ports:
 - {name: https-dns, port: 15012, protocol: TCP}
 - {name: https-webhook, port: 443, targetPort: 15017, protocol: TCP}

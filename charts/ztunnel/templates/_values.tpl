@@ -67,6 +67,9 @@
 {{- if hasKey . "autoInject" }}{{- if and .autoInject (ne (toString .autoInject) "enabled") }}
 - global.proxy.autoInject: there is no injection: pods join by the label istio.io/dataplane-mode.
 {{- end }}{{- end }}
+{{- if hasKey . "capNetBindService" }}{{- if and .capNetBindService (ne (toString .capNetBindService) "false") }}
+- global.proxy.capNetBindService: of sidecars, which there are none of; gateways open ports below 1024 without a privilege.
+{{- end }}{{- end }}
 {{- if hasKey . "componentLogLevel" }}{{- if and .componentLogLevel (ne (toString .componentLogLevel) "misc:error") }}
 - global.proxy.componentLogLevel: components are Envoy's: set global.proxy.logLevel for waypoints.
 {{- end }}{{- end }}
@@ -129,6 +132,9 @@
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
 - global.proxy.tracer: name a provider in meshConfig.extensionProviders, and set the sampling in a Telemetry (docs/tasks/tracing.md).
+{{- end }}{{- end }}
+{{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
+- global.proxy.variant: there is one variant of each image, without a shell.
 {{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
@@ -270,6 +276,9 @@
 {{- if hasKey . "trustBundleName" }}{{- if and .trustBundleName (ne (toString .trustBundleName) "istio-ca-root-cert") }}
 - global.trustBundleName: the root certificate is in ConfigMap istio-ca-root-cert, where proxies of all releases look for it.
 {{- end }}{{- end }}
+{{- if hasKey . "trustDomain" }}{{- if and .trustDomain (ne (toString .trustDomain) "cluster.local") }}
+- global.trustDomain: set meshConfig.trustDomain of the charts istiod, ztunnel and gateway.
+{{- end }}{{- end }}
 {{- end }}
 {{- if hasKey . "platform" }}{{- if has (toString .platform) (list "openshift") }}
 - platform: OpenShift needs SecurityContextConstraints that these charts do not have; nobody has tried it.
@@ -279,6 +288,9 @@
 {{- end }}{{- end }}
 {{- if hasKey . "resourceScope" }}{{- if and .resourceScope (ne (toString .resourceScope) "all") (ne (toString .resourceScope) "undefined") }}
 - resourceScope: the charts install the objects of the cluster and those of namespaces together: use all, or leave it out.
+{{- end }}{{- end }}
+{{- if hasKey . "trustBundleName" }}{{- if and .trustBundleName (ne (toString .trustBundleName) "istio-ca-root-cert") }}
+- trustBundleName: the root certificate is in ConfigMap istio-ca-root-cert, where proxies of all releases look for it.
 {{- end }}{{- end }}
 {{- if hasKey . "ztunnel" }}{{- if .ztunnel }}
 - ztunnel: write its keys at the top: this is the chart of ztunnel itself.

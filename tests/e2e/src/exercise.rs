@@ -110,12 +110,24 @@ impl Exercise {
         Self { name: name.into(), shell, steps: steps(&page) }
     }
 
-    /// Follows it up to the commands that have these words, which are run, too.
-    pub fn through(&mut self, words: &str) {
+    /// Where behind the first commands that have these words is.
+    fn behind(&self, words: &str) -> usize {
         let found = self.steps.iter().position(|step| step.commands.contains(words));
         let at =
             found.unwrap_or_else(|| panic!("docs/exercises/{}.md has no (more) commands with {words:?}", self.name));
-        let rest = self.steps.split_off(at + 1);
+        at + 1
+    }
+
+    /// Without what was followed before: all up to the commands that have these words, with them.
+    #[must_use]
+    pub fn after(mut self, words: &str) -> Self {
+        self.steps = self.steps.split_off(self.behind(words));
+        self
+    }
+
+    /// Follows it up to the commands that have these words, which are run, too.
+    pub fn through(&mut self, words: &str) {
+        let rest = self.steps.split_off(self.behind(words));
         for step in std::mem::replace(&mut self.steps, rest) {
             self.one(&step);
         }

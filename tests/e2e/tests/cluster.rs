@@ -196,7 +196,7 @@ fn s0_what_values_ask_for_is_accepted() {
         (
             "istiod",
             format!(
-                "{pod},{spread},revision=canary,revisionTags[0]=prod,autoscaleEnabled=true,memory.targetAverageUtilization=70,meshConfig.accessLogFile=/dev/stdout,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY,global.waypoint.resources.limits.cpu=3,gatewayClasses.istio.service.spec.type=ClusterIP,deploymentLabels.a=b,serviceAnnotations.a=b,dashboard.enabled=true,dashboard.tlsSecret=page,dashboard.hosts[0]=mesh.example.com,global.networkPolicy.enabled=true"
+                "{pod},{spread},revision=canary,revisionTags[0]=prod,autoscaleEnabled=true,memory.targetAverageUtilization=70,meshConfig.accessLogFile=/dev/stdout,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY,global.waypoint.resources.limits.cpu=3,gatewayClasses.istio.service.spec.type=ClusterIP,deploymentLabels.a=b,serviceAnnotations.a=b,trafficDistribution=PreferClose,terminationMessagePolicy=FallbackToLogsOnError,pdb.maxUnavailable=1,pdb.unhealthyPodEvictionPolicy=AlwaysAllow,dashboard.enabled=true,dashboard.tlsSecret=page,dashboard.hosts[0]=mesh.example.com,global.networkPolicy.enabled=true"
             ),
         ),
         (
@@ -215,7 +215,7 @@ fn s0_what_values_ask_for_is_accepted() {
                 "{pod},{spread},revision=canary,autoscaling.enabled=true,podDisruptionBudget.minAvailable=1,priorityClassName=system-cluster-critical,service.ipFamilyPolicy=SingleStack"
             ),
         ),
-        ("gateway", format!("{pod},kind=DaemonSet,strategy.type=OnDelete,minReadySeconds=5")),
+        ("gateway", format!("{pod},kind=DaemonSet,strategy.type=OnDelete,minReadySeconds=5,dnsPolicy=ClusterFirst")),
     ] {
         let path = format!("charts/{chart}");
         let rendered = helm(&[

@@ -61,13 +61,19 @@ fn every_line_that_is_shown_must_be_said() {
 #[test]
 fn the_pages_that_are_followed_show_what_their_commands_print() {
     for (name, page) in [
+        ("breaker", include_str!("../../../docs/exercises/breaker.md")),
         ("client-addresses", include_str!("../../../docs/exercises/client-addresses.md")),
         ("datagrams", include_str!("../../../docs/exercises/datagrams.md")),
         ("external-authorization", include_str!("../../../docs/exercises/external-authorization.md")),
+        ("faults", include_str!("../../../docs/exercises/faults.md")),
         ("live-traffic", include_str!("../../../docs/exercises/live-traffic.md")),
+        ("mirror", include_str!("../../../docs/exercises/mirror.md")),
         ("past", include_str!("../../../docs/exercises/past.md")),
         ("rate-limits", include_str!("../../../docs/exercises/rate-limits.md")),
+        ("releases", include_str!("../../../docs/exercises/releases.md")),
+        ("shop", include_str!("../../../docs/exercises/shop.md")),
         ("signals", include_str!("../../../docs/exercises/signals.md")),
+        ("timeouts", include_str!("../../../docs/exercises/timeouts.md")),
         ("tokens", include_str!("../../../docs/exercises/tokens.md")),
     ] {
         let shown = steps(page).iter().filter(|step| step.shown.is_some()).count();

@@ -1,15 +1,20 @@
 //! `x describe pod|service`: what the mesh does for it, by the objects that are there.
 
 use super::{
-    facts::{Facts, Labels, list, texts},
+    description::{
+        ContainerPort, Destination, MutualTls, PodDescription, PolicyDescription, RouteDescription, RuleDescription,
+        ServiceDescription, ServicePort, TrafficPolicy,
+    },
+    facts::{Facts, Labels, list, selects, texts},
     membership::membership,
 };
-use crate::{cluster::Resource, problem::Problem, session::Session};
+use crate::{cluster::Resource, output::Format, problem::Problem, session::Session};
 use clap::{Args, Subcommand};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::DynamicObject};
+use serde::Serialize;
 use serde_json::Value;
-use std::fmt::Write;
+use std::fmt::Display;
 
 /// The verbs of `x describe`.
 #[derive(Debug, Subcommand)]
@@ -27,6 +32,7 @@ pub enum Describe {
 #[command(after_help = "Examples:
   karst x describe pod web-0.shop
   karst x describe service web -n shop
+  karst x describe service web -n shop -o json
 
 It says what the objects mean; `karst ztunnel-config` and `karst proxy-config` show what the proxies have.")]
 pub struct Named {
@@ -35,6 +41,9 @@ pub struct Named {
     /// Accepted for compatibility: pods outside of the mesh are always described
     #[arg(long = "ignoreUnmeshed", hide = true)]
     ignore_unmeshed: bool,
+    /// Output format: a text, json or yaml
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 impl Describe {
@@ -45,7 +54,7 @@ impl Describe {
             Self::Pod(named) => {
                 let pod = cluster.pod(&named.name).await?;
                 let facts = Facts::read(&cluster, &pod.namespace().unwrap_or_default()).await?;
-                session.text(&of_pod(&pod, &facts))
+                show(session, named.output, &of_pod(&pod, &facts))
             }
             Self::Service(named) => {
                 let name = cluster.pod_name(&named.name);
@@ -58,122 +67,122 @@ impl Describe {
                     .next(format!("`kubectl -n {} get services` lists those that are there", name.namespace)));
                 };
                 let facts = Facts::read(&cluster, &name.namespace).await?;
-                let mut text = String::new();
-                of_service(&mut text, &service, &facts, None);
-                session.text(&text)
+                show(session, named.output, &of_service(&service, &facts, None))
             }
         }
     }
 }
 
-fn of_pod(pod: &Pod, facts: &Facts) -> String {
-    let (name, place) = (pod.name_any(), pod.namespace().unwrap_or_default());
-    let mut text = format!("Pod: {name}.{place}\n");
+/// Prints it as it is for programs, or as text.
+fn show(session: &mut Session<'_>, format: Format, described: &(impl Serialize + Display)) -> Result<(), Problem> {
+    match format.encode(described)? {
+        Some(encoded) => session.text(&encoded),
+        None => session.text(&described.to_string()),
+    }
+}
+
+fn of_pod(pod: &Pod, facts: &Facts) -> PodDescription {
+    let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
     let labels: &Labels = pod.labels();
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
-    let _ = writeln!(text, "   Service account: {account}");
-    let ports: Vec<String> = pod
-        .spec
-        .iter()
-        .flat_map(|spec| &spec.containers)
-        .flat_map(|container| {
-            container.ports.iter().flatten().map(|port| format!("{} ({})", port.container_port, container.name))
-        })
-        .collect();
-    let _ =
-        writeln!(text, "   Pod ports: {}", if ports.is_empty() { "none declared".into() } else { ports.join(", ") });
-    let _ = writeln!(text, "   Mesh: {}", membership(pod, facts));
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| {
+        let declared = container.ports.iter().flatten();
+        declared.map(move |port| ContainerPort { port: port.container_port, container: container.name.clone() })
+    });
+    let mut warnings = vec![];
     if !crate::cluster::is_ready(pod) {
-        let _ = writeln!(text, "   WARNING: the pod is not ready: `kubectl -n {place} describe pod {name}` says why");
+        warnings.push(format!("the pod is not ready: `kubectl -n {namespace} describe pod {name}` says why"));
     }
-    if let Some(waypoint) =
-        labels.contains_key("istio.io/use-waypoint").then(|| facts.waypoint(&place, labels)).flatten()
-    {
-        let _ = writeln!(text, "   Waypoint for its own addresses: {waypoint}");
+    let own = labels.contains_key("istio.io/use-waypoint");
+    let services = facts.services_of(&namespace, labels);
+    let (mode, by) = facts.mutual_tls(&namespace, labels);
+    PodDescription {
+        service_account: account.unwrap_or_else(|| "default".into()),
+        ports: ports.collect(),
+        mesh: membership(pod, facts),
+        warnings,
+        waypoint: own.then(|| facts.waypoint(&namespace, labels)).flatten(),
+        services: services.into_iter().map(|service| of_service(service, facts, Some(labels))).collect(),
+        authorization_policies: facts.policies_for(&namespace, labels).into_iter().map(policy).collect(),
+        mutual_tls: MutualTls { mode, by },
+        name,
+        namespace,
     }
-    let _ = writeln!(text, "--------------------");
-    let services = facts.services_of(&place, labels);
-    if services.is_empty() {
-        let _ = writeln!(text, "No service selects this pod.\n--------------------");
-    }
-    for service in services {
-        of_service(&mut text, service, facts, Some(labels));
-        let _ = writeln!(text, "--------------------");
-    }
-    policies(&mut text, "Authorization policies", &facts.policies_for(&place, labels));
-    let (mode, whose) = facts.mutual_tls(&place, labels);
-    let _ = writeln!(text, "Effective PeerAuthentication:\n   Workload mTLS mode: {mode} (by {whose})");
-    text
 }
 
 /// A service; of a pod, with the subsets that its labels fit.
-fn of_service(text: &mut String, service: &DynamicObject, facts: &Facts, labels: Option<&Labels>) {
-    let (name, place) = (service.name_any(), service.namespace().unwrap_or_default());
-    let _ = writeln!(text, "Service: {name}.{place}");
-    for port in list(service.data.pointer("/spec/ports")) {
-        let _ = writeln!(text, "   Port: {}", port_text(&port));
-    }
-    let waypoint = facts.waypoint(&place, service.labels());
-    let _ = writeln!(text, "   Waypoint: {}", waypoint.as_deref().unwrap_or("none"));
-    let routes = facts.routes_to(service);
-    let http_routes = facts.http_routes_to(service);
+fn of_service(service: &DynamicObject, facts: &Facts, labels: Option<&Labels>) -> ServiceDescription {
+    let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
+    let waypoint = facts.waypoint(&namespace, service.labels());
+    let (routes, http_routes) = (facts.routes_to(service), facts.http_routes_to(service));
+    let mut warnings = vec![];
     if waypoint.is_none() && (!routes.is_empty() || !http_routes.is_empty()) {
-        let _ = writeln!(
-            text,
-            "   WARNING: its routes have no effect within the mesh, since it uses no waypoint: \
-             `karst waypoint apply -n {place} --enroll-namespace`"
-        );
+        warnings.push(format!(
+            "its routes have no effect within the mesh, since it uses no waypoint: \
+             `karst waypoint apply -n {namespace} --enroll-namespace`"
+        ));
     }
-    for rule in facts.rules_for(service) {
-        let _ = writeln!(
-            text,
-            "DestinationRule: {}.{} for {:?}",
-            rule.name_any(),
-            rule.namespace().unwrap_or_default(),
-            host(rule)
-        );
-        subsets(text, rule, labels);
-        traffic_policy(text, rule);
+    let virtual_service =
+        |one: &DynamicObject| RouteDescription { destinations: destinations(one), ..route(one, facts) };
+    ServiceDescription {
+        name,
+        namespace,
+        ports: list(service.data.pointer("/spec/ports")).iter().map(port).collect(),
+        waypoint,
+        warnings,
+        destination_rules: facts.rules_for(service).into_iter().map(|one| rule(one, labels)).collect(),
+        virtual_services: routes.into_iter().map(virtual_service).collect(),
+        http_routes: http_routes.into_iter().map(|one| route(one, facts)).collect(),
+        authorization_policies: facts.policies_for_service(service).into_iter().map(policy).collect(),
     }
-    for route in routes {
-        let _ = writeln!(text, "VirtualService: {}.{}", route.name_any(), route.namespace().unwrap_or_default());
-        exposed(text, facts, route);
-        for destination in destinations(route) {
-            let _ = writeln!(text, "   {destination}");
-        }
-    }
-    for route in http_routes {
-        let _ = writeln!(text, "HTTPRoute: {}.{}", route.name_any(), route.namespace().unwrap_or_default());
-        exposed(text, facts, route);
-    }
-    policies(text, "Authorization policies at the waypoint", &facts.policies_for_service(service));
 }
 
-fn exposed(text: &mut String, facts: &Facts, route: &DynamicObject) {
-    for gateway in facts.exposing(route) {
-        let _ = writeln!(text, "   Exposed on Gateway {gateway}");
+/// Without destinations.
+fn route(route: &DynamicObject, facts: &Facts) -> RouteDescription {
+    RouteDescription {
+        name: route.name_any(),
+        namespace: route.namespace().unwrap_or_default(),
+        exposed_on: facts.exposing(route),
+        destinations: vec![],
+    }
+}
+
+fn rule(rule: &DynamicObject, labels: Option<&Labels>) -> RuleDescription {
+    let all = list(rule.data.pointer("/spec/subsets"));
+    let names = |wanted: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        let name = |subset: &Value| subset.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        all.iter().filter(|subset| wanted(subset)).map(name).collect()
+    };
+    let fits = |subset: &Value, labels: &Labels| selects(&texts(subset.get("labels")), labels);
+    let (subsets, matching_subsets, non_matching_subsets) = match labels {
+        None => (names(&|_| true), vec![], vec![]),
+        Some(labels) => (vec![], names(&|one| fits(one, labels)), names(&|one| !fits(one, labels))),
+    };
+    RuleDescription {
+        name: rule.name_any(),
+        namespace: rule.namespace().unwrap_or_default(),
+        host: rule.data.pointer("/spec/host").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        subsets,
+        matching_subsets,
+        non_matching_subsets,
+        traffic_policy: traffic_policy(rule),
     }
 }
 
 /// In istioctl's words.
-fn traffic_policy(text: &mut String, rule: &DynamicObject) {
-    let Some(policy) = rule.data.pointer("/spec/trafficPolicy").and_then(Value::as_object) else {
-        let _ = writeln!(text, "   No Traffic Policy");
-        return;
-    };
-    if let Some(tls) = policy.get("tls") {
-        let _ = writeln!(text, "   Traffic Policy TLS Mode: {}", tls["mode"].as_str().unwrap_or("DISABLE"));
-    }
+fn traffic_policy(rule: &DynamicObject) -> Option<TrafficPolicy> {
+    let policy = rule.data.pointer("/spec/trafficPolicy")?.as_object()?;
     let parts = [
         ("loadBalancer", "load balancer"),
         ("connectionPool", "connection pool"),
         ("outlierDetection", "outlier detection"),
         ("portLevelSettings", "port level settings"),
     ];
-    let named: Vec<&str> = parts.iter().filter(|(key, _)| policy.contains_key(*key)).map(|(_, name)| *name).collect();
-    if !named.is_empty() {
-        let _ = writeln!(text, "   Traffic Policy: {}", named.join(", "));
-    }
+    Some(TrafficPolicy {
+        tls_mode: policy.get("tls").map(|tls| tls["mode"].as_str().unwrap_or("DISABLE").to_owned()),
+        sets: parts.iter().filter(|(key, _)| policy.contains_key(*key)).map(|(_, name)| *name).collect(),
+    })
 }
 
 /// Which requests a rule of a VirtualService is for: all that is looked at besides the path is only named.
@@ -200,76 +209,45 @@ fn requests(rule: &Value) -> String {
     matches.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
-fn host(rule: &DynamicObject) -> &str {
-    rule.data.pointer("/spec/host").and_then(Value::as_str).unwrap_or_default()
-}
-
-fn port_text(port: &Value) -> String {
+fn port(port: &Value) -> ServicePort {
     let text = |field: &str| port.get(field).and_then(Value::as_str).unwrap_or_default();
     let number = port.get("port").and_then(Value::as_u64).unwrap_or_default();
     let target = port.get("targetPort").map(|target| target.as_str().map_or_else(|| target.to_string(), str::to_owned));
-    let hint = match (text("appProtocol"), text("name")) {
+    let protocol = match (text("appProtocol"), text("name")) {
         ("", "") => "auto-detected: name the port (http-..., tcp-...) or set appProtocol".to_owned(),
         ("", name) => format!("by its name {name:?}"),
         (protocol, _) => format!("appProtocol {protocol}"),
     };
-    format!("{number} -> {} ({hint})", target.unwrap_or_else(|| number.to_string()))
-}
-
-fn subsets(text: &mut String, rule: &DynamicObject, labels: Option<&Labels>) {
-    let all = list(rule.data.pointer("/spec/subsets"));
-    let name = |subset: &Value| subset.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let Some(labels) = labels else {
-        let names: Vec<String> = all.iter().map(name).collect();
-        if !names.is_empty() {
-            let _ = writeln!(text, "   Subsets: {}", names.join(", "));
-        }
-        return;
-    };
-    let fits = |subset: &&Value| super::facts::selects(&texts(subset.get("labels")), labels);
-    let (matching, others): (Vec<&Value>, Vec<&Value>) = all.iter().partition(fits);
-    for (what, subsets) in [("Matching subsets", matching), ("Non-matching subsets", others)] {
-        let names: Vec<String> = subsets.into_iter().map(name).collect();
-        if !names.is_empty() {
-            let _ = writeln!(text, "   {what}: {}", names.join(", "));
-        }
-    }
+    ServicePort { port: number, target_port: target.unwrap_or_else(|| number.to_string()), protocol }
 }
 
 /// Each destination of a virtual service, with its weight.
-fn destinations(route: &DynamicObject) -> Vec<String> {
+fn destinations(route: &DynamicObject) -> Vec<Destination> {
     let mut out = vec![];
     for protocol in ["http", "tls", "tcp"] {
         for (index, rule) in list(route.data.pointer(&format!("/spec/{protocol}"))).iter().enumerate() {
-            let condition = requests(rule);
+            let requests = requests(rule);
             for target in list(rule.get("route")) {
                 let text = |at: &str| target.pointer(at).and_then(Value::as_str).unwrap_or_default();
-                let weight = target.get("weight").and_then(Value::as_u64).map(|weight| format!(", weight {weight}"));
-                let subset = match text("/destination/subset") {
-                    "" => String::new(),
-                    subset => format!(" subset {subset}"),
-                };
-                out.push(format!(
-                    "{protocol}[{index}] {condition}: {}{subset}{}",
-                    text("/destination/host"),
-                    weight.unwrap_or_default()
-                ));
+                out.push(Destination {
+                    rule: format!("{protocol}[{index}]"),
+                    requests: requests.clone(),
+                    host: text("/destination/host").to_owned(),
+                    subset: Some(text("/destination/subset")).filter(|subset| !subset.is_empty()).map(str::to_owned),
+                    weight: target.get("weight").and_then(Value::as_u64),
+                });
             }
         }
     }
     out
 }
 
-fn policies(text: &mut String, title: &str, all: &[&DynamicObject]) {
-    if all.is_empty() {
-        return;
-    }
-    let _ = writeln!(text, "{title}:");
-    for policy in all {
-        let action = policy.data.pointer("/spec/action").and_then(Value::as_str).unwrap_or("ALLOW");
-        let rules = list(policy.data.pointer("/spec/rules")).len();
-        let place = policy.namespace().unwrap_or_default();
-        let _ = writeln!(text, "   {action} {}.{place} ({rules} rules)", policy.name_any());
+fn policy(policy: &DynamicObject) -> PolicyDescription {
+    PolicyDescription {
+        name: policy.name_any(),
+        namespace: policy.namespace().unwrap_or_default(),
+        action: policy.data.pointer("/spec/action").and_then(Value::as_str).unwrap_or("ALLOW").to_owned(),
+        rules: list(policy.data.pointer("/spec/rules")).len(),
     }
 }
 
@@ -379,6 +357,28 @@ Authorization policies:
 Effective PeerAuthentication:
    Workload mTLS mode: STRICT (by default.istio-system)
 ";
-        assert_eq!(of_pod(&pod, &facts()), expected);
+        let described = of_pod(&pod, &facts());
+        assert_eq!(described.to_string(), expected);
+        let encoded = serde_json::to_value(&described).unwrap();
+        let service = &encoded["services"][0];
+        assert_eq!(encoded["mutualTls"], json!({ "mode": "STRICT", "by": "default.istio-system" }));
+        assert_eq!(service["ports"], json!([{ "port": 80, "targetPort": "8080", "protocol": "by its name \"http\"" }]));
+        assert_eq!(service["destinationRules"][0]["matchingSubsets"], json!(["v1"]));
+        assert_eq!(
+            service["virtualServices"][0]["destinations"][1],
+            json!({ "rule": "http[1]", "requests": "all requests", "host": "web", "subset": "v1", "weight": 90 })
+        );
+        assert_eq!(service["httpRoutes"][0]["exposedOn"], json!(["edge/gw (192.0.2.1)"]));
+        assert!(service["waypoint"].is_null() && encoded.get("warnings").is_none(), "{encoded}");
+    }
+
+    #[test]
+    fn of_a_service_all_subsets_are_named() {
+        let facts = facts();
+        let described = of_service(&facts.services[0], &facts, None);
+        assert!(
+            described.to_string().contains("\n   Subsets: v1, v2\n   Traffic Policy TLS Mode: SIMPLE\n"),
+            "{described}"
+        );
     }
 }

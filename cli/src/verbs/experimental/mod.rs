@@ -4,6 +4,7 @@ mod authz;
 mod conditions;
 mod debug;
 mod describe;
+mod description;
 mod facts;
 mod membership;
 

@@ -2,28 +2,25 @@
 //! are run on it in between.
 
 use crate::{apps, exercises, pages, ways_in};
-use karst_e2e::{LONG, Pod, Visits, apply, get, kubectl, vip, wait_redirected};
+use karst_e2e::{LONG, Pod, Visits, apply, exercise::Exercise, get, kubectl, vip, wait_redirected};
 use karst_world::wait_for;
 use std::{net::SocketAddr, time::Duration};
 
 /// The book shop: four services that call each other by name, enrolled, restarted and scaled while it is visited.
 pub fn is_visited_all_the_time() {
     let a = apps();
-    apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: bookinfo}\n");
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests/bookinfo.yaml");
-    kubectl(&["-n", "bookinfo", "apply", "-f", manifests]);
-    for d in ["details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"] {
-        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=90s"]);
-    }
+    // Of a run that has failed.
+    kubectl(&["delete", "namespace", "bookinfo", "--ignore-not-found"]);
+    let mut guide = Exercise::open("shop");
+    guide.through("productpage:9080/productpage");
     // As the tutorials do it.
     let page = || {
         let wget = ["/bin/busybox", "wget", "-qO-", "productpage:9080/productpage"];
         kubectl(&[&["-n", "bookinfo", "exec", "deploy/ratings-v1", "--"], &wget[..]].concat())
     };
-    assert!(page().contains("<title>Simple Bookstore App</title>"));
     let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
     let visits = Visits::start(&a.client.netns(), shop);
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/dataplane-mode=ambient"]);
+    guide.through("istio.io/dataplane-mode=ambient");
     let pods = get(&["pods", "-n", "bookinfo"]);
     let names: Vec<String> =
         pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap().into()).collect();
@@ -31,6 +28,8 @@ pub fn is_visited_all_the_time() {
     wait_redirected(&pods.iter().collect::<Vec<_>>(), true);
     a.mesh(true);
     assert!(page().contains("Book Details"));
+    guide.through("bookinfo-productpage");
+    drop(guide);
     // Who calls whom is in the logs of ztunnel, by identity.
     let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=1000"]);
     for (from, to) in [("productpage", "reviews"), ("productpage", "details"), ("reviews", "ratings")] {

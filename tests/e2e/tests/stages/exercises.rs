@@ -1,7 +1,7 @@
 //! What the tutorials do with the book shop's waypoint: routes, faults, mirrors; a Telemetry; sessions.
 
-use crate::{Apps, install_gateway_api, sample, wait_condition};
-use karst_e2e::{LONG, Pod, Visits, get, kubectl, try_kubectl, vip, visits};
+use crate::{Apps, install_gateway_api, sample};
+use karst_e2e::{LONG, Pod, Visits, exercise::Exercise, get, kubectl, try_kubectl, vip, visits};
 use karst_world::wait_for;
 use std::{
     io::{Read, Write},
@@ -9,19 +9,10 @@ use std::{
     time::Duration,
 };
 
-/// The exercises of the tutorials, from the manifests of samples/exercises, on a waypoint.
+/// The exercises of the tutorials on a waypoint, as their pages have them; and what is to be counted over more requests.
 pub fn run(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> String) {
-    let exercise = |name: &str| {
-        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
-    };
     install_gateway_api();
-    exercise("waypoint");
-    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "waypoint"];
-    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
-    kubectl(&["label", "namespace", "bookinfo", "istio.io/use-waypoint=waypoint"]);
-    wait_condition(&["service", "-n", "bookinfo", "reviews"], "istio.io/WaypointBound", ("True", "WaypointAccepted"));
-    exercise("bookinfo-subsets");
+    Exercise::open("shop").after("bookinfo-productpage").finish();
     let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
     // Stars of so many pages: none, black, red.
     let seen = |n: usize, user: &str| {
@@ -33,34 +24,29 @@ pub fn run(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> Str
         }
         out
     };
-    let apply_and_see = |name: &str, wanted: fn([usize; 3]) -> bool| {
-        exercise(name);
-        wait_for(name, LONG, || wanted(seen(4, "")).then_some(()));
+    let mut releases = Exercise::open("releases");
+    let mut shift = |manifest: &str| {
+        releases.through(manifest);
+        releases.through("stars nobody");
     };
-    apply_and_see("reviews-v1", |s| s == [4, 0, 0]);
+    shift("reviews-v1.yaml");
     assert_eq!(seen(20, ""), [20, 0, 0]);
-    apply_and_see("reviews-v2-v3", |s| s[0] == 0);
+    shift("reviews-v2-v3.yaml");
     let half = seen(100, "");
     assert!(half[0] == 0 && (30..=70).contains(&half[1]), "{half:?}");
-    exercise("reviews-90-10");
-    wait_for("90/10", LONG, || (seen(4, "")[2] == 0).then_some(()));
+    shift("reviews-90-10.yaml");
     let tenth = seen(200, "");
     assert!((6..=36).contains(&tenth[1]) && tenth[2] == 0, "{tenth:?}");
-    apply_and_see("reviews-jason", |s| s == [0, 0, 4]);
+    releases.finish();
     assert_eq!((seen(10, "jason"), seen(10, "")), ([0, 10, 0], [0, 0, 10]));
     println!("bookinfo with a waypoint: v1 20 of 20, 50/50 {half:?}, 90/10 {tenth:?}, jason black, others red");
-    exercise("ratings-abort");
-    let said = |user: &str| {
-        let s = a.client.netns().run(|| TcpStream::connect_timeout(&shop, LONG)).unwrap().unwrap();
-        visits::page(s, user).unwrap()
-    };
-    wait_for("no ratings for jason", LONG, || said("jason").contains("unavailable").then_some(()));
-    assert!(!said("").contains("unavailable"));
-    exercise("ratings-delay");
-    wait_for("no reviews for jason", LONG, || said("jason").contains("Error fetching product reviews").then_some(()));
-    assert!(page().contains("Book Details"));
+    Exercise::open("faults").finish();
+    let whole = page();
+    assert!(whole.contains("Book Reviews") && !whole.contains("unavailable"), "{whole}");
+    Exercise::open("timeouts").finish();
+    Exercise::open("breaker").finish();
     // A copy of each request goes to v2, of which the caller sees nothing.
-    exercise("nginx-mirror");
+    Exercise::open("mirror").finish();
     wait_for("v1 only", LONG, || (0..4).all(|_| from_sleep("nginx:80/copied").contains("nginx v1")).then_some(()));
     let copies = || {
         let log = kubectl(&["-n", "bookinfo", "logs", "deploy/nginx-v2", "--tail=-1"]);

@@ -1,10 +1,13 @@
 //! Istio's own istioctl on the cluster. A row that is missing is a failure; what a row must say comes from the API server.
 
 use crate::{Apps, MARK, condition, policy, talk};
-use karst_e2e::{LONG, Pod, apply, get, istioctl, kubectl, try_istioctl, try_kubectl, vip};
+use karst_e2e::{Istioctl, LONG, Pod, Shell, apply, get, istioctl, kubectl, try_istioctl, try_kubectl, vip};
 use karst_world::wait_for;
 use serde_json::Value;
-use std::{net::TcpStream, time::Duration};
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 const SYSTEM: &str = "istio-system";
 /// As the controller says it is.
@@ -48,7 +51,7 @@ fn row<'a>(table: &'a str, words: &[&str]) -> Option<&'a str> {
 
 /// Waits until istioctl shows such a line: what it shows is what proxies hold, and they are told a moment later.
 fn shows(args: &[&str], words: &[&str]) {
-    let (begun, mut last) = (std::time::Instant::now(), String::new());
+    let (begun, mut last) = (Instant::now(), String::new());
     let found = std::iter::repeat_with(|| {
         last = try_istioctl(args).unwrap_or_else(|e| e);
         row(&last, words).is_some() || {
@@ -80,6 +83,7 @@ fn name(object: &Value) -> &str {
 /// All of it, with `app` in the mesh.
 pub fn exercise(apps: &Apps) {
     control_plane();
+    bug_report();
     ztunnel(apps);
     proxies();
     who_may_read(apps);
@@ -90,7 +94,7 @@ pub fn exercise(apps: &Apps) {
     assert!(gone.contains("waypoint"), "{gone}");
 }
 
-/// `version`, `proxy-status`, `admin log`, and the pages of bug-report.
+/// `version`, `proxy-status`, `admin log`, and by themselves the pages of bug-report.
 fn control_plane() {
     let version = json(&["version"]);
     assert_eq!(version["meshVersion"][0]["Info"]["version"], LEVEL, "{version}");
@@ -123,6 +127,32 @@ fn control_plane() {
     }
     let raw = istioctl(&["x", "internal-debug", "syncz"]);
     assert!(raw.contains("\"proxy_type\"") && raw.contains("\"ztunnel\""), "{raw}");
+}
+
+/// `bug-report` of the mesh's own pods: it calls kubectl, and so has a user's shell. It throws away all that it has of istiod's pages, or
+/// of a ztunnel's, if one of them is an error.
+fn bug_report() {
+    // There is no netstat in any image.
+    const REPORT: &str = "istioctl bug-report --include istio-system --skip-analyze --skip-netstat --timeout 60s \
+        --dir \"$HOME/pages\" --output-dir \"$HOME\" && tar -tzf \"$HOME/bug-report.tar.gz\"";
+    let begun = Instant::now();
+    let said = Shell::new(Istioctl::Stock, "default").run(REPORT, "");
+    println!("istioctl bug-report: {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(said.is_success, "{}", said.text);
+    let has = |file: &str| assert!(said.text.lines().any(|line| line == file), "no {file}: {}", said.text);
+    for pod in pods("app=istiod") {
+        for file in ["discovery.log", "debug/syncz", "debug/ambientz", "metrics"] {
+            has(&format!("istio/{SYSTEM}/{}/{file}", name(&pod)));
+        }
+    }
+    for pod in pods("app=ztunnel") {
+        for file in ["istio-proxy.log", "config_dump"] {
+            has(&format!("proxies/{SYSTEM}/{}/{file}", name(&pod)));
+        }
+    }
+    for file in ["versions", "cluster/pods", "cluster/k8s-resources"] {
+        has(file);
+    }
 }
 
 /// Every verb of `ztunnel-config`.
@@ -211,7 +241,9 @@ fn proxies() {
     // With findings it ends with a status of its own; none of them may be an error.
     let analysis = try_istioctl(&["analyze", "-n", "app"]).unwrap_or_else(|e| e);
     assert!(!analysis.contains("Error [") && !analysis.is_empty(), "{analysis}");
-    // Not `x describe`: it looks for sidecars' containers, and so fails for pods of any ambient mesh.
+    // It looks for sidecars' containers (docs/coming-from-istio.md): for a pod of any ambient mesh it fails.
+    let described = istioctl(&["x", "describe", "service", "echo", "-n", "app"]);
+    assert!(described.contains("has no Istio pods"), "{described}");
 }
 
 /// From another pod, metrics and version are for everybody, debug pages are not.

@@ -1,7 +1,7 @@
 //! Our own command line on the cluster: what it shows is there, what it installs runs, and what it removes is gone.
 
 use crate::{Apps, apps, install_gateway_api, talk};
-use karst_e2e::{Following, LONG, karst, kubectl, try_karst, try_kubectl};
+use karst_e2e::{Following, Istioctl, LONG, Shell, karst, kubectl, try_karst, try_kubectl};
 use karst_world::wait_for;
 use serde_json::Value;
 use std::{fs, io::Read, time::Duration};
@@ -20,6 +20,7 @@ pub fn exercise(apps: &Apps) {
     waypoint();
     explained(apps);
     tapped(apps);
+    policies(apps);
     report_without_secrets();
 }
 
@@ -58,6 +59,8 @@ fn versions_and_json() {
     for line in ["ps -o json", "zc workload -o json", "zc all -o json", "waypoint list -A -o json"] {
         json(line);
     }
+    let described = json("x describe service echo -n app -o json");
+    assert_eq!(described["ports"][0]["targetPort"], "9000", "{described}");
 }
 
 fn waypoint() {
@@ -111,6 +114,48 @@ fn tapped(apps: &Apps) {
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "no-calls"]);
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     wait_for("the permission", LONG, || talk(&apps.client, apps.service).ok());
+}
+
+/// What was seen is in the book of flows; a policy is judged by it; and the least that it needs lets in what was seen, and no more.
+fn policies(apps: &Apps) {
+    const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
+    const DENY: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-client, namespace: app}
+spec: {action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/client]}}]}]}
+";
+    let is_clients = |flow: &Value| {
+        let is_echo = flow["destination"]["workload"] == "echo";
+        is_echo && flow["source"]["identity"] == CLIENT && flow["verdict"] == "allowed"
+    };
+    talk(&apps.client, apps.service).unwrap();
+    let mut book = wait_for("the client's flow in the book", LONG, || {
+        let book: Value = serde_json::from_str(&karst(&["policy", "flows", "-n", "app", "-o", "json"])).ok()?;
+        book["flows"].as_array()?.iter().any(is_clients).then_some(book)
+    });
+    let shell = Shell::new(Istioctl::Ours, "app");
+    fs::write(shell.folder().join("deny.yaml"), DENY).unwrap();
+    let judged = shell.run("karst policy test \"$HOME/deny.yaml\"; [ $? = 79 ]", "");
+    let is_refused = |line: &str| line.starts_with("refused") && line.contains("cluster.local/ns/app/sa/client");
+    assert!(judged.is_success && judged.text.lines().any(is_refused), "{}", judged.text);
+    let suggested = karst(&["policy", "suggest", "-n", "app"]);
+    assert!(suggested.contains("AuthorizationPolicy") && suggested.contains(", 0 refused."), "{suggested}");
+    // Of the client's calls alone: then nobody else's are let in.
+    book["flows"].as_array_mut().unwrap().retain(is_clients);
+    fs::write(shell.folder().join("book.json"), book.to_string()).unwrap();
+    let least = "karst policy suggest --flows \"$HOME/book.json\" > \"$HOME/least.yaml\"";
+    let applied = shell.run(&format!("{least} && kubectl apply -f \"$HOME/least.yaml\""), "");
+    assert!(applied.is_success, "{}", applied.text);
+    wait_for("the least policy in force", LONG, || talk(&apps.other, apps.service).err());
+    for _ in 0..10 {
+        talk(&apps.client, apps.service).unwrap();
+    }
+    let deleted = shell.run("kubectl delete -f \"$HOME/least.yaml\"", "");
+    assert!(deleted.is_success, "{}", deleted.text);
+    wait_for("the permission", LONG, || talk(&apps.other, apps.service).ok());
+    println!(
+        "karst policy: a denial is told of before it is applied; the least policy lets the client in, and nobody else"
+    );
 }
 
 fn report_without_secrets() {
