@@ -309,8 +309,7 @@ mod tests {
     #[test]
     fn there_are_as_many_places_as_the_page_says() {
         let g = Gate::new(2048);
-        let mut page = String::new();
-        g.render(&mut page);
+        let page = karst_rt::exposition::page(|page| g.render(page));
         let most = |share: &str| -> usize {
             let start = format!("karst_share_limit{{share=\"{share}\"}} ");
             page.lines().find_map(|line| line.strip_prefix(start.as_str())).unwrap().parse().unwrap()
