@@ -36,6 +36,12 @@ fn main() {
     ] {
         cargo.env_remove(v);
     }
+    // These programs are built in one way only: what is tested is what is released.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PROFILE_")) {
+            cargo.env_remove(name);
+        }
+    }
     let status = cargo
         .args([
             "build",

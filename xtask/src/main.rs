@@ -171,9 +171,11 @@ fn run(task: Task) -> Result<()> {
         Task::Soak(what) if what.long_tests => {
             tools::optimize();
             build()?;
-            worlds(&["--ignored"])
+            worlds(&["--ignored"].into_iter().chain(what.only.as_deref()).collect::<Vec<_>>())
         }
         Task::Soak(what) => {
+            // Its memory and waits are figures, too.
+            tools::optimize();
             build_only(soak::PROGRAMS)?;
             soak::run(&what)
         }

@@ -29,13 +29,16 @@ pub struct What {
     /// In place of it, the long forms of the tests in network namespaces (those that are `#[ignore]`d).
     #[arg(long, conflicts_with_all = ["minutes", "seed", "report"])]
     pub long_tests: bool,
+    /// Of these only what has this in its name.
+    #[arg(long, requires = "long_tests", value_name = "TEST")]
+    pub only: Option<String>,
 }
 
 impl What {
     /// As the stage of `cargo xtask test` wants it: always the same faults, so that it says something of a change. Other ones are for
     /// the hour.
     pub fn for_tests() -> Self {
-        Self { minutes: 5, seed: Some(5), report: None, long_tests: false }
+        Self { minutes: 5, seed: Some(5), report: None, long_tests: false, only: None }
     }
 }
 

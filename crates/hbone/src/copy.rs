@@ -124,13 +124,19 @@ pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io:
 /// connection can go over to another process.
 #[derive(Debug)]
 pub struct Pair {
-    // Before the legs: what is closed is in no table any more.
     /// From the client.
     up: Flow,
     /// To the client.
     down: Flow,
     client: Leg,
     server: Leg,
+}
+
+impl Drop for Pair {
+    /// Its entry goes before its pipes and sockets do: what is closed is in no table any more.
+    fn drop(&mut self) {
+        (self.up.entry, self.down.entry) = (None, None);
+    }
 }
 
 /// What of one direction outlives the task that carries it.

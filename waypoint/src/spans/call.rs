@@ -35,8 +35,10 @@ const MAX_ANSWER: usize = 64 << 10;
 const TRIES: usize = 2;
 /// HTTP: it is the message that cannot be taken, and the next one may be.
 const OF_MESSAGE: [u16; 3] = [400, 413, 422];
-/// gRPC: the same.
+/// gRPC: the same (8 is also what a message beyond the collector's maximum is answered with, which is 413 by HTTP).
+const OF_GRPC_MESSAGE: [u16; 2] = [INVALID_ARGUMENT, RESOURCE_EXHAUSTED];
 const INVALID_ARGUMENT: u16 = 3;
+const RESOURCE_EXHAUSTED: u16 = 8;
 /// gRPC: the collector cannot take them now.
 const UNAVAILABLE: u16 = 14;
 const UNKNOWN: u16 = 2;
@@ -87,7 +89,7 @@ impl ExportError {
     pub fn is_of_message(&self) -> bool {
         match self {
             ExportError::Status(status) => OF_MESSAGE.contains(status),
-            ExportError::Grpc(status) => *status == INVALID_ARGUMENT,
+            ExportError::Grpc(status) => OF_GRPC_MESSAGE.contains(status),
             ExportError::NoService
             | ExportError::NoEndpoint
             | ExportError::Late(_)
