@@ -227,6 +227,10 @@ impl Guard {
     pub fn conn(&self) -> &Rc<Conn> {
         &self.open.conn
     }
+    /// Who looks at the traffic of this process.
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.all.taps
+    }
     /// It has come about: it counts as opened.
     pub fn established(&self) {
         let traffic = self.open.conn.series(&self.all.metrics, "-");

@@ -65,14 +65,19 @@ pub fn dns(data: &[u8]) {
 /// What both ends of a connection say whose requests are counted in passing: a byte (its first bit: the server; the others: how
 /// many bytes; none: that end is closed), then the bytes. However they are cut, the same is seen.
 pub fn signals(data: &[u8]) {
-    let whole = seen(data, usize::MAX);
-    assert_eq!(seen(data, 1), whole);
+    let whole = seen(data, usize::MAX, false);
+    assert_eq!(seen(data, 1, false), whole);
     assert!(whole.0.len() <= data.len(), "a request has at least a byte");
+    let mut heads = seen(data, usize::MAX, true);
+    assert_eq!(seen(data, 1, true), heads);
+    heads.0.iter_mut().for_each(|exchange| exchange.asked = None);
+    assert_eq!(heads, whole, "who looks changes nothing");
 }
 
-/// What is seen of it in pieces of at most this size.
-fn seen(mut data: &[u8], most: usize) -> (Vec<Exchange>, Option<Over>) {
+/// What is seen of it in pieces of at most this size, with what requests ask for if so.
+fn seen(mut data: &[u8], most: usize, heads: bool) -> (Vec<Exchange>, Option<Over>) {
     let (mut connection, now) = (karst_signals::Connection::new(false), || Duration::ZERO);
+    connection.keep_heads(heads);
     while let Some((first, rest)) = data.split_first() {
         let (from_server, length) = (first & 0x80 != 0, usize::from(first & 0x7f));
         let (said, rest) = rest.split_at(length.min(rest.len()));

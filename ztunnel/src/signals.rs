@@ -1,16 +1,19 @@
-//! Requests of connections that no waypoint serves, seen in passing ([`karst_signals`]) and counted in Istio's metrics. Whether a
-//! connection is watched is decided once, before its first byte; where it is not, nothing is paid for it.
+//! Requests of connections that no waypoint serves, seen in passing ([`karst_signals`]) and counted in Istio's metrics; while
+//! somebody looks on, each is told to them, too. Whether a connection is watched is decided once, before its first byte; where it is
+//! not, nothing is paid for it.
 
 use crate::{
     conn::Conn,
     conns::Guard,
     state::{Service, Snapshot},
+    tapped,
 };
 use karst_api::workload::AppProtocol;
 use karst_hbone::copy::Watch;
 use karst_proxy::{
     endpoints::is_waypoint,
     requests::{Kind, Series, Table},
+    tap::Taps,
 };
 use karst_rt::clock::Instant;
 use karst_signals::{Connection, Exchange, Over};
@@ -33,7 +36,7 @@ pub fn outbound(table: Option<&Arc<Table>>, guard: &Guard, inner: Option<&Guard>
         return;
     }
     let spoken = Spoken::at(conn.service.as_deref(), |service_port, _| service_port == port);
-    watch(table, spoken, conn, inner.map(Guard::conn));
+    watch(table, spoken, guard, inner.map(Guard::conn));
 }
 
 /// A connection to a pod of ours.
@@ -43,15 +46,17 @@ pub fn inbound(table: Option<&Arc<Table>>, snapshot: impl FnOnce() -> Arc<Snapsh
         return;
     }
     let port = conn.destination_addr.port();
-    watch(table, Spoken::at(conn.service.as_deref(), |_, target| target == port), conn, None);
+    watch(table, Spoken::at(conn.service.as_deref(), |_, target| target == port), guard, None);
 }
 
-fn watch(table: &Arc<Table>, spoken: Spoken, conn: &Rc<Conn>, other: Option<&Rc<Conn>>) {
+fn watch(table: &Arc<Table>, spoken: Spoken, guard: &Guard, other: Option<&Rc<Conn>>) {
     if spoken == Spoken::Other {
         return;
     }
+    let conn = guard.conn();
     let signals = Signals {
         table: table.clone(),
+        taps: guard.taps().clone(),
         own: Rc::downgrade(conn),
         other: other.cloned(),
         began: Instant::from_std(conn.started),
@@ -103,6 +108,7 @@ struct Reading {
 /// The requests of one connection.
 struct Signals {
     table: Arc<Table>,
+    taps: Arc<Taps>,
     /// The connection, whose counts have this.
     own: Weak<Conn>,
     /// The record of the other side, where that is a pod of ours, too. It may have ended a moment before.
@@ -120,6 +126,7 @@ impl Signals {
         what(connection);
         for exchange in connection.take() {
             self.count(series, &exchange);
+            self.tell(&exchange);
         }
         let Some(over) = connection.over() else { return };
         if let Over::GaveUp(surprise) = over {
@@ -144,6 +151,16 @@ impl Signals {
             kept.push((kind, found));
         }
     }
+
+    /// Tells whoever looks, as each side has it that is a pod of ours.
+    fn tell(&self, exchange: &Exchange) {
+        // None: nobody looked when it began.
+        let Some(asked) = exchange.asked.as_deref() else { return };
+        let own = self.own.upgrade();
+        for conn in [own.as_deref(), self.other.as_deref()].into_iter().flatten() {
+            self.taps.tell(|| tapped::request(conn, exchange, asked));
+        }
+    }
 }
 
 impl fmt::Debug for Signals {
@@ -157,7 +174,10 @@ impl Watch for Signals {
         self.reading.borrow().is_some()
     }
     fn client_sent(&self, bytes: &[u8]) {
-        self.note(|c| c.client_sent(bytes, &|| self.began.elapsed()));
+        self.note(|c| {
+            c.keep_heads(self.taps.is_looked_at());
+            c.client_sent(bytes, &|| self.began.elapsed());
+        });
     }
     fn server_sent(&self, bytes: &[u8]) {
         self.note(|c| c.server_sent(bytes, &|| self.began.elapsed()));
@@ -186,11 +206,9 @@ mod tests {
         worker::Served,
     };
     use karst_api::workload as pb;
+    use karst_flows::tap::Line;
     use karst_hbone::copy::Counts;
-    use karst_proxy::{
-        tap::Taps,
-        testing::{pod, service, snapshot},
-    };
+    use karst_proxy::testing::{pod, service, snapshot};
     use std::time::Instant;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -326,6 +344,49 @@ mod tests {
             let line = page.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
             assert!(line.contains("response_flags=\"UC\"") && line.ends_with("} 2"), "{reporter}: {page}");
         }
+    }
+
+    /// What `karst tap` is for without a waypoint: a request is told once, by the destination, if it began while somebody looked.
+    #[tokio::test]
+    async fn requests_are_told_while_somebody_looks_and_only_then() {
+        let run = async {
+            let mesh = snapshot(vec![pod("a", "10.0.0.1", &[]), pod("c", "10.0.0.9", &[])], vec![]);
+            let (taps, table) = (Taps::new("node"), Arc::new(Table::default()));
+            let conns = Conns::new(Arc::new(Metrics::default()), taps.clone(), false);
+            let [own, inner] = [Reporter::Source, Reporter::Destination]
+                .map(|reporter| conns.add(Conn { reporter, ..inbound_from(&mesh, "10.0.0.9") }));
+            outbound(Some(&table), &own, Some(&inner), 80);
+            let carried = own.conn().counts.watch().unwrap();
+            carried.client_sent(b"GET /before HTTP/1.1\r\n\r\n");
+            let mut looks = ["path=*&limit=3", "path=*&limit=6&all=true&query=true"].map(|q| taps.page(q).into_body());
+            carried.client_sent(b"PUT /a?token=x HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n");
+            for answer in ["200", "503", "404"] {
+                carried.server_sent(format!("HTTP/1.1 {answer} x\r\ncontent-length: 0\r\n\r\n").as_bytes());
+            }
+            carried.client_sent(b"GET /c HTTP/1.1\r\n\r\n");
+            carried.client_ended();
+            own.end(&Outcome::Done);
+            inner.end(&Outcome::Done);
+            let mut told = [vec![], vec![]];
+            for (lines, told) in looks.iter_mut().zip(&mut told) {
+                while let Some(Ok(frame)) = http_body_util::BodyExt::frame(lines).await {
+                    let line: Line = serde_json::from_slice(&frame.into_data().unwrap()).unwrap();
+                    let Line::Flow(record) = line else { continue };
+                    let (event, http) = (record.event(), record.http().unwrap());
+                    assert_eq!((event.source.pod, event.destination.pod, event.mtls), ("c", "a", true));
+                    told.push(format!(
+                        "{:?} {:?} {} {} {} {}",
+                        event.direction, event.verdict, event.flags, http.method, http.url, http.code
+                    ));
+                }
+            }
+            let once = ["Forwarded - PUT /a 503", "Forwarded - GET /b 404", "Error DC GET /c 0"];
+            assert_eq!(told[0], once.map(|one| format!("Ingress {one}")));
+            let whole = once.map(|one| one.replace("/a", "/a?token=x"));
+            let both = whole.map(|one| ["Egress", "Ingress"].map(|end| format!("{end} {one}")));
+            assert_eq!(told[1], both.concat());
+        };
+        LocalSet::new().run_until(run).await;
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! A connection as it is told to who looks on ([`karst_proxy::tap`]).
+//! A connection, or a request that was read in passing, as it is told to who looks on ([`karst_proxy::tap`]).
 
 use crate::{conn::Conn, metrics::Reporter, outcome::Outcome};
-use karst_flows::tap::{Direction, Event, Phase, Verdict};
+use karst_flows::tap::{Direction, Event, Phase, Request, Verdict};
 use karst_proxy::tap::peer;
+use karst_signals::{Asked, Exchange, Flag};
 use std::borrow::Cow;
 
 /// A connection that has come about.
@@ -17,6 +18,32 @@ pub fn ended<'a>(conn: &'a Conn, outcome: &'a Outcome) -> Event<'a> {
         reason: outcome.text().map_or(Cow::Borrowed(""), Cow::Owned),
         flags: outcome.flag(),
         ..event(conn, Phase::Close, verdict(outcome))
+    }
+}
+
+/// A request of this connection that has ended.
+pub fn request<'a>(conn: &'a Conn, exchange: &Exchange, asked: &'a Asked) -> Event<'a> {
+    let (verdict, reason) = match exchange.flag {
+        Flag::None => (Verdict::Forwarded, ""),
+        Flag::ClientGone => (Verdict::Error, "the client has left before its answer was whole"),
+        Flag::UpstreamGone => (Verdict::Error, "the connection has ended before the answer was whole"),
+        Flag::UpstreamReset => (Verdict::Error, "the server has reset the stream"),
+    };
+    Event {
+        reason: Cow::Borrowed(reason),
+        flags: exchange.flag.text(),
+        request: Some(Request {
+            method: &asked.method,
+            path: &asked.path,
+            authority: "",
+            protocol: asked.version,
+            status: exchange.status,
+            grpc: exchange.grpc_status.map(u16::from),
+        }),
+        received: exchange.request_bytes,
+        sent: exchange.response_bytes,
+        took: exchange.duration,
+        ..event(conn, Phase::Request, verdict)
     }
 }
 

@@ -58,7 +58,8 @@ fn what(event: &Event<'_>) -> String {
         (Some(request), _) => {
             let status = if request.status == 0 { "-".into() } else { request.status.to_string() };
             let grpc = request.grpc.map(|code| format!(" grpc-status {code}")).unwrap_or_default();
-            format!("{} {} {status}{grpc} {}", request.method, request.path, short(event.took))
+            // What is not known is `-`.
+            format!("{} {} {status}{grpc} {}", shown(request.method), shown(request.path), short(event.took))
         }
         (None, Phase::Open) => "tcp opened".into(),
         (None, _) if event.verdict == Verdict::Forwarded => {

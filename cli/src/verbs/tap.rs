@@ -30,8 +30,9 @@ enum Form {
   karst tap -n shop --from web --method POST --path '/orders/*'
   karst tap -A --verdict dropped --limit 10 -o json  for programs; jq .flow has Hubble's fields
 
-Connections are told by ztunnels, requests by waypoints and gateways. It needs the right to forward ports (`create
-pods/portforward`) in the namespace of the mesh for connections, in that of a waypoint for its requests.
+Connections are told by ztunnels, requests by waypoints and gateways, and by ztunnels where no waypoint is. It needs the
+right to forward ports (`create pods/portforward`) in the namespace of the mesh for what ztunnels tell, in that of a
+waypoint for its requests.
 Bodies and headers are never shown, queries only with --query.")]
 pub struct Tap {
     #[command(flatten)]

@@ -11,7 +11,7 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reporter {
-    /// The ztunnel of the destination's node, about a connection.
+    /// The ztunnel of the destination's node, about a connection; live also about a request in it.
     Ztunnel,
     /// A waypoint, about a request or a connection to a service.
     Waypoint,

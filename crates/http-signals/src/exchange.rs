@@ -1,12 +1,13 @@
 //! What is said of a request, and of a connection that is not read any further.
 
-use std::time::Duration;
+use crate::limits::MAX_PATH;
+use std::{fmt::Write, time::Duration};
 
 /// How long ago the connection began. It is asked where a request begins, and where it is over.
 pub type Clock<'a> = &'a dyn Fn() -> Duration;
 
 /// A request and its answer, when both have ended, or one of them has broken off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// What was spoken.
     pub protocol: Protocol,
@@ -27,6 +28,35 @@ pub struct Exchange {
     pub response_messages: u64,
     /// From the request's first byte to the last byte of both.
     pub duration: Duration,
+    /// What the request asked for. None: it was not to be kept ([`Connection::keep_heads`](crate::Connection::keep_heads)) when the
+    /// request came.
+    pub asked: Option<Box<Asked>>,
+}
+
+/// What a request asked for. Texts are of visible ASCII (other bytes are as `%1B`), and of at most [`MAX_PATH`] bytes. Empty: not
+/// known, as where a client of HTTP/2 names an entry of its table from before heads were kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Its method.
+    pub method: Box<str>,
+    /// Its path, with query; of a request to a proxy without the host before it.
+    pub path: Box<str>,
+    /// `HTTP/1.1`, `HTTP/2`.
+    pub version: &'static str,
+}
+
+/// A peer's text as it may be shown anywhere.
+pub(crate) fn visible(bytes: &[u8]) -> Box<str> {
+    let mut text = String::with_capacity(bytes.len().min(MAX_PATH));
+    for byte in bytes.iter().copied().take(MAX_PATH) {
+        if byte.is_ascii_graphic() {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text.truncate(MAX_PATH);
+    text.into_boxed_str()
 }
 
 /// The label `request_protocol`.

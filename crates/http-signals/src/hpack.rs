@@ -1,7 +1,11 @@
-//! HPACK (RFC 7541), as far as it is needed: three fields are read, of all others only the size is known, so that the table
-//! stays the sender's.
+//! HPACK (RFC 7541), as far as it is needed: three fields are read, and for who wants it method and path; of all others only the
+//! size is known, so that the table stays the sender's.
 
-use crate::{exchange::Surprise, huffman, limits::MAX_TABLE};
+use crate::{
+    exchange::{Asked, Surprise, visible},
+    huffman,
+    limits::{MAX_PATH, MAX_TABLE},
+};
 use std::collections::VecDeque;
 
 /// A header field.
@@ -15,6 +19,10 @@ pub(crate) enum Field {
     },
     /// `grpc-status`.
     GrpcStatus(u8),
+    /// `:method`.
+    Method,
+    /// `:path`.
+    Path,
     Other,
 }
 
@@ -23,6 +31,8 @@ enum Name {
     Status,
     ContentType,
     GrpcStatus,
+    Method,
+    Path,
     Other,
 }
 
@@ -35,7 +45,7 @@ struct Entry {
     size: u32,
 }
 
-/// RFC 7541, appendix A; values only of `:status`.
+/// RFC 7541, appendix A; values are in [`STATUSES`] and [`HEADS`].
 const STATIC: [&str; 61] = [
     ":authority",
     ":method",
@@ -103,6 +113,10 @@ const STATIC: [&str; 61] = [
 const STATUSES: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
 /// Where they begin.
 const FIRST_STATUS: usize = 8;
+/// Values of `:method` and `:path` in it.
+const HEADS: [&str; 4] = ["GET", "POST", "/", "/index.html"];
+/// Where they begin.
+const FIRST_HEAD: usize = 2;
 /// What an entry costs besides its text.
 const OVERHEAD: usize = 32;
 /// A table's size until the peer says another (RFC 9113 §6.5.2).
@@ -128,25 +142,41 @@ pub(crate) struct Decoder {
     entries: VecDeque<Entry>,
     size: usize,
     max: usize,
+    /// Entries that have ever been put into it.
+    inserted: u64,
+    /// Methods and paths in it, by how many entries had been put in before theirs; those that came while heads were kept.
+    heads: VecDeque<(u64, Box<str>)>,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { entries: VecDeque::new(), size: 0, max: INITIAL_TABLE }
+        Self { entries: VecDeque::new(), size: 0, max: INITIAL_TABLE, inserted: 0, heads: VecDeque::new() }
     }
 }
 
 impl Decoder {
-    /// Reads a whole block.
-    pub fn decode(&mut self, mut block: &[u8], mut found: impl FnMut(Field)) -> Result<(), Surprise> {
+    /// Reads a whole block. `asked`: what is to have the method and the path, if they are wanted.
+    pub fn decode(
+        &mut self,
+        mut block: &[u8],
+        mut asked: Option<&mut Asked>,
+        mut found: impl FnMut(Field),
+    ) -> Result<(), Surprise> {
+        if asked.is_none() && !self.heads.is_empty() {
+            self.heads = VecDeque::new();
+        }
         while let Some(first) = block.first().copied() {
             if first & 0x80 != 0 {
                 let index = number(&mut block, 7)?;
-                found(self.entry(index)?.field);
+                let field = self.entry(index)?.field;
+                if let Some(asked) = &mut asked {
+                    note(asked, field, self.head(index));
+                }
+                found(field);
             } else if first & 0x40 != 0 {
-                let entry = self.literal(&mut block, 6, true)?;
+                let (entry, head) = self.literal(&mut block, 6, true, &mut asked)?;
                 found(entry.field);
-                self.insert(entry);
+                self.insert(entry, head);
             } else if first & 0x20 != 0 {
                 self.max = number(&mut block, 5)?;
                 if self.max > MAX_TABLE {
@@ -154,7 +184,7 @@ impl Decoder {
                 }
                 self.evict(0);
             } else {
-                found(self.literal(&mut block, 4, false)?.field);
+                found(self.literal(&mut block, 4, false, &mut asked)?.0.field);
             }
         }
         Ok(())
@@ -168,13 +198,33 @@ impl Decoder {
         let field = match name_of(name.as_bytes()) {
             Name::Status => Field::Status(STATUSES.get(index - FIRST_STATUS).copied().unwrap_or_default()),
             Name::ContentType => Field::ContentType { grpc: false },
+            Name::Method => Field::Method,
+            Name::Path => Field::Path,
             Name::GrpcStatus | Name::Other => Field::Other,
         };
         Ok(Entry { field, name_length: name.len() as u32, size: 0 })
     }
 
-    /// A literal field. Of one that is not `kept` in the table the size is not needed.
-    fn literal(&self, block: &mut &[u8], prefix: u8, kept: bool) -> Result<Entry, Surprise> {
+    /// The method or path that this entry has; empty: none that is known.
+    fn head(&self, index: usize) -> &str {
+        if let Some(known) = index.checked_sub(FIRST_HEAD).and_then(|place| HEADS.get(place)) {
+            return known;
+        }
+        // The newest is the first behind the fixed ones.
+        let age = index.saturating_sub(STATIC.len()) as u64;
+        let before = self.inserted.checked_sub(age);
+        let place = before.and_then(|before| self.heads.binary_search_by_key(&before, |(number, _)| *number).ok());
+        place.and_then(|place| self.heads.get(place)).map_or("", |(_, head)| head)
+    }
+
+    /// A literal field, and its text if that is one for `asked`. Of one that is not `kept` in the table the size is not needed.
+    fn literal(
+        &self,
+        block: &mut &[u8],
+        prefix: u8,
+        kept: bool,
+        asked: &mut Option<&mut Asked>,
+    ) -> Result<(Entry, Option<Box<str>>), Surprise> {
         let (name, name_length) = match number(block, prefix)? {
             0 => {
                 let text = text(block)?;
@@ -185,29 +235,50 @@ impl Decoder {
                 (entry.field.name(), entry.name_length)
             }
         };
-        if name == Name::Other && !kept {
+        let unread = match name {
+            Name::Method => Some(Field::Method),
+            Name::Path => Some(Field::Path),
+            Name::Other => Some(Field::Other),
+            Name::Status | Name::ContentType | Name::GrpcStatus => None,
+        };
+        let head = match (asked, unread) {
+            (Some(asked), Some(field @ (Field::Method | Field::Path))) => {
+                // One that cannot be read is not known, and no other surprise than it is to who wants none.
+                let head = head(block).unwrap_or_default();
+                note(asked, field, &head);
+                Some(head)
+            }
+            _ => None,
+        };
+        if let Some(field) = unread.filter(|_| !kept) {
             string(block)?;
-            return Ok(Entry { field: Field::Other, name_length, size: 0 });
+            return Ok((Entry { field, name_length, size: 0 }, head));
         }
         let value = text(block)?;
         let size = name_length as usize + value.length + OVERHEAD;
-        Ok(Entry { field: field(name, &value), name_length, size: size as u32 })
+        Ok((Entry { field: field(name, &value), name_length, size: size as u32 }, head))
     }
 
-    fn insert(&mut self, entry: Entry) {
+    fn insert(&mut self, entry: Entry, head: Option<Box<str>>) {
         self.evict(entry.size as usize);
         // One that is larger than the table only empties it (RFC 7541 §4.4).
         if entry.size as usize <= self.max {
             self.size += entry.size as usize;
             self.entries.push_front(entry);
+            self.heads.extend(head.map(|head| (self.inserted, head)));
+            self.inserted += 1;
         }
     }
 
     /// Makes room.
     fn evict(&mut self, room: usize) {
         while self.size + room > self.max {
-            let Some(oldest) = self.entries.pop_back() else { return };
+            let Some(oldest) = self.entries.pop_back() else { break };
             self.size -= oldest.size as usize;
+        }
+        let gone = self.inserted - self.entries.len() as u64;
+        while self.heads.front().is_some_and(|(number, _)| *number < gone) {
+            self.heads.pop_front();
         }
     }
 }
@@ -218,6 +289,8 @@ impl Field {
             Field::Status(_) => Name::Status,
             Field::ContentType { .. } => Name::ContentType,
             Field::GrpcStatus(_) => Name::GrpcStatus,
+            Field::Method => Name::Method,
+            Field::Path => Name::Path,
             Field::Other => Name::Other,
         }
     }
@@ -228,6 +301,8 @@ fn name_of(name: &[u8]) -> Name {
         b":status" => Name::Status,
         b"content-type" => Name::ContentType,
         b"grpc-status" => Name::GrpcStatus,
+        b":method" => Name::Method,
+        b":path" => Name::Path,
         _ => Name::Other,
     }
 }
@@ -244,7 +319,18 @@ fn field(name: Name, value: &Text) -> Field {
             let code = std::str::from_utf8(text).ok().and_then(|t| t.parse::<u8>().ok());
             Field::GrpcStatus(code.filter(|c| *c <= 16).unwrap_or(2))
         }
+        Name::Method => Field::Method,
+        Name::Path => Field::Path,
         Name::Other => Field::Other,
+    }
+}
+
+/// A field is noted, if it is one that is asked for.
+fn note(asked: &mut Asked, field: Field, text: &str) {
+    match field {
+        Field::Method => asked.method = text.into(),
+        Field::Path => asked.path = text.into(),
+        Field::Status(_) | Field::ContentType { .. } | Field::GrpcStatus(_) | Field::Other => {}
     }
 }
 
@@ -300,13 +386,24 @@ fn text(block: &mut &[u8]) -> Result<Text, Surprise> {
     Ok(text)
 }
 
+/// The method or the path that is next in a block.
+fn head(mut block: &[u8]) -> Result<Box<str>, Surprise> {
+    let (bytes, coded) = string(&mut block)?;
+    if !coded {
+        return Ok(visible(bytes));
+    }
+    let mut kept = [0; MAX_PATH];
+    let length = huffman::decode(bytes, &mut kept)?;
+    Ok(visible(kept.get(..length).unwrap_or(&kept)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn all(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<Field>, Surprise> {
         let mut fields = vec![];
-        decoder.decode(block, |f| fields.push(f))?;
+        decoder.decode(block, None, |f| fields.push(f))?;
         Ok(fields)
     }
 

@@ -1,8 +1,9 @@
-//! HTTP/1.x (RFC 9112): where each message ends is all that is read, besides method and status. Every byte is counted for the
+//! HTTP/1.x (RFC 9112): where each message ends is all that is read, besides method and status, and
+//! for who wants it the path. Every byte is counted for the
 //! message that it belongs to.
 
 use crate::{
-    exchange::{Clock, Ends, Exchange, Flag, Over, Protocol, Surprise},
+    exchange::{Asked, Clock, Ends, Exchange, Flag, Over, Protocol, Surprise, visible},
     hpack::status,
     limits::{MAX_LINE, MAX_PIPELINE},
     lines::Lines,
@@ -39,6 +40,7 @@ struct Request {
     headed: bool,
     /// All of it has come.
     ended: bool,
+    asked: Option<Box<Asked>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,13 +223,19 @@ impl Side {
 }
 
 impl Http1 {
-    /// More of the client's.
-    pub fn client_sent(&mut self, mut bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
+    /// More of the client's. `keep`: what requests ask for is kept.
+    pub fn client_sent(
+        &mut self,
+        mut bytes: &[u8],
+        keep: bool,
+        now: Clock<'_>,
+        done: &mut Queue<Exchange>,
+    ) -> Result<(), Over> {
         while !bytes.is_empty() {
             let before = bytes.len();
             let ended = match self.client.at {
                 At::Start => {
-                    self.request_line(&mut bytes, now)?;
+                    self.request_line(&mut bytes, keep, now)?;
                     false
                 }
                 At::Fields => self.client.field(&mut bytes)? && self.request_headed()?,
@@ -249,7 +257,7 @@ impl Http1 {
         Ok(())
     }
 
-    fn request_line(&mut self, bytes: &mut &[u8], now: Clock<'_>) -> Result<(), Over> {
+    fn request_line(&mut self, bytes: &mut &[u8], keep: bool, now: Clock<'_>) -> Result<(), Over> {
         let began = *self.began.get_or_insert_with(now);
         let bad = if self.is_http { Surprise::Head.into() } else { Over::NotHttp };
         let held = self.client.lines.held().len() as u64;
@@ -275,7 +283,8 @@ impl Http1 {
             Some(b"CONNECT") => Method::Connect,
             _ => Method::Other,
         };
-        self.open.push(Request { method, started: began, bytes: held, headed: false, ended: false });
+        let asked = keep.then(|| asked(line));
+        self.open.push(Request { method, started: began, bytes: held, headed: false, ended: false, asked });
         (self.client.at, self.is_http, self.began) = (At::Fields, true, None);
         self.client.head = Head { value: std::mem::take(&mut self.client.head.value), ..Head::default() };
         Ok(())
@@ -378,7 +387,7 @@ impl Http1 {
     /// The answer has ended; the exchange, when its request has, too.
     fn answered(&mut self, now: Clock<'_>, done: &mut Queue<Exchange>) {
         self.server.at = At::Start;
-        let (Some(answer), Some(request)) = (&mut self.answer, self.open.first()) else { return };
+        let (Some(answer), Some(request)) = (&mut self.answer, self.open.first_mut()) else { return };
         answer.ended = true;
         if request.ended {
             let bytes = std::mem::take(&mut self.answer_bytes);
@@ -401,16 +410,16 @@ impl Http1 {
 
     /// The connection has ended.
     pub fn close(&mut self, ends: Ends, now: Clock<'_>, done: &mut Queue<Exchange>) {
-        for request in self.open.drain().filter(|r| r.headed) {
+        for mut request in self.open.drain().filter(|r| r.headed) {
             let answer = self.answer.take();
             let flag = if answer.is_some_and(|a| a.ended) { Flag::None } else { ends.flag() };
             let bytes = std::mem::take(&mut self.answer_bytes);
-            done.push(exchange(&request, answer, bytes, flag, now()));
+            done.push(exchange(&mut request, answer, bytes, flag, now()));
         }
     }
 }
 
-fn exchange(request: &Request, answer: Option<Answer>, answer_bytes: u64, flag: Flag, now: Duration) -> Exchange {
+fn exchange(request: &mut Request, answer: Option<Answer>, answer_bytes: u64, flag: Flag, now: Duration) -> Exchange {
     Exchange {
         protocol: Protocol::Http,
         status: answer.map_or(0, |a| a.status),
@@ -421,6 +430,7 @@ fn exchange(request: &Request, answer: Option<Answer>, answer_bytes: u64, flag: 
         request_messages: 0,
         response_messages: 0,
         duration: now.saturating_sub(request.started),
+        asked: request.asked.take(),
     }
 }
 
@@ -430,6 +440,26 @@ fn may_be_request(line: &[u8]) -> bool {
     let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     let line_end = |b: &u8| *b == b'\r' || *b == b'\n';
     (method.len() <= MAX_METHOD && method.iter().all(is_token)) || line.iter().all(line_end)
+}
+
+/// What a request's line asks for.
+fn asked(line: &[u8]) -> Box<Asked> {
+    let (rest, version) = line.split_at(line.len().saturating_sub(8));
+    let mut parts = rest.trim_ascii_end().splitn(2, |b| *b == b' ');
+    let method = visible(parts.next().unwrap_or_default());
+    let path = visible(path_of(parts.next().unwrap_or_default()));
+    Box::new(Asked { method, path, version: if version == b"HTTP/1.0" { "HTTP/1.0" } else { "HTTP/1.1" } })
+}
+
+/// The path of what a request's line names (RFC 9112 §3.2): in its absolute form a host is before it, with a user's password
+/// perhaps. Empty: it is of no form that has a path.
+fn path_of(target: &[u8]) -> &[u8] {
+    if matches!(target.first(), Some(b'/' | b'*')) {
+        return target;
+    }
+    let Some(scheme) = memchr::memmem::find(target, b"://") else { return &[] };
+    let rest = target.get(scheme + 3..).unwrap_or_default();
+    memchr::memchr2(b'/', b'?', rest).and_then(|at| rest.get(at..)).unwrap_or(b"/")
 }
 
 /// Does a request's line end with a version of HTTP/1?

@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113): frames, and of them what tells how a stream went.
 
 use crate::{
-    exchange::{Clock, Ends, Exchange, Flag, Over, Protocol, Surprise},
+    exchange::{Asked, Clock, Ends, Exchange, Flag, Over, Protocol, Surprise},
     grpc::Messages,
     hpack::{Decoder, Field},
     limits::{MAX_BLOCK, MAX_STREAMS},
@@ -44,6 +44,7 @@ struct Stream {
     is_grpc: bool,
     status: u16,
     grpc_status: Option<u8>,
+    asked: Option<Box<Asked>>,
     request: Way,
     answer: Way,
 }
@@ -166,21 +167,34 @@ impl Side {
 }
 
 impl Http2 {
-    /// More of the client's.
-    pub fn client_sent(&mut self, bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
-        self.read(By::Client, bytes, now, done).map_err(Over::from)
+    /// More of the client's. `keep`: what requests ask for is kept.
+    pub fn client_sent(
+        &mut self,
+        bytes: &[u8],
+        keep: bool,
+        now: Clock<'_>,
+        done: &mut Queue<Exchange>,
+    ) -> Result<(), Over> {
+        self.read(By::Client, bytes, keep, now, done).map_err(Over::from)
     }
 
     /// More of the server's.
     pub fn server_sent(&mut self, bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Over> {
-        self.read(By::Server, bytes, now, done).map_err(Over::from)
+        self.read(By::Server, bytes, false, now, done).map_err(Over::from)
     }
 
     fn side(&mut self, from: By) -> &mut Side {
         if from == By::Client { &mut self.client } else { &mut self.server }
     }
 
-    fn read(&mut self, from: By, mut bytes: &[u8], now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Surprise> {
+    fn read(
+        &mut self,
+        from: By,
+        mut bytes: &[u8],
+        keep: bool,
+        now: Clock<'_>,
+        done: &mut Queue<Exchange>,
+    ) -> Result<(), Surprise> {
         while !bytes.is_empty() {
             let side = self.side(from);
             let (mut frame, header) = match side.frame.take() {
@@ -196,7 +210,7 @@ impl Http2 {
             if frame.left > 0 {
                 self.side(from).frame = Some(frame);
             } else {
-                self.ended(from, frame, now, done)?;
+                self.ended(from, frame, keep, now, done)?;
             }
         }
         Ok(())
@@ -251,19 +265,27 @@ impl Http2 {
     }
 
     /// A frame is whole.
-    fn ended(&mut self, from: By, frame: Frame, now: Clock<'_>, done: &mut Queue<Exchange>) -> Result<(), Surprise> {
+    fn ended(
+        &mut self,
+        from: By,
+        frame: Frame,
+        keep: bool,
+        now: Clock<'_>,
+        done: &mut Queue<Exchange>,
+    ) -> Result<(), Surprise> {
         match frame.kind {
             DATA if frame.flags & END_STREAM != 0 => self.way_ended(from, frame.stream, now, done),
             HEADERS | CONTINUATION | PUSH_PROMISE if frame.flags & END_HEADERS != 0 => {
                 let side = self.side(from);
                 let Some(block) = side.open_block.take() else { return Err(Surprise::Frame) };
                 let (mut fields, mut bytes) = (Fields::default(), std::mem::take(&mut side.block));
-                side.decoder.decode(&bytes, |f| fields.note(f))?;
+                let mut asked = keep.then(|| Box::new(Asked { version: "HTTP/2", ..Asked::default() }));
+                side.decoder.decode(&bytes, asked.as_deref_mut(), |f| fields.note(f))?;
                 bytes.clear();
                 bytes.shrink_to(KEPT);
                 side.block = bytes;
                 if !block.is_promise {
-                    self.headers(from, block, fields)?;
+                    self.headers(from, block, fields, asked)?;
                     if block.ends_stream {
                         self.way_ended(from, block.stream, now, done);
                     }
@@ -284,7 +306,7 @@ impl Http2 {
     }
 
     /// A block of headers of a stream: a request, an answer, or trailers.
-    fn headers(&mut self, from: By, block: Block, fields: Fields) -> Result<(), Surprise> {
+    fn headers(&mut self, from: By, block: Block, fields: Fields, asked: Option<Box<Asked>>) -> Result<(), Surprise> {
         if from == By::Client && block.stream > self.last {
             if block.stream.is_multiple_of(2) {
                 return Err(Surprise::Frame);
@@ -299,6 +321,7 @@ impl Http2 {
                 is_grpc: fields.is_grpc,
                 status: 0,
                 grpc_status: None,
+                asked,
                 request: Way { bytes: block.bytes, ..Way::default() },
                 answer: Way::default(),
             });
@@ -372,6 +395,7 @@ impl Stream {
             request_messages: self.request.messages.count,
             response_messages: self.answer.messages.count,
             duration: now.saturating_sub(self.started),
+            asked: self.asked,
         }
     }
 }
@@ -390,7 +414,7 @@ impl Fields {
             Field::Status(status) => self.status = Some(status),
             Field::ContentType { grpc } => self.is_grpc = grpc,
             Field::GrpcStatus(code) => self.grpc_status = Some(code),
-            Field::Other => {}
+            Field::Method | Field::Path | Field::Other => {}
         }
     }
 }

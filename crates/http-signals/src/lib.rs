@@ -15,8 +15,8 @@ mod limits;
 mod lines;
 mod queue;
 
-pub use exchange::{Clock, Exchange, Flag, Over, Protocol, Surprise};
-pub use limits::{MAX_BLOCK, MAX_EARLY, MAX_LINE, MAX_PIPELINE, MAX_STREAMS, MAX_TABLE};
+pub use exchange::{Asked, Clock, Exchange, Flag, Over, Protocol, Surprise};
+pub use limits::{MAX_BLOCK, MAX_EARLY, MAX_LINE, MAX_PATH, MAX_PIPELINE, MAX_STREAMS, MAX_TABLE};
 
 use exchange::Ends;
 use http1::Http1;
@@ -32,6 +32,8 @@ pub struct Connection {
     state: State,
     /// The port is declared to be HTTP.
     declared: bool,
+    /// What requests ask for is kept.
+    keeps_heads: bool,
     ends: Ends,
     done: Queue<Exchange>,
 }
@@ -48,7 +50,13 @@ enum State {
 impl Connection {
     /// One of which nothing has been seen. `declared`: its port is one of HTTP; then it is a surprise if it is not.
     pub fn new(declared: bool) -> Self {
-        Self { state: State::First(0, Vec::new()), declared, ends: Ends::default(), done: Queue::default() }
+        let (state, ends, done) = (State::First(0, Vec::new()), Ends::default(), Queue::default());
+        Self { state, declared, keeps_heads: false, ends, done }
+    }
+
+    /// From now on, what requests ask for is kept, or is not ([`Exchange::asked`]). It changes nothing else of what is seen.
+    pub fn keep_heads(&mut self, keep: bool) {
+        self.keeps_heads = keep;
     }
 
     /// The client has sent this.
@@ -56,8 +64,8 @@ impl Connection {
         let result = match &mut self.state {
             State::Over(_) => return,
             State::First(..) => self.first(bytes, now),
-            State::One(http) => http.client_sent(bytes, now, &mut self.done),
-            State::Two(http) => http.client_sent(bytes, now, &mut self.done),
+            State::One(http) => http.client_sent(bytes, self.keeps_heads, now, &mut self.done),
+            State::Two(http) => http.client_sent(bytes, self.keeps_heads, now, &mut self.done),
         };
         self.settle(result);
     }
@@ -136,7 +144,7 @@ impl Connection {
             let early = std::mem::take(early);
             let rest = bytes.get(same..).unwrap_or_default();
             let result = http.server_sent(&early, now, &mut self.done);
-            let result = result.and_then(|()| http.client_sent(rest, now, &mut self.done));
+            let result = result.and_then(|()| http.client_sent(rest, self.keeps_heads, now, &mut self.done));
             self.state = State::Two(http);
             return result;
         }
@@ -145,8 +153,8 @@ impl Connection {
         }
         let mut http = Box::<Http1>::default();
         let before = PREFACE.get(..*seen).unwrap_or_default();
-        let result = http.client_sent(before, now, &mut self.done);
-        let result = result.and_then(|()| http.client_sent(bytes, now, &mut self.done));
+        let result = http.client_sent(before, self.keeps_heads, now, &mut self.done);
+        let result = result.and_then(|()| http.client_sent(bytes, self.keeps_heads, now, &mut self.done));
         self.state = State::One(http);
         result
     }

@@ -11,5 +11,7 @@ pub const MAX_STREAMS: usize = 1024;
 /// Largest table of headers that a peer may use (RFC 7541 §4.2), in its bytes; of these an entry of 32 or more is 16 here. Larger:
 /// given up.
 pub const MAX_TABLE: usize = 64 << 10;
+/// Most bytes that are kept of what a request asks for, of its method and of its path with query each. What is longer is cut.
+pub const MAX_PATH: usize = 256;
 /// Most bytes of a server that speaks before its client, as servers of gRPC may. More: it is not HTTP.
 pub const MAX_EARLY: usize = 1024;

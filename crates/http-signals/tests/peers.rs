@@ -263,6 +263,7 @@ async fn streams_are_counted_as_h2_does() {
                         request_messages: if grpc { messages.len() as u64 } else { 0 },
                         response_messages: u64::from(grpc && !reset),
                         duration: Duration::ZERO,
+                        asked: None,
                     });
                 }
                 for one in answers {

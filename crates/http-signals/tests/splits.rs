@@ -1,6 +1,6 @@
 //! However the bytes are cut the result is the same, and no bytes can do harm.
 
-use karst_signals::{Connection, Exchange, Flag, Over, Protocol, Surprise};
+use karst_signals::{Asked, Connection, Exchange, Flag, Over, Protocol, Surprise};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{cell::Cell, time::Duration};
 
@@ -24,8 +24,19 @@ fn server(text: impl AsRef<[u8]>) -> Said {
 type Seen = (Vec<Exchange>, Option<Over>);
 
 /// What is seen of a conversation, in pieces of at most `most` bytes.
-fn seen(said: &[Said], mut most: impl FnMut() -> usize) -> Seen {
-    let (mut connection, now) = (Connection::new(false), || Duration::ZERO);
+fn seen(said: &[Said], most: impl FnMut() -> usize) -> Seen {
+    seen_of(Connection::new(false), said, most)
+}
+
+/// The same, with what requests ask for.
+fn with_heads(said: &[Said], most: impl FnMut() -> usize) -> Seen {
+    let mut connection = Connection::new(false);
+    connection.keep_heads(true);
+    seen_of(connection, said, most)
+}
+
+fn seen_of(mut connection: Connection, said: &[Said], mut most: impl FnMut() -> usize) -> Seen {
+    let now = || Duration::ZERO;
     let mut all = vec![];
     for one in said {
         match one {
@@ -61,7 +72,75 @@ fn read(said: &[Said]) -> Seen {
     for _ in 0..20 {
         assert_eq!(seen(said, || random.random_range(1..40)), whole, "{said:?}");
     }
+    assert!(whole.0.iter().all(|exchange| exchange.asked.is_none()), "nobody wanted it");
+    let mut heads = with_heads(said, || usize::MAX);
+    for size in 1..9 {
+        assert_eq!(with_heads(said, || size), heads, "pieces of {size}: {said:?}");
+    }
+    heads.0.iter_mut().for_each(|exchange| assert!(exchange.asked.take().is_some()));
+    assert_eq!(heads, whole, "who looks changes nothing: {said:?}");
     whole
+}
+
+/// Method, path and version of each request.
+fn asked(exchanges: impl IntoIterator<Item = Exchange>) -> Vec<String> {
+    let text = |Asked { method, path, version }: Asked| format!("{method} {path} {version}");
+    exchanges.into_iter().map(|exchange| exchange.asked.map_or("-".into(), |asked| text(*asked))).collect()
+}
+
+#[test]
+fn what_requests_ask_for_is_kept_bounded_and_visible() {
+    let long = format!("GET /{}", "a".repeat(karst_signals::MAX_PATH));
+    let cut = format!("{} HTTP/1.1", &long[..4 + karst_signals::MAX_PATH]);
+    let requests = [
+        ("GET /a?b=c", "GET /a?b=c HTTP/1.1"),
+        ("OPTIONS *", "OPTIONS * HTTP/1.1"),
+        ("GET http://me:secret@a.example/b?c=http://d/", "GET /b?c=http://d/ HTTP/1.1"),
+        ("GET http://me:secret@a.example", "GET / HTTP/1.1"),
+        ("GET me:secret@a.example", "GET  HTTP/1.1"),
+        ("GET /\x1b[2J\u{e9} x", "GET /%1B[2J%C3%A9%20x HTTP/1.1"),
+        (&*long, &*cut),
+    ];
+    for (line, want) in requests {
+        let said = [client(format!("{line} HTTP/1.1\r\n\r\n")), server("HTTP/1.1 204 No\r\n\r\n")];
+        read(&said);
+        assert_eq!(asked(with_heads(&said, || 3).0), [want]);
+    }
+    let old = [client("GET / HTTP/1.0\r\n\r\n"), server("HTTP/1.0 200 OK\r\n\r\n"), ServerEnds];
+    assert_eq!(asked(with_heads(&old, || usize::MAX).0), ["GET / HTTP/1.0"]);
+}
+
+/// A table's entries from before the look are not known, and those that a look knew are not kept behind its end.
+#[test]
+fn paths_in_a_table_are_known_from_the_first_look_on() {
+    let now = || Duration::ZERO;
+    let mut connection = Connection::new(false);
+    connection.client_sent(&[PREFACE, &frame(4, 0, 0, &[])].concat(), &now);
+    connection.server_sent(&frame(4, 0, 0, &[]), &now);
+    let mut stream = 1;
+    let mut ask = |keep: bool, block: &[u8]| {
+        connection.keep_heads(keep);
+        connection.client_sent(&frame(1, 0x5, stream, block), &now);
+        connection.server_sent(&frame(1, 0x5, stream, b"\x88"), &now);
+        stream += 2;
+        asked(connection.take()).join(", ")
+    };
+    // Literal fields that go into the table: `:path` (4), and a method that it has not from the beginning (2).
+    assert_eq!(ask(false, b"\x83\x44\x02/a"), "-");
+    assert_eq!(ask(true, b"\x83\xbe"), "POST  HTTP/2", "it went in before");
+    assert_eq!(ask(true, b"\x42\x03PUT\x44\x02/b"), "PUT /b HTTP/2");
+    assert_eq!(ask(true, b"\xbf\xbe"), "PUT /b HTTP/2");
+    // Others in the table, not in it, and in Huffman's code.
+    assert_eq!(ask(true, b"\x40\x01x\x01y\xc0\xbf"), "PUT /b HTTP/2", "what came later has moved them");
+    assert_eq!(ask(true, b"\x82\x04\x02/c"), "GET /c HTTP/2");
+    assert_eq!(ask(true, b"\x82\x04\x85\x60\x2c\x0e\xb3\x7f"), "GET /1/api HTTP/2");
+    assert_eq!(ask(true, b"\x82\x85"), "GET /index.html HTTP/2");
+    // A smaller table loses its oldest: with room for one entry there is only x: y.
+    assert_eq!(ask(true, b"\x3f\x03\x82\xbe"), "GET  HTTP/2");
+    assert_eq!(ask(true, b"\x3f\xe1\x1f\x83\x44\x02/d"), "POST /d HTTP/2");
+    assert_eq!(ask(false, b"\x83\xbe"), "-");
+    assert_eq!(ask(true, b"\x83\xbe"), "POST  HTTP/2", "nobody looked, and it is not kept");
+    assert_eq!(connection.over(), None);
 }
 
 /// Status, flag, bytes of both messages on the wire.
@@ -269,6 +348,7 @@ fn streams_with_padding_priority_continuations_and_resets() {
         request_messages: 0,
         response_messages: 0,
         duration: Duration::ZERO,
+        asked: None,
     };
     let first = Exchange {
         request_messages: 2,
@@ -324,5 +404,8 @@ fn garbage_does_no_harm() {
         }
         let whole = seen(&said, || usize::MAX);
         assert_eq!(seen(&said, || random.random_range(1..9)), whole, "{said:?}");
+        let mut heads = with_heads(&said, || random.random_range(1..9));
+        heads.0.iter_mut().for_each(|exchange| exchange.asked = None);
+        assert_eq!(heads, whole, "{said:?}");
     }
 }

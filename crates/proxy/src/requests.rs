@@ -261,6 +261,7 @@ mod tests {
             request_messages: 3,
             response_messages: 4,
             duration: Duration::from_micros(1500),
+            asked: None,
         }
     }
 

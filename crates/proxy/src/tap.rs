@@ -1,7 +1,8 @@
 //! Who looks on live at a proxy's traffic (`karst tap`): the page `/tap` of the admin port. A looker has a filter, a queue of
 //! [`limits::TAP_QUEUE`] records, and an end. What does not fit its queue is counted and lost: nobody who is looked at waits.
 //!
-//! While nobody looks, a finished request or connection costs one relaxed load, and nothing is made (proven by
+//! While nobody looks, a finished request or connection costs one relaxed load (and so does, in ztunnel, each piece of a client's that
+//! is read for requests), and nothing is made (proven by
 //! `nothing_is_made_while_nobody_looks`).
 
 use crate::state::Workload;

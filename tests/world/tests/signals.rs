@@ -12,7 +12,12 @@ use karst_world::{
     Options, Pod, PodSpec, World, app, wait_for,
     web::{Session, Web},
 };
-use std::time::Duration;
+use serde_json::Value;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: app, labels: {LABELS}}\nspec: {clusterIP: 10.96.1.1, selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}, {name: any, port: 81, targetPort: 8081}]}\n";
 
@@ -29,6 +34,63 @@ fn ask(client: &Pod, n: usize) {
         let status = session.ask("POST", &format!("/{i}"), &[], b"12345").unwrap().status();
         assert_eq!(status, if i % 10 == 0 { 500 } else { 200 });
     }
+}
+
+/// What ztunnels tell to who looks, by node and filter, one look after the other, while a client asks for /0?secret, /1?secret …
+fn live(w: &World, client: &Pod, looks: &[(usize, &str)]) -> Vec<Vec<Value>> {
+    let (over, begun) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut session = Session::new(client, "10.96.1.1:80".parse().unwrap(), "shop").unwrap();
+            // A look that fails does not end it.
+            for n in (0..).take_while(|_| !over.load(Relaxed) && begun.elapsed() < Duration::from_secs(60)) {
+                session.ask("GET", &format!("/{n}?secret"), &[], b"").unwrap();
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let look = |(node, filter): &(usize, &str)| {
+            let (status, page) = w.get(*node, 15000, &format!("/tap?{filter}")).unwrap();
+            assert!(status == 200 && !page.contains("secret"), "{page}");
+            // Between the lines are the sizes of chunks.
+            let lines = page
+                .lines()
+                .filter(|line| line.starts_with('{'))
+                .map(|line| serde_json::from_str::<Value>(line).unwrap());
+            lines.filter_map(|mut line| line.get_mut("flow").map(Value::take)).collect::<Vec<_>>()
+        };
+        let all = looks.iter().map(look).collect();
+        over.store(true, Relaxed);
+        all
+    })
+}
+
+#[test]
+fn requests_without_a_waypoint_are_told_live_and_once() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.apply("shop", &SERVICE.replace("LABELS", ""));
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let server = w.mesh_pod(PodSpec::new("app", "shop", 1));
+    w.settle();
+    let _web = Web::start(&server, 8080, |m| (if m.path().contains("0?") { 500 } else { 200 }, vec![], vec![]));
+    let looks =
+        [(1, "path=*&limit=30"), (0, "path=*&limit=30&all=true"), (0, "path=*&seconds=1"), (1, "status=5xx&limit=2")];
+    let [far, near, twice, failed] = <[_; 4]>::try_from(live(&w, &client, &looks)).unwrap();
+    for (flows, direction) in [(&far, "INGRESS"), (&near, "EGRESS")] {
+        assert_eq!(flows.len(), 30);
+        let first: u64 = flows[0]["l7"]["http"]["url"].as_str().unwrap()[1..].parse().unwrap();
+        for (flow, n) in flows.iter().zip(first..) {
+            let (http, code) = (&flow["l7"]["http"], if n % 10 == 0 { 500_u16 } else { 200 });
+            assert_eq!((&http["method"], &http["code"]), (&"GET".into(), &code.into()), "{flow}");
+            assert_eq!(http["url"], format!("/{n}"), "each is told once: {flow}");
+            assert_eq!([&flow["source"]["pod_name"], &flow["destination"]["pod_name"]], ["client", "shop"], "{flow}");
+            assert_eq!([&flow["verdict"], &flow["traffic_direction"]], ["FORWARDED", direction], "{flow}");
+            assert_eq!([&flow["karst"]["reporter"], &flow["karst"]["mtls"]], [&Value::from("ztunnel"), &true.into()]);
+            assert!(flow["l7"]["latency_ns"].as_u64().is_some_and(|time| time > 0), "{flow}");
+        }
+    }
+    assert!(twice.is_empty(), "the destination tells of them: {twice:?}");
+    assert!(failed.len() == 2 && failed.iter().all(|flow| flow["l7"]["http"]["code"] == 500), "{failed:?}");
 }
 
 #[test]
@@ -103,4 +165,7 @@ fn what_a_waypoint_counts_is_counted_once() {
     for (node, reporter) in [(0, "source"), (1, "source"), (0, "destination"), (1, "destination")] {
         assert_eq!(counted(&w, node, reporter, &[]), 0.0, "node {node} {reporter}");
     }
+    // Nor does a ztunnel tell of them to who looks.
+    let told = live(&w, &client, &[(0, "path=*&seconds=1&all=true"), (1, "path=*&seconds=1&all=true")]);
+    assert!(told.iter().all(Vec::is_empty) && web.count() > 100, "{told:?}");
 }

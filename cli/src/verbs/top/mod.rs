@@ -33,8 +33,8 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[J";
   karst top -A --once --for 30s        one table of half a minute
   karst top -n shop -o json            for programs
 
-Requests are counted at waypoints and gateways, connections (tcp) at ztunnels, when they end. Success: no answer of 5xx,
-no failure, no refusal. It needs the same rights as `karst tap`.")]
+Requests are counted at waypoints and gateways, and at ztunnels where no waypoint is, connections (tcp) at ztunnels, when
+they end. Success: no answer of 5xx, no failure, no refusal. It needs the same rights as `karst tap`.")]
 pub struct Top {
     #[command(flatten)]
     wanted: Wanted,

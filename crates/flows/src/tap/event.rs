@@ -109,11 +109,11 @@ pub struct Event<'a> {
 
 impl Event<'_> {
     /// Does the proxy at the other end tell of the same? A tunnel that has come about is told of by its destination, which knows who
-    /// calls; the source's side of it is of interest only where it failed.
+    /// calls, and so are its requests, whatever became of them; the source's side of a tunnel is of interest only where it failed.
     pub fn is_told_by_other_end(&self) -> bool {
         self.reporter == Reporter::Ztunnel
             && self.direction == Direction::Egress
             && self.mtls
-            && self.verdict == Verdict::Forwarded
+            && (self.verdict == Verdict::Forwarded || self.request.is_some())
     }
 }

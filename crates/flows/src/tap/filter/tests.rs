@@ -97,6 +97,9 @@ fn a_tunnel_is_shown_once_unless_both_sides_are_asked_for() {
     assert!(Filter::parse("all=true").unwrap().matches(&source));
     source.verdict = Verdict::Error;
     assert!(Filter::default().matches(&source), "why it failed is known at the source");
+    let request = Event { request: event().request, ..source.clone() };
+    assert!(!Filter::default().matches(&request), "a request that fails in a tunnel is not shown twice");
+    assert!(Filter::parse("all=true").unwrap().matches(&request));
     (source.verdict, source.mtls) = (Verdict::Forwarded, false);
     assert!(Filter::default().matches(&source), "nobody else tells of plaintext to the outside");
 }
