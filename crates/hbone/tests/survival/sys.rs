@@ -144,18 +144,25 @@ pub fn wait_for_the_end() -> ! {
 }
 
 /// Closes what a process has beside these descriptors and the standard ones. To be called in a new process: what others of its parent's
-/// threads had open is none of its business, and nor is the parent's own end of what is between them.
+/// threads had open is none of its business, and nor is the parent's own end of what is between them. Streams of Unix sockets stay: two
+/// of them are tokio's own, for signals, and every runtime of this process reads them.
 pub fn close_all_but(own: &[RawFd]) {
-    let mut own = own.to_vec();
-    own.sort_unstable();
-    let mut first = 3;
-    for fd in own.into_iter().chain([RawFd::MAX]) {
-        if first < fd {
-            // SAFETY: nobody uses any of them.
-            unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, fd as libc::c_uint - 1, 0) };
+    const MOST: RawFd = 1024;
+    for fd in (3..MOST).filter(|fd| !own.contains(fd)) {
+        let option = |name| {
+            let (mut value, mut length) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+            // SAFETY: the value has the length that is said.
+            let done =
+                unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length) };
+            (done == 0).then_some(value)
+        };
+        if option(libc::SO_DOMAIN) != Some(libc::AF_UNIX) || option(libc::SO_TYPE) != Some(libc::SOCK_STREAM) {
+            // SAFETY: nobody uses it.
+            unsafe { libc::close(fd) };
         }
-        first = fd.saturating_add(1);
     }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, MOST as libc::c_uint, libc::c_uint::MAX, 0) };
 }
 
 fn limit_life() {
