@@ -186,8 +186,8 @@ impl Cluster {
         let p = Progress::new();
         build::run(&self.bin)?;
         p.say("Kubernetes, etcd, CoreDNS and helm are built");
-        crate::build()?;
-        let ours = crate::images::write()?;
+        let programs = crate::tools::build_for_images()?;
+        let ours = crate::images::write(&programs)?;
         p.say("Karst's images are built");
         fs::create_dir_all(self.run.join("images"))?;
         fs::create_dir_all(self.log())?;

@@ -280,7 +280,7 @@ fn echo_images(go: &Path, suite: &Path, echo: &Path, out: &Path) -> Result<Vec<P
     }
     let basic = out.join("echo-basic.bin");
     build(go, &source, &["build", "-trimpath", "-ldflags=-s -w", "-o"], &basic, ".")?;
-    let ours = images::strip("sample-echo", out)?;
+    let ours = images::strip(&crate::bin("sample-echo")?, out)?;
     let mut files = vec![];
     for (i, n) in names.iter().enumerate() {
         let image = if n.contains("/echo-basic:") {

@@ -69,9 +69,14 @@ pub(crate) const HUB: &str = "registry.local/karst";
 /// Bytes of an image. (The programs of CI, which are optimized little, are twice as large as those of a release.)
 const LIMIT: u64 = 56 << 20;
 
-/// Writes the images of the programs that are built, beside each what is in it (`NAME.cdx.json`), and their digests as values of
+/// All that the images hold.
+pub(crate) fn programs() -> Vec<&'static str> {
+    COMPONENTS.iter().map(|component| component.program).chain(SAMPLES).collect()
+}
+
+/// Writes the images of the programs in `from`, beside each what is in it (`NAME.cdx.json`), and their digests as values of
 /// the chart `ambient` (`digests.yaml`); gives the images' files.
-pub fn write() -> Result<Vec<PathBuf>> {
+pub fn write(from: &Path) -> Result<Vec<PathBuf>> {
     let out = std::path::absolute("target/images")?;
     fs::create_dir_all(&out)?;
     let tag = env!("CARGO_PKG_VERSION");
@@ -80,7 +85,7 @@ pub fn write() -> Result<Vec<PathBuf>> {
     let sources = sbom::Sources::read(&std::path::absolute(".")?, &target())?;
     println!("{:<40} {:>9}  digest", "image", "MB");
     for c in COMPONENTS {
-        let stripped = strip(c.program, &out)?;
+        let stripped = strip(&from.join(c.program), &out)?;
         let name = format!("{HUB}/{}", c.image);
         let reference = format!("{name}:{tag}");
         let file = out.join(format!("{}.tar", c.image));
@@ -98,7 +103,7 @@ pub fn write() -> Result<Vec<PathBuf>> {
     }
     let comment = "Written by `cargo xtask images`: helm install ambient charts/ambient -f target/images/digests.yaml";
     fs::write(out.join("digests.yaml"), values(comment, &digests))?;
-    let programs = SAMPLES.iter().map(|program| strip(program, &out)).collect::<Result<Vec<_>>>()?;
+    let programs = SAMPLES.iter().map(|program| strip(&from.join(program), &out)).collect::<Result<Vec<_>>>()?;
     let file = out.join("samples.tar");
     samples("registry.local/karst/samples:1", &programs).write(&file)?;
     files.push(file);
@@ -148,8 +153,8 @@ pub(crate) fn samples(reference: &str, stripped: &[PathBuf]) -> Image {
 }
 
 /// A copy without debug information; it must need no library.
-pub fn strip(program: &str, out: &Path) -> Result<PathBuf> {
-    strip_with("strip", &crate::bin(program)?, out)
+pub fn strip(program: &Path, out: &Path) -> Result<PathBuf> {
+    strip_with("strip", program, out)
 }
 
 /// The same with the strip of another architecture.

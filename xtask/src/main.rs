@@ -185,7 +185,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Images => {
             build_plain()?;
-            cluster::Cluster::new()?.load(&images::write()?)
+            cluster::Cluster::new()?.load(&images::write(&bin("")?)?)
         }
         Task::Release(what) => release::run(&what),
         Task::Version(what) => release::bump(&what),
@@ -199,9 +199,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
-            // The cluster's images are those of the tests; they are built with it.
             match what.is_on_cluster() {
-                true => tools::optimize(),
+                // Images are built with the cluster.
+                true => tools::ship(),
                 false => build_shipped(bench::PROGRAMS)?,
             }
             bench::run(what)

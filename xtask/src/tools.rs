@@ -1,6 +1,6 @@
 //! Cargo, and what it has built.
 
-use crate::setup;
+use crate::{images, setup};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -74,6 +74,24 @@ pub(crate) fn build_shipped(programs: &[&str]) -> Result<()> {
 pub(crate) fn shipped() -> Result<PathBuf> {
     let own = bin("")?;
     Ok(own.parent().and_then(Path::parent).context("the target folder")?.join(SHIPPED))
+}
+
+/// Are the cluster's images of what is released?
+static SHIPS: AtomicBool = AtomicBool::new(false);
+
+/// From now on the cluster's images hold what is released: something is measured there.
+pub(crate) fn ship() {
+    SHIPS.store(true, Relaxed);
+}
+
+/// Builds what the cluster's images hold; gives the folder of it.
+pub(crate) fn build_for_images() -> Result<PathBuf> {
+    if SHIPS.load(Relaxed) {
+        build_shipped(&images::programs())?;
+        return shipped();
+    }
+    build()?;
+    bin("")
 }
 
 /// How the release profile is built for tests and the demo: what they prove does not depend on speed, and from cold this takes two

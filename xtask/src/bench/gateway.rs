@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{self, Cluster},
-    tools::{bin, build_only},
+    tools::{build_shipped, shipped},
 };
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -76,13 +76,13 @@ pub fn run(how: &How) -> Result<()> {
 }
 
 fn measure(cluster: &Cluster, how: &How) -> Result<()> {
-    build_only(&["karst-bench-gateway", "meshbench"])?;
+    build_shipped(&["karst-bench-gateway", "meshbench"])?;
     cluster.kubectl(&["apply", "--server-side", "-f", &cluster.bin.join("gateway-api.yaml").display().to_string()])?;
     // The controller sees the kinds soon, and makes its classes.
     for until in ["create", "condition=Accepted"] {
         cluster.kubectl(&["wait", &format!("--for={until}"), "--timeout=60s", "gatewayclass/istio"])?;
     }
-    let status = Command::new(bin("karst-bench-gateway")?).args(how.args()?).status();
+    let status = Command::new(shipped()?.join("karst-bench-gateway")).args(how.args()?).status();
     ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed, or missed an aim");
     Ok(())
 }
