@@ -22,7 +22,7 @@ use karst_proxy::{
 use karst_waypoint::live::{Answer, Live};
 use karst_ztunnel::{
     fuzz::forbids,
-    plan::{Balance, Plan, plan},
+    plan::{Draw, Plan, plan},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
@@ -30,7 +30,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
 };
 
 /// Calls for each world.
@@ -90,21 +89,6 @@ impl Happened {
             (false, true) => Verdict::Refused,
             (false, false) => Verdict::Unknown,
         }
-    }
-}
-
-/// Always this draw.
-struct Draw(u64);
-
-impl Balance for Draw {
-    fn random(&mut self, n: u64) -> u64 {
-        self.0 % n
-    }
-    fn load(&self, _: &str) -> u64 {
-        0
-    }
-    fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
-        None
     }
 }
 
