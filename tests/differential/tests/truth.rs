@@ -6,6 +6,9 @@
 //! `SEED=n` and `WORLDS=n` for another run. A world that fails is printed with as little in it as it takes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod common;
+
+use common::state;
 use karst_controller::offline::{self, Resource};
 use karst_core::Identity;
 use karst_differential::{
@@ -14,7 +17,7 @@ use karst_differential::{
     worlds::{self, AT_GATEWAY, CALLED, CALLERS, GATEWAY, GATEWAY_IP, Question, WAYPOINT},
 };
 use karst_explain::{Call, Enrolment, Explanation, Head, Outcome, Stage, Verdict, World, explain};
-use karst_manifest::{State, parse};
+use karst_manifest::State;
 use karst_proxy::{
     state::{OwnPod, Snapshot, Workload},
     xds::ApplyResource,
@@ -34,15 +37,6 @@ use std::{
 
 /// Calls for each world.
 const CALLS: usize = 3;
-
-fn state(objects: &[Value]) -> State {
-    let read = |v: &Value| {
-        let kind = v["kind"].as_str().unwrap_or_default();
-        let object = parse::value(kind, v.clone()).ok().or_else(|| karst_manifest::closed::closed(kind, v.clone()))?;
-        Some(Arc::new(parse::Located { object, file: "world.yaml".into(), line: 1 }))
-    };
-    State { objects: objects.iter().filter_map(read).collect(), ..State::default() }
-}
 
 /// Pods of namespaces with the label, as the agent would have it.
 fn enrolled(objects: &[Value]) -> BTreeSet<String> {
