@@ -30,16 +30,7 @@ pub struct Intake {
 impl Intake {
     /// Nothing has been read yet.
     pub fn new(source: Source, config: &Config) -> Self {
-        let mesh_config = Follower {
-            started: Mesh::from(config),
-            name: config.mesh_config_name(),
-            good: Arc::default(),
-            good_text: String::new(),
-            is_current: true,
-            read: None,
-            told: None,
-            fault: None,
-        };
+        let mesh_config = Follower::new(Mesh::from(config), config.mesh_config_name());
         Self { source, revision: config.revision(), mesh_config }
     }
 
@@ -133,6 +124,20 @@ struct Follower {
 }
 
 impl Follower {
+    /// Nothing has been read yet.
+    fn new(started: Mesh, name: String) -> Self {
+        Self {
+            started,
+            name,
+            good: Arc::default(),
+            good_text: String::new(),
+            is_current: true,
+            read: None,
+            told: None,
+            fault: None,
+        }
+    }
+
     fn take(&mut self, state: &mut State) {
         let root = &self.started.root_namespace;
         let found = state.objects.iter().find_map(|at| match &at.object {
@@ -226,17 +231,7 @@ mod tests {
 
     fn follower(name: &str) -> Follower {
         let config = Cli::try_parse_from(["karst-controller"]).unwrap().config;
-        let started = Mesh::from(&config);
-        Follower {
-            started,
-            name: name.into(),
-            good: Arc::default(),
-            good_text: String::new(),
-            is_current: true,
-            read: None,
-            told: None,
-            fault: None,
-        }
+        Follower::new(Mesh::from(&config), name.into())
     }
 
     #[test]

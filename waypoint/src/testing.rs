@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![cfg_attr(not(test), allow(dead_code, reason = "the differential tests need some of it"))]
 
+#[cfg(test)]
+pub(crate) mod pki;
+
 use crate::{
     cluster::endpoint_set::Clusters,
     config::Config,

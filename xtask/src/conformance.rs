@@ -96,13 +96,7 @@ pub fn run(what: &What) -> Result<()> {
         cluster::for_tests()?;
     }
     let result = suite(&c, what);
-    if result.is_err() && !what.keep {
-        c.show_logs();
-    }
-    if !what.keep {
-        c.down()?;
-    }
-    result
+    if what.keep { result } else { c.end(result, false) }
 }
 
 fn suite(c: &Cluster, what: &What) -> Result<()> {

@@ -74,15 +74,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
     let all = ["test", "--release", "--workspace", "--locked", "--test", "cluster", "--", "--ignored", "--nocapture"];
     let tests: Vec<&str> = parts.iter().map(|part| part.test()).collect();
     let result = cargo(&[&all[..], &["--test-threads=1", "--exact"], &tests[..]].concat(), &[]);
-    if result.is_err() {
-        cluster.show_logs();
-    }
-    if what.keep {
-        println!("the cluster runs on: {}", cluster.shell_line());
-        return result;
-    }
-    cluster.down()?;
-    result
+    cluster.end(result, what.keep)
 }
 
 #[cfg(test)]

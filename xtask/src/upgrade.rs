@@ -59,15 +59,7 @@ pub fn run(what: &What) -> Result<()> {
     let charts = release.charts().display().to_string();
     let test = ["test", "--release", "--workspace", "--locked", "--test", "upgrade", "--", "--ignored", "--nocapture"];
     let result = cargo(&test, &[("KARST_UPGRADE_CHARTS", &charts), ("KARST_UPGRADE_TAG", &release.tag())]);
-    if result.is_err() {
-        cluster.show_logs();
-    }
-    if what.keep {
-        println!("the cluster runs on: {}", cluster.shell_line());
-        return result;
-    }
-    cluster.down()?;
-    result
+    cluster.end(result, what.keep)
 }
 
 impl Release {

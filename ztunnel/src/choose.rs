@@ -52,22 +52,10 @@ pub fn has_other(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Draw;
     use karst_core::limits;
     use karst_proxy::testing::{pod, service, snapshot};
     use std::{cell::Cell, time::Duration};
-
-    struct First;
-    impl Balance for First {
-        fn random(&mut self, _: u64) -> u64 {
-            0
-        }
-        fn load(&self, _: &str) -> u64 {
-            0
-        }
-        fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
-            None
-        }
-    }
 
     #[test]
     fn one_is_given_up_only_for_one_that_is_not_avoided() {
@@ -79,7 +67,7 @@ mod tests {
         let (c, a, b) = (at("10.0.0.9"), &at("10.0.0.1").uid, &at("10.0.0.2").uid);
         let u = Unreachable::new(limits::AVOID);
         let to = "10.96.0.1:80".parse().unwrap();
-        let other = |tried: &[Arc<str>]| has_other(&mut First, &u, &s, c, to, tried, Some(a));
+        let other = |tried: &[Arc<str>]| has_other(&mut Draw(0), &u, &s, c, to, tried, Some(a));
         assert!(other(&[]) && !other(std::slice::from_ref(b)));
         // It was lost a moment ago: it comes after this one, not in its place.
         u.add(b, Some(80));

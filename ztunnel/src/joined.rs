@@ -17,8 +17,7 @@ use karst_api::{
 use karst_core::addr::ip_from_bytes;
 use karst_proxy::{
     demand::Book,
-    remote::ControlPlaneClient,
-    testing::{pod, service},
+    testing::{control_plane, pod, service},
     untold::Asker,
     xds::StateWriter,
 };
@@ -96,15 +95,7 @@ impl Joined {
         let (state_tx, state) = watch::channel(Arc::new(Snapshot::new("").on_demand(pages.clone())));
         let (configured, mut told) = watch::channel(false);
         let (stream_tx, stream) = watch::channel(false);
-        let remote = ControlPlaneClient {
-            address: "https://istiod:15012".into(),
-            root_ca: "/dev/null".into(),
-            alt_hostname: String::new(),
-            auth_token: "/dev/null".into(),
-            cluster_id: "c".into(),
-            local_certs: None,
-            impersonates: true,
-        };
+        let remote = control_plane();
         let needed = (&Ready::default(), crate::control::needed(true));
         let asker = asker.on_demand(Book::new(pages, Arc::default()));
         let writer = StateWriter::new(remote, state_tx, needed, (configured, stream_tx), Arc::default(), asker);

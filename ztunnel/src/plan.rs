@@ -185,6 +185,22 @@ pub trait Balance {
     fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>>;
 }
 
+/// Always this draw: for who asks what could be chosen. Nobody has connections, and nobody is to stay with an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw(pub u64);
+
+impl Balance for Draw {
+    fn random(&mut self, n: u64) -> u64 {
+        self.0 % n.max(1)
+    }
+    fn load(&self, _: &str) -> u64 {
+        0
+    }
+    fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
+        None
+    }
+}
+
 /// Decides. `tried`: endpoints that have just failed.
 pub fn plan(
     snapshot: &Snapshot,

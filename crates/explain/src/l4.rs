@@ -15,33 +15,17 @@ use karst_proxy::state::{OwnPod, Snapshot, Workload};
 use karst_ztunnel::{
     mesh_config::admit,
     needs::needs,
-    plan::{Balance, OWN_PORTS, Plan, Refusal, plan},
+    plan::{Draw, OWN_PORTS, Plan, Refusal, plan},
 };
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, LazyLock},
-    time::Duration,
 };
 
-/// The first of all that could be chosen: the others are asked for by themselves.
-struct First;
-
-impl Balance for First {
-    fn random(&mut self, _: u64) -> u64 {
-        0
-    }
-    fn load(&self, _: &str) -> u64 {
-        0
-    }
-    fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
-        None
-    }
-}
-
-/// Where a connection of a member goes.
+/// Where a connection of a member goes: to the first of all that could be chosen. The others are asked for by themselves.
 pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
     let mesh = mesh_of_call(world, &source.workload, to);
-    let plan = plan(mesh, as_known(mesh, &source.workload), to, &[], &mut First);
+    let plan = plan(mesh, as_known(mesh, &source.workload), to, &[], &mut Draw(0));
     match admit(&plan, world.outbound_at(&source.workload.node)) {
         Ok(()) => plan,
         Err(refusal) => Plan::Refuse(refusal),
@@ -53,7 +37,7 @@ pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
 pub(crate) fn mesh_of_call<'a>(world: &'a World, source: &'a Arc<Workload>, to: SocketAddr) -> &'a Snapshot {
     let mesh = world.mesh_at(&source.node);
     let source = as_known(mesh, source);
-    match needs(mesh, source, to, &plan(mesh, source, to, &[], &mut First)).is_empty() {
+    match needs(mesh, source, to, &plan(mesh, source, to, &[], &mut Draw(0))).is_empty() {
         true => mesh,
         false => &world.mesh,
     }

@@ -57,6 +57,33 @@ pub struct VsHttp {
     pub cors_policy: Option<VsCors>,
     pub headers: Option<VsHeaders>,
 }
+impl VsHttp {
+    /// A delegate's rule within this one, which delegates to it: what the delegate does not say, this one does (Istio's
+    /// `mergeHTTPRoute`). `matches`: those of both.
+    pub fn merge(&self, leaf: &Self, matches: Vec<VsMatch>) -> Self {
+        fn or<T: Clone>(leaf: &Option<T>, root: &Option<T>) -> Option<T> {
+            leaf.clone().or_else(|| root.clone())
+        }
+        Self {
+            name: leaf.name.clone(),
+            matches,
+            route: leaf.route.clone(),
+            redirect: leaf.redirect.clone(),
+            direct_response: leaf.direct_response.clone(),
+            delegate: leaf.delegate.clone(),
+            rewrite: or(&leaf.rewrite, &self.rewrite),
+            timeout: or(&leaf.timeout, &self.timeout),
+            retries: or(&leaf.retries, &self.retries),
+            fault: or(&leaf.fault, &self.fault),
+            mirror: or(&leaf.mirror, &self.mirror),
+            mirrors: if leaf.mirrors.is_empty() { self.mirrors.clone() } else { leaf.mirrors.clone() },
+            mirror_percent: or(&leaf.mirror_percent, &self.mirror_percent),
+            mirror_percentage: or(&leaf.mirror_percentage, &self.mirror_percentage),
+            cors_policy: or(&leaf.cors_policy, &self.cors_policy),
+            headers: or(&leaf.headers, &self.headers),
+        }
+    }
+}
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

@@ -91,11 +91,9 @@ impl Nobody {
 mod tests {
     use super::*;
     use crate::{
-        testing::{pod, snapshot},
+        testing::with_range as mesh,
         untold::{Asker, Question},
     };
-    use karst_api::route::PodRanges;
-    use prost::Message;
     use std::sync::Arc;
     use tokio::{
         sync::{mpsc, watch},
@@ -108,12 +106,6 @@ mod tests {
     const ASKS: Duration = Duration::from_millis(200);
     const HOLDS: Duration = Duration::from_millis(600);
     const LIMIT: Duration = Duration::from_secs(3);
-
-    fn mesh(pods: &[(&str, &str)]) -> Arc<Snapshot> {
-        let mut s = snapshot(pods.iter().map(|(name, ip)| pod(name, ip, &[])).collect(), vec![]);
-        s.put_pod_ranges("n", &PodRanges { ranges: vec!["10.0.0.0/24".into()] }.encode_to_vec()).unwrap();
-        Arc::new(s)
-    }
 
     /// A control plane, and what is remembered of its answers.
     struct Plane {

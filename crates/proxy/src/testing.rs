@@ -1,8 +1,8 @@
 //! Small meshes for tests, of this crate and of those above it (feature `testing`).
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
-use crate::state::Snapshot;
-use karst_api::workload as pb;
+use crate::{remote::ControlPlaneClient, state::Snapshot};
+use karst_api::{route::PodRanges, workload as pb};
 use karst_core::Identity;
 use karst_hbone::tls::Credentials;
 use prost::Message;
@@ -11,6 +11,7 @@ use rcgen::{
     KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls_pki_types::PrivateKeyDer;
+use std::sync::Arc;
 
 /// A certificate authority for tests.
 pub struct Ca {
@@ -84,4 +85,22 @@ pub fn snapshot(w: Vec<pb::Workload>, s: Vec<pb::Service>) -> Snapshot {
         x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Service(s)) }.encode_to_vec()).unwrap();
     }
     x
+}
+/// Pods by name and address, of a node whose pods have addresses of 10.0.0.0/24: of the others there nobody has told.
+pub fn with_range(pods: &[(&str, &str)]) -> Arc<Snapshot> {
+    let mut s = snapshot(pods.iter().map(|(name, ip)| pod(name, ip, &[])).collect(), vec![]);
+    s.put_pod_ranges("n", &PodRanges { ranges: vec!["10.0.0.0/24".into()] }.encode_to_vec()).unwrap();
+    Arc::new(s)
+}
+/// A control plane that is called by nobody.
+pub fn control_plane() -> ControlPlaneClient {
+    ControlPlaneClient {
+        address: "https://istiod:15012".into(),
+        root_ca: "/dev/null".into(),
+        alt_hostname: String::new(),
+        auth_token: "/dev/null".into(),
+        cluster_id: "c".into(),
+        local_certs: None,
+        impersonates: true,
+    }
 }

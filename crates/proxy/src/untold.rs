@@ -257,19 +257,11 @@ impl Asker {
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
-    use crate::testing::{pod, snapshot};
-    use karst_api::route::PodRanges;
-    use prost::Message;
+    use crate::testing::with_range as mesh;
 
     // Short, and in this order.
     const AGAIN: Duration = Duration::from_millis(150);
     const LIMIT: Duration = Duration::from_millis(1500);
-
-    fn mesh(pods: &[(&str, &str)]) -> Arc<Snapshot> {
-        let mut s = snapshot(pods.iter().map(|(name, ip)| pod(name, ip, &[])).collect(), vec![]);
-        s.put_pod_ranges("n", &PodRanges { ranges: vec!["10.0.0.0/24".into()] }.encode_to_vec()).unwrap();
-        Arc::new(s)
-    }
 
     struct Plane {
         state: watch::Sender<Arc<Snapshot>>,

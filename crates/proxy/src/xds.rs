@@ -205,7 +205,7 @@ impl<S: ApplyResource> XdsSubscriber for StateWriter<S> {
 #[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
-    use crate::testing::pod;
+    use crate::testing::{control_plane, pod};
     use karst_api::{AUTHORIZATION_TYPE, workload as pb};
     use prost::Message;
 
@@ -220,19 +220,11 @@ mod tests {
 
     #[test]
     fn what_is_refused_leaves_what_was_and_readiness_waits_for_each_type() {
-        let remote = ControlPlaneClient {
-            address: "https://istiod:15012".into(),
-            root_ca: "/dev/null".into(),
-            alt_hostname: String::new(),
-            auth_token: "/dev/null".into(),
-            cluster_id: "c".into(),
-            local_certs: None,
-            impersonates: true,
-        };
         let (state_tx, state) = watch::channel(Arc::new(Snapshot::new("")));
         let ((configured_tx, configured), (stream_tx, _stream)) = (watch::channel(false), watch::channel(true));
         let (ready, (_questions, asker)) = (Ready::default(), Asker::new(""));
         let needed = (&ready, &[AUTHORIZATION_TYPE, ADDRESS_TYPE][..]);
+        let remote = control_plane();
         let mut writer = StateWriter::new(remote, state_tx, needed, (configured_tx, stream_tx), Arc::default(), asker);
         let wire =
             |ip: &str| pb::Address { r#type: Some(pb::address::Type::Workload(pod("a", ip, &[]))) }.encode_to_vec();

@@ -351,16 +351,20 @@ pub async fn pass() {
         current.as_ref().is_some_and(|share| share.is_over(turns.done.get()))
     });
     if over {
-        let mut passed = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut passed, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        pass_now().await;
     }
+}
+
+/// To the end of the queue, whatever is left of the turn.
+fn pass_now() -> impl Future<Output = ()> {
+    let mut passed = false;
+    poll_fn(move |cx| {
+        if std::mem::replace(&mut passed, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 /// The shares of those who come and go: of callers.

@@ -1,15 +1,25 @@
-//! Writing to the maps that are pinned.
+//! The maps that are pinned: opening them, and writing to them.
 
 use crate::Error;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use std::{collections::BTreeMap, path::Path};
 
-/// Makes a pinned map hold just these entries: what is new is there before what is old goes.
-pub(crate) fn replace<K: aya::Pod + Ord>(path: &Path, all: BTreeMap<K, u32>) -> Result<(), Error> {
-    let bad = |e: MapError| Error::Pod(format!("{}: {e}", path.display()));
+/// A pinned map, as the kind that `of` says.
+///
+/// # Errors
+/// If it is not pinned there, or is of another kind.
+pub(crate) fn open<M: TryFrom<Map, Error = MapError>>(
+    path: &Path,
+    of: impl FnOnce(MapData) -> Map,
+) -> Result<M, Error> {
     let map =
         MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let mut map: HashMap<MapData, K, u32> = Map::HashMap(map).try_into().map_err(bad)?;
+    of(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))
+}
+
+/// Makes a pinned map hold just these entries: what is new is there before what is old goes.
+pub(crate) fn replace<K: aya::Pod + Ord>(path: &Path, all: BTreeMap<K, u32>) -> Result<(), Error> {
+    let mut map: HashMap<MapData, K, u32> = open(path, Map::HashMap)?;
     let there: BTreeMap<K, u32> = map.iter().filter_map(Result::ok).collect();
     for (k, v) in all.iter().filter(|(k, v)| there.get(k) != Some(v)) {
         if let Err(e) = map.insert(k, v, 0) {

@@ -78,12 +78,12 @@ impl Node {
                 "BPF socket storage in cgroup programs",
                 "5.9",
             ))?;
+        let map = |bpf: &mut aya::Ebpf, name: &str| {
+            bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")))
+        };
+        let bad = |e: aya::maps::MapError| Error::Pod(format!("the node's maps: {e}"));
         // Before anything is attached that asks for it.
-        let probe_cgroup = bpf.take_map("PROBE_CGROUP");
-        let probe_cgroup =
-            probe_cgroup.ok_or_else(|| Error::Pod("the node's object has no map PROBE_CGROUP".into()))?;
-        let mut probe_cgroup: Array<MapData, u64> =
-            probe_cgroup.try_into().map_err(|e: aya::maps::MapError| Error::Pod(format!("PROBE_CGROUP: {e}")))?;
+        let mut probe_cgroup: Array<MapData, u64> = map(&mut bpf, "PROBE_CGROUP")?.try_into().map_err(bad)?;
         set_probers(&mut probe_cgroup, probers)?;
         let root = File::open(cgroup).map_err(Error::io("cannot open the cgroup2 root (set --cgroup)", cgroup))?;
         for (name, feature, since) in [
@@ -119,10 +119,6 @@ impl Node {
             let id = hook.attach(&root, CgroupAttachMode::Single).map_err(err())?;
             FdLink::try_from(hook.take_link(id).map_err(err())?).map_err(links("note_probe"))
         })?;
-        let map = |bpf: &mut aya::Ebpf, name: &str| {
-            bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")))
-        };
-        let bad = |e: aya::maps::MapError| Error::Pod(format!("the node's maps: {e}"));
         Ok(Self {
             enrolled: map(&mut bpf, "ENROLLED")?.try_into().map_err(bad)?,
             pod_ips: map(&mut bpf, "POD_IPS")?.try_into().map_err(bad)?,

@@ -11,7 +11,7 @@ use crate::{
 };
 use aya::{
     EbpfLoader,
-    maps::{MapData, PerCpuArray, SockMap},
+    maps::{Map, MapData, PerCpuArray, SockMap},
     programs::SkLookup,
 };
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
@@ -182,13 +182,7 @@ impl Node {
     /// If the pod is not pinned.
     pub fn set_listeners(&self, uid: &str, listeners: &Listeners<'_>) -> Result<(), Error> {
         let path = self.pod_dir(uid).join(format!("v{LAYOUT}/LISTENERS"));
-        let map = MapData::from_pin(&path).map_err(Error::kernel(
-            format!("cannot open {}", path.display()),
-            "bpffs",
-            "4.4",
-        ))?;
-        let mut map: SockMap<MapData> =
-            aya::maps::Map::SockMap(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        let mut map: SockMap<MapData> = maps::open(&path, Map::SockMap)?;
         set_slots(&mut map, listeners)
     }
 
@@ -265,10 +259,7 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
     let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
     let path = dir.join(format!("v{LAYOUT}/COUNTS"));
-    let opened = MapData::from_pin(&path);
-    let map = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let map: PerCpuArray<MapData, u64> =
-        aya::maps::Map::PerCpuArray(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+    let map: PerCpuArray<MapData, u64> = maps::open(&path, Map::PerCpuArray)?;
     let sum = |c: &Counter| map.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }

@@ -4,7 +4,7 @@
 //! has one reader. Nothing is told but while somebody asks, and who asks does so for a short time only, again and again: a reader
 //! that was killed leaves nothing behind. Proven by tests/world (`trace`).
 
-use crate::{Error, node::key, sys};
+use crate::{Error, maps, node::key, sys};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use karst_ebpf_common::{Addr, Counter, LAYOUT, TraceBudget, TraceRecord, TraceRequest};
 use karst_rt::clock;
@@ -146,9 +146,7 @@ fn open<M: TryFrom<Map, Error = MapError>>(
             path.display()
         )));
     }
-    let map =
-        MapData::from_pin(&path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    of(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))
+    maps::open(&path, of)
 }
 
 /// A record in terms of user space. `mono` and `wall` are the same moment by both clocks.

@@ -4,6 +4,9 @@
 //! `SEED=n` for another run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod common;
+
+use common::state;
 use karst_core::{Identity, authority::Authority};
 use karst_differential::{
     meshes,
@@ -37,22 +40,12 @@ metadata: {name: w, namespace: app, labels: {gateway.networking.k8s.io/managed: 
 spec: {clusterIP: 10.96.0.2, selector: {gw: w}, ports: [{name: mesh, port: 15008}]}
 ";
 
-fn read(v: &Value) -> Option<Arc<parse::Located>> {
-    let kind = v["kind"].as_str().unwrap_or_default();
-    let object = parse::value(kind, v.clone()).ok().or_else(|| karst_manifest::closed::closed(kind, v.clone()))?;
-    Some(Arc::new(parse::Located { object, file: "world.yaml".into(), line: 1 }))
-}
-
-fn state(objects: &[Value]) -> State {
-    State { objects: objects.iter().filter_map(read).collect(), ..State::default() }
-}
-
 fn mesh_with(policies: &[Value]) -> World {
     let mesh = parse::file(Path::new("mesh.yaml"), &[meshes::SHOP, WAYPOINT, meshes::GATEWAYS].concat())
         .unwrap()
         .into_iter()
         .map(Arc::new);
-    let objects = mesh.chain(policies.iter().filter_map(read)).collect();
+    let objects = mesh.chain(state(policies).objects).collect();
     World::new(State { objects, ..State::default() }, Enrolment::Expected).unwrap()
 }
 

@@ -6,6 +6,9 @@
 //! `SEED=n` and `WORLDS=n` for another run. A world that fails is printed with as little in it as it takes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
+mod common;
+
+use common::state;
 use karst_controller::offline::{self, Resource};
 use karst_core::Identity;
 use karst_differential::{
@@ -14,7 +17,7 @@ use karst_differential::{
     worlds::{self, AT_GATEWAY, CALLED, CALLERS, GATEWAY, GATEWAY_IP, Question, WAYPOINT},
 };
 use karst_explain::{Call, Enrolment, Explanation, Head, Outcome, Stage, Verdict, World, explain};
-use karst_manifest::{State, parse};
+use karst_manifest::State;
 use karst_proxy::{
     state::{OwnPod, Snapshot, Workload},
     xds::ApplyResource,
@@ -22,7 +25,7 @@ use karst_proxy::{
 use karst_waypoint::live::{Answer, Live};
 use karst_ztunnel::{
     fuzz::forbids,
-    plan::{Balance, Plan, plan},
+    plan::{Draw, Plan, plan},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
@@ -30,20 +33,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
 };
 
 /// Calls for each world.
 const CALLS: usize = 3;
-
-fn state(objects: &[Value]) -> State {
-    let read = |v: &Value| {
-        let kind = v["kind"].as_str().unwrap_or_default();
-        let object = parse::value(kind, v.clone()).ok().or_else(|| karst_manifest::closed::closed(kind, v.clone()))?;
-        Some(Arc::new(parse::Located { object, file: "world.yaml".into(), line: 1 }))
-    };
-    State { objects: objects.iter().filter_map(read).collect(), ..State::default() }
-}
 
 /// Pods of namespaces with the label, as the agent would have it.
 fn enrolled(objects: &[Value]) -> BTreeSet<String> {
@@ -90,21 +83,6 @@ impl Happened {
             (false, true) => Verdict::Refused,
             (false, false) => Verdict::Unknown,
         }
-    }
-}
-
-/// Always this draw.
-struct Draw(u64);
-
-impl Balance for Draw {
-    fn random(&mut self, n: u64) -> u64 {
-        self.0 % n
-    }
-    fn load(&self, _: &str) -> u64 {
-        0
-    }
-    fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
-        None
     }
 }
 

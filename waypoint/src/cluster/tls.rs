@@ -218,7 +218,10 @@ impl ServerCertVerifier for Verifier {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::downstream::gateway::Gateway;
+    use crate::{
+        downstream::gateway::Gateway,
+        testing::pki::{self, Authority, authority},
+    };
     use rcgen::{CertificateParams, KeyPair};
 
     fn pair(name: &str) -> ir::KeyPair {
@@ -237,38 +240,10 @@ mod tests {
 
     #[test]
     fn endpoints_that_are_revoked_or_cannot_be_looked_up_are_not_called() {
-        use rcgen::{
-            BasicConstraints, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-            RevokedCertParams, SerialNumber, date_time_ymd,
-        };
-        let authority = |name: &str| {
-            let mut params = CertificateParams::new(vec![]).unwrap();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-        };
         let (ca, other) = (authority("a"), authority("b"));
-        let list = |ca: &CertifiedIssuer<'_, KeyPair>| {
-            let revoked = RevokedCertParams {
-                serial_number: SerialNumber::from(7),
-                revocation_time: date_time_ymd(2020, 1, 1),
-                reason_code: None,
-                invalidity_date: None,
-            };
-            let params = CertificateRevocationListParams {
-                this_update: date_time_ymd(2020, 1, 2),
-                next_update: date_time_ymd(2020, 1, 3),
-                crl_number: SerialNumber::from(1),
-                issuing_distribution_point: None,
-                revoked_certs: vec![revoked],
-                key_identifier_method: KeyIdMethod::Sha256,
-            };
-            params.signed_by(ca).unwrap().pem().unwrap().into_bytes()
-        };
+        let list = |of: &Authority| pki::list(of, 7).pem().unwrap().into_bytes();
         let called = |lists: Vec<Vec<u8>>, serial: u64| {
-            let mut params = CertificateParams::new(vec!["x".to_string()]).unwrap();
-            params.serial_number = Some(SerialNumber::from(serial));
-            let leaf = params.signed_by(&KeyPair::generate().unwrap(), &ca).unwrap().der().clone();
+            let leaf = pki::certificate(&ca, "x", serial);
             let tls = ir::ClientTls { sni: "x".into(), roots: ca.pem().into(), lists, ..Default::default() };
             let (_, name, verifier) = config(&Snapshot::new(""), &tls, "h").map_err(|e| e.to_string())?;
             let verified = verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now());

@@ -147,43 +147,10 @@ impl ClientCertVerifier for Anything {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use rcgen::{
-        BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
-        CertifiedIssuer, DnType, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
-    };
+    use crate::testing::pki::{Authority, authority, certificate, list};
 
-    type Ca = CertifiedIssuer<'static, KeyPair>;
-
-    fn authority(name: &str) -> Ca {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-    }
-
-    fn client(ca: &Ca, serial: u64) -> CertificateDer<'static> {
-        let mut params = CertificateParams::new(vec!["client".to_string()]).unwrap();
-        params.serial_number = Some(SerialNumber::from(serial));
-        params.signed_by(&KeyPair::generate().unwrap(), ca).unwrap().der().clone()
-    }
-
-    /// A list whose time is over: it stays in force.
-    fn list(ca: &Ca, serial: u64) -> CertificateRevocationList {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2020, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2020, 1, 2),
-            next_update: date_time_ymd(2020, 1, 3),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        params.signed_by(ca).unwrap()
+    fn client(of: &Authority, serial: u64) -> CertificateDer<'static> {
+        certificate(of, "client", serial)
     }
 
     fn auth(client: ir::ClientCertificate, roots: &str) -> Result<Option<ClientAuth>, VerifierError> {

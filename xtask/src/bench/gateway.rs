@@ -65,14 +65,7 @@ pub fn run(how: &How) -> Result<()> {
         cluster::for_tests()?;
     }
     let result = measure(&cluster, how);
-    if how.keep {
-        return result;
-    }
-    if result.is_err() {
-        cluster.show_logs();
-    }
-    cluster.down()?;
-    result
+    if how.keep { result } else { cluster.end(result, false) }
 }
 
 fn measure(cluster: &Cluster, how: &How) -> Result<()> {

@@ -119,6 +119,18 @@ impl Cluster {
         }
     }
 
+    /// After a run: shows what helps if it has failed, and removes the cluster, unless it is to stay.
+    pub fn end(&self, result: Result<()>, keep: bool) -> Result<()> {
+        if result.is_err() {
+            self.show_logs();
+        }
+        match keep {
+            true => println!("the cluster runs on: {}", self.shell_line()),
+            false => self.down()?,
+        }
+        result
+    }
+
     /// Runs kubectl or helm as it was called.
     pub fn tool(&self, name: &str, args: &[String]) -> Result<()> {
         ensure!(self.run.exists(), "no cluster runs: cargo xtask cluster up");

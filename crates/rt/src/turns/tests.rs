@@ -190,19 +190,6 @@ async fn peers_of_a_share_wait_for_each_other_as_little() {
     LocalSet::new().run_until(run).await;
 }
 
-/// To the end of the queue, whatever is left of the turn.
-async fn pass_now() {
-    let mut passed = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut passed, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn whose_task_is_gone_keeps_nobody_waiting() {
     let run = async {

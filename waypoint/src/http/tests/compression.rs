@@ -4,12 +4,7 @@ use super::*;
 use crate::http::reply::ResponseBody;
 use flate2::read::GzDecoder;
 use http::response::Builder;
-use hyper::body::Frame;
-use std::{
-    io::Read,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::io::Read;
 
 fn compressing(change: impl FnOnce(&mut ir::Compression)) -> impl FnOnce(&mut Snapshot) {
     let mut compression = ir::Compression::default();
@@ -135,35 +130,13 @@ fn what_may_not_be_changed_is_not() {
     });
 }
 
-/// An event each ten seconds.
-struct Events {
-    left: usize,
-    next: Pin<Box<tokio::time::Sleep>>,
-}
-
-impl hyper::body::Body for Events {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left == 0 {
-            return Poll::Ready(None);
-        }
-        ready!(self.next.as_mut().poll(cx));
-        self.next = Box::pin(tokio::time::sleep(Duration::from_secs(10)));
-        self.left -= 1;
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data: x\n\n")))))
-    }
-}
-
 /// Where somebody asks for it, each event can be read when it is there.
 #[test]
 fn what_is_there_is_not_held_back() {
     run(async {
         let m = Mesh::of(compressing(|c| c.content_types = vec!["text/event-stream".into()]), |_, _| {
-            let body = Events { left: 3, next: Box::pin(tokio::time::sleep(Duration::ZERO)) };
             let answer = Response::builder().header("content-type", "text/event-stream");
-            Does::Answer(answer.body(body.boxed_unsync()).unwrap())
+            Does::Answer(answer.body(each_ten_seconds(b"data: x\n\n", 3)).unwrap())
         });
         let began = Instant::now();
         let mut body = m.send(asking("gzip")).await.into_body();

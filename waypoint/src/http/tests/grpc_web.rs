@@ -3,11 +3,6 @@
 use super::*;
 use crate::downstream::gateway::Gateway;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use hyper::body::Frame;
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
 
 /// A message of gRPC.
 const ASK: &[u8] = b"\0\0\0\0\x03ask";
@@ -229,36 +224,13 @@ fn a_gateways_port_can_be_for_grpc_web() {
     });
 }
 
-/// A message each ten seconds.
-struct Slow {
-    left: usize,
-    next: Pin<Box<tokio::time::Sleep>>,
-}
-
-impl hyper::body::Body for Slow {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left == 0 {
-            return Poll::Ready(None);
-        }
-        ready!(self.next.as_mut().poll(cx));
-        self.next = Box::pin(tokio::time::sleep(Duration::from_secs(10)));
-        self.left -= 1;
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(SAYS)))))
-    }
-}
-
 /// Each message is sent when it is there.
 #[test]
 fn streams_are_not_held_back() {
     run(async {
         let m = mesh(true, |_, _| {
-            let body = Slow { left: 3, next: Box::pin(tokio::time::sleep(Duration::ZERO)) };
-            Does::Answer(
-                Response::builder().header("content-type", "application/grpc").body(body.boxed_unsync()).unwrap(),
-            )
+            let answer = Response::builder().header("content-type", "application/grpc");
+            Does::Answer(answer.body(each_ten_seconds(SAYS, 3)).unwrap())
         });
         let began = Instant::now();
         let mut body = m.send(ask("application/grpc-web-text", STANDARD.encode(ASK))).await.into_body();

@@ -44,7 +44,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    body::Incoming,
+    body::{Frame, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -61,6 +61,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -80,6 +81,32 @@ fn payload(bytes: impl Into<Bytes>) -> Payload {
 
 fn with_trailers(bytes: &'static str, trailers: HeaderMap) -> Payload {
     Full::new(Bytes::from_static(bytes.as_bytes())).with_trailers(async move { Some(Ok(trailers)) }).boxed_unsync()
+}
+
+/// Says the same each ten seconds from now on, so many times.
+fn each_ten_seconds(says: &'static [u8], times: usize) -> Payload {
+    Recurring { says, left: times, next: Box::pin(tokio::time::sleep(Duration::ZERO)) }.boxed_unsync()
+}
+
+struct Recurring {
+    says: &'static [u8],
+    left: usize,
+    next: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl hyper::body::Body for Recurring {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        ready!(self.next.as_mut().poll(cx));
+        self.next = Box::pin(tokio::time::sleep(Duration::from_secs(10)));
+        self.left -= 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.says)))))
+    }
 }
 
 fn get(path: &str) -> Request<Payload> {

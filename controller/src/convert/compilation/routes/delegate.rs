@@ -1,5 +1,5 @@
 //! A delegate's rule within the rule that delegates: Istio's merge, field by field (`mergeHTTPRoute`). What the delegate does not
-//! say, the root does; what both match must hold for both.
+//! say, the root does ([`VsHttp::merge`]); what both match must hold for both.
 
 use karst_manifest::{kinds::Labels, traffic::*};
 use std::collections::BTreeMap;
@@ -7,27 +7,7 @@ use std::collections::BTreeMap;
 /// The delegate's rule as it is in force. Names of hosts and gateways are full ones already. None: none of its matches is within one
 /// of the root's.
 pub(crate) fn merge(root: &VsHttp, leaf: &VsHttp) -> Option<VsHttp> {
-    fn or<T: Clone>(leaf: &Option<T>, root: &Option<T>) -> Option<T> {
-        leaf.clone().or_else(|| root.clone())
-    }
-    Some(VsHttp {
-        name: leaf.name.clone(),
-        matches: matches(&root.matches, &leaf.matches)?,
-        route: leaf.route.clone(),
-        redirect: leaf.redirect.clone(),
-        direct_response: leaf.direct_response.clone(),
-        delegate: leaf.delegate.clone(),
-        rewrite: or(&leaf.rewrite, &root.rewrite),
-        timeout: or(&leaf.timeout, &root.timeout),
-        retries: or(&leaf.retries, &root.retries),
-        fault: or(&leaf.fault, &root.fault),
-        mirror: or(&leaf.mirror, &root.mirror),
-        mirrors: if leaf.mirrors.is_empty() { root.mirrors.clone() } else { leaf.mirrors.clone() },
-        mirror_percent: or(&leaf.mirror_percent, &root.mirror_percent),
-        mirror_percentage: or(&leaf.mirror_percentage, &root.mirror_percentage),
-        cors_policy: or(&leaf.cors_policy, &root.cors_policy),
-        headers: or(&leaf.headers, &root.headers),
-    })
+    Some(root.merge(leaf, matches(&root.matches, &leaf.matches)?))
 }
 
 /// Each of the delegate's within those of the root's that it does not contradict, in the delegate's order; one that is within none
