@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
+        mpsc::{Receiver, SendError, Sender, channel},
     },
     time::SystemTime,
 };
@@ -43,16 +43,42 @@ impl Line {
     }
 }
 
-/// The lines that wait.
+/// The lines that wait. Their number is counted here, and the channel is one that grows: a channel with a bound takes the memory of all
+/// its places when it is made (400 KB), in every process, and hardly ever do a hundred lines wait.
 struct Queue {
-    lines: SyncSender<Line>,
+    lines: Sender<Line>,
+    waiting: Arc<AtomicUsize>,
     lost: AtomicU64,
 }
 
+/// The other end.
+struct Waiting {
+    lines: Receiver<Line>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Waiting {
+    /// A line that is there already.
+    fn at_once(&self) -> Option<String> {
+        self.lines.try_recv().ok().map(|line| self.taken(line))
+    }
+
+    /// The next line, for which it waits. None: there will be no more.
+    fn next(&self) -> Option<String> {
+        self.lines.recv().ok().map(|line| self.taken(line))
+    }
+
+    fn taken(&self, line: Line) -> String {
+        self.count.fetch_sub(1, Relaxed);
+        line.taken()
+    }
+}
+
 impl Queue {
-    fn new() -> (Self, Receiver<Line>) {
-        let (lines, written) = sync_channel(limits::LOG_LINES);
-        (Self { lines, lost: AtomicU64::new(0) }, written)
+    fn new() -> (Self, Waiting) {
+        let ((lines, rx), waiting) = (channel(), Arc::new(AtomicUsize::new(0)));
+        let other = Waiting { lines: rx, count: waiting.clone() };
+        (Self { lines, waiting, lost: AtomicU64::new(0) }, other)
     }
 
     fn put(&self, text: String, cause: Option<&Arc<Cause>>) {
@@ -63,9 +89,11 @@ impl Queue {
             self.lost.fetch_add(1, Relaxed);
             return;
         }
-        if let Err(TrySendError::Full(line) | TrySendError::Disconnected(line)) =
-            self.lines.try_send(Line(text, cause.cloned()))
-        {
+        let line = Line(text, cause.cloned());
+        let has_place = self.waiting.fetch_add(1, Relaxed) < limits::LOG_LINES;
+        let put = if has_place { self.lines.send(line) } else { Err(SendError(line)) };
+        if let Err(SendError(line)) = put {
+            self.waiting.fetch_sub(1, Relaxed);
             drop(line.taken());
             self.lost.fetch_add(1, Relaxed);
         }
@@ -204,15 +232,15 @@ pub fn format() -> Format {
     OUT.get().map_or(Format::Text, |o| o.1)
 }
 
-fn write_lines(rx: &Receiver<Line>) {
+fn write_lines(waiting: &Waiting) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut told = 0;
-    while let Ok(first) = rx.recv() {
-        let mut next = Ok(first);
-        while let Ok(line) = next {
-            batch.extend_from_slice(line.taken().as_bytes());
+    while let Some(first) = waiting.next() {
+        let mut next = Some(first);
+        while let Some(line) = next {
+            batch.extend_from_slice(line.as_bytes());
             batch.push(b'\n');
-            next = if batch.len() < BATCH { rx.try_recv() } else { Err(TryRecvError::Empty) };
+            next = if batch.len() < BATCH { waiting.at_once() } else { None };
         }
         let lost = lost();
         if lost > told {
@@ -368,9 +396,11 @@ mod tests {
         assert_eq!((put(Some(&quiet), 100), put(None, 100)), (100, 100));
         assert_eq!(put(None, limits::LOG_LINES), limits::LOG_LINES - limits::LOG_LINES_OF_POD - 200, "then it is full");
         assert_eq!(put(Some(&quiet), 1), 0, "and nobody waits");
-        let written: Vec<String> = waiting.try_iter().map(Line::taken).collect();
-        assert_eq!((written.len(), loud.0.load(Relaxed), quiet.0.load(Relaxed)), (limits::LOG_LINES, 0, 0));
-        assert_eq!(put(Some(&loud), 1), 1);
+        let written = std::iter::from_fn(|| waiting.at_once()).count();
+        assert_eq!((written, loud.0.load(Relaxed), quiet.0.load(Relaxed)), (limits::LOG_LINES, 0, 0));
+        assert_eq!((put(Some(&loud), 1), queue.waiting.load(Relaxed)), (1, 1));
+        drop(waiting);
+        assert_eq!((put(Some(&loud), 1), loud.0.load(Relaxed)), (0, 1), "nobody writes any more");
     }
 
     #[test]
