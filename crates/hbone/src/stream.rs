@@ -4,7 +4,8 @@
 //! - **Writes are gathered.** HTTP/2 flushes after each frame; here frames are sealed into one buffer, and [`FlushTurn`] sends it
 //!   once per turn of the connection's task: the messages of many streams leave in one system call and one TCP segment.
 //! - **Buffers are lent.** The worker's buffers are taken when bytes move and given back when they are gone; an idle tunnel
-//!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
+//!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache. Of a buffer only the pages
+//!   are resident that have been used.
 
 use crate::{
     copy::show_passed,
@@ -13,7 +14,7 @@ use crate::{
     spare::Spare,
 };
 use karst_core::limits;
-use karst_rt::turns;
+use karst_rt::{buffer::Buffer, turns};
 use rustls::{
     ClientConfig, CommonState, HandshakeKind, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
@@ -40,8 +41,8 @@ use tokio::{
 const BUFFER: usize = limits::SEND_BUFFER + (8 << 10);
 /// Pieces at least this long are sealed from where they are; shorter ones are first gathered in one record.
 const DIRECT: usize = 2 << 10;
-/// Buffers that a worker keeps.
-const KEEP: usize = 4;
+/// Buffers that a worker keeps: what is beyond is mapped and faulted in anew at each use. They go when they are not needed for a while.
+const KEEP: usize = 16;
 /// Most bytes of a handshake.
 const MAX_HANDSHAKE: usize = 128 << 10;
 /// Largest message after the handshake (a ticket).
@@ -50,14 +51,14 @@ const MAX_MESSAGE: usize = 16 << 10;
 const MAX_EMPTY: u32 = 32;
 
 thread_local! {
-    static BUFFERS: RefCell<Spare<Vec<u8>>> = const { RefCell::new(Spare::new(KEEP)) };
+    static BUFFERS: RefCell<Spare<Buffer>> = const { RefCell::new(Spare::new(KEEP)) };
 }
 
-fn borrow() -> Vec<u8> {
-    BUFFERS.with_borrow_mut(Spare::take).unwrap_or_else(|| vec![0; BUFFER])
+fn borrow() -> Buffer {
+    BUFFERS.with_borrow_mut(Spare::take).unwrap_or_else(|| Buffer::new(BUFFER))
 }
 
-fn give_back(buffer: &mut Vec<u8>) {
+fn give_back(buffer: &mut Buffer) {
     let buffer = std::mem::take(buffer);
     if buffer.len() == BUFFER {
         BUFFERS.with_borrow_mut(|spare| spare.give(buffer));
@@ -101,7 +102,7 @@ fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 /// The sending half: a lent buffer of sealed records, and after them one record that is still open.
 struct Out {
     sealer: Sealer,
-    buf: Vec<u8>,
+    buf: Buffer,
     /// Sealed and not yet sent.
     sealed: Range<usize>,
     /// Plaintext in the open record.
@@ -200,7 +201,7 @@ impl Out {
 /// The receiving half: bytes from the socket, of which some are opened and wait to be taken.
 struct In {
     opener: Opener,
-    buf: Vec<u8>,
+    buf: Buffer,
     /// From the socket, not yet opened.
     raw: Range<usize>,
     /// Opened, not yet taken; lies before `raw`.
@@ -243,7 +244,7 @@ impl In {
                 // A part of a record, if anything: kept in a buffer of its own size.
                 let rest = self.buf[..held].to_vec();
                 give_back(&mut self.buf);
-                self.buf = rest;
+                self.buf = rest.into();
                 Poll::Pending
             }
         }
@@ -695,9 +696,9 @@ impl Handshake {
         let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1).map_err(bad)?;
         let plain = 0..self.early.len();
         let raw = plain.end..plain.end + self.input.len();
-        let buf = [self.early, self.input].concat();
+        let buf = [self.early, self.input].concat().into();
         let input = In { opener, buf, raw, plain, message: Vec::new(), empty: 0, closed: false, full: false };
-        let out = Out { sealer, buf: Vec::new(), sealed: 0..0, open: 0 };
+        let out = Out { sealer, buf: Buffer::default(), sealed: 0..0, open: 0 };
         let inner = Inner { tcp: self.tcp, keys, input, out, closed: false, error: None };
         Ok(TlsStream(Rc::new(RefCell::new(inner)), None))
     }

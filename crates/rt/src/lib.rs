@@ -6,6 +6,7 @@ pub mod admin;
 pub mod admission;
 mod apart;
 pub mod backoff;
+pub mod buffer;
 pub mod clock;
 pub mod drain;
 pub mod error;

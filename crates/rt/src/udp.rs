@@ -2,7 +2,10 @@
 //! there, and sockets that are connected to one peer.
 #![allow(unsafe_code, reason = "recvmmsg and sendmmsg with IP_PKTINFO and IPV6_PKTINFO")]
 
-use crate::socket::{setopt, without_ipv6};
+use crate::{
+    buffer::Buffer,
+    socket::{setopt, without_ipv6},
+};
 use karst_core::{canonical, limits::UDP_BATCH};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
@@ -72,14 +75,14 @@ const NOTHING: Datagram = Datagram { length: 0, from: None, to: None, lost: None
 
 /// Room for what is received at once. One is enough for all sockets of a thread.
 pub struct Batch {
-    bytes: Box<[u8]>,
+    bytes: Buffer,
     datagrams: [Datagram; UDP_BATCH],
 }
 
 impl Default for Batch {
     /// Its pages are the system's until they are written to.
     fn default() -> Self {
-        Self { bytes: vec![0; UDP_BATCH * DATAGRAM].into_boxed_slice(), datagrams: [NOTHING; UDP_BATCH] }
+        Self { bytes: Buffer::new(UDP_BATCH * DATAGRAM), datagrams: [NOTHING; UDP_BATCH] }
     }
 }
 
