@@ -308,6 +308,10 @@ pub const LOG_LINES_OF_POD: usize = LOG_LINES / 4;
 pub const EBB_LOOK: Duration = Duration::from_secs(5);
 /// So many connections fewer than there were at most, and fewer than half of them: that was a flood.
 pub const EBB_CONNECTIONS: usize = 256;
+/// A process that has had processors for this long between two looks works; so does one that starts.
+pub const EBB_WORK: Duration = Duration::from_millis(500);
+/// One that has worked, and has had them for no longer than this, rests: what the work has freed is given back, too.
+pub const EBB_REST: Duration = Duration::from_millis(50);
 
 /// Flows that a proxy remembers, over all workers ([`flows_per_worker`]); then the one that was not seen for the longest time makes
 /// room.

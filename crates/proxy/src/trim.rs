@@ -1,11 +1,13 @@
-//! Memory that a large update or a flood of connections has freed goes back to the system. Messages of an update, what is decoded from
-//! them and the snapshot before it lie between what stays, and so do the buffers of connections; glibc keeps such pages for good: a
-//! process would stay as large as its largest moment.
+//! Memory that a large update, a flood of connections or a time of work has freed goes back to the system. Messages of an update, what
+//! is decoded from them and the snapshot before it lie between what stays, and so do the buffers of connections; glibc keeps such pages
+//! for good, and some MiB at the end of each thread's arena: a process would stay as large as its largest moment.
 //!
-//! Never in the way of an update or of a flood, nor more often than once in [`PAUSE`]: a trim takes the allocator's locks one after the other, for
-//! milliseconds with a large heap, and pages that are used again have to be faulted in again.
+//! Never in the way of an update, of a flood or of work, nor more often than once in [`PAUSE`] ([`limits::EBB_LOOK`] after floods and
+//! work): a trim takes the allocator's locks one after the other, for milliseconds with a large heap, and pages that are used again have
+//! to be faulted in again.
 
 use karst_core::limits;
+use karst_rt::process;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -63,8 +65,8 @@ fn start(trim: Arc<dyn Fn() + Send + Sync>) -> mpsc::Sender<()> {
 /// Looks after a flood to come back after this time (in looks): tunnels that are not needed any more, and who hangs on, have ended then.
 const AGAIN: u32 = 4;
 
-/// Whether there is a flood, and whether one has ended.
-#[derive(Debug, Default)]
+/// Whether there is a flood or work, and whether one has ended.
+#[derive(Debug)]
 struct Tide {
     /// The most that has been open since the last end.
     most: usize,
@@ -72,19 +74,30 @@ struct Tide {
     waited: u64,
     /// Somebody has had to wait since the last end.
     is_busy: bool,
+    /// The process has worked since it last rested.
+    has_worked: bool,
     /// Looks until one more trim.
     again: u32,
 }
 
 impl Tide {
-    /// A look: so much is open, and so often somebody has had to wait so far. True: memory is to be given back now.
-    fn ebbs(&mut self, open: usize, waited: u64) -> bool {
+    /// Of a process that has started: that was work.
+    fn new() -> Self {
+        Self { most: 0, waited: 0, is_busy: false, has_worked: true, again: 0 }
+    }
+
+    /// A look: so much is open, so often somebody has had to wait so far, and for so long the process has had processors since the last
+    /// look. True: memory is to be given back now.
+    fn ebbs(&mut self, open: usize, waited: u64, had: Duration) -> bool {
         let waits = std::mem::replace(&mut self.waited, waited) != waited;
         self.is_busy |= waits;
+        self.has_worked |= had >= limits::EBB_WORK;
         self.most = self.most.max(open);
         let fewer = self.most - open >= limits::EBB_CONNECTIONS && open <= self.most / 2;
-        if fewer || (self.is_busy && !waits) {
-            *self = Self { most: open, waited, is_busy: false, again: AGAIN };
+        let rests = self.has_worked && had <= limits::EBB_REST;
+        if fewer || rests || (self.is_busy && !waits) {
+            let has_worked = self.has_worked && !rests;
+            *self = Self { most: open, waited, is_busy: false, has_worked, again: AGAIN };
             return true;
         }
         let is_due = self.again == 1;
@@ -93,20 +106,23 @@ impl Tide {
     }
 }
 
-/// Gives memory back after each flood, for ever. `seen`: what is open, and how often somebody has had to wait so far.
+/// Gives memory back after each flood and each time of work, for ever; first after the start. `seen`: what is open, and how often
+/// somebody has had to wait so far.
 pub async fn after_floods(seen: impl Fn() -> (usize, u64)) {
-    watch(seen, karst_rt::process::trim_memory).await;
+    watch(seen, process::processor_time, process::trim_memory).await;
 }
 
-async fn watch(seen: impl Fn() -> (usize, u64), trim: impl Fn() + Clone + Send + 'static) {
-    let mut tide = Tide::default();
+/// `had`: for how long the process has had processors so far.
+async fn watch(seen: impl Fn() -> (usize, u64), had: impl Fn() -> Duration, trim: impl Fn() + Clone + Send + 'static) {
+    let (mut tide, mut before) = (Tide::new(), had());
     loop {
         tokio::time::sleep(limits::EBB_LOOK).await;
-        let (open, waited) = seen();
-        if tide.ebbs(open, waited)
+        let ((open, waited), now) = (seen(), had());
+        let since = now.saturating_sub(std::mem::replace(&mut before, now));
+        if tide.ebbs(open, waited, since)
             && let Err(error) = tokio::task::spawn_blocking(trim.clone()).await
         {
-            tracing::warn!(%error, "memory that a flood has freed is kept");
+            tracing::warn!(%error, "memory that a flood or work has freed is kept");
         }
     }
 }
@@ -151,8 +167,8 @@ mod tests {
     #[test]
     fn a_flood_ends_when_its_connections_do_or_when_nobody_waits_any_more() {
         let looks = |all: &[(usize, u64)]| {
-            let mut tide = Tide::default();
-            all.iter().map(|(open, waited)| u8::from(tide.ebbs(*open, *waited))).collect::<Vec<_>>()
+            let mut tide = Tide::new();
+            all.iter().map(|(open, waited)| u8::from(tide.ebbs(*open, *waited, limits::EBB_WORK))).collect::<Vec<_>>()
         };
         let few = limits::EBB_CONNECTIONS - 1;
         assert_eq!(looks(&[(0, 0), (few, 0), (0, 0), (few, 0), (0, 0)]), [0; 5], "what comes and goes");
@@ -169,10 +185,27 @@ mod tests {
         assert_eq!(looks(&on).iter().sum::<u8>(), 0);
     }
 
+    #[test]
+    fn who_has_worked_and_rests_gives_back_what_the_work_has_freed() {
+        let looks = |all: &[u64]| {
+            let mut tide = Tide::new();
+            let look = |had: &u64| u8::from(tide.ebbs(2, 0, Duration::from_millis(*had)));
+            all.iter().map(look).collect::<Vec<_>>()
+        };
+        assert_eq!(looks(&[60, 10, 10, 10, 10, 10, 10]), [0, 1, 0, 0, 0, 1, 0], "after the start, and once more");
+        assert_eq!(looks(&[10, 499, 10, 499, 10, 10, 499, 10]), [1, 0, 0, 0, 1, 0, 0, 0], "little is no work");
+        assert_eq!(looks(&[10, 0, 0, 0, 0, 500, 51, 50, 0]), [1, 0, 0, 0, 1, 0, 0, 1, 0], "less of it is no rest");
+        assert_eq!(looks(&[900; 50]), [0; 50], "nor is work disturbed");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn memory_goes_back_within_a_minute_of_a_floods_end() {
         let (open, count) = (Cell::new(10_000), Arc::new(AtomicUsize::new(0)));
-        let counted = count.clone();
+        let (counted, had) = (count.clone(), Cell::new(Duration::ZERO));
+        let work = || {
+            had.set(had.get() + limits::EBB_WORK);
+            had.get()
+        };
         let trim = move || {
             counted.fetch_add(1, Relaxed);
         };
@@ -186,7 +219,7 @@ mod tests {
             assert_eq!(count.load(Relaxed), 2, "and then no more");
         };
         tokio::select! {
-            () = watch(|| (open.get(), 0), trim) => {}
+            () = watch(|| (open.get(), 0), work, trim) => {}
             () = end => {}
         }
     }

@@ -1,5 +1,5 @@
 //! Facts about the process itself.
-#![allow(unsafe_code, reason = "getrlimit, setrlimit and sysconf; setns of a thread that ends with it")]
+#![allow(unsafe_code, reason = "getrlimit, setrlimit, sysconf and clock_gettime; setns of a thread that ends with it")]
 
 use std::{
     fs::File,
@@ -7,6 +7,7 @@ use std::{
     os::fd::AsRawFd,
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
 };
 
 /// See [`trims`].
@@ -47,6 +48,15 @@ pub fn ticks_per_second() -> u64 {
     // SAFETY: no preconditions.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
+}
+
+/// For how long the process has had processors so far, of all its threads together; 0 where the system does not say.
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec. Where the call fails, it stays as it is.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    let [seconds, nanoseconds] = [time.tv_sec, time.tv_nsec].map(|part| u64::try_from(part).unwrap_or_default());
+    Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
 /// Bytes of a page of memory.
@@ -95,5 +105,21 @@ pub fn trim_memory() {
     // SAFETY: no preconditions.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_takes_processor_time() {
+        let (began, before) = (std::time::Instant::now(), processor_time());
+        let mut sum = 0u64;
+        while began.elapsed() < Duration::from_millis(50) {
+            sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(7));
+        }
+        let (had, cores) = (processor_time() - before, std::thread::available_parallelism().map_or(1, usize::from));
+        assert!(had > Duration::ZERO && had <= began.elapsed() * cores as u32 * 2, "{had:?}");
     }
 }

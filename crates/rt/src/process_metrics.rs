@@ -15,7 +15,7 @@ pub fn render(page: &mut Page, component: &str) {
     page.single(
         "karst_memory_returned_total",
         Kind::Counter,
-        "How often freed memory was given back to the system, after a large update or a flood.",
+        "How often freed memory was given back to the system, after a large update, a flood or a time of work, and after the start.",
         process::trims(),
     );
     page.single(
