@@ -1,13 +1,11 @@
 //! Buffers that are large, and of which mostly little is used: their pages are the system's until they are written to, and again when
 //! they are dropped. The allocator clears all of what it hands out for the second time, so that all of it is resident, and keeps what it
 //! gets back.
-#![allow(unsafe_code, reason = "mmap, madvise and munmap of memory that is nobody else's")]
 
+use memmap2::{Advice, MmapMut};
 use std::{
     io,
     ops::{Deref, DerefMut},
-    ptr::{self, NonNull},
-    slice,
 };
 
 /// Bytes.
@@ -16,7 +14,7 @@ pub struct Buffer(Place);
 
 #[derive(Debug)]
 enum Place {
-    Mapped(Mapped),
+    Mapped(MmapMut),
     /// Of the allocator.
     Heap(Vec<u8>),
 }
@@ -24,7 +22,7 @@ enum Place {
 impl Buffer {
     /// So many bytes, which are 0. Where the process can have no mapping more (vm.max_map_count) they are the allocator's.
     pub fn new(length: usize) -> Self {
-        Self(Mapped::new(length).map_or_else(|_| Place::Heap(vec![0; length]), Place::Mapped))
+        Self(map(length).map_or_else(|_| Place::Heap(vec![0; length]), Place::Mapped))
     }
 }
 
@@ -46,7 +44,7 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Place::Mapped(mapped) => mapped.bytes(),
+            Place::Mapped(mapped) => mapped,
             Place::Heap(bytes) => bytes,
         }
     }
@@ -55,59 +53,22 @@ impl Deref for Buffer {
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
-            Place::Mapped(mapped) => mapped.bytes_mut(),
+            Place::Mapped(mapped) => mapped,
             Place::Heap(bytes) => bytes,
         }
     }
 }
 
 /// A mapping of no file.
-#[derive(Debug)]
-struct Mapped {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-// SAFETY: the mapping is nobody else's and lasts as long as this; all there is in it are bytes.
-unsafe impl Send for Mapped {}
-// SAFETY: as above, and it is written to only by who has it for himself.
-unsafe impl Sync for Mapped {}
-
-impl Mapped {
-    /// So many bytes, at least one.
-    fn new(length: usize) -> io::Result<Self> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping, wherever there is room.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, -1, 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // A few bytes are not to make 2 MiB resident. Kernels without such pages refuse, which is as good.
-        // SAFETY: the mapping from above.
-        unsafe { libc::madvise(memory, length, libc::MADV_NOHUGEPAGE) };
-        let start = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, length })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped, so many, for as long as this lives; any byte is a u8.
-        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.length) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and nobody else has it meanwhile.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `new` has made; nothing borrows it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
-    }
+fn map(length: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(length)?;
+    // A few bytes are not to make 2 MiB resident. Kernels without such pages refuse, which is as good.
+    let _ = memory.advise(Advice::NoHugePage);
+    Ok(memory)
 }
 
 #[cfg(test)]
+#[allow(unsafe_code, reason = "mincore")]
 mod tests {
     use super::*;
 
