@@ -453,7 +453,11 @@ impl Down {
             used = 1;
         }
         used += self.more.chunks_vectored(&mut iov[used..]);
-        let result = Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used]);
+        let result = match &iov[..used] {
+            // The system call for one piece is the cheaper one, and mostly there is one.
+            [one] => Pin::new(&mut *wr).poll_write(cx, one),
+            pieces => Pin::new(&mut *wr).poll_write_vectored(cx, pieces),
+        };
         self.show(way);
         let written = match ready!(result) {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
