@@ -17,7 +17,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::{
@@ -265,6 +265,9 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         }
         // In a block, or what is in it would be in the connection's task also while it waits for its turn.
         {
+            // What is reserved is there at once, mostly, and HTTP/2 tells whoever waits of the stream's sending half: this task, which
+            // would have another turn for nothing. From here to where it waits again, somebody else waits.
+            let _ = send.poll_reset(&mut Context::from_waker(Waker::noop()));
             send.reserve_capacity(turns::bytes(CHUNK));
             let room = poll_fn(|cx| match talk.asked.get() {
                 // The next turn closes it.
@@ -450,7 +453,11 @@ impl Down {
             used = 1;
         }
         used += self.more.chunks_vectored(&mut iov[used..]);
-        let result = Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used]);
+        let result = match &iov[..used] {
+            // The system call for one piece is the cheaper one, and mostly there is one.
+            [one] => Pin::new(&mut *wr).poll_write(cx, one),
+            pieces => Pin::new(&mut *wr).poll_write_vectored(cx, pieces),
+        };
         self.show(way);
         let written = match ready!(result) {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -571,6 +578,7 @@ mod tests {
         *,
     };
     use h2::client::SendRequest;
+    use std::rc::Rc;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         sync::mpsc,
@@ -584,6 +592,18 @@ mod tests {
     struct Wire {
         client: SendRequest<Bytes>,
         accepted: mpsc::UnboundedReceiver<Stream>,
+        /// Of the client's connection, so far.
+        polls: Rc<Cell<usize>>,
+    }
+
+    /// Counts the future's polls.
+    async fn counted<F: Future>(future: F, polls: Rc<Cell<usize>>) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            future.as_mut().poll(cx)
+        })
+        .await
     }
 
     impl Wire {
@@ -605,8 +625,9 @@ mod tests {
             let mut ours = h2::client::Builder::new();
             ours.initial_window_size(window).initial_connection_window_size(window);
             let (client, connection) = ours.handshake(near).await.unwrap();
-            spawn_local(connection);
-            Self { client, accepted }
+            let polls = Rc::<Cell<usize>>::default();
+            spawn_local(counted(connection, polls.clone()));
+            Self { client, accepted, polls }
         }
 
         /// A stream, both its sides.
@@ -901,6 +922,67 @@ mod tests {
             assert!(shown.server == b"answered" && shown.client.is_empty());
             assert_eq!(shown.order, ["server", "client ended", "closed"]);
             drop(app);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// Nothing that is done for a message wakes a task that has had its turn for it: one poll of the stream's and one of the tunnel's,
+    /// either way.
+    #[tokio::test]
+    async fn a_message_takes_one_poll_of_each_task() {
+        let run = async {
+            let mut wire = Wire::new().await;
+            let (mut app, a) = pair().await;
+            let (near, (mut send, mut recv)) = wire.open().await;
+            let (polls, tunnel_polls) = (Rc::<Cell<usize>>::default(), wire.polls.clone());
+            let carried = async move {
+                let (mut client, counts) = (Tunnel::new(a, near, true, false), Counts::default());
+                client.carry(&counts).await
+            };
+            spawn_local(counted(carried, polls.clone()));
+            // Until nobody has anything to do; the polls of that time.
+            let settled = async || {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                (polls.take(), tunnel_polls.take())
+            };
+            settled().await;
+            for size in [5, 1000, 5, 1000] {
+                let (asked, answered) = (bytes(1, size), bytes(2, size));
+                app.write_all(&asked).await.unwrap();
+                assert_eq!(settled().await, (1, 1), "{size} bytes of the application's");
+                assert_eq!(poll_fn(|cx| recv.poll_data(cx)).await.unwrap().unwrap(), asked);
+                send.send_data(answered.clone().into(), false).unwrap();
+                assert_eq!(settled().await, (1, 1), "{size} bytes for the application");
+                let mut heard = vec![0; size];
+                app.read_exact(&mut heard).await.unwrap();
+                assert!(heard == answered);
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// While a stream's task has nothing to send it hears of a reset, also after it has sent.
+    #[tokio::test]
+    async fn a_reset_is_heard_of_after_a_message() {
+        let run = async {
+            let mut wire = Wire::new().await;
+            let (mut app, a) = pair().await;
+            let (near, (mut send, mut recv)) = wire.open().await;
+            let carried = spawn_local(async move {
+                let (mut client, counts) = (Tunnel::new(a, near, true, false), Counts::default());
+                client.carry(&counts).await
+            });
+            // From here on only the half that sends can hear of it.
+            send.send_data(Bytes::new(), true).unwrap();
+            assert_eq!(app.read(&mut [0; 8]).await.unwrap(), 0);
+            for _ in 0..3 {
+                app.write_all(b"asked").await.unwrap();
+                assert_eq!(poll_fn(|cx| recv.poll_data(cx)).await.unwrap().unwrap(), "asked");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            send.send_reset(Reason::CANCEL);
+            let ended = timeout(Duration::from_secs(5), carried).await.unwrap().unwrap();
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         };
         LocalSet::new().run_until(run).await;
     }
