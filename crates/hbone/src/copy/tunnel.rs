@@ -940,9 +940,17 @@ mod tests {
                 client.carry(&counts).await
             };
             spawn_local(counted(carried, polls.clone()));
-            // Until nobody has anything to do; the polls of that time.
+            // Until both have had a turn and nobody has anything to do any more; the turns of that time.
             let settled = async || {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                let both = async {
+                    while polls.get() == 0 || tunnel_polls.get() == 0 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                timeout(Duration::from_secs(5), both).await.expect("a turn of each");
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
                 (polls.take(), tunnel_polls.take())
             };
             settled().await;
