@@ -24,7 +24,7 @@ const KERNELS: [(&str, Option<&str>, &str); 3] = [
 /// The newest of an index may have left the archive already.
 const TRIES: usize = 4;
 /// Modules that Debian's kernels have what we need in.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "af_packet"];
 /// For one kernel, from power on to power off.
 const LIMIT: Duration = Duration::from_secs(300);
 /// The machine's memory, in MiB: the root file system is in it.
@@ -191,8 +191,11 @@ fn initramfs(root: &Path, kernel: &Path, programs: &[(&str, PathBuf)], to: &Path
         with_libraries(root, tool)?;
     }
     for module in MODULES {
-        let found = find(&kernel.join("lib/modules"), &format!("{module}.ko"))?;
-        let found = found.with_context(|| format!("{} has no module {module}", kernel.display()))?;
+        let folder = kernel.join("lib/modules");
+        let Some(found) = find(&folder, &format!("{module}.ko"))? else {
+            ensure!(is_built_in(&folder, module)?, "{} has no module {module}", kernel.display());
+            continue;
+        };
         let own = root.join("modules").join(format!("{module}.ko"));
         if found.extension().is_some_and(|e| e == "xz") {
             must(Command::new("xz").arg("-dc").arg(&found).stdout(fs::File::create(&own)?))?;
@@ -342,6 +345,13 @@ fn find(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// Is this module a part of the kernel itself?
+fn is_built_in(modules: &Path, name: &str) -> Result<bool> {
+    let Some(list) = find(modules, "modules.builtin")? else { return Ok(false) };
+    let file = format!("/{name}.ko");
+    Ok(fs::read_to_string(list)?.lines().any(|line| line.ends_with(&file)))
 }
 
 fn must(c: &mut Command) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What each pod has of the process, and what it may have at most: for the page of metrics. (The bounds are in
 //! [`karst_core::limits`]; who keeps to them: [`crate::worker::Budget`], [`crate::gate`], [`karst_rt::turns`], [`karst_rt::log`].)
 
-use crate::{inpod::LocalPods, worker::Shared};
+use crate::{gate, inpod::LocalPods, worker::Shared};
 use karst_core::limits;
 use karst_proxy::labels::put;
 use karst_rt::exposition::{Kind, Page};
@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 /// Adds both. `descriptors`: how many the process may have.
 pub fn render(page: &mut Page, pods: &LocalPods, descriptors: u64) {
-    let help = "Most that one pod may have of what all pods share.";
+    let help = "Most that there may be of what pods share, of one pod or of all pods of the node together.";
     let mut family = page.family("karst_share_limit", Kind::Gauge, help);
-    for (share, most) in bounds(descriptors) {
+    for (share, most) in bounds(descriptors).into_iter().chain(gate::bounds(descriptors)) {
         family.sample(&[("share", share)], most);
     }
     // In order, and a name once: while a pod goes, its successor may be here.
@@ -62,15 +62,13 @@ pub fn tide(shared: &Shared) -> (usize, u64) {
     (open.iter().sum::<usize>() + gate.tunnels.len() + gate.handshakes.len(), waited + refused)
 }
 
-fn bounds(descriptors: u64) -> [(&'static str, usize); 12] {
+/// Those of a pod; what is a gate's is there ([`gate::bounds`]).
+fn bounds(descriptors: u64) -> [(&'static str, usize); 9] {
     [
         ("connections", limits::connections_per_pod(descriptors)),
         ("connections_one_way", limits::connections_of_direction(descriptors)),
         ("connections_of_peer", limits::connections_of_peer(descriptors)),
-        ("tunnels", limits::MAX_TUNNELS_PER_POD),
-        ("tunnels_of_peer", limits::MAX_TUNNELS_PER_PEER),
         ("unused_tunnels", limits::MAX_IDLE_TUNNELS_OF_POD),
-        ("handshakes", limits::MAX_HANDSHAKES_PER_POD),
         ("buffer_bytes", limits::POD_BUFFERS),
         ("turn_bytes", limits::TURN),
         ("accepts", limits::ACCEPTS),
@@ -97,6 +95,9 @@ mod tests {
             "karst_share_limit{share=\"connections\"} 512",
             "karst_share_limit{share=\"unused_tunnels\"} 256",
             "karst_share_limit{share=\"dns_queries\"} 512",
+            "karst_share_limit{share=\"tunnels\"} 512",
+            "karst_share_limit{share=\"plaintext\"} 288",
+            "karst_share_limit{share=\"node_handshakes\"} 128",
             "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"inbound\"} 6",
             "karst_pod_connections{namespace=\"ns\",pod=\"a\",direction=\"outbound\"} 0",
             "karst_pod_tunnels{namespace=\"ns\",pod=\"a\"} 0",

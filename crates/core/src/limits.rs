@@ -1,6 +1,6 @@
 //! Every bound of the data plane, each with what happens when it is reached.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// A TCP connect to a peer or to an application; then the connection fails with `CONNECT`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -124,6 +124,8 @@ pub fn connections(descriptors: u64) -> usize {
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A tunnel that has to give way (GOAWAY) may finish its streams for this long; then it is closed.
 pub const GIVE_WAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Open inbound tunnels of all pods of a node, over all workers; then the same as of one pod.
+pub const MAX_TUNNELS_OF_NODE: usize = 65_536;
 /// Open inbound tunnels per pod, over all workers; then one without streams gives way, of the peer that has the most.
 pub const MAX_TUNNELS_PER_POD: usize = 4096;
 /// Of these, tunnels of one peer's address; then one of its own without streams gives way, or the new one is refused.
@@ -131,6 +133,8 @@ pub const MAX_TUNNELS_PER_PEER: usize = 256;
 /// Tunnels per pod that are still in the handshake, over all workers; then the oldest gives way, of the source that has
 /// the most. So peers that never speak keep nobody out, and cannot use up the descriptors of their neighbours.
 pub const MAX_HANDSHAKES_PER_POD: usize = 512;
+/// The same of all pods of a node.
+pub const MAX_HANDSHAKES_OF_NODE: usize = 4 * MAX_HANDSHAKES_PER_POD;
 /// Connections per pod, both directions, over all workers; more are refused with a metric.
 pub const MAX_CONNECTIONS_PER_POD: usize = 16_384;
 /// Peer resets of streams that are not yet accepted; then the tunnel is closed (CVE-2023-44487).
@@ -165,7 +169,7 @@ pub const MAX_TUNNELS: usize = 16_384;
 const PEER_SHARE: usize = 8;
 /// Tunnels to a waypoint or gateway that are still in the handshake, over all workers: as many as a ztunnel takes for all pods of its
 /// node. Then the oldest gives way, of the source that has the most.
-pub const MAX_HANDSHAKES: usize = 4 * MAX_HANDSHAKES_PER_POD;
+pub const MAX_HANDSHAKES: usize = MAX_HANDSHAKES_OF_NODE;
 /// Connections to a gateway's ports that have not greeted yet (TLS is not done, no request has begun), over all workers; then the
 /// oldest gives way, of the client that has the most. As many again where a proxy has named the client (the PROXY protocol).
 pub const MAX_GREETINGS: usize = 2048;
@@ -173,9 +177,47 @@ pub const MAX_GREETINGS: usize = 2048;
 /// the most.
 pub const MAX_FROM_OUTSIDE: usize = 65_536;
 
-/// Of a process's descriptors one part in so many: never fewer than 64, so that a process with few of them serves anybody at all.
-fn part(descriptors: u64, of: u64, most: usize) -> usize {
-    usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most)
+/// The least of each kind that a waypoint or gateway takes: one with few descriptors serves anybody at all.
+const LEAST: usize = 64;
+/// The same of a ztunnel.
+const LEAST_TUNNELS: usize = 32;
+
+/// Of a process's descriptors one part in so many, within these bounds.
+fn part(descriptors: u64, of: u64, within: RangeInclusive<usize>) -> usize {
+    usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(*within.start(), *within.end())
+}
+
+// How a ztunnel divides its descriptors among those that call its pods. Those of one pod are among those of all; together they are at
+// most a fifth: the rest is for connections ([`connections`]).
+
+/// Tunnels in the handshake that one pod of a ztunnel with so many descriptors may have: 1/32 of them.
+pub fn handshakes_of_pod(descriptors: u64) -> usize {
+    part(descriptors, 32, LEAST_TUNNELS..=MAX_HANDSHAKES_PER_POD)
+}
+/// And all its pods together: as much, which is more where there are many descriptors.
+pub fn handshakes_of_node(descriptors: u64) -> usize {
+    part(descriptors, 32, LEAST_TUNNELS..=MAX_HANDSHAKES_OF_NODE)
+}
+/// Tunnels that one pod of a ztunnel with so many descriptors may have: 1/8 of them.
+pub fn tunnels_of_pod(descriptors: u64) -> usize {
+    part(descriptors, 8, LEAST_TUNNELS..=MAX_TUNNELS_PER_POD)
+}
+/// And all its pods together: as much, which is more where there are many descriptors.
+pub fn tunnels_of_node(descriptors: u64) -> usize {
+    part(descriptors, 8, LEAST_TUNNELS..=MAX_TUNNELS_OF_NODE)
+}
+/// And of these one peer: a quarter.
+pub fn tunnels_of_node_of_peer(descriptors: u64) -> usize {
+    tunnels_of_node(descriptors) / 4
+}
+/// Connections without a tunnel to one pod, of all clients: as many as one peer may have by tunnels, so that some are left to tunnels.
+pub fn plaintext(descriptors: u64) -> usize {
+    connections_of_peer(descriptors)
+}
+/// And of these one client: 7/8, so that some are left to whoever else comes.
+pub fn plaintext_of_client(descriptors: u64) -> usize {
+    let all = plaintext(descriptors);
+    all - all / 8
 }
 
 // How a waypoint or gateway divides its descriptors. With the second table of greetings these are at most three quarters: the rest is
@@ -184,11 +226,11 @@ fn part(descriptors: u64, of: u64, most: usize) -> usize {
 /// Tunnels in the handshake that a waypoint or gateway with so many descriptors may have: 1/32 of them. They last a few milliseconds,
 /// or [`FIRST_BYTE_TIMEOUT`].
 pub fn handshakes(descriptors: u64) -> usize {
-    part(descriptors, 32, MAX_HANDSHAKES)
+    part(descriptors, 32, LEAST..=MAX_HANDSHAKES)
 }
 /// Tunnels that a waypoint or gateway with so many descriptors may have: 1/8 of them, as a pod of a ztunnel.
 pub fn tunnels(descriptors: u64) -> usize {
-    part(descriptors, 8, MAX_TUNNELS)
+    part(descriptors, 8, LEAST..=MAX_TUNNELS)
 }
 /// And of these one peer.
 pub fn tunnels_of_peer(descriptors: u64) -> usize {
@@ -196,16 +238,16 @@ pub fn tunnels_of_peer(descriptors: u64) -> usize {
 }
 /// Connections from outside that have not greeted, of a gateway with so many descriptors: 1/16 of them.
 pub fn greetings(descriptors: u64) -> usize {
-    part(descriptors, 16, MAX_GREETINGS)
+    part(descriptors, 16, LEAST..=MAX_GREETINGS)
 }
 /// Connections from outside that have, of a gateway with so many descriptors: 1/4 of them, since that is what a gateway is for.
 pub fn connections_from_outside(descriptors: u64) -> usize {
-    part(descriptors, 4, MAX_FROM_OUTSIDE)
+    part(descriptors, 4, LEAST..=MAX_FROM_OUTSIDE)
 }
 /// UDP sessions of a process with so many descriptors (a session has one): those that have shown that their client gets answers (1/8),
 /// and those that have not (1/16).
 pub fn udp_sessions(descriptors: u64) -> (usize, usize) {
-    (part(descriptors, 8, MAX_UDP_SESSIONS), part(descriptors, 16, MAX_UDP_NEW))
+    (part(descriptors, 8, LEAST..=MAX_UDP_SESSIONS), part(descriptors, 16, LEAST..=MAX_UDP_NEW))
 }
 
 /// Work is counted in bytes: those that are moved, and for what moves none as many as take as long. What a pod (at a waypoint or
@@ -371,6 +413,17 @@ mod tests {
         assert!(windows(MAX_TUNNELS_PER_POD) < 24 * POD_BUFFERS, "{}", windows(MAX_TUNNELS_PER_POD));
         assert_eq!(connection_window(CONNECTION_WINDOW, usize::MAX), LEAST_CONNECTION_WINDOW);
         assert_eq!(connection_window(1000, 100_000), 1000, "never more than was asked for");
+    }
+
+    #[test]
+    fn a_ztunnels_parts_are_those_of_its_descriptors_within_their_bounds() {
+        let parts = |d| [handshakes_of_pod(d), handshakes_of_node(d), tunnels_of_pod(d), tunnels_of_node(d)];
+        assert_eq!(parts(0), [32; 4]);
+        assert_eq!(parts(2048), [64, 64, 256, 256]);
+        assert_eq!(parts(65_536), [512, 2048, 4096, 8192]);
+        let most = [MAX_HANDSHAKES_PER_POD, MAX_HANDSHAKES_OF_NODE, MAX_TUNNELS_PER_POD, MAX_TUNNELS_OF_NODE];
+        assert_eq!(parts(u64::MAX), most);
+        assert_eq!([tunnels_of_node_of_peer, plaintext, plaintext_of_client].map(|of| of(2048)), [64, 144, 126]);
     }
 
     #[test]

@@ -124,6 +124,9 @@ pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io:
 /// connection can go over to another process.
 #[derive(Debug)]
 pub struct Pair {
+    /// Its place in the table of those that outlive this process, if it is in there. What is read is then only looked at until the other
+    /// side has it. The first field, and so the first to go: what is closed is in no table any more.
+    entry: Option<Entry>,
     /// From the client.
     up: Flow,
     /// To the client.
@@ -132,19 +135,9 @@ pub struct Pair {
     server: Leg,
 }
 
-impl Drop for Pair {
-    /// Its entry goes before its pipes and sockets do: what is closed is in no table any more.
-    fn drop(&mut self) {
-        (self.up.entry, self.down.entry) = (None, None);
-    }
-}
-
 /// What of one direction outlives the task that carries it.
 #[derive(Debug, Default)]
 struct Flow {
-    /// Its connection in the table of those that outlive this process, if it is in there. What is read is then only looked at until the
-    /// other side has it.
-    entry: Option<Rc<Entry>>,
     /// Read, and not taken by the other side yet.
     rest: Bytes,
     /// The same, in the kernel. Only while `rest` is empty.
@@ -179,7 +172,7 @@ impl Pair {
     /// Of two sockets of which nothing has been read yet.
     pub fn new(client: TcpStream, server: TcpStream) -> Self {
         let (client, server) = (Leg::new(client), Leg::new(server));
-        Self { up: Flow::default(), down: Flow::default(), client, server }
+        Self { entry: None, up: Flow::default(), down: Flow::default(), client, server }
     }
 
     /// Of another process.
@@ -194,8 +187,9 @@ impl Pair {
             socket2::SockRef::from(&tcp).set_linger(None)?;
             TcpStream::from_std(tcp)
         };
-        let flow = |left: Left| Flow { entry: None, rest: left.rest, pipe: None, ended: left.ended };
+        let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
         Ok(Self {
+            entry: None,
             up: flow(parts.up),
             down: flow(parts.down),
             client: Leg::new(tcp(parts.client)?),
@@ -212,8 +206,7 @@ impl Pair {
         }
         let held = [&self.up, &self.down].map(Flow::held);
         let pipes = [self.up.pipe.as_ref(), self.down.pipe.as_ref()];
-        let entry = region.enter([self.client.tcp.as_fd(), self.server.tcp.as_fd()], held, pipes, note).map(Rc::new);
-        (self.up.entry, self.down.entry) = (entry.clone(), entry);
+        self.entry = region.enter([self.client.tcp.as_fd(), self.server.tcp.as_fd()], held, pipes, note);
     }
 
     /// Carries until both directions have ended. It may be dropped and called again.
@@ -224,8 +217,9 @@ impl Pair {
         let result = {
             let (mut ra, mut wa) = self.client.tcp.split();
             let (mut rb, mut wb) = self.server.tcp.split();
-            let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client, &mut self.up));
-            let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client, &mut self.down));
+            let entry = self.entry.as_ref();
+            let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client, &mut self.up, entry));
+            let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client, &mut self.down, entry));
             both(up, down).await
         };
         (self.client.complete, self.server.complete) = (result.is_ok(), result.is_ok());
@@ -238,7 +232,7 @@ impl Pair {
     /// # Errors
     /// There are no descriptors left. Nothing is lost.
     pub fn parts(&mut self) -> io::Result<Parts> {
-        (self.up.entry, self.down.entry) = (None, None);
+        self.entry = None;
         let client = self.client.tcp.as_fd().try_clone_to_owned()?;
         let server = self.server.tcp.as_fd().try_clone_to_owned()?;
         Ok(Parts { client, server, up: self.up.left()?, down: self.down.left()? })
@@ -276,23 +270,23 @@ impl Flow {
         self.rest.len() + self.pipe.as_ref().map_or(0, |pipe| pipe.held)
     }
 
-    /// Has a pipe from now on.
-    fn open_pipe(&mut self, way: &Way) -> io::Result<()> {
+    /// Has a pipe from now on. `entry`: its connection's, if it has one.
+    fn open_pipe(&mut self, way: &Way, entry: Option<&Entry>) -> io::Result<()> {
         let pipe = match SPARE.with_borrow_mut(Spare::take) {
             Some(pipe) => pipe,
             None => Pipe::new()?,
         };
-        if let Some(entry) = &self.entry {
+        if let Some(entry) = entry {
             entry.pipe(way.is_from_client(), Some(&pipe))?;
         }
         self.pipe = Some(pipe);
         Ok(())
     }
 
-    /// An empty pipe is somebody else's next.
-    fn give_back(&mut self, way: &Way) -> io::Result<()> {
+    /// An empty pipe is somebody else's next. `entry`: as of [`Flow::open_pipe`].
+    fn give_back(&mut self, way: &Way, entry: Option<&Entry>) -> io::Result<()> {
         let is_empty = self.pipe.as_ref().is_some_and(|pipe| pipe.held == 0);
-        if let Some(entry) = self.entry.as_ref().filter(|_| is_empty) {
+        if let Some(entry) = entry.filter(|_| is_empty) {
             entry.pipe(way.is_from_client(), None)?;
         }
         self.give();
@@ -314,8 +308,14 @@ impl From<claim::Settled> for Parts {
     }
 }
 
-/// Whenever it waits, what was read and not written is in `flow`: it may be dropped there.
-async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<()> {
+/// Whenever it waits, what was read and not written is in `flow`: it may be dropped there. `entry`: its connection's, if it has one.
+async fn one_way(
+    rd: &mut ReadHalf<'_>,
+    wr: &mut WriteHalf<'_>,
+    way: &Way,
+    flow: &mut Flow,
+    entry: Option<&Entry>,
+) -> io::Result<()> {
     if flow.ended {
         return Ok(());
     }
@@ -325,17 +325,17 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow:
     if flow.pipe.is_some() {
         // Large, as what splices is: not in the task of every connection.
         Box::pin(write_pipe(wr, way, flow)).await?;
-        flow.give_back(way)?;
+        flow.give_back(way, entry)?;
     }
     loop {
-        let read = match flow.entry.is_some() {
+        let read = match entry.is_some() {
             true => looked_at(rd, wr, way).await?,
             false => small(rd, wr, way, flow).await?,
         };
         match read {
             0 => break,
             // What is watched is copied.
-            n if n >= SPLICE_FROM && !way.is_watched() && Box::pin(spliced(rd, wr, way, flow)).await? => break,
+            n if n >= SPLICE_FROM && !way.is_watched() && Box::pin(spliced(rd, wr, way, flow, entry)).await? => break,
             _ => turns::pass().await,
         }
     }
@@ -456,10 +456,16 @@ async fn write_pipe(wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::R
     Ok(())
 }
 
-/// Splices until the socket has nothing for the moment. True: the direction has ended.
-async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow: &mut Flow) -> io::Result<bool> {
+/// Splices until the socket has nothing for the moment. True: the direction has ended. `entry`: as of [`one_way`].
+async fn spliced(
+    rd: &mut ReadHalf<'_>,
+    wr: &mut WriteHalf<'_>,
+    way: &Way,
+    flow: &mut Flow,
+    entry: Option<&Entry>,
+) -> io::Result<bool> {
     if flow.pipe.is_none() {
-        flow.open_pipe(way)?;
+        flow.open_pipe(way, entry)?;
     }
     let mut rounds = 0;
     loop {
@@ -468,19 +474,19 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, way: &Way, flow:
         let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd(), turns::bytes(PIPE_SIZE)));
         match filled {
             Ok(0) => {
-                flow.give_back(way)?;
+                flow.give_back(way, entry)?;
                 return Ok(true);
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if rounds == 0 {
-                    flow.give_back(way)?;
+                    flow.give_back(way, entry)?;
                     return Ok(false);
                 }
                 // In the middle of a bulk transfer the next bytes are near; but an idle connection must hold no pipe.
                 let more = tokio::time::timeout(std::time::Duration::from_millis(1), rd.readable()).await;
                 if more.is_err() {
-                    flow.give_back(way)?;
+                    flow.give_back(way, entry)?;
                     return Ok(false);
                 }
                 rounds = 1;

@@ -2,7 +2,12 @@
 //! cgroup2 and a bpffs at /sys/fs/bpf. `cargo xtask kernels` runs these on old kernels too, where the guard is a filter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
-use karst_ebpf::{Listeners, Node, PodConfig, Probers, net::Device, pod_state};
+use karst_ebpf::{
+    Listeners, Node, PodConfig, Probers,
+    net::Device,
+    pod_state,
+    trace::{Event, Tracer},
+};
 use karst_ebpf_common::Counter;
 use karst_rt::{
     netns::Netns,
@@ -182,6 +187,26 @@ impl World {
         };
         self.pod.run(connect).unwrap()
     }
+    /// Sends a frame from the pod, past its network and transport layers.
+    fn sends(&self, frame: &[u8]) {
+        let send = || {
+            // SAFETY: plain socket calls; the frame, the name and the address outlive theirs.
+            unsafe {
+                let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+                assert!(fd >= 0);
+                let _socket = OwnedFd::from_raw_fd(fd);
+                let mut to: libc::sockaddr_ll = std::mem::zeroed();
+                to.sll_family = libc::AF_PACKET as u16;
+                to.sll_protocol = u16::from_ne_bytes([frame[12], frame[13]]);
+                to.sll_ifindex = libc::if_nametoindex(c"eth0".as_ptr()) as i32;
+                to.sll_halen = 6;
+                let length = size_of::<libc::sockaddr_ll>() as u32;
+                // A guard's drop is an error here, or none.
+                libc::sendto(fd, frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), length);
+            }
+        };
+        self.pod.run(send).unwrap();
+    }
     /// Makes a pair of the pod's `eth0` and a device of the peer's.
     fn new_eth0(&self, index: &str, far: &str) {
         let other = format!("/proc/{}/fd/{}", std::process::id(), self.peer.as_fd().as_raw_fd());
@@ -302,6 +327,68 @@ fn pod_guard_lets_only_ztunnels_connections_out_until_the_pod_leaves() {
     drop(own);
     w.node.release(&w.pod, &w.config).unwrap();
     assert_eq!(w.takes(&w.pod, PEER, APP), Some(Taker::PeerApp), "a pod that has left is free");
+}
+
+/// A SYN in a frame with these VLAN tags. Its checksums are wrong: it goes no further than the guard.
+fn syn(tags: &[u8], from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let mut tcp = [0u8; 20];
+    tcp[..2].copy_from_slice(&from.port().to_be_bytes());
+    tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
+    (tcp[12], tcp[13]) = (5 << 4, 2);
+    let (kind, ip) = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let start = [0x45u8, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+            (0x0800u16, [&start[..], &from.octets(), &to.octets()].concat())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let start = [0x60u8, 0, 0, 0, 0, 20, 6, 64];
+            (0x86dd, [&start[..], &from.octets(), &to.octets()].concat())
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    };
+    let ends = [2u8, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    [&ends[..], tags, &kind.to_be_bytes(), &ip, &tcp].concat()
+}
+
+#[test]
+fn pod_guard_tells_what_is_behind_a_tag_as_what_has_none() {
+    let mut w = World::new("tagged", false);
+    w.enrol();
+    let mut tracer = Tracer::open(&w.dir).unwrap();
+    // Whether tagged frames may leave or not, a SYN is dropped; what is told of it says why.
+    for others in [false, true] {
+        w.config.other_protocols = others;
+        w.enrol();
+        let behind_one = if others { Counter::GuardDrop } else { Counter::GuardProtocol };
+        let behind_two = if others { Counter::GuardUnparsable } else { Counter::GuardProtocol };
+        for (from, to) in [(IpAddr::from(POD), IpAddr::from(PEER)), (POD6.into(), PEER6.into())] {
+            for (tags, what, is_read) in [
+                (&[][..], Counter::GuardDrop, true),
+                (&[0x81, 0, 0, 0][..], behind_one, true),
+                (&[0x88, 0xa8, 0, 7][..], behind_one, true),
+                (&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 0][..], behind_two, false),
+            ] {
+                let ends = (SocketAddr::new(from, 40_000), SocketAddr::new(to, APP));
+                let frame = syn(tags, ends.0, ends.1);
+                let asked = [Counter::GuardDrop, Counter::GuardProtocol, Counter::GuardUnparsable];
+                tracer.ask(None, &asked, SOON).unwrap();
+                w.sends(&frame);
+                let until = Instant::now() + SOON;
+                let Event { pod, what: told, ends: of, protocol, ether_type, .. } = loop {
+                    match tracer.read().unwrap() {
+                        // The kernel sends some of its own, such as those that look for routers.
+                        Some(event) if event.ends.is_none_or(|(from, _)| from.ip() == ends.0.ip()) => break event,
+                        _ => {}
+                    }
+                    assert!(Instant::now() < until, "nothing is told of {frame:02x?}");
+                    std::thread::sleep(Duration::from_millis(5));
+                };
+                assert_eq!((pod, told), (Some(POD.into()), what), "{frame:02x?}");
+                assert_eq!(ether_type, u16::from_be_bytes([frame[12], frame[13]]), "{frame:02x?}");
+                assert_eq!((of, protocol), if is_read { (Some(ends), 6) } else { (None, 0) }, "{frame:02x?}");
+            }
+        }
+    }
 }
 
 #[test]

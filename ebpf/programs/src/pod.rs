@@ -15,6 +15,7 @@
 #![no_main]
 
 mod addr;
+mod frame;
 mod trace;
 
 use addr::{is_loopback, mapped, word, words};
@@ -27,6 +28,7 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, PerCpuArray, SockMap},
     programs::{SkLookupContext, TcContext},
 };
+use frame::Frame;
 use karst_ebpf_common::{
     Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_FORWARDED, MAX_LOCAL,
     MAX_POD_IPS, MAX_UPLINKS, OWN_FLOW_ON_LO, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
@@ -310,24 +312,12 @@ enum Segment {
 /// fragments with destination port 53 matter.
 #[inline(always)]
 fn segment(ctx: &TcContext) -> Segment {
-    let skb = ctx.skb.skb;
-    // A tag may be beside the frame, too.
-    // SAFETY: a field of the context.
-    let beside = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
-    let Ok(outer) = ctx.load::<u16>(12) else { return Segment::Unparsable };
-    let inside = is_tag(outer);
-    if (beside || inside) && flags() & flag::OTHER_PROTOCOLS == 0 {
+    let Some(frame) = Frame::read(ctx) else { return Segment::Unparsable };
+    if frame.is_tagged() && flags() & flag::OTHER_PROTOCOLS == 0 {
         return Segment::Foreign;
     }
     // Who may send tagged frames has no way out by a tag: hosts take it off (VLAN 0), and find a segment as any other.
-    let (mut proto, mut ip) = (outer, 14usize);
-    if inside {
-        let Ok(inner) = ctx.load::<u16>(16) else { return Segment::Unparsable };
-        if is_tag(inner) {
-            return Segment::Unparsable;
-        }
-        (proto, ip) = (inner, 18);
-    }
+    let Some((proto, ip)) = frame.inner else { return Segment::Unparsable };
     if proto == 0x0806u16.to_be() {
         return Segment::Other;
     }
@@ -370,12 +360,6 @@ fn segment(ctx: &TcContext) -> Segment {
         i += 1;
     }
     Segment::Unparsable
-}
-
-/// Is this EtherType that of a VLAN tag (802.1Q, 802.1ad)?
-#[inline(always)]
-fn is_tag(ether_type: u16) -> bool {
-    ether_type == 0x8100u16.to_be() || ether_type == 0x88a8u16.to_be()
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@
 use crate::{
     IPS,
     addr::{mapped, word, words},
+    frame::Frame,
 };
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -75,26 +76,28 @@ fn frame(what: u32, skb: *mut __sk_buff) {
         return;
     }
     // SAFETY: the program's context.
-    let (device, tagged, tag) = unsafe {
-        (word(&raw const (*skb).ifindex), word(&raw const (*skb).vlan_present), word(&raw const (*skb).vlan_proto))
-    };
+    let (device, tag) = unsafe { (word(&raw const (*skb).ifindex), word(&raw const (*skb).vlan_proto)) };
     let ctx = TcContext::new(skb);
-    let inner = ctx.load::<u16>(12).unwrap_or(0);
-    let ether_type = if tagged != 0 { tag as u16 } else { inner };
+    let (mut ether_type, mut kind, mut ip) = (0u16, 0u16, 0usize);
+    if let Some(frame) = Frame::read(&ctx) {
+        ether_type = if frame.beside { tag as u16 } else { frame.outer };
+        // Behind a tag as without; behind two of them nothing is read.
+        (kind, ip) = frame.inner.unwrap_or((0, 0));
+    }
     let (mut src, mut dst, mut protocol, mut at) = (NO_ADDR, NO_ADDR, 0u8, 0usize);
-    if ether_type == 0x0800u16.to_be() {
-        if let (Ok(s), Ok(d)) = (ctx.load::<u32>(26), ctx.load::<u32>(30)) {
+    if kind == 0x0800u16.to_be() {
+        if let (Ok(s), Ok(d)) = (ctx.load::<u32>(ip + 12), ctx.load::<u32>(ip + 16)) {
             (src, dst) = (mapped(s), mapped(d));
         }
-        protocol = ctx.load::<u8>(23).unwrap_or(0);
-        at = 14 + ((ctx.load::<u8>(14).unwrap_or(0) & 0xf) as usize) * 4;
-    } else if ether_type == 0x86ddu16.to_be() {
-        if let (Ok(s), Ok(d)) = (ctx.load::<Addr>(22), ctx.load::<Addr>(38)) {
+        protocol = ctx.load::<u8>(ip + 9).unwrap_or(0);
+        at = ip + ((ctx.load::<u8>(ip).unwrap_or(0) & 0xf) as usize) * 4;
+    } else if kind == 0x86ddu16.to_be() {
+        if let (Ok(s), Ok(d)) = (ctx.load::<Addr>(ip + 8), ctx.load::<Addr>(ip + 24)) {
             (src, dst) = (s, d);
         }
         // Behind extension headers: told without ports.
-        protocol = ctx.load::<u8>(20).unwrap_or(0);
-        at = 54;
+        protocol = ctx.load::<u8>(ip + 6).unwrap_or(0);
+        at = ip + 40;
     }
     let (mut sport, mut dport) = (0u16, 0u16);
     if protocol == TCP || protocol == UDP {

@@ -14,7 +14,6 @@ use crate::{
     cluster::{balance, endpoint_set::EndpointSet},
     http::{
         body::{Body, Counted, discard},
-        names,
         permits::acquire_connection,
         reply::{InFlightEndpoint, RequestPermit},
     },
@@ -23,14 +22,14 @@ use crate::{
     upstream::{
         error::Error,
         open::Attempt,
-        own::OwnCall,
+        own::{self, OwnCall},
         pool::ConnectionDisposition,
-        send::{http1, http2},
+        send,
     },
     worker::Worker,
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, response, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use karst_api::workload::AppProtocol;
@@ -44,8 +43,6 @@ const TRIES: usize = 2;
 const MAX_ANSWER: usize = 1 << 20;
 /// What follows a yes is read this long, so that its connection can be used again.
 const REST: Duration = Duration::from_secs(5);
-/// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
-const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -139,20 +136,10 @@ fn request(
     let headers = request.headers_mut();
     *headers = prepared.headers.clone();
     if matches!(provider.protocol, Protocol::Grpc(_)) {
-        let timeout = format!("{}m", time.as_millis().min(MAX_GRPC_TIMEOUT));
-        headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
-        let agent = HeaderValue::from_static(concat!("karst/", env!("CARGO_PKG_VERSION")));
-        headers.insert(header::USER_AGENT, agent);
+        own::insert_grpc_timeout(headers, time)?;
+        headers.insert(header::USER_AGENT, own::user_agent());
     }
-    if is_http2 {
-        let path = prepared.path.clone();
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority.to_str().ok()?).path_and_query(path);
-        *request.uri_mut() = uri.build().ok()?;
-        *request.version_mut() = Version::HTTP_2;
-    } else {
-        headers.insert(header::HOST, authority);
-        *request.uri_mut() = Uri::from(prepared.path.clone());
-    }
+    own::address(&mut request, is_http2, authority, prepared.path.clone())?;
     Some(request)
 }
 
@@ -185,13 +172,7 @@ impl Attempted<'_> {
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(set, index, tried);
         // It has no span.
         let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held_back, trace: &|| None };
-        let sending = async {
-            match is_http2 {
-                true => http2(worker, &attempt, request, sent).await,
-                false => http1(worker, &attempt, request, sent).await,
-            }
-        };
-        let answered = timeout_at(limit.until, sending).await;
+        let answered = timeout_at(limit.until, send::plain(worker, &attempt, request, is_http2, sent)).await;
         let outcome = match &answered {
             Ok(Ok((response, _))) => Some(Some(response.status().as_u16())),
             Ok(Err(error)) => error.is_of_endpoint().then_some(None),

@@ -37,11 +37,8 @@ pub(super) fn mirror(call: &Call<'_>, rule: &Rule, parts: &Parts, body: &Outgoin
             // It has no span.
             let attempt =
                 Attempt { set: &set, member, from, to, has_other: &|| false, held: &held_back, trace: &|| None };
-            let sent = match http2 {
-                true => send::http2(&worker, &attempt, request, &Cell::default()).await,
-                false => send::http1(&worker, &attempt, request, &Cell::default()).await,
-            };
-            if let Ok((response, after)) = sent {
+            let sent = Cell::default();
+            if let Ok((response, after)) = send::plain(&worker, &attempt, request, http2, &sent).await {
                 discard(response.into_body()).await;
                 after.release();
             }

@@ -4,22 +4,19 @@
 use crate::{
     clock,
     cluster::endpoint_set::EndpointSet,
-    http::{
-        body::{Body, Counted},
-        names,
-    },
+    http::body::{Body, Counted},
     spans::{queue::Signal, rules::Collector},
     upstream::{
         error::Error,
         open::Attempt,
-        own::OwnCall,
+        own::{self, OwnCall},
         pool::ConnectionDisposition,
-        send::{http1, http2},
+        send::plain,
     },
     worker::Worker,
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, header, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use karst_api::{otlp::ExportTraceServiceResponse, route::CollectorProtocol};
@@ -27,8 +24,6 @@ use karst_proxy::state::Service;
 use prost::Message;
 use std::{cell::Cell, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
-/// Longest that gRPC can say of a call's time (8 digits), in milliseconds.
-const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
 /// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 64 << 10;
 /// Endpoints that an export is tried at.
@@ -161,10 +156,7 @@ async fn once(
     let attempt = Attempt { set, member, from, to: from, has_other: &has_other, held: &held, trace: &|| None };
     let is_grpc = collector.protocol == CollectorProtocol::OtlpGrpc;
     let request = request(signal, collector, &set.service, body).ok_or(ExportError::Host)?;
-    let answered = match is_grpc {
-        true => http2(worker, &attempt, request, &sent).await,
-        false => http1(worker, &attempt, request, &sent).await,
-    };
+    let answered = plain(worker, &attempt, request, is_grpc, &sent).await;
     let status = answered.as_ref().ok().map(|(response, _)| response.status().as_u16());
     if answered.as_ref().err().is_none_or(Error::is_of_endpoint) {
         set.record_outcome(member, status);
@@ -174,33 +166,31 @@ async fn once(
 }
 
 fn request(signal: Signal, collector: &Collector, service: &Service, body: Bytes) -> Option<Request<Counted>> {
-    let (authority, is_empty) = (format!("{}:{}", service.hostname, collector.port), body.is_empty());
+    let authority = HeaderValue::try_from(format!("{}:{}", service.hostname, collector.port)).ok()?;
+    let (is_grpc, is_empty) = (collector.protocol == CollectorProtocol::OtlpGrpc, body.is_empty());
     let mut request = Request::new(Counted::new(Body::Bytes(body), Rc::default()));
     *request.method_mut() = http::Method::POST;
     let headers = request.headers_mut();
     headers.extend(collector.headers.clone());
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("karst/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(header::USER_AGENT, own::user_agent());
     let kind = match collector.protocol {
         CollectorProtocol::OtlpGrpc => "application/grpc",
         CollectorProtocol::OtlpHttp => "application/x-protobuf",
         CollectorProtocol::Zipkin => "application/json",
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if collector.protocol != CollectorProtocol::OtlpGrpc {
-        if is_empty {
-            // hyper says no length of what has no bytes.
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        headers.insert(header::HOST, HeaderValue::from_str(&authority).ok()?);
-        *request.uri_mut() = Uri::from(collector.path.clone());
-        return Some(request);
+    if is_grpc {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        own::insert_grpc_timeout(headers, collector.timeout)?;
+    } else if is_empty {
+        // hyper says no length of what has no bytes.
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    let timeout = format!("{}m", collector.timeout.as_millis().min(MAX_GRPC_TIMEOUT));
-    headers.insert(names::GRPC_TIMEOUT, HeaderValue::from_str(&timeout).ok()?);
-    *request.version_mut() = Version::HTTP_2;
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(signal.grpc_path());
-    *request.uri_mut() = uri.build().ok()?;
+    let path = match is_grpc {
+        true => PathAndQuery::from_static(signal.grpc_path()),
+        false => collector.path.clone(),
+    };
+    own::address(&mut request, is_grpc, authority, path)?;
     Some(request)
 }
 

@@ -213,6 +213,23 @@ pub async fn http2(
     }
 }
 
+/// Sends a request that is no upgrade, as [`http2`] or as [`http1`]. `sent`: something of it may have been.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn plain(
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    request: Request<Counted>,
+    is_http2: bool,
+    sent: &Cell<bool>,
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
+    match is_http2 {
+        true => http2(worker, attempt, request, sent).await,
+        false => http1(worker, attempt, request, sent).await,
+    }
+}
+
 /// As [`upgrade`], on a shared HTTP/2 connection, if the endpoint takes that: most servers of HTTP/2 take a WebSocket only by HTTP/1.1.
 /// `request`: as HTTP/1.1 asks; `sent`: something of it may have been.
 ///
