@@ -289,8 +289,8 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
     }
     let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     // Of the tests on the cluster, those that need none.
-    let table =
-        ["test", "--release", "--workspace", "--locked", "--test", "panels", "--test", "traces", "--test", "exercises"];
+    let alone = ["--test", "panels", "--test", "traces", "--test", "exercises", "--test", "tasks"];
+    let table = [&["test", "--release", "--workspace", "--locked"][..], &alone].concat();
     s.run("unit tests", || {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])

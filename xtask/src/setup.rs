@@ -29,6 +29,8 @@ const CLUSTER_PACKAGES: &[(&str, &str)] = &[
     ("containernetworking-plugins", "the test cluster's pod network"),
     ("nftables", "kube-proxy"),
     ("busybox-static", "a shell for the test cluster's pods"),
+    ("openssl", "certificates, as pages of the book make them"),
+    ("jq", "live traffic, as a page of the book reads it"),
 ];
 
 /// What the test with a real database needs.

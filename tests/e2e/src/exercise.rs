@@ -12,7 +12,8 @@ use std::{
 
 const POLL: Duration = Duration::from_millis(300);
 /// What the commands before have set is there again, and is kept for those behind.
-const STATE: &str = "cd \"$HOME\"; for file in .variables .functions; do if [ -f $file ]; then . ./$file; fi; done
+pub(crate) const STATE: &str =
+    "cd \"$HOME\"; for file in .variables .functions; do if [ -f $file ]; then . ./$file; fi; done
 trap 'export -p > \"$HOME/.variables\"; declare -f > \"$HOME/.functions\"' EXIT
 set -a
 ";
@@ -26,28 +27,52 @@ pub struct Step {
     pub shown: Option<String>,
 }
 
-/// Blocks of code with what stands behind their fences.
-fn blocks(page: &str) -> Vec<(&str, String)> {
-    let (mut all, mut open): (Vec<(&str, String)>, bool) = (vec![], false);
-    for line in page.lines() {
-        if let Some(kind) = line.strip_prefix("```") {
-            if !open {
-                all.push((kind, String::new()));
+/// A block of code of a page.
+pub(crate) struct Block<'p> {
+    /// What stands behind its fence.
+    pub(crate) kind: &'p str,
+    /// The page's line of its first line, from 1.
+    pub(crate) line: usize,
+    pub(crate) text: String,
+}
+
+/// The blocks of a page, in its order.
+pub(crate) fn blocks(page: &str) -> Vec<Block<'_>> {
+    let mut all: Vec<Block<'_>> = vec![];
+    // How far the open one is indented, as within a list.
+    let mut open: Option<usize> = None;
+    for (at, line) in page.lines().enumerate() {
+        let bare = line.trim_start();
+        if let Some(kind) = bare.strip_prefix("```") {
+            if open.is_none() {
+                all.push(Block { kind, line: at + 2, text: String::new() });
             }
-            open = !open;
-        } else if let Some((_, text)) = all.last_mut().filter(|_| open) {
-            *text += line;
-            text.push('\n');
+            open = if open.is_some() { None } else { Some(line.len() - bare.len()) };
+        } else if let (Some(indent), Some(block)) = (open, all.last_mut()) {
+            block.text += line.get(indent..).unwrap_or(bare);
+            block.text.push('\n');
         }
     }
     all
+}
+
+/// A shell as a reader of the page has it: in the repository's folder as far as samples and charts go, with the files that the page says to write.
+pub(crate) fn shell(page: &str) -> Shell {
+    let shell = Shell::new(Istioctl::Ours, "default");
+    for folder in ["samples", "charts"] {
+        symlink(root().join(folder), shell.folder().join(folder)).unwrap();
+    }
+    for (file, text) in files(page) {
+        fs::write(shell.folder().join(file), text).unwrap();
+    }
+    shell
 }
 
 /// What is run for a page, in its order.
 pub fn steps(page: &str) -> Vec<Step> {
     let mut all: Vec<Step> = vec![];
     let mut before = "";
-    for (kind, text) in blocks(page) {
+    for Block { kind, text, .. } in blocks(page) {
         if kind == "sh" {
             all.push(Step { commands: text, shown: None });
         } else if kind == "text"
@@ -67,7 +92,7 @@ pub fn files(page: &str) -> Vec<(String, String)> {
         let name = text.lines().next()?.strip_prefix("# ")?;
         (name.ends_with(".yaml") && !name.contains(['/', ' '])).then(|| name.to_string())
     };
-    blocks(page).into_iter().filter_map(|(_, text)| Some((named(&text)?, text))).collect()
+    blocks(page).into_iter().filter_map(|block| Some((named(&block.text)?, block.text))).collect()
 }
 
 /// The first line of what is shown that nothing of `said` is; `…` is anything.
@@ -100,14 +125,7 @@ impl Exercise {
     /// Opens docs/exercises/NAME.md.
     pub fn open(name: &str) -> Self {
         let page = fs::read_to_string(root().join(format!("docs/exercises/{name}.md"))).unwrap();
-        let shell = Shell::new(Istioctl::Ours, "default");
-        for folder in ["samples", "charts"] {
-            symlink(root().join(folder), shell.folder().join(folder)).unwrap();
-        }
-        for (file, text) in files(&page) {
-            fs::write(shell.folder().join(file), text).unwrap();
-        }
-        Self { name: name.into(), shell, steps: steps(&page) }
+        Self { name: name.into(), shell: shell(&page), steps: steps(&page) }
     }
 
     /// Where behind the first commands that have these words is.

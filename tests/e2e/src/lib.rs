@@ -12,6 +12,7 @@ mod jaeger;
 pub mod panels;
 mod prometheus;
 mod shell;
+pub mod tasks;
 pub mod traces;
 pub mod visits;
 

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 /// Which program answers to the name `istioctl`.
@@ -31,12 +32,16 @@ pub struct Said {
     pub text: String,
     /// Whether its last command ended with 0.
     pub is_success: bool,
+    /// How that ended; -1: by a signal.
+    pub status: i32,
 }
 
 impl Shell {
     /// With these programs, and `namespace` as the kubeconfig's.
     pub fn new(istioctl: Istioctl, namespace: &str) -> Self {
-        let name = format!("karst-shell-{}-{istioctl:?}", std::process::id());
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("karst-shell-{}-{count}-{istioctl:?}", std::process::id());
         let folder = std::env::temp_dir().join(name.to_lowercase());
         let _ = fs::remove_dir_all(&folder);
         let programs = folder.join("bin");
@@ -79,7 +84,7 @@ impl Shell {
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let out = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        Said { text, is_success: out.status.success() }
+        Said { text, is_success: out.status.success(), status: out.status.code().unwrap_or(-1) }
     }
 }
 

@@ -29,6 +29,8 @@ mod pages;
 mod release;
 #[path = "stages/swap.rs"]
 mod swap;
+#[path = "stages/tasks.rs"]
+mod tasks;
 #[path = "stages/traces.rs"]
 mod traces;
 #[path = "stages/tutorials/mod.rs"]
@@ -37,8 +39,8 @@ mod tutorials;
 mod ways_in;
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
-    try_helm, try_kubectl, vip, wait_redirected, xtask,
+    Held, LONG, Load, Pod, apply, dry_apply, exercise::Exercise, get, helm, kubectl, kubectl_with, link, ready,
+    rollout, try_apply, try_helm, try_kubectl, vip, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -1095,32 +1097,16 @@ fn s9_swaps_with_istios_control_plane() {
 #[test]
 fn s5_a_canary_is_released_or_taken_back() {
     let _a = apps();
-    let store = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/store");
-    apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: store, labels: {istio.io/dataplane-mode: ambient}}\n");
+    // Of a run that has failed.
+    kubectl(&["delete", "namespace", "store", "--ignore-not-found"]);
     install_gateway_api();
-    kubectl(&["-n", "store", "apply", "-f", &format!("{store}/../exercises/waypoint.yaml")]);
-    kubectl(&["-n", "store", "apply", "-f", &format!("{store}/store.yaml")]);
-    wait_condition(
-        &["gateways.gateway.networking.k8s.io", "-n", "store", "waypoint"],
-        "Programmed",
-        ("True", "Programmed"),
-    );
-    kubectl(&["label", "namespace", "store", "istio.io/use-waypoint=waypoint"]);
-    ready("store");
-    wait_condition(&["service", "-n", "store", "checkout"], "istio.io/WaypointBound", ("True", "WaypointAccepted"));
+    let mut exercise = Exercise::open("canary");
+    exercise.through("service checkout");
     let seen = || {
         let wget = ["/bin/busybox", "wget", "-qO-", "127.0.0.1:8080/"];
         let text = kubectl(&[&["-n", "store", "exec", "deploy/shopper-v1", "--"], &wget[..]].concat());
         let v: serde_json::Value = serde_json::from_str(&text).unwrap();
         (v["sold"].as_u64().unwrap(), v["failed"].as_u64().unwrap())
-    };
-    let release = |stable: &str, new: &str| {
-        let mut c = std::process::Command::new(format!("{store}/canary.sh"));
-        c.args(["store", "checkout", stable, new]).env("KUBECTL", karst_e2e::kubectl_line());
-        let out = c.env("STEPS", "10 50 100").env("MIN", "30").output().unwrap();
-        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        print!("{said}");
-        (out.status.code(), said)
     };
     let weights = || {
         let v = get(&["virtualservice", "-n", "store", "checkout"]);
@@ -1132,17 +1118,15 @@ fn s5_a_canary_is_released_or_taken_back() {
     wait_for("sales", LONG, || (seen().0 > 0).then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     let before = seen();
-    let (status, said) = release("v1", "v2");
-    assert!(status == Some(0) && said.contains("checkout is v2"), "{status:?} {said}");
+    exercise.through("checkout v1 v2");
     assert_eq!(weights(), [subset("v1", 0), subset("v2", 100)]);
     let after = seen();
     assert!(after.0 > before.0 + 90 && after.1 == before.1, "a release costs no sale: {before:?}, {after:?}");
-    let (status, said) = release("v2", "v3");
-    assert!(status == Some(1) && said.contains("back to v2"), "{status:?} {said}");
+    exercise.through("checkout v2 v3");
     assert_eq!(weights(), [subset("v2", 100), subset("v3", 0)]);
     let lost = seen().1;
     assert!(lost > after.1, "some were lost, at ten per cent");
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(seen().1, lost, "and none since");
-    kubectl(&["delete", "namespace", "store", "--wait=false"]);
+    exercise.finish();
 }

@@ -62,10 +62,13 @@ fn every_line_that_is_shown_must_be_said() {
 fn the_pages_that_are_followed_show_what_their_commands_print() {
     for (name, page) in [
         ("breaker", include_str!("../../../docs/exercises/breaker.md")),
+        ("canary", include_str!("../../../docs/exercises/canary.md")),
         ("client-addresses", include_str!("../../../docs/exercises/client-addresses.md")),
         ("datagrams", include_str!("../../../docs/exercises/datagrams.md")),
+        ("egress", include_str!("../../../docs/exercises/egress.md")),
         ("external-authorization", include_str!("../../../docs/exercises/external-authorization.md")),
         ("faults", include_str!("../../../docs/exercises/faults.md")),
+        ("ingress", include_str!("../../../docs/exercises/ingress.md")),
         ("live-traffic", include_str!("../../../docs/exercises/live-traffic.md")),
         ("mirror", include_str!("../../../docs/exercises/mirror.md")),
         ("past", include_str!("../../../docs/exercises/past.md")),

@@ -1,7 +1,7 @@
 //! The book shop of the tutorials, in the mesh from the first pod to the last policy: it is visited all the time, and the other stages
 //! are run on it in between.
 
-use crate::{apps, exercises, pages, ways_in};
+use crate::{apps, exercises, pages, tasks, ways_in};
 use karst_e2e::{LONG, Pod, Visits, apply, exercise::Exercise, get, kubectl, vip, wait_redirected};
 use karst_world::wait_for;
 use std::{net::SocketAddr, time::Duration};
@@ -82,6 +82,8 @@ pub fn is_visited_all_the_time() {
     pages::external_authorization();
     pages::client_addresses();
     pages::datagrams();
+    pages::egress();
+    tasks::follow();
     // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",

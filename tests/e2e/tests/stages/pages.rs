@@ -170,6 +170,11 @@ pub fn datagrams() {
     Exercise::open("datagrams").finish();
 }
 
+/// A name outside, by a waypoint: what it cannot reach in TLS it answers itself, and a policy says who may call it.
+pub fn egress() {
+    Exercise::open("egress").finish();
+}
+
 /// Gateways behind proxies, by X-Forwarded-For and by the PROXY protocol; a policy goes by whom they name.
 pub fn client_addresses() {
     Exercise::open("client-addresses").finish();

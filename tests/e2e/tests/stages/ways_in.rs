@@ -1,7 +1,7 @@
 //! Gateways of the book shop.
 
 use crate::{Apps, wait_condition};
-use karst_e2e::{LONG, Pod, apply, get, helm, kubectl, vip, visits};
+use karst_e2e::{LONG, Pod, apply, exercise::Exercise, get, kubectl, vip, visits};
 use karst_world::wait_for;
 use std::{
     net::{IpAddr, TcpStream},
@@ -10,29 +10,27 @@ use std::{
 
 /// The way into the book shop: by the chart's gateway with Istio's Gateway, and by one that is deployed for Gateway API's.
 pub fn both(a: &Apps) {
-    let exercise = |name: &str| {
-        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
-    };
     // From a pod that is no member of the mesh.
     let page = |ip: IpAddr| {
         let s = a.outside.netns().run(|| TcpStream::connect_timeout(&(ip, 80).into(), Duration::from_secs(2))).ok()?;
         visits::page(s.ok()?, "").ok().filter(|p| p.contains("Book Details"))
     };
+    let mut exercise = Exercise::open("ingress");
+    exercise.through("bookinfo-gateway-istio.bookinfo/nothing");
+    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "bookinfo-gateway"];
+    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
+    let status = wait_for("the route attached", LONG, || {
+        Some(get(&gateway)["status"].clone()).filter(|s| s["listeners"][0]["attachedRoutes"] == 1)
+    });
+    assert_eq!(status["addresses"][0]["value"], "bookinfo-gateway-istio.bookinfo.svc.cluster.local");
+    let route = get(&["httproute", "-n", "bookinfo", "bookinfo"]);
+    let parent = &route["status"]["parents"][0];
+    assert!(parent["conditions"].as_array().unwrap().iter().all(|c| c["status"] == "True"), "{parent}");
+    wait_for("the page through Gateway API's", LONG, || page(vip("bookinfo", "bookinfo-gateway-istio")));
     let name = "istio-ingressgateway";
-    helm(&[
-        "install",
-        name,
-        "charts/gateway",
-        "-n",
-        "istio-ingress",
-        "--create-namespace",
-        "--set",
-        "service.type=ClusterIP",
-        "--wait",
-    ]);
+    exercise.through("helm install");
     assert!(page(vip("istio-ingress", name)).is_none(), "nothing is configured: its port is closed");
-    exercise("bookinfo-gateway");
+    exercise.through("istio-ingressgateway.istio-ingress/nothing");
     wait_for("the page through Istio's Gateway", LONG, || page(vip("istio-ingress", name)));
     // What comes through it has its identity.
     let only = |who: &str| {
@@ -45,17 +43,6 @@ pub fn both(a: &Apps) {
     only("istio-ingress/istio-ingressgateway");
     wait_for("the page for the gateway", LONG, || page(vip("istio-ingress", name)));
     kubectl(&["-n", "bookinfo", "delete", "authorizationpolicy", "only"]);
-    exercise("bookinfo-gateway-api");
-    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "bookinfo-gateway"];
-    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
-    let status = wait_for("the route attached", LONG, || {
-        Some(get(&gateway)["status"].clone()).filter(|s| s["listeners"][0]["attachedRoutes"] == 1)
-    });
-    assert_eq!(status["addresses"][0]["value"], "bookinfo-gateway-istio.bookinfo.svc.cluster.local");
-    let route = get(&["httproute", "-n", "bookinfo", "bookinfo"]);
-    let parent = &route["status"]["parents"][0];
-    assert!(parent["conditions"].as_array().unwrap().iter().all(|c| c["status"] == "True"), "{parent}");
-    wait_for("the page through Gateway API's", LONG, || page(vip("bookinfo", "bookinfo-gateway-istio")));
     // A Secret that comes later; a load balancer that gives an address later.
     apply(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: secure, namespace: bookinfo}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, hostname: shop.example, tls: {certificateRefs: [{name: site}]}}]}\n",
@@ -105,9 +92,8 @@ pub fn both(a: &Apps) {
         s.unwrap().ok()
     });
     kubectl(&["-n", "bookinfo", "delete", set[0], "more"]);
-    kubectl(&["-n", "bookinfo", "delete", gateway[0], "bookinfo-gateway", "secure"]);
-    helm(&["uninstall", name, "-n", "istio-ingress", "--wait"]);
-    kubectl(&["delete", "namespace", "istio-ingress", "--wait=false"]);
+    kubectl(&["-n", "bookinfo", "delete", gateway[0], "secure"]);
+    exercise.finish();
     println!(
         "the book shop through a gateway of the chart (Istio's Gateway) and one that was deployed (Gateway API's)"
     );
