@@ -11,8 +11,9 @@ use std::{
 const KUBERNETES: &str = "v1.34.4";
 /// The CRDs of the local cluster: those of the conformance suite (`tests/conformance/go.mod`).
 pub const GATEWAY_API: &str = "v1.7.0";
-const COMPONENTS: [&str; 7] =
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+/// Other names of the program `kube`.
+const COMPONENTS: [&str; 6] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"];
 
 /// What Prometheus says that it is: version 3.16.0 is the module's v0.316.0.
 const PROMETHEUS: &str = "3.16.0";
@@ -64,7 +65,12 @@ pub fn run(out: &Path) -> Result<()> {
     ]
     .map(|f| format!("-X {f}"))
     .join(" ");
-    let all = ["./kube", "./coredns", "helm.sh/helm/v3/cmd/helm"];
+    let kubectl = out.join("kubectl");
+    if kubectl.is_symlink() {
+        // As yet another name of `kube`, which would be overwritten through it.
+        fs::remove_file(&kubectl).with_context(|| format!("{}", kubectl.display()))?;
+    }
+    let all = ["./kube", "./kubectl", "./coredns", "helm.sh/helm/v3/cmd/helm"];
     go_build("xtask/cluster", &flags, &format!("{}/", out.display()), &all)?;
     for c in COMPONENTS {
         let link = out.join(c);
