@@ -37,8 +37,8 @@ mod tutorials;
 mod ways_in;
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
-    try_helm, try_kubectl, vip, wait_redirected, xtask,
+    Held, LONG, Load, Pod, apply, ask_until, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout,
+    try_apply, try_helm, try_kubectl, vip, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -536,7 +536,7 @@ fn s5_restarts_under_load() {
         total.1.extend(r.failed.into_iter().map(|f| format!("{what}: {f}")));
         if let Some(held) = &mut held {
             // Whatever a former one still has is cut when it ends.
-            wait_for("the former ztunnels are gone", LONG, || (ztunnels() == nodes).then_some(()));
+            ask_until("the former ztunnels are gone", || (ztunnels() == nodes).then_some(()));
             let broken = held.broken();
             println!("{what}: {broken} of 50 held connections broken");
             assert_eq!(broken, 0, "{what}: held connections are broken");
@@ -713,7 +713,7 @@ fn s7_removal_leaves_running_pods_alone() {
     helm(&["uninstall", "ambient", "-n", "istio-system", "--wait"]);
     kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
     // A ztunnel that still drains closes its tunnels later.
-    wait_for("the end of ztunnel", LONG, || {
+    ask_until("the end of ztunnel", || {
         get(&["pods", "-n", "istio-system", "-l", "app=ztunnel"])["items"].as_array()?.is_empty().then_some(())
     });
     wait_for("plain traffic", LONG, || talk(&a.client, a.service).ok());
@@ -901,7 +901,7 @@ fn condition(args: &[&str], kind: &str) -> Option<(String, String)> {
 }
 
 fn wait_condition(args: &[&str], kind: &str, wanted: (&str, &str)) {
-    wait_for(&format!("{args:?} {kind} {wanted:?}"), LONG, || {
+    ask_until(&format!("{args:?} {kind} {wanted:?}"), || {
         condition(args, kind).filter(|(s, r)| (s.as_str(), r.as_str()) == wanted).map(drop)
     });
 }
