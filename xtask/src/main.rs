@@ -295,12 +295,13 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])
     })?;
+    if filter.is_empty() {
+        // It waits for the network and a browser: Go may have the rest of the cores still.
+        s.run("page in a browser", || page::run(&page::What::for_tests()))?;
+    }
     if let Some(programs) = programs {
         // Before worlds, which want the cores for themselves.
         s.run("cluster: programs", || programs.wait())?;
-    }
-    if filter.is_empty() {
-        s.run("page in a browser", || page::run(&page::What::for_tests()))?;
     }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
