@@ -51,7 +51,8 @@ fn in_cluster(program: &Path) -> Command {
     assert!(run.join("nodes").exists(), "no cluster runs: cargo xtask cluster up (cargo xtask test starts one)");
     let mut c = Command::new("nsenter");
     c.arg(format!("--net={NETNS}")).arg(program).current_dir(root());
-    c.env("KUBECONFIG", run.join("pki/admin.kubeconfig"));
+    // kubectl, helm and istioctl end before it is worth while to collect garbage.
+    c.env("KUBECONFIG", run.join("pki/admin.kubeconfig")).envs([("GOGC", "off"), ("GOMEMLIMIT", "512MiB")]);
     c
 }
 
