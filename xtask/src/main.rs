@@ -260,18 +260,10 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
 
 fn test(filter: &str, skip: &[Part]) -> Result<()> {
     let mut s = Stages::new();
-    s.run("setup", || {
-        setup::run()?;
-        setup::bpffs()
-    })?;
-    if filter.is_empty() {
-        // Before half an hour of building, not after it.
-        text_stages(&mut s)?;
-    }
-    // Go compiles beside cargo, on what that leaves of the cores.
+    // Go compiles beside cargo, on what that leaves of the cores, from the beginning: its modules are to be fetched first.
     let programs = match filter.is_empty() {
         true => {
-            setup::cluster()?;
+            s.run("setup: packages", setup::cluster)?;
             let mut words = vec!["cluster", "programs"];
             if !skip.contains(&Part::Dashboards) {
                 words.push("--dashboards");
@@ -280,6 +272,14 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         }
         false => None,
     };
+    s.run("setup", || {
+        setup::run()?;
+        setup::bpffs()
+    })?;
+    if filter.is_empty() {
+        // Before half an hour of building, not after it.
+        text_stages(&mut s)?;
+    }
     s.run("build", build)?;
     if filter.is_empty() {
         check_stages(&mut s)?;

@@ -81,8 +81,7 @@ pub fn chromium() -> Result<PathBuf> {
 
 /// Installs what is missing for the test cluster.
 pub fn cluster() -> Result<()> {
-    packages(PACKAGES)?;
-    packages(CLUSTER_PACKAGES)
+    packages(&[PACKAGES, CLUSTER_PACKAGES].concat())
 }
 
 /// Installs what is missing.
