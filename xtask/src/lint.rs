@@ -1,10 +1,11 @@
 //! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, what
-//! the product takes from `rt` alone, what its threads write together, which modules wait for nothing, that its errors are types, and
-//! that pages of metrics are written in one place.
+//! the product takes from `rt` alone, what its threads write together, which modules wait for nothing, that its errors are types, that
+//! examples in documentation are run, and that pages of metrics are written in one place.
 
 mod circles;
 mod clocks;
 mod errors;
+mod examples;
 mod heads;
 mod lexer;
 mod modules;
@@ -94,6 +95,7 @@ pub fn arrows() -> Result<()> {
     circles::check(&meta)?;
     clocks::check(&meta)?;
     errors::check(&meta)?;
+    examples::check(&meta)?;
     rooms::check(&meta)?;
     heads::check(&meta)?;
     shared::check(&meta)

@@ -116,7 +116,7 @@ enum Task {
 enum Part {
     /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
     Lints,
-    /// Five minutes of faults under load.
+    /// Three minutes of faults under load.
     Soak,
     /// Istio's own control plane with our agent and ztunnel, which is built first.
     Istiod,
@@ -260,18 +260,10 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
 
 fn test(filter: &str, skip: &[Part]) -> Result<()> {
     let mut s = Stages::new();
-    s.run("setup", || {
-        setup::run()?;
-        setup::bpffs()
-    })?;
-    if filter.is_empty() {
-        // Before half an hour of building, not after it.
-        text_stages(&mut s)?;
-    }
-    // Go compiles beside cargo, on what that leaves of the cores.
+    // Go compiles beside cargo, on what that leaves of the cores, from the beginning: its modules are to be fetched first.
     let programs = match filter.is_empty() {
         true => {
-            setup::cluster()?;
+            s.run("setup: packages", setup::cluster)?;
             let mut words = vec!["cluster", "programs"];
             if !skip.contains(&Part::Dashboards) {
                 words.push("--dashboards");
@@ -280,6 +272,14 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         }
         false => None,
     };
+    s.run("setup", || {
+        setup::run()?;
+        setup::bpffs()
+    })?;
+    if filter.is_empty() {
+        // Before half an hour of building, not after it.
+        text_stages(&mut s)?;
+    }
     s.run("build", build)?;
     if filter.is_empty() {
         check_stages(&mut s)?;
@@ -295,12 +295,13 @@ fn test(filter: &str, skip: &[Part]) -> Result<()> {
         cargo(&[&unit[..], &["--", filter]].concat(), &[])?;
         cargo(&[&table[..], &["--", filter]].concat(), &[])
     })?;
+    if filter.is_empty() {
+        // It waits for the network and a browser: Go may have the rest of the cores still.
+        s.run("page in a browser", || page::run(&page::What::for_tests()))?;
+    }
     if let Some(programs) = programs {
         // Before worlds, which want the cores for themselves.
         s.run("cluster: programs", || programs.wait())?;
-    }
-    if filter.is_empty() {
-        s.run("page in a browser", || page::run(&page::What::for_tests()))?;
     }
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;

@@ -39,6 +39,8 @@ use std::{
 const NETNS: &str = "/run/netns/karst-cp";
 /// Patience for what takes a few seconds on this machine.
 pub const LONG: Duration = Duration::from_secs(60);
+/// Between two questions of [`ask_until`].
+const PAUSE: Duration = Duration::from_millis(100);
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -50,7 +52,8 @@ fn in_cluster(program: &Path) -> Command {
     assert!(run.join("nodes").exists(), "no cluster runs: cargo xtask cluster up (cargo xtask test starts one)");
     let mut c = Command::new("nsenter");
     c.arg(format!("--net={NETNS}")).arg(program).current_dir(root());
-    c.env("KUBECONFIG", run.join("pki/admin.kubeconfig"));
+    // kubectl, helm and istioctl end before it is worth while to collect garbage.
+    c.env("KUBECONFIG", run.join("pki/admin.kubeconfig")).envs([("GOGC", "off"), ("GOMEMLIMIT", "512MiB")]);
     c
 }
 
@@ -245,13 +248,24 @@ pub fn vip(namespace: &str, name: &str) -> IpAddr {
     get(&["service", "-n", namespace, name])["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()
 }
 
+/// As [`wait_for`], for at most [`LONG`], where each question starts a program: with pauses, as what is waited for wants the cores, too.
+pub fn ask_until<T>(what: &str, mut question: impl FnMut() -> Option<T>) -> T {
+    wait_for(what, LONG, || {
+        let answer = question();
+        if answer.is_none() {
+            std::thread::sleep(PAUSE);
+        }
+        answer
+    })
+}
+
 /// Waits until all pods of a namespace are ready; those that are going do not count (kubectl's own wait would wait for them).
 pub fn ready(namespace: &str) {
     let is_ready = |p: &Value| {
         let conditions = p["status"]["conditions"].as_array().into_iter().flatten();
         conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
     };
-    wait_for(&format!("pods of {namespace} ready"), LONG, || {
+    ask_until(&format!("pods of {namespace} ready"), || {
         let pods = get(&["pods", "-n", namespace]);
         let mut staying = pods["items"].as_array()?.iter().filter(|p| p["metadata"]["deletionTimestamp"].is_null());
         staying.all(is_ready).then_some(())
@@ -267,6 +281,6 @@ pub fn rollout(namespace: &str, what: &str) {
 /// Waits until pods are annotated as redirected, or are not.
 pub fn wait_redirected(pods: &[&Pod], wanted: bool) {
     for p in pods {
-        wait_for(&format!("{} redirected: {wanted}", p.name), LONG, || (p.redirected() == wanted).then_some(()));
+        ask_until(&format!("{} redirected: {wanted}", p.name), || (p.redirected() == wanted).then_some(()));
     }
 }

@@ -39,8 +39,8 @@ mod tutorials;
 mod ways_in;
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, dry_apply, exercise::Exercise, get, helm, kubectl, kubectl_with, link, ready,
-    rollout, try_apply, try_helm, try_kubectl, vip, wait_redirected, xtask,
+    Held, LONG, Load, Pod, apply, ask_until, dry_apply, exercise::Exercise, get, helm, kubectl, kubectl_with, link,
+    ready, rollout, try_apply, try_helm, try_kubectl, vip, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -538,7 +538,7 @@ fn s5_restarts_under_load() {
         total.1.extend(r.failed.into_iter().map(|f| format!("{what}: {f}")));
         if let Some(held) = &mut held {
             // Whatever a former one still has is cut when it ends.
-            wait_for("the former ztunnels are gone", LONG, || (ztunnels() == nodes).then_some(()));
+            ask_until("the former ztunnels are gone", || (ztunnels() == nodes).then_some(()));
             let broken = held.broken();
             println!("{what}: {broken} of 50 held connections broken");
             assert_eq!(broken, 0, "{what}: held connections are broken");
@@ -715,7 +715,7 @@ fn s7_removal_leaves_running_pods_alone() {
     helm(&["uninstall", "ambient", "-n", "istio-system", "--wait"]);
     kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
     // A ztunnel that still drains closes its tunnels later.
-    wait_for("the end of ztunnel", LONG, || {
+    ask_until("the end of ztunnel", || {
         get(&["pods", "-n", "istio-system", "-l", "app=ztunnel"])["items"].as_array()?.is_empty().then_some(())
     });
     wait_for("plain traffic", LONG, || talk(&a.client, a.service).ok());
@@ -774,6 +774,42 @@ fn s8_separate_releases_in_any_order() {
     assert!(ours.is_empty(), "{ours:?}");
 }
 
+/// A row of docs/refused.md, with the words that it gives: is it refused (else warned of)? None: it is a head.
+fn is_refused(cells: &[&str]) -> Option<bool> {
+    let (kind, spec, text, wrong) = match *cells {
+        [_, "#" | "object", ..] => return None,
+        [_, _, kind, spec, _, text, _] => (kind, spec, text, true),
+        [_, kind, spec, text, _] => (kind, spec, text, false),
+        _ => panic!("{cells:?}"),
+    };
+    let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
+    let annotations = codes.get(1).unwrap_or(&"{}");
+    let version = match kind {
+        "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => "security.istio.io/v1",
+        "HTTPFilter" => "karst.io/v1alpha1",
+        "Telemetry" => "telemetry.istio.io/v1",
+        "EnvoyFilter" => "networking.istio.io/v1alpha3",
+        "WasmPlugin" => "extensions.istio.io/v1alpha1",
+        "ProxyConfig" => "networking.istio.io/v1beta1",
+        _ => "networking.istio.io/v1",
+    };
+    let answer = dry_apply(&format!(
+        "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
+        codes[0]
+    ));
+    let said = if wrong {
+        let e = answer.expect_err(spec);
+        let after = ["denied the request: ", "strict decoding error: ", "is invalid: "];
+        let after = after.iter().find_map(|m| Some(e.split_once(m)?.1.trim_start().to_string()));
+        let said = after.unwrap_or(e);
+        said.trim_start_matches("* ").lines().next().unwrap_or_default().to_string()
+    } else {
+        answer.expect(spec).lines().find_map(|l| l.strip_prefix("Warning: ")).unwrap_or_default().to_string()
+    };
+    assert_eq!(said, text.trim_matches('`'), "{kind} {spec}");
+    Some(wrong)
+}
+
 /// docs/refused.md, row by row.
 #[test]
 fn s1_wrong_manifests_are_refused() {
@@ -783,42 +819,17 @@ fn s1_wrong_manifests_are_refused() {
     });
     let doc = include_str!("../../../docs/refused.md");
     let rows = doc.lines().filter(|l| l.starts_with("| ")).map(|l| l.split('|').map(str::trim).collect::<Vec<_>>());
-    let (mut refused, mut warned) = (0, 0);
-    for cells in rows {
-        let (kind, spec, text, wrong) = match cells[..] {
-            [_, "#" | "object", ..] => continue,
-            [_, _, kind, spec, _, text, _] => (kind, spec, text, true),
-            [_, kind, spec, text, _] => (kind, spec, text, false),
-            _ => panic!("{cells:?}"),
-        };
-        let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
-        let annotations = codes.get(1).unwrap_or(&"{}");
-        let version = match kind {
-            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => "security.istio.io/v1",
-            "HTTPFilter" => "karst.io/v1alpha1",
-            "Telemetry" => "telemetry.istio.io/v1",
-            "EnvoyFilter" => "networking.istio.io/v1alpha3",
-            "WasmPlugin" => "extensions.istio.io/v1alpha1",
-            "ProxyConfig" => "networking.istio.io/v1beta1",
-            _ => "networking.istio.io/v1",
-        };
-        let answer = dry_apply(&format!(
-            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
-            codes[0]
-        ));
-        let said = if wrong {
-            let e = answer.expect_err(spec);
-            let after = ["denied the request: ", "strict decoding error: ", "is invalid: "];
-            let after = after.iter().find_map(|m| Some(e.split_once(m)?.1.trim_start().to_string()));
-            refused += 1;
-            let said = after.unwrap_or(e);
-            said.trim_start_matches("* ").lines().next().unwrap_or_default().to_string()
-        } else {
-            warned += 1;
-            answer.expect(spec).lines().find_map(|l| l.strip_prefix("Warning: ")).unwrap_or_default().to_string()
-        };
-        assert_eq!(said, text.trim_matches('`'), "{kind} {spec}");
-    }
+    let rows: Vec<_> = rows.collect();
+    // Two at a time: most of it is the start of a program.
+    let judged: Vec<bool> = std::thread::scope(|s| {
+        let halves: Vec<_> = rows
+            .chunks(rows.len().div_ceil(2))
+            .map(|half| s.spawn(move || half.iter().filter_map(|cells| is_refused(cells)).collect::<Vec<_>>()))
+            .collect();
+        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
+    });
+    let refused = judged.iter().filter(|refused| **refused).count();
+    let warned = judged.len() - refused;
     println!("{refused} wrong manifests refused, {warned} warned of, each with the words of docs/refused.md");
     assert!(refused >= 40 && warned > 0);
     // What users of Istio write is accepted, in all versions that Istio serves.
@@ -903,7 +914,7 @@ fn condition(args: &[&str], kind: &str) -> Option<(String, String)> {
 }
 
 fn wait_condition(args: &[&str], kind: &str, wanted: (&str, &str)) {
-    wait_for(&format!("{args:?} {kind} {wanted:?}"), LONG, || {
+    ask_until(&format!("{args:?} {kind} {wanted:?}"), || {
         condition(args, kind).filter(|(s, r)| (s.as_str(), r.as_str()) == wanted).map(drop)
     });
 }

@@ -520,7 +520,7 @@ fn endpoints_by_name_are_resolved() {
 /// the one that it went to instead, until it has not called for the timeout.
 #[test]
 fn session_affinity_keeps_a_client_with_its_endpoint() {
-    const TIMEOUT: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(10);
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
     let servers: Vec<Pod> =

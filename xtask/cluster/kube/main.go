@@ -1,5 +1,5 @@
-// One binary for Kubernetes' control plane, its node agents, etcd and kubectl: the first argument, or the name it is
-// called by, says which. "pki" writes a cluster's certificates.
+// One binary for Kubernetes' control plane, its node agents and etcd: the first argument, or the name it is called by,
+// says which. "pki" writes a cluster's certificates.
 package main
 
 import (
@@ -13,7 +13,6 @@ import (
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
-	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	manager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
@@ -40,11 +39,6 @@ func main() {
 		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
 	case "kube-proxy":
 		os.Exit(cli.Run(proxy.NewProxyCommand()))
-	case "kubectl":
-		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
 	case "pki":
 		if err := writePKI(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, "pki:", err)

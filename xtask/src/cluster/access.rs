@@ -77,9 +77,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// A command of kubectl or helm, prepared.
+    /// A command of kubectl or helm, prepared. They end before it is worth while to collect garbage.
     pub fn command(&self, tool: &str) -> Command {
-        self.inside(&self.bin.join(tool))
+        let mut c = self.inside(&self.bin.join(tool));
+        c.envs([("GOGC", "off"), ("GOMEMLIMIT", "512MiB")]);
+        c
     }
     /// A program that finds the cluster as kubectl does, in the control plane's network namespace.
     pub fn inside(&self, program: &Path) -> Command {

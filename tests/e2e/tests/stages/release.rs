@@ -2,7 +2,7 @@
 //! registry on loopback, and a kubeconfig. What is installed comes from there: programs, charts, samples, images.
 
 use crate::install_gateway_api;
-use karst_e2e::{LONG, Pod, kubectl, try_kubectl, wait_redirected, xtask};
+use karst_e2e::{LONG, Pod, ask_until, kubectl, try_kubectl, wait_redirected, xtask};
 use karst_world::wait_for;
 use std::{
     fs,
@@ -236,13 +236,13 @@ fn runs_from(hub: &str) {
         || kubectl(&["-n", "istio-system", "get", "pods", "--field-selector=status.phase=Running", "-o", path]);
     let ours = format!("{hub}/");
     // Those of before the upgrade are still going.
-    let images = wait_for("pods of the hub alone", LONG, || {
+    let images = ask_until("pods of the hub alone", || {
         Some(images()).filter(|text| text.lines().count() >= 5 && text.lines().all(|image| image.starts_with(&ours)))
     });
     println!("{images}");
     let pulled = format!("Successfully pulled image \"{hub}/ztunnel:{VERSION}\"");
     let path = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
-    wait_for(&pulled, LONG, || {
+    ask_until(&pulled, || {
         let said = kubectl(&["-n", "istio-system", "get", "events", "--field-selector=reason=Pulled", "-o", path]);
         // There from an earlier run of this test, and from nowhere else: names of that registry are not loaded by hand.
         let there = format!("Container image \"{hub}/ztunnel:{VERSION}\" already present");
@@ -255,7 +255,7 @@ fn waypoint_runs_from(hub: &str) {
     let label = "gateway.networking.k8s.io/gateway-name=waypoint";
     let path = "jsonpath={.items[*].spec.containers[*].image}";
     let wanted = format!("{hub}/waypoint:{VERSION}");
-    wait_for(&wanted, LONG, || {
+    ask_until(&wanted, || {
         (kubectl(&["-n", NAMESPACE, "get", "pods", "-l", label, "-o", path]).trim() == wanted).then_some(())
     });
 }

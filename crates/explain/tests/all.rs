@@ -1,0 +1,5 @@
+//! Incidents, what was observed, and what was before.
+
+mod incidents;
+mod observed;
+mod past;

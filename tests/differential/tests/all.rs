@@ -1,0 +1,9 @@
+//! All that is judged a second time by somebody else.
+
+mod authorization;
+mod doors;
+mod flows;
+mod forwarded;
+mod gateway_samples;
+mod readings;
+mod truth;
