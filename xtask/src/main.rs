@@ -116,7 +116,7 @@ enum Task {
 enum Part {
     /// clippy's and rustdoc's looks at all crates: seven minutes on two cores. CI compiles by clippy instead.
     Lints,
-    /// Three minutes of faults under load.
+    /// Five minutes of faults under load.
     Soak,
     /// Istio's own control plane with our agent and ztunnel, which is built first.
     Istiod,

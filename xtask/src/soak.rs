@@ -38,7 +38,7 @@ impl What {
     /// As the stage of `cargo xtask test` wants it: always the same faults, so that it says something of a change. Other ones are for
     /// the hour.
     pub fn for_tests() -> Self {
-        Self { minutes: 3, seed: Some(5), report: None, long_tests: false, only: None }
+        Self { minutes: 5, seed: Some(5), report: None, long_tests: false, only: None }
     }
 }
 

@@ -9,7 +9,7 @@ use karst_world::soak::{
 };
 use std::{collections::BTreeSet, mem::discriminant, time::Duration};
 
-const CI: Duration = Duration::from_secs(180);
+const CI: Duration = Duration::from_secs(300);
 const WHOLE: Duration = Duration::from_secs(3600);
 
 fn secs(s: f64) -> Duration {
@@ -46,7 +46,7 @@ fn a_schedule_overlaps_within_its_bounds() {
 }
 
 #[test]
-fn every_kind_of_fault_comes_also_in_three_minutes() {
+fn every_kind_of_fault_comes_also_in_five_minutes() {
     let kinds = |plan: &[Planned]| plan.iter().map(|p| p.fault.kind()).collect::<BTreeSet<_>>();
     let all: BTreeSet<_> = KINDS.iter().map(|fault| fault.kind()).collect();
     for seed in 0..60 {
