@@ -70,10 +70,14 @@ pub(crate) fn build_shipped(programs: &[&str]) -> Result<()> {
     cargo(&args, &[])
 }
 
-/// Where those are, from where this one is: TARGET-FOLDER/TRIPLE/PROFILE.
+/// Where those are.
 pub(crate) fn shipped() -> Result<PathBuf> {
-    let own = bin("")?;
-    Ok(own.parent().and_then(Path::parent).context("the target folder")?.join(SHIPPED))
+    beside(&bin("xtask")?)
+}
+
+/// The folder of the profile [`SHIPPED`], by a program of another one: TARGET-FOLDER/TRIPLE/PROFILE/PROGRAM.
+fn beside(program: &Path) -> Result<PathBuf> {
+    Ok(program.ancestors().nth(2).context("the target folder")?.join(SHIPPED))
 }
 
 /// Are the cluster's images of what is released?
@@ -175,7 +179,14 @@ impl Drop for Aside {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+
+    #[test]
+    fn what_is_released_is_beside_what_runs_this() {
+        let program = Path::new("target/x86_64-unknown-linux-gnu/release/xtask");
+        assert_eq!(beside(program).unwrap(), Path::new("target/x86_64-unknown-linux-gnu/shipped"));
+    }
 
     #[test]
     fn estimates_follow_the_number_of_cores() {
