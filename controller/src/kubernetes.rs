@@ -70,6 +70,9 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1", "v1alpha3", "v1alpha2"], ..Watch::all("TLSRoute") });
     watches.push(Watch { versions: &["v1alpha1"], ..Watch::all("HTTPFilter") });
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
+    // Of Gateway API's experimental channel; older charts do not give the right to it.
+    let policies = Watch { versions: &["v1alpha1"], ..Watch::all("XBackendTrafficPolicy") };
+    watches.push(Watch { is_optional: true, ..policies });
     watches.push(Watch::all("ConfigMap"));
     watches.push(Watch { labels: MANAGED.into(), ..Watch::all("Deployment") });
     // The charts of the first releases do not give the right to it.

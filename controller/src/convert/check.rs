@@ -8,7 +8,7 @@ use crate::convert::{
     objects::Mesh,
 };
 use karst_manifest::{
-    Object, Problem, State,
+    Object, Problem, State, code,
     kinds::{self, *},
     parse::{self, Located},
     unsupported::{UnsupportedKind, unsupported},
@@ -16,10 +16,17 @@ use karst_manifest::{
 use serde_json::Value;
 use std::{path::PathBuf, sync::Arc};
 
+/// A Service, host or filter is not found ([`code::CODES`]).
+const NOT_FOUND: u16 = 307;
+
 /// Everything that is wrong with an object by itself.
 pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
+    // What it is for is there or comes later: its status says so.
+    let refers = matches!(object, Object::XBackendTrafficPolicy(_));
     let one = Located { object, file: PathBuf::new(), line: 0 };
-    compile(&State { objects: vec![Arc::new(one)], ..State::default() }, mesh).1
+    let mut all = compile(&State { objects: vec![Arc::new(one)], ..State::default() }, mesh).1;
+    all.retain(|problem| !refers || code::of(&problem.message) != Some(NOT_FOUND));
+    all
 }
 
 /// What is to be said of an object as it is written.

@@ -342,6 +342,7 @@ fn differ_by_status(before: &Object, after: &Object) -> Option<(usize, usize)> {
         (Object::RequestAuthentication(a), Object::RequestAuthentication(b)) => same!(a, b),
         (Object::Telemetry(a), Object::Telemetry(b)) => same!(a, b),
         (Object::BackendTLSPolicy(a), Object::BackendTLSPolicy(b)) => same!(a, b),
+        (Object::XBackendTrafficPolicy(a), Object::XBackendTrafficPolicy(b)) => same!(a, b),
         (Object::ListenerSet(a), Object::ListenerSet(b)) => same!(a, b),
         (Object::Gateway(a), Object::Gateway(b)) if a.status.addresses == b.status.addresses => same!(a, b),
         _ => None,
@@ -415,6 +416,7 @@ mod tests {
     const DATAGRAMS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: UDPRoute\nmetadata: {name: u%L, namespace: ns%M}\nspec: {parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%L, port: 53}]}]}\n";
     const LIMITED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: z%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L}], rules: [{filters: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: f%L}}], backendRefs: [{name: a%L, port: 80}]}]}\n";
     const SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: z%L, namespace: ns%M, creationTimestamp: MADE}\nspec: {parentRef: {name: g, namespace: ns0}, listeners: [{name: l%L, port: 8%N, protocol: HTTP, hostname: a%N.com}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}]}\nTOLD";
+    const TRAFFIC: &str = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: t%L, namespace: ns%M, creationTimestamp: MADE}\nspec: {targetRefs: [{group: '', kind: Service, name: a%N}], retryConstraint: {budget: {percent: %N}}, sessionPersistence: {sessionName: s%L}}\nTOLD";
     const IN_SET: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {parentRefs: [{kind: ListenerSet, name: z%L}, {name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
     const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, allowedListeners: {namespaces: {from: ALLOWED}}, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}, {name: u, port: 53, protocol: UDP, allowedRoutes: {namespaces: {from: All}}}]}\n";
     const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\nTOLD";
@@ -587,7 +589,8 @@ mod tests {
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(38) {
+        let text = match n(40) {
+            38 | 39 => TRAFFIC,
             33 | 34 => SET,
             35 | 36 => IN_SET,
             37 => DATAGRAMS,

@@ -7,6 +7,7 @@ use crate::{
 };
 
 mod addresses;
+mod backend_traffic;
 mod datagrams;
 mod deploys;
 mod gateways;

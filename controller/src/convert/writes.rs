@@ -43,6 +43,7 @@ pub(crate) fn writes(
     statuses.extend(status::gateway::compile(&applied, listeners, &all, now));
     statuses.extend(status::route::compile(&applied, listeners, &all, now));
     statuses.extend(status::backend_tls::compile(&applied, listeners, &all, now));
+    statuses.extend(status::backend_traffic::compile(&applied, now));
     let mut statuses = status::revision::of_ours(&applied, state, statuses);
     statuses.extend(status::revision::compile(&applied, state, now));
     Writes { objects, removed, statuses }

@@ -7,6 +7,7 @@
 //! | RequestAuthentication | each token of each place that it names is refused (401); who has none has no principal |
 //! | DestinationRule | the same without what cannot be read; if that may say how TLS is spoken, no connection |
 //! | BackendTLSPolicy | no connection to its targets (Gateway API: an invalid policy) |
+//! | XBackendTrafficPolicy | nothing of it is in force, and its status says so |
 //! | routes | a refusal of whatever no other route is for |
 //! | HTTPFilter | a refusal of the requests that it is for |
 //!
@@ -32,7 +33,8 @@ pub fn has_closed(kind: &str) -> bool {
 const ROUTES: [&str; 6] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "UDPRoute"];
 
 /// Kinds of which the rest is in force without what cannot be read.
-const PARTIAL: [&str; 4] = ["RequestAuthentication", "DestinationRule", "BackendTLSPolicy", "HTTPFilter"];
+const PARTIAL: [&str; 5] =
+    ["RequestAuthentication", "DestinationRule", "BackendTLSPolicy", "XBackendTrafficPolicy", "HTTPFilter"];
 
 /// By what it was to do (`action`).
 fn closed_spec(kind: &str, action: Option<&Value>) -> Option<Value> {
@@ -138,6 +140,7 @@ fn partial(kind: &str, mut object: Value) -> Option<Object> {
         }
         Object::DestinationRule(d) => d.spec.is_unread = left_out.iter().any(|part| part.hides_tls(&object)),
         Object::BackendTLSPolicy(p) => p.spec.is_unread = true,
+        Object::XBackendTrafficPolicy(p) => p.spec.is_unread = true,
         Object::HTTPFilter(f) => f.spec.is_unread = true,
         _ => return None,
     }
@@ -334,6 +337,17 @@ mod tests {
             ("{targetRefs: [{kind: Service, name: s}, 1], validation: 1}", 1),
         ] {
             let Object::BackendTLSPolicy(p) = stands_for("BackendTLSPolicy", spec) else { panic!("{spec}") };
+            assert_eq!((p.spec.target_refs.len(), p.spec.is_unread), (targets, true), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_backend_traffic_policy_stays_for_its_targets() {
+        for (spec, targets) in [
+            ("{new: 1, targetRefs: [{group: '', kind: Service, name: s}]}", 1),
+            ("{targetRefs: [{group: '', kind: Service, name: s}], retryConstraint: {budget: {percent: x}}}", 1),
+        ] {
+            let Object::XBackendTrafficPolicy(p) = stands_for("XBackendTrafficPolicy", spec) else { panic!("{spec}") };
             assert_eq!((p.spec.target_refs.len(), p.spec.is_unread), (targets, true), "{spec}");
         }
     }

@@ -330,6 +330,51 @@ pub struct SubjectAltName {
     pub hostname: String,
     pub uri: String,
 }
+
+/// Of the experimental channel (GEP-3388). Numbers are wide enough for what is out of range to be told as such.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct XBackendTrafficPolicy {
+    pub metadata: Meta,
+    pub spec: BackendTrafficSpec,
+    pub status: PolicyStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendTrafficSpec {
+    pub target_refs: Vec<PolicyTarget>,
+    pub retry_constraint: Option<RetryConstraint>,
+    pub session_persistence: Option<SessionPersistence>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]).
+    #[serde(skip)]
+    pub is_unread: bool,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyTarget {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetryConstraint {
+    pub budget: Option<RetryPart>,
+    pub min_retry_rate: Option<RequestRate>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryPart {
+    pub percent: Option<i64>,
+    pub interval: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RequestRate {
+    pub count: Option<i64>,
+    pub interval: Option<String>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct PolicyStatus {

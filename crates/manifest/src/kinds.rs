@@ -5,7 +5,9 @@ pub use crate::{
     authorization::*,
     extension::HTTPFilter,
     gateway::*,
-    gatewayapi::{BackendTLSPolicy, GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute, UDPRoute},
+    gatewayapi::{
+        BackendTLSPolicy, GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute, UDPRoute, XBackendTrafficPolicy,
+    },
     kubernetes::*,
     meta::*,
     security::RequestAuthentication,
@@ -80,6 +82,7 @@ kinds! {
     TLSRoute "gateway.networking.k8s.io" true,
     UDPRoute "gateway.networking.k8s.io" true,
     BackendTLSPolicy "gateway.networking.k8s.io" true,
+    XBackendTrafficPolicy "gateway.networking.x-k8s.io" true,
     ReferenceGrant "gateway.networking.k8s.io" true,
     VirtualService "networking.istio.io" true,
     IstioGateway "networking.istio.io" true,

@@ -7,6 +7,7 @@ use crate::{
         endpoint::{EndpointStats, LbEndpoint},
         key::ClusterKey,
         locality::{self, LocalityGroup},
+        retry_rate::RetryRate,
         ring, tls,
     },
     session::rules::SessionRules,
@@ -45,7 +46,15 @@ static NO_RULES: LazyLock<Arc<ir::Policy>> = LazyLock::new(Arc::default);
 pub struct Clusters {
     /// Do waypoints of services stand behind us, for those who ask for it?
     gateway: bool,
-    all: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
+    all: Mutex<Known>,
+}
+
+/// What is known of them.
+#[derive(Default)]
+struct Known {
+    clusters: HashMap<ClusterKey, Arc<Cluster>>,
+    /// By service: what is for all its ports and subsets together.
+    retry_rates: HashMap<Arc<str>, Arc<RetryRate>>,
 }
 
 /// What all workers share of a destination.
@@ -81,6 +90,8 @@ pub struct EndpointSet {
     /// How many of them, from the first on, are for everybody: see [`EndpointSet::live`].
     live: usize,
     pub policy: Arc<ir::Policy>,
+    /// What bounds retries, if the policy has no budget of its own; all destinations of the service have the same one.
+    pub retry_rate: Option<Arc<RetryRate>>,
     /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
     pub dynamic_endpoint: Option<DynamicEndpoint>,
     /// The members are pods of the service's waypoint, which is asked for this authority.
@@ -110,7 +121,7 @@ impl Clusters {
     }
 
     fn get(&self, s: &Snapshot, key: &ClusterKey) -> Arc<Cluster> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = &mut self.all.lock().unwrap_or_else(PoisonError::into_inner).clusters;
         if all.len() >= SWEEP.max(2 * s.mesh.services.len()) && !all.contains_key(key) {
             // Those of services and subsets that are gone.
             all.retain(|k, c| Arc::strong_count(c) > 1 || s.mesh.services.contains_key(&k.service));
@@ -128,6 +139,21 @@ impl Clusters {
                 })
             })
             .clone()
+    }
+
+    /// What bounds a service's retries by these rules. Where they are other ones than before, what was counted is forgotten.
+    fn retry_rate(&self, s: &Snapshot, service: &Arc<str>, rules: &ir::RetryRate) -> Arc<RetryRate> {
+        let all = &mut self.all.lock().unwrap_or_else(PoisonError::into_inner).retry_rates;
+        if let Some(known) = all.get(service).filter(|known| known.is_by(rules)) {
+            return known.clone();
+        }
+        if all.len() >= SWEEP.max(2 * s.mesh.services.len()) {
+            // Those of services that are gone, or have none any more.
+            all.retain(|_, rate| Arc::strong_count(rate) > 1);
+        }
+        let new = Arc::new(RetryRate::new(rules));
+        all.insert(service.clone(), new.clone());
+        new
     }
 
     /// The endpoints of a destination; None: there is no such service, port or subset. `preferred_family`: the address family that is preferred.
@@ -160,6 +186,9 @@ impl Clusters {
             None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
         let policy = policy.map_or_else(|| NO_RULES.clone(), |policy| Arc::new(policy.clone()));
+        // It bounds what we send again ourselves, so it holds towards the service's waypoint, too.
+        let rate = backend.and_then(|b| b.retry_rate.as_ref()).filter(|_| policy.retries.is_none() && !key.udp);
+        let retry_rate = rate.map(|rules| self.retry_rate(snapshot, &key.service, rules));
         let cluster = self.get(snapshot, key);
         let to = SocketAddr::new(preferred_family, key.port);
         let found = match (asks_waypoint, key.udp) {
@@ -205,6 +234,7 @@ impl Clusters {
             members,
             live,
             policy,
+            retry_rate,
             dynamic_endpoint,
             via_waypoint,
             host,
@@ -347,6 +377,7 @@ impl EndpointSet {
             live: members.len(),
             members,
             policy: self.policy.clone(),
+            retry_rate: self.retry_rate.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
             via_waypoint: None,
             pool_partition: self.policy.tls.as_ref().map(|t| tls::rules(snapshot, t, host)),
@@ -578,6 +609,35 @@ pub(crate) mod tests {
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
+    }
+
+    /// GEP-3388: one budget for all that is sent to a service, and none beside a DestinationRule's own.
+    #[test]
+    fn destinations_of_a_service_share_its_retry_rate() {
+        let clusters = Clusters::default();
+        let set = |per_million: u32, port: u16, client: &str| {
+            let mut s = Snapshot::new("");
+            let ports = [(80, 8080), (81, 8081), (82, 8082)];
+            s.mesh = snapshot(vec![pod("own", "10.0.1.1", &[])], vec![service("s", "10.96.0.1", &ports)]);
+            let own_budget = ir::Policy { retries: Some(ir::RetryBudget::default()), ..Default::default() };
+            let backend = ir::Backend {
+                ports: [(82, own_budget)].into(),
+                clients: vec![ir::ClientRules { namespace: "shop".into(), ..Default::default() }],
+                retry_rate: Some(ir::RetryRate { per_million, interval_ms: 10_000, at_least: 1, at_least_ms: 1000 }),
+                ..Default::default()
+            };
+            s.backends.insert(KEY.into(), Arc::new(backend));
+            let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: client.into(), udp: false };
+            clusters.set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap().retry_rate
+        };
+        let first = set(0, 80, "").unwrap();
+        assert!(first.retry(0) && !first.retry(0));
+        for (port, client) in [(80, ""), (81, ""), (80, "shop")] {
+            assert!(Arc::ptr_eq(&first, &set(0, port, client).unwrap()), "{port} {client}");
+        }
+        assert!(set(0, 82, "").is_none(), "the port has a budget of its own");
+        assert!(!Arc::ptr_eq(&first, &set(200_000, 80, "").unwrap()), "other rules count anew");
     }
 
     /// Subsets and policies may be a client's own (Istio: DestinationRules of its namespace come first).

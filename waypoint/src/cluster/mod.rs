@@ -6,5 +6,6 @@ pub mod endpoint_set;
 pub mod key;
 pub mod locality;
 pub mod overload;
+pub mod retry_rate;
 pub mod ring;
 pub mod tls;

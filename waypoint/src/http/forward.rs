@@ -123,6 +123,9 @@ impl Forwarding<'_> {
     ) -> Response<ResponseBody> {
         let (Call { worker, downstream, entry, .. }, set) = (*self.call, &self.set);
         let Some(counter) = RequestPermit::request(set) else { return local_reply_of(record, ResponseFlag::Overflow) };
+        if let Some(rate) = &set.retry_rate {
+            rate.request(clock::now());
+        }
         let (authority, By { rule, to }, upgrade) = (self.call.authority(), self.by, entry.websocket);
         let template = Template { parts, authority, rule, to, http2: self.http2, upgrade };
         let mut attempts = Attempts::new(self.retry, self.deadline);

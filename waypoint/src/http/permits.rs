@@ -1,6 +1,6 @@
 //! Circuit breaking: places among a destination's retries and HTTP/1.1 connections.
 
-use crate::{cluster::endpoint_set::EndpointSet, telemetry::flag::ResponseFlag};
+use crate::{clock, cluster::endpoint_set::EndpointSet, telemetry::flag::ResponseFlag};
 use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 use tokio::time::Instant;
 
@@ -10,9 +10,12 @@ pub(super) struct RetryPermit(Rc<EndpointSet>);
 impl RetryPermit {
     /// None if there are as many as there may be.
     pub(super) fn start(set: &Rc<EndpointSet>) -> Option<Self> {
-        let most = match &set.policy.retries {
-            None => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
-            Some(b) => {
+        let most = match (&set.policy.retries, &set.retry_rate) {
+            (None, None) => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
+            // A rate says nothing of how many there are at a time.
+            (None, Some(rate)) if rate.retry(clock::now()) => None,
+            (None, Some(_)) => return None,
+            (Some(b), _) => {
                 let under_way = u64::from(set.cluster.requests.load(Relaxed));
                 Some(((under_way * u64::from(b.per_million) / 1_000_000) as u32).max(b.at_least))
             }

@@ -1,4 +1,4 @@
-//! Where clients are bound to endpoints: by which routes, and by which labels of services (Istio's).
+//! Where clients are bound to endpoints: by which routes and policies, and by which labels of services (Istio's).
 
 use crate::convert::objects::Objects;
 use karst_manifest::kinds::*;
@@ -23,5 +23,6 @@ pub(crate) fn in_use(objects: &Objects<'_>) -> bool {
     let http = objects.http_routes.iter().flat_map(|(_, route)| &route.spec.rules);
     let grpc = objects.grpc_routes.iter().flat_map(|(_, route)| &route.spec.rules);
     http.map(|rule| &rule.session_persistence).chain(grpc.map(|rule| &rule.session_persistence)).any(Option::is_some)
+        || objects.backend_traffic.iter().any(|(_, policy)| policy.spec.session_persistence.is_some())
         || by_labels(objects)
 }

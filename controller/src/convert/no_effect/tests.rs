@@ -187,6 +187,14 @@ const USED: &[(&str, &[&str])] = &[
             "spec.validation.{hostname,wellKnownCACertificates,caCertificateRefs[].{group,kind,name},subjectAltNames[].{type,hostname,uri}}",
         ],
     ),
+    (
+        "XBackendTrafficPolicy",
+        &[
+            "spec.targetRefs[].{group,kind,name}",
+            "spec.retryConstraint.{budget.{percent,interval},minRetryRate.{count,interval}}",
+            "spec.sessionPersistence.{type,absoluteTimeout,idleTimeout,cookie.{name,path,lifetimeType},header.name,sessionName,cookieConfig.lifetimeType}",
+        ],
+    ),
     ("ReferenceGrant", &["spec.{from[].{group,kind,namespace},to[].{group,kind,name}}"]),
 ];
 
@@ -461,6 +469,7 @@ fn all_fields() -> BTreeMap<String, BTreeSet<String>> {
         ("TLSRoute", of_type::<gatewayapi::TlsRouteSpec>()),
         ("UDPRoute", of_type::<gatewayapi::UdpRouteSpec>()),
         ("BackendTLSPolicy", of_type::<gatewayapi::BackendTlsSpec>()),
+        ("XBackendTrafficPolicy", of_type::<gatewayapi::BackendTrafficSpec>()),
         ("ReferenceGrant", of_type::<gatewayapi::ReferenceGrantSpec>()),
     ] {
         all.insert(kind.into(), fields);

@@ -55,6 +55,7 @@ pub(crate) struct Objects<'a> {
     /// Those for a VirtualService, by its namespace and name.
     pub filters_of: HashMap<&'a str, HashMap<&'a str, Vec<&'a HTTPFilter>>>,
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
+    pub backend_traffic: Vec<(&'a Located, &'a XBackendTrafficPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
     /// By name.
@@ -141,6 +142,7 @@ impl<'a> Objects<'a> {
             filter_named: HashMap::new(),
             filters_of: HashMap::new(),
             backend_tls: vec![],
+            backend_traffic: vec![],
             config_maps: HashMap::new(),
             trust_bundles: HashMap::new(),
             service_cidrs: vec![],
@@ -218,6 +220,7 @@ impl<'a> Objects<'a> {
                 self.http_filters.push((located, f));
             }
             Object::BackendTLSPolicy(b) => self.backend_tls.push((located, b)),
+            Object::XBackendTrafficPolicy(b) => self.backend_traffic.push((located, b)),
             Object::ClusterTrustBundle(bundle) => {
                 self.trust_bundles.insert(&bundle.metadata.name, bundle);
             }

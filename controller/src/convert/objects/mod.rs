@@ -17,7 +17,8 @@ pub(crate) use index::{Objects, source_labels};
 pub(crate) use labels::selects;
 pub use mesh::{Mesh, Template};
 pub(crate) use names::{
-    GATEWAY, GATEWAY_API, INGRESS, INGRESS_CLASSES, ISTIO_NETWORKING, LISTENER_SET, MANAGED, MESH, OWN_GROUP, VIRTUAL,
+    GATEWAY, GATEWAY_API, GATEWAY_API_EXPERIMENTAL, INGRESS, INGRESS_CLASSES, ISTIO_NETWORKING, LISTENER_SET, MANAGED,
+    MESH, OWN_GROUP, VIRTUAL,
 };
 pub(crate) use problem::{FieldError, problem};
 pub use revision::Revision;

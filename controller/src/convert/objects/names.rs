@@ -2,6 +2,8 @@
 
 /// API group of Gateways.
 pub(crate) const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// API group of Gateway API's kinds that are tried out.
+pub(crate) const GATEWAY_API_EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 /// API group of our own kinds.
 pub(crate) const OWN_GROUP: &str = "karst.io";
 /// API group of Istio's networking kinds.

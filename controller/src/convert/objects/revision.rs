@@ -68,6 +68,7 @@ impl Revision {
             | Object::TLSRoute(_)
             | Object::UDPRoute(_)
             | Object::BackendTLSPolicy(_)
+            | Object::XBackendTrafficPolicy(_)
             | Object::VirtualService(_)
             | Object::IstioGateway(_)
             | Object::DestinationRule(_)

@@ -1,5 +1,5 @@
 //! The statuses of BackendTLSPolicies (Gateway API: PolicyAncestorStatus): one entry for each Gateway, waypoints among them, that
-//! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
+//! sends requests to a Service that the policy is for.
 
 use crate::convert::{
     compilation::routes::gateway_api,
@@ -12,22 +12,16 @@ use crate::convert::{
     },
     objects::{GATEWAY_API, Objects},
     status::{
-        condition::{Condition, Write, as_they_are, conditions, reference, same},
-        route::{self, CONTROLLER, Route},
+        ancestors,
+        condition::{Condition, Write, reference},
+        route::{self, Route},
     },
 };
-use karst_manifest::{
-    gatewayapi::{AncestorStatus, ParentRef},
-    kinds::Meta,
-};
-use serde_json::{Value, json};
+use karst_manifest::{gatewayapi::ParentRef, kinds::Meta};
 use std::collections::BTreeSet;
 
 /// A Gateway or a Service, by namespace and name.
 type Name = (String, String);
-
-/// Entries that a status has room for (Gateway API's), those of other controllers among them. With one more it could never be written.
-const MOST: usize = 16;
 
 /// All that differ.
 pub(crate) fn compile(
@@ -118,7 +112,6 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
     let targets =
         |ns: &str, name: &str| ns == meta.namespace && verdict.policy.spec.target_refs.iter().any(|t| t.name == name);
     let gateways: BTreeSet<&Name> = users.iter().filter(|(_, (ns, n))| targets(ns, n)).map(|(g, _)| g).collect();
-    let have = &verdict.policy.status.ancestors;
     let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
         kind,
         status: *reason == good,
@@ -127,33 +120,7 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
     };
     let wanted =
         [say(&verdict.accepted, "Accepted", "Accepted"), say(&verdict.resolved, "ResolvedRefs", "ResolvedRefs")];
-    let (ours, others): (Vec<&AncestorStatus>, Vec<_>) = have.iter().partition(|a| a.controller_name == CONTROLLER);
-    let of = |to: &ParentRef| ours.iter().find(|a| a.ancestor_ref == *to);
-    let mut ancestors: Vec<ParentRef> = gateways.into_iter().map(ancestor).collect();
-    // If there is no room for all: who is there stays, whoever else comes.
-    ancestors.sort_by_key(|to| of(to).is_none());
-    ancestors.truncate(MOST.saturating_sub(others.len()));
-    let mut unchanged = ours.len() == ancestors.len();
-    let mut all: Vec<Value> = vec![];
-    for to in &ancestors {
-        let before = of(to);
-        let there = before.map_or(&[][..], |a| &a.conditions);
-        unchanged &= before.is_some() && same(&wanted, there, meta.generation);
-        all.push(json!({
-            "ancestorRef": to, "controllerName": CONTROLLER,
-            "conditions": conditions(&wanted, there, meta.generation, now),
-        }));
-    }
-    if unchanged {
-        return None;
-    }
-    all.extend(others.iter().map(|a| {
-        let conditions = as_they_are(&a.conditions);
-        json!({ "ancestorRef": a.ancestor_ref, "controllerName": a.controller_name, "conditions": conditions })
-    }));
-    Some(Write {
-        to: reference(GATEWAY_API, "BackendTLSPolicy", meta),
-        manager: CONTROLLER,
-        status: json!({ "ancestors": all }),
-    })
+    let entries = gateways.into_iter().map(|gateway| (ancestor(gateway), &wanted[..])).collect();
+    let to = reference(GATEWAY_API, "BackendTLSPolicy", meta);
+    ancestors::write(to, meta, &verdict.policy.status.ancestors, entries, now)
 }

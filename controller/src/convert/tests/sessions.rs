@@ -114,6 +114,8 @@ fn the_pods_of_a_gateway_share_its_keys() {
     assert!(keys("", &[1, 2]).iter().all(Vec::is_empty), "nobody is bound");
     let bound = route("HTTPRoute", "sessionPersistence: {}, ");
     assert!(keys(&bound, &[]).iter().all(Vec::is_empty), "there are none");
+    let by_policy = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: s}], sessionPersistence: {}}\n";
+    assert!(keys(by_policy, &[1, 2]).iter().all(|keys| keys.len() == 2), "a policy binds, too");
     let [w1, w2, v1, i1, i2] = keys(&bound, &[1, 2]);
     assert_eq!((w1.len(), &w1, &i1), (2, &w2, &i2));
     assert!(w1 != v1 && v1 != i1 && w1 != i1);

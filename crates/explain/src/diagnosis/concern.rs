@@ -91,6 +91,9 @@ impl<'a> Concerned<'a> {
             Read::GRPCRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::TCPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::TLSRoute(r) => self.is_parent(&r.spec.parent_refs, place),
+            Read::XBackendTrafficPolicy(p) => p.spec.target_refs.iter().any(|target| {
+                self.services.iter().any(|(namespace, name, _)| namespace == place && *name == target.name)
+            }),
             Read::ListenerSet(s) => self.is_set(&s.metadata.namespace, &s.metadata.name),
             Read::UDPRoute(r) => self.is_parent(&r.spec.parent_refs, place),
             Read::VirtualService(v) => {

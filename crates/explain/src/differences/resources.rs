@@ -101,7 +101,7 @@ fn parts(type_url: &str, bytes: Option<&[u8]>) -> Parts {
                 add(listener.origin.clone(), listener.encode_to_vec());
             }
         }
-        _ => add("DestinationRule or BackendTLSPolicy".into(), bytes.to_vec()),
+        _ => add("DestinationRule, BackendTLSPolicy or XBackendTrafficPolicy".into(), bytes.to_vec()),
     }
     out
 }

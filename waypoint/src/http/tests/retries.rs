@@ -121,6 +121,57 @@ fn a_budget_bounds_retries() {
     });
 }
 
+/// GEP-3388: above its part of all requests, and above what there may always be, a request that has failed is answered with 503.
+#[test]
+fn a_retry_rate_bounds_retries_of_a_time() {
+    run(async {
+        let rules = retry(1, |r| (r.server_error, r.backoff_ms) = (true, 1));
+        let rate = ir::RetryRate { per_million: 200_000, interval_ms: 60_000, at_least: 1, at_least_ms: 60_000 };
+        let change = |s: &mut Snapshot| {
+            rules(s);
+            s.backends.insert(KEY.into(), Arc::new(ir::Backend { retry_rate: Some(rate), ..Default::default() }));
+        };
+        let m = Mesh::of(change, |_, _| status(500));
+        // One there may be; of eight requests with two retries a fifth are retries.
+        for (n, want) in [500, 503, 503, 503, 503, 503, 503, 500].into_iter().enumerate() {
+            assert_eq!(m.ask(get("/")).await.0.as_u16(), want, "{n}");
+        }
+        assert_eq!((m.count(), logged(" 503 UO "), logged(" 500 URX ")), (10, true, true));
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!((m.ask(get("/")).await.0.as_u16(), m.count()), (500, 12), "one again");
+    });
+}
+
+/// A DestinationRule's budget is before it, and it is before a DestinationRule's number of retries at a time.
+#[test]
+fn a_retry_rate_stands_between_both_of_a_destination_rule() {
+    run(async {
+        let none = ir::RetryRate { interval_ms: 1000, at_least_ms: 1000, ..Default::default() };
+        let any = ir::RetryRate { per_million: 1_000_000, ..none };
+        let of_rule = |retries, max_retries| ir::Policy {
+            retries,
+            limits: Some(ir::Limits { max_retries, ..Default::default() }),
+            ..Default::default()
+        };
+        let one = ir::RetryBudget { per_million: 0, at_least: 1 };
+        for (rate, policy, want) in [
+            (none, of_rule(None, 5), 1),
+            (any, of_rule(None, 1), 2),
+            (none, of_rule(Some(one), 0), 2),
+            (any, of_rule(Some(ir::RetryBudget::default()), 0), 1),
+        ] {
+            let rules = retry(1, |r| r.server_error = true);
+            let backend = ir::Backend { policy: Some(policy), retry_rate: Some(rate), ..Default::default() };
+            let change = |s: &mut Snapshot| {
+                rules(s);
+                s.backends.insert(KEY.into(), Arc::new(backend));
+            };
+            let m = Mesh::of(change, |_, _| status(503));
+            assert_eq!((m.ask(get("/")).await.0.as_u16(), m.count()), (503, want), "{rate:?}");
+        }
+    });
+}
+
 #[test]
 fn in_gateway_api_what_was_sent_is_not_sent_again_when_the_connection_breaks() {
     run(async {

@@ -5,7 +5,7 @@ use crate::{
         compilation::{
             access,
             routes::{
-                backend_tls,
+                backend_tls, backend_traffic,
                 cache::{Cache, ClosedBy, Context},
                 destination_rule, filter, gateway_api, session,
                 table::Tables,
@@ -137,7 +137,8 @@ pub(crate) fn compile(
     let by_name = objects.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none =
         objects.virtual_services.is_empty() && objects.destination_rules.is_empty() && objects.http_filters.is_empty();
-    let none = none && objects.backend_tls.is_empty() && objects.request.is_empty() && objects.routes_are_empty();
+    let none = none && objects.backend_tls.is_empty() && objects.backend_traffic.is_empty();
+    let none = none && objects.request.is_empty() && objects.routes_are_empty();
     if none && !attached && !by_name && !by_labels(objects) {
         *cache = Cache::default();
         return;
@@ -207,6 +208,10 @@ pub(crate) fn compile(
     }
     for (key, session) in session::of_services(objects, &hosts, problems) {
         Arc::make_mut(backends.entry(key).or_default()).session = Some(session);
+    }
+    // After the labels, before which they come.
+    for (at, b) in backend_traffic::compile(objects, &hosts, &mut backends) {
+        report(problems, at, &[b]);
     }
     model.backends = backends.into_iter().collect();
     cache.hosts = Some(hosts);

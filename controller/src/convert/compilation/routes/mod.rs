@@ -9,6 +9,7 @@
 //!   that match everything: these come last, and end their own VirtualService. The first rule that matches is it.
 
 pub(crate) mod backend_tls;
+pub(crate) mod backend_traffic;
 pub(crate) mod build;
 pub(crate) mod cache;
 mod delegate;

@@ -38,6 +38,29 @@ pub(crate) fn duration(text: &str) -> Result<u64, InvalidDuration> {
     if total > 3.2e11 { Err(wrong()) } else { Ok(total.ceil() as u64) }
 }
 
+/// A text that is none of Gateway API's.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "invalid duration {0:?}: use up to four whole numbers, each with h, m, s or ms, for example 10s, 500ms or 1m30s [KARST-0020]"
+)]
+pub(crate) struct InvalidGatewayApiDuration(String);
+
+/// A duration as Gateway API has it (GEP-2257: `^([0-9]{1,5}(h|m|s|ms)){1,4}$`), in milliseconds.
+pub(crate) fn gateway_api_duration(text: &str) -> Result<u64, InvalidGatewayApiDuration> {
+    let wrong = || InvalidGatewayApiDuration(text.into());
+    let (mut rest, mut parts, mut total) = (text, 0, 0);
+    while parts == 0 || !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|n| (1..=5).contains(n)).ok_or_else(wrong)?;
+        let (number, unit) = rest.split_at(digits);
+        let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+        let found = units.into_iter().find_map(|(name, ms)| Some((unit.strip_prefix(name)?, ms)));
+        let (after, ms) = found.ok_or_else(wrong)?;
+        total += number.parse::<u64>().map_err(|_| wrong())? * ms;
+        (rest, parts) = (after, parts + 1);
+    }
+    if parts > 4 { Err(wrong()) } else { Ok(total) }
+}
+
 /// An optional duration; a field that is not there is 0.
 pub(crate) fn optional_duration(text: Option<&str>, field: impl Fn() -> String) -> Result<u64, FieldError> {
     text.map_or(Ok(0), duration).map_err(|e| (field(), e.to_string()))
@@ -88,6 +111,16 @@ pub(crate) fn exact(text: impl Into<String>) -> ir::Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_of_gateway_api_have_few_whole_numbers() {
+        for (t, ms) in [("10s", 10_000), ("500ms", 500), ("1h30m", 5_400_000), ("0s", 0), ("1h1m1s1ms", 3_661_001)] {
+            assert_eq!(gateway_api_duration(t), Ok(ms), "{t}");
+        }
+        for t in ["", "5", "s", "1x", "1.5s", "-1s", " 1s", "1us", "100000s", "1s1s1s1s1s", "1m s"] {
+            assert!(gateway_api_duration(t).is_err(), "{t:?}");
+        }
+    }
 
     #[test]
     fn durations_are_read_as_in_go() {
