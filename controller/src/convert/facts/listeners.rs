@@ -232,6 +232,17 @@ impl GatewayListeners {
             }
             leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
             leave_out_later(&out.all, meta, &mut served, &mut unmapped);
+            let filtered: Vec<(usize, u16)> = out
+                .all
+                .iter()
+                .enumerate()
+                .filter(|(_, listener)| listener.is_filtered && !listener.udp && its(listener))
+                .flat_map(|(index, listener)| {
+                    let (ports, _) = ports(objects, pod, listener.port, false);
+                    ports.into_iter().map(move |port| (index, port))
+                })
+                .collect();
+            leave_out_unfiltered(&out.all, meta, &filtered, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -488,6 +499,53 @@ fn leave_out_later(
         later.insert((one.listener, one.port));
     }
     served.retain(|s| !later.contains(&(s.listener, s.port)));
+}
+
+/// Two ports that clients call may lead to one of a pod. What was to pass filters of a listener that is not served there is taken there
+/// without them by no other one of its Gateway, as at one port that they call ([`unasked`]: with the same regard for sets, and for who
+/// keeps a name). `filtered`: the listeners with filters, and their ports of this pod.
+fn leave_out_unfiltered(
+    all: &[GatewayListener],
+    pod: &Meta,
+    filtered: &[(usize, u16)],
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let known: BTreeSet<(usize, u16)> = served.iter().map(|one| (one.listener, one.port)).collect();
+    let is_kept = |lost: &GatewayListener, port: u16| {
+        let here = served.iter().filter(|one| one.port == port).filter_map(|one| all.get(one.listener));
+        lost.conflict.is_some() && here.map(GatewayListener::place).any(|place| place == lost.place())
+    };
+    let lost: Vec<(&GatewayListener, String, u16)> = filtered
+        .iter()
+        .filter(|one| !known.contains(*one))
+        .filter_map(|(index, port)| Some((all.get(*index)?, *port)))
+        .filter(|one| !is_kept(one.0, one.1))
+        .map(|(lost, port)| (lost, lost.hosts[0].to_ascii_lowercase(), port))
+        .collect();
+    if lost.is_empty() {
+        return;
+    }
+    served.retain(|one| {
+        let of_api = |own: &&GatewayListener| !own.udp && matches!(own.parent, ListenerParent::Api { .. });
+        let Some(own) = all.get(one.listener).filter(of_api) else { return true };
+        let takes = |(lost, host, port): &&(&GatewayListener, String, u16)| {
+            let is_concerned = lost.set().is_none() || lost.set() == own.set();
+            let are_bytes = [own.protocol, lost.protocol].contains(&Protocol::Tcp);
+            let is_like = are_bytes || class(own.protocol) == class(lost.protocol);
+            *port == one.port && is_concerned && is_like && own.covers(host)
+        };
+        let Some((lost, host, _)) = lost.iter().find(takes) else { return true };
+        let text = format!(
+            "maps to port {} of pod {}/{}, as {} does, which has filters for {host:?} and is not served: this listener would accept the same requests without them: correct that one, or use another port of the pod [KARST-0029]",
+            one.port,
+            pod.namespace,
+            pod.name,
+            lost.name()
+        );
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        false
+    });
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.
