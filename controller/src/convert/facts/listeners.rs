@@ -232,17 +232,18 @@ impl GatewayListeners {
             }
             leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
             leave_out_later(&out.all, meta, &mut served, &mut unmapped);
-            let filtered: Vec<(usize, u16)> = out
+            let asks = |listener: &GatewayListener| listener.is_filtered || listener.asks_in_vain;
+            let asking: Vec<(usize, u16)> = out
                 .all
                 .iter()
                 .enumerate()
-                .filter(|(_, listener)| listener.is_filtered && !listener.udp && its(listener))
+                .filter(|(_, listener)| asks(listener) && !listener.udp && its(listener))
                 .flat_map(|(index, listener)| {
                     let (ports, _) = ports(objects, pod, listener.port, false);
                     ports.into_iter().map(move |port| (index, port))
                 })
                 .collect();
-            leave_out_unfiltered(&out.all, meta, &filtered, &mut served, &mut unmapped);
+            leave_out_unasked(&out.all, meta, &asking, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -501,13 +502,13 @@ fn leave_out_later(
     served.retain(|s| !later.contains(&(s.listener, s.port)));
 }
 
-/// Two ports that clients call may lead to one of a pod. What was to pass filters of a listener that is not served there is taken there
-/// without them by no other one of its Gateway, as at one port that they call ([`unasked`]: with the same regard for sets, and for who
-/// keeps a name). `filtered`: the listeners with filters, and their ports of this pod.
-fn leave_out_unfiltered(
+/// Two ports that clients call may lead to one of a pod. What a listener that is not served there would have taken with certificates, or
+/// through filters, is taken there without them by no other one of its Gateway, as at one port that they call ([`unasked`]: with the same
+/// regard for sets, and for who keeps a name). `asking`: the listeners that ask for either, and their ports of this pod.
+fn leave_out_unasked(
     all: &[GatewayListener],
     pod: &Meta,
-    filtered: &[(usize, u16)],
+    asking: &[(usize, u16)],
     served: &mut Vec<Served>,
     unmapped: &mut BTreeMap<usize, Unmapped>,
 ) {
@@ -516,7 +517,7 @@ fn leave_out_unfiltered(
         let here = served.iter().filter(|one| one.port == port).filter_map(|one| all.get(one.listener));
         lost.conflict.is_some() && here.map(GatewayListener::place).any(|place| place == lost.place())
     };
-    let lost: Vec<(&GatewayListener, String, u16)> = filtered
+    let lost: Vec<(&GatewayListener, String, u16)> = asking
         .iter()
         .filter(|one| !known.contains(*one))
         .filter_map(|(index, port)| Some((all.get(*index)?, *port)))
@@ -531,18 +532,23 @@ fn leave_out_unfiltered(
         let Some(own) = all.get(one.listener).filter(of_api) else { return true };
         let takes = |(lost, host, port): &&(&GatewayListener, String, u16)| {
             let is_concerned = lost.set().is_none() || lost.set() == own.set();
+            // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
+            let goes_there = own.terminates_tls || lost.is_filtered;
             let are_bytes = [own.protocol, lost.protocol].contains(&Protocol::Tcp);
             let is_like = are_bytes || class(own.protocol) == class(lost.protocol);
-            *port == one.port && is_concerned && is_like && own.covers(host)
+            *port == one.port && is_concerned && goes_there && is_like && own.covers(host)
         };
         let Some((lost, host, _)) = lost.iter().find(takes) else { return true };
-        let text = format!(
-            "maps to port {} of pod {}/{}, as {} does, which has filters for {host:?} and is not served: this listener would accept the same requests without them: correct that one, or use another port of the pod [KARST-0029]",
-            one.port,
-            pod.namespace,
-            pod.name,
-            lost.name()
-        );
+        let (name, port) = (lost.name(), one.port);
+        let why = match lost.is_filtered {
+            true => format!(
+                "has filters for {host:?} and is not served: this listener would accept the same requests without them: correct that one, or use another port of the pod [KARST-0029]"
+            ),
+            false => format!(
+                "requires client certificates for {host:?} by a field that is not supported: this listener would accept the same clients without a certificate: use another port of the pod [KARST-0506]"
+            ),
+        };
+        let text = format!("maps to port {port} of pod {}/{}, as {name} does, which {why}", pod.namespace, pod.name);
         unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
         false
     });
