@@ -512,6 +512,21 @@ fn leave_out_unasked(
     served: &mut Vec<Served>,
     unmapped: &mut BTreeMap<usize, Unmapped>,
 ) {
+    // One that is left out may have had filters itself.
+    let mut before = usize::MAX;
+    while served.len() < before {
+        before = served.len();
+        leave_out_unasked_once(all, pod, asking, served, unmapped);
+    }
+}
+
+fn leave_out_unasked_once(
+    all: &[GatewayListener],
+    pod: &Meta,
+    asking: &[(usize, u16)],
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
     let known: BTreeSet<(usize, u16)> = served.iter().map(|one| (one.listener, one.port)).collect();
     let is_kept = |lost: &GatewayListener, port: u16| {
         let here = served.iter().filter(|one| one.port == port).filter_map(|one| all.get(one.listener));
