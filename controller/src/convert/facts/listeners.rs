@@ -514,7 +514,7 @@ fn leave_out_unasked(
 ) {
     // One that is left out may have had filters itself.
     let mut before = usize::MAX;
-    while served.len() < before {
+    while !asking.is_empty() && served.len() < before {
         before = served.len();
         leave_out_unasked_once(all, pod, asking, served, unmapped);
     }
