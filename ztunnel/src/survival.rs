@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-/// New connections wait for this, and no longer: what has not been taken by then is cut.
+/// What has not been taken by then is cut. New connections wait for it, and for the end of the holder, which closes the rest.
 const TAKE_LIMIT: Duration = Duration::from_millis(100);
 /// How often it is looked whether the holder is there.
 const LOOK: Duration = Duration::from_secs(5);

@@ -183,9 +183,10 @@ impl Pair {
         let tcp = |fd: OwnedFd| {
             let tcp = std::net::TcpStream::from(fd);
             tcp.set_nonblocking(true)?;
-            // Whoever had it may have been stopped in between.
+            let tcp = TcpStream::from_std(tcp)?;
+            // Whoever had it may have been stopped in between. Until it is ours its close is a reset.
             socket2::SockRef::from(&tcp).set_linger(None)?;
-            TcpStream::from_std(tcp)
+            Ok::<_, io::Error>(tcp)
         };
         let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
         Ok(Self {
@@ -826,6 +827,31 @@ mod tests {
         tokio::select! {
             _ = carried.carry(&counts) => panic!("nobody has ended it"),
             r = app.read_exact(&mut heard) => assert_eq!((r.unwrap(), &heard), (4, b"said")),
+        }
+    }
+
+    /// Whoever passes a connection on has made its close a reset: so it is where the next process cannot serve it.
+    #[test]
+    fn what_cannot_be_resumed_is_reset() {
+        let pair = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (near, listener.accept().unwrap().0)
+        };
+        let ((mut client, a), (mut app, b)) = (pair(), pair());
+        for leg in [&a, &b] {
+            SockRef::from(leg).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        }
+        // A runtime that takes no sockets any more.
+        let over = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let handle = over.handle().clone();
+        drop(over);
+        let _context = handle.enter();
+        let parts = Parts { client: a.into(), server: b.into(), up: Left::default(), down: Left::default() };
+        assert!(Pair::resume(parts).is_err());
+        for end in [&mut client, &mut app] {
+            let ended = std::io::Read::read(end, &mut [0]).map_err(|e| e.kind());
+            assert_eq!(ended, Err(io::ErrorKind::ConnectionReset));
         }
     }
 

@@ -325,12 +325,16 @@ fn field(name: Name, value: &Text) -> Field {
     }
 }
 
-/// A field is noted, if it is one that is asked for.
+/// A field is noted, if it is one that is asked for. It can be there once (RFC 9113 §8.3): another one is passed over, or each byte of a
+/// block that names an entry of the table could cost a copy of that.
 fn note(asked: &mut Asked, field: Field, text: &str) {
-    match field {
-        Field::Method => asked.method = text.into(),
-        Field::Path => asked.path = text.into(),
-        Field::Status(_) | Field::ContentType { .. } | Field::GrpcStatus(_) | Field::Other => {}
+    let noted = match field {
+        Field::Method => &mut asked.method,
+        Field::Path => &mut asked.path,
+        Field::Status(_) | Field::ContentType { .. } | Field::GrpcStatus(_) | Field::Other => return,
+    };
+    if noted.is_empty() {
+        *noted = text.into();
     }
 }
 
@@ -443,6 +447,21 @@ mod tests {
         for block in bad {
             assert_eq!(all(&mut Decoder::default(), block), Err(Surprise::Hpack), "{block:x?}");
         }
+    }
+
+    /// A block of 32 KiB can name a path of 256 bytes 32,000 times.
+    #[test]
+    fn what_is_asked_for_is_noted_once() {
+        let (mut decoder, mut asked) = (Decoder::default(), Asked::default());
+        // Paths: two with their text, the newest of the table, one of the fixed ones. Methods: POST, GET.
+        let block = [b"\x44\x02/a".as_slice(), b"\x44\x02/b", &[0xbe, 0x85, 0x83, 0x82]].concat();
+        let mut fields = 0;
+        decoder.decode(&block, Some(&mut asked), |_| fields += 1).unwrap();
+        assert_eq!((&*asked.method, &*asked.path, fields), ("POST", "/a", 6));
+        // The next request's own.
+        let mut next = Asked::default();
+        decoder.decode(&[0xbe, 0x82], Some(&mut next), |_| ()).unwrap();
+        assert_eq!((&*next.method, &*next.path), ("GET", "/b"));
     }
 
     #[test]

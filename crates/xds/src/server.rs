@@ -145,8 +145,10 @@ pub async fn serve<S>(
         on_event(&peer, Event::Acked { version, told });
     };
     loop {
+        // Who reads nothing of what it is told is not heard without end meanwhile.
+        let is_heard = under_way.is_none() || left(&interests) <= MAX_NAMES;
         tokio::select! {
-            r = requests.next() => match r {
+            r = requests.next(), if is_heard => match r {
                 Some(Ok(r)) => {
                     if let Some(node) = r.node.as_ref().filter(|_| !introduced) {
                         introduced = true;
@@ -236,6 +238,11 @@ fn wait(pending: &mut VecDeque<(u64, u64)>, push: (u64, u64)) {
 }
 
 type Interests = HashMap<&'static str, Interest>;
+
+/// How many names a subscriber has left that no push has looked at yet. (Those that it has asked for are within [`MAX_NAMES`].)
+fn left(interests: &Interests) -> usize {
+    interests.values().map(|interest| interest.left.len()).sum()
+}
 
 /// How a stream follows a type: the set that it is told of, and whether it follows all of it.
 type Followed = (&'static str, Option<Names>);
@@ -780,6 +787,47 @@ mod tests {
         assert!(ask(often).is_none());
         assert_eq!(others["address"].asked.len(), 2, "with the long one");
         assert_eq!(told(&mut others, &snapshot(&[], &["a"]), &mut n)[0].resources.len(), 1);
+    }
+
+    /// Nor may it leave names without end while it reads nothing: they are kept until it has read what came before.
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_not_heard_without_end() {
+        const SOON: Duration = Duration::from_secs(1);
+        let (requests, stream) = mpsc::channel(1);
+        let hub = Arc::<Hub>::default();
+        hub.publish(Arc::new(snapshot(&["p"], &["a"])));
+        let (tx, mut rx) = channel();
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let served = tokio::spawn(serve(peer("p"), stream, hub.join(), TYPES, tx, |_: &Peer, _: Event| ()));
+        let ask = |names: std::ops::Range<usize>, left: std::ops::Range<usize>| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: names.map(|n| n.to_string()).collect(),
+            resource_names_unsubscribe: left.map(|n| n.to_string()).collect(),
+            ..Default::default()
+        };
+        // Each is answered by itself: the queue is full, and one more response waits for room in it.
+        for n in 0..=QUEUE {
+            requests.send(Ok(ask(n..n + 1, 0..0))).await.unwrap();
+            tokio::time::sleep(SOON).await;
+        }
+        let mut heard = 0;
+        'asks: for n in 1..50 {
+            let names = n * 10_000..(n + 1) * 10_000;
+            for one in [ask(names.clone(), 0..0), ask(0..0, names)] {
+                match tokio::time::timeout(SOON, requests.send(Ok(one))).await {
+                    Ok(sent) => sent.unwrap(),
+                    Err(_) => break 'asks,
+                }
+                heard += 1;
+            }
+        }
+        assert!((4..=2 * MAX_NAMES / 10_000 + 4).contains(&heard), "{heard}");
+        // Once it reads, it is heard again.
+        let reads = tokio::spawn(async move { while rx.recv().await.is_some() {} });
+        tokio::time::timeout(SOON, requests.send(Ok(ask(0..1, 0..0)))).await.unwrap().unwrap();
+        drop(requests);
+        served.await.unwrap();
+        reads.await.unwrap();
     }
 
     #[test]

@@ -129,14 +129,17 @@ fn arrival<'a>(downstream: &Downstream, tls: Option<&'a str>, is_https: bool) ->
     Arrival { port: downstream.port, tls, has_proof: !downstream.entered.unproven, is_https }
 }
 
-/// The filters, as they are now, of the listener of a request that was let in. (Whether it may use that one was looked at.)
-fn filters<'a>(call: &Call<'a>) -> &'a [Filter] {
+/// The filters, as they are now, of the listener of a request that was let in. (Whether it is to be sent to https was looked at.)
+///
+/// # Errors
+/// By now it is for a listener that its connection has not come to: what it would pass there it does not go past.
+fn filters<'a>(call: &Call<'a>) -> Result<&'a [Filter], Refused> {
     match &call.downstream.target {
-        DownstreamTarget::Service(_) => &[],
+        DownstreamTarget::Service(_) => Ok(&[]),
         DownstreamTarget::Gateway(tls) => {
             let arrival = arrival(call.downstream, tls.as_deref(), true);
             let found = at_gateway(call.snapshot, arrival, call.authority().host());
-            found.map(|found| found.filters).unwrap_or_default()
+            found.map(|found| found.filters).map_err(Refused::Listener)
         }
     }
 }
@@ -201,7 +204,7 @@ pub(super) async fn admit_again(
             return Ok((latest, changes));
         }
         let call = Call { snapshot: &latest, ..*call };
-        let more = external::pass(&call, filters(&call), asked, parts, body, record).await;
+        let more = external::pass(&call, filters(&call)?, asked, parts, body, record).await;
         changes.extend(more.map_err(Refused::Stopped)?);
         if let Some(access) = policies.access() {
             let more = external::check(&call, access, asked, parts, body, record).await;

@@ -1,7 +1,8 @@
 //! Connections of a process that was killed go on, by what is known now.
 //!
 //! What must always hold: each is judged as one that is handed over is ([`crate::handover::resume`]), its sockets are of the pods that
-//! it is said to be of, and until it goes on nothing of it is read or written. What does not go on is reset.
+//! it is said to be of, and between the addresses that policies judge; and until it goes on nothing of it is read or written. What does
+//! not go on is reset.
 
 use super::Taken;
 use crate::{
@@ -14,9 +15,11 @@ use crate::{
     worker::Shared,
 };
 use karst_api::handover::{Answer, Offer};
+use karst_core::canonical;
 use karst_rt::{clock::Instant, netns::cookie_of, survive::claim::Claim};
 use prost::Message;
-use std::{collections::HashMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use socket2::SockRef;
+use std::{collections::HashMap, os::fd::BorrowedFd, sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{sleep, timeout, timeout_at},
@@ -125,6 +128,9 @@ impl Revival<'_> {
         if !self.is_where_it_says(pods, &claim, &offer) {
             return self.refused("its sockets are not of the pods that it is said to be of");
         }
+        if !is_between(claim.sockets(), &offer) {
+            return self.refused("its sockets are not between the addresses that it is said to be of");
+        }
         let settled = match claim.settle() {
             Ok(Some(settled)) => settled,
             Ok(None) => {
@@ -195,7 +201,57 @@ impl Revival<'_> {
     }
 }
 
+/// Are the addresses that policies will judge those that the kernel has? Who is called is the peer of the server's socket; who calls is
+/// that of the client's, unless that is a pod of this node, which its namespace tells. (A socket that is closed has no peer, and nothing
+/// goes on by it.)
+fn is_between([client, server]: [BorrowedFd<'_>; 2], offer: &Offer) -> bool {
+    let is = |socket: BorrowedFd<'_>, said: &str| {
+        let Ok(peer) = SockRef::from(&socket).peer_addr() else { return true };
+        let said = said.parse().ok().map(canonical);
+        said.is_some() && peer.as_socket().map(canonical) == said
+    };
+    let Some(end) = &offer.destination else { return true };
+    is(server, &end.destination_address) && (offer.source.is_some() || is(client, &end.source_address))
+}
+
 /// Those of this node that a connection is of.
 fn pods_of(offer: &Offer) -> impl Iterator<Item = &str> {
     offer.source.iter().chain(&offer.destination).map(|end| &*end.pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::handover::End;
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::AsFd,
+    };
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// What a policy allows at one address is not allowed at another because the dead process said so.
+    #[test]
+    fn addresses_that_are_judged_are_those_of_the_sockets() {
+        let ((_caller, client), (server, _app)) = (pair(), pair());
+        let end = |from: &str, to: &str| {
+            Some(End { source_address: from.into(), destination_address: to.into(), ..End::default() })
+        };
+        let is = |source: Option<End>, destination: Option<End>| {
+            is_between([client.as_fd(), server.as_fd()], &Offer { source, destination, tunnel: false })
+        };
+        let (from, to) = (client.peer_addr().unwrap().to_string(), server.peer_addr().unwrap());
+        let (at, port) = (to.to_string(), to.port());
+        assert!(is(None, end(&from, &at)) && is(None, end(&from, &format!("[::ffff:127.0.0.1]:{port}"))));
+        for wrong in ["127.0.0.1:1".into(), format!("127.0.0.2:{port}"), "nowhere".into(), String::new()] {
+            assert!(!is(None, end(&from, &wrong)) && !is(end("", ""), end(&from, &wrong)), "{wrong}");
+            assert!(!is(None, end(&wrong, &at)), "{wrong}");
+            assert!(is(end("", ""), end(&wrong, &at)), "a pod of this node: its namespace says who it is");
+        }
+        assert!(is(end("", ""), None), "nobody of this node is called");
+    }
 }

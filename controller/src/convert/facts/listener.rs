@@ -208,8 +208,14 @@ impl GatewayListener {
     }
 
     /// What no other one of its Gateway has; in lower case.
-    fn place(&self) -> (u16, String) {
+    pub(crate) fn place(&self) -> (u16, String) {
         (self.port, self.hosts[0].to_ascii_lowercase())
+    }
+
+    /// Does it take all that comes for a name (in lower case), where no other one at its port has a narrower name? (Bytes have no host.)
+    pub(crate) fn covers(&self, host: &str) -> bool {
+        let own = if self.protocol == Protocol::Tcp { "*" } else { self.hosts[0].as_str() };
+        common(own, host).as_deref() == Some(host)
     }
 }
 
@@ -319,12 +325,10 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
     }
     let is_one = |l: &&mut GatewayListener| !l.udp && l.refused.is_none() && l.conflict.is_none();
     for candidate in all.iter_mut().filter(is_one) {
-        // Bytes have no host.
-        let own = if candidate.protocol == Protocol::Tcp { "*" } else { candidate.hosts[0].as_str() };
         let takes = |((port, host), id, what): &&Asking| {
             // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
             let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
-            goes_there && *port == candidate.port && *id != candidate.id && common(own, host).as_ref() == Some(host)
+            goes_there && *port == candidate.port && *id != candidate.id && candidate.covers(host)
         };
         let set = candidate.set().cloned();
         let of_set = set.is_some().then(|| asking.get(&set)).flatten();

@@ -232,6 +232,18 @@ impl GatewayListeners {
             }
             leave_out_unlike(&out.all, meta, &mut served, &mut unmapped);
             leave_out_later(&out.all, meta, &mut served, &mut unmapped);
+            let asks = |listener: &GatewayListener| listener.is_filtered || listener.asks_in_vain;
+            let asking: Vec<(usize, u16)> = out
+                .all
+                .iter()
+                .enumerate()
+                .filter(|(_, listener)| asks(listener) && !listener.udp && its(listener))
+                .flat_map(|(index, listener)| {
+                    let (ports, _) = ports(objects, pod, listener.port, false);
+                    ports.into_iter().map(move |port| (index, port))
+                })
+                .collect();
+            leave_out_unasked(&out.all, meta, &asking, &mut served, &mut unmapped);
             out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
@@ -488,6 +500,73 @@ fn leave_out_later(
         later.insert((one.listener, one.port));
     }
     served.retain(|s| !later.contains(&(s.listener, s.port)));
+}
+
+/// Two ports that clients call may lead to one of a pod. What a listener that is not served there would have taken with certificates, or
+/// through filters, is taken there without them by no other one of its Gateway, as at one port that they call ([`unasked`]: with the same
+/// regard for sets, and for who keeps a name). `asking`: the listeners that ask for either, and their ports of this pod.
+fn leave_out_unasked(
+    all: &[GatewayListener],
+    pod: &Meta,
+    asking: &[(usize, u16)],
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    // One that is left out may have had filters itself.
+    let mut before = usize::MAX;
+    while !asking.is_empty() && served.len() < before {
+        before = served.len();
+        leave_out_unasked_once(all, pod, asking, served, unmapped);
+    }
+}
+
+fn leave_out_unasked_once(
+    all: &[GatewayListener],
+    pod: &Meta,
+    asking: &[(usize, u16)],
+    served: &mut Vec<Served>,
+    unmapped: &mut BTreeMap<usize, Unmapped>,
+) {
+    let known: BTreeSet<(usize, u16)> = served.iter().map(|one| (one.listener, one.port)).collect();
+    let is_kept = |lost: &GatewayListener, port: u16| {
+        let here = served.iter().filter(|one| one.port == port).filter_map(|one| all.get(one.listener));
+        lost.conflict.is_some() && here.map(GatewayListener::place).any(|place| place == lost.place())
+    };
+    let lost: Vec<(&GatewayListener, String, u16)> = asking
+        .iter()
+        .filter(|one| !known.contains(*one))
+        .filter_map(|(index, port)| Some((all.get(*index)?, *port)))
+        .filter(|one| !is_kept(one.0, one.1))
+        .map(|(lost, port)| (lost, lost.hosts[0].to_ascii_lowercase(), port))
+        .collect();
+    if lost.is_empty() {
+        return;
+    }
+    served.retain(|one| {
+        let of_api = |own: &&GatewayListener| !own.udp && matches!(own.parent, ListenerParent::Api { .. });
+        let Some(own) = all.get(one.listener).filter(of_api) else { return true };
+        let takes = |(lost, host, port): &&(&GatewayListener, String, u16)| {
+            let is_concerned = lost.set().is_none() || lost.set() == own.set();
+            // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
+            let goes_there = own.terminates_tls || lost.is_filtered;
+            let are_bytes = [own.protocol, lost.protocol].contains(&Protocol::Tcp);
+            let is_like = are_bytes || class(own.protocol) == class(lost.protocol);
+            *port == one.port && is_concerned && goes_there && is_like && own.covers(host)
+        };
+        let Some((lost, host, _)) = lost.iter().find(takes) else { return true };
+        let (name, port) = (lost.name(), one.port);
+        let why = match lost.is_filtered {
+            true => format!(
+                "has filters for {host:?} and is not served: this listener would accept the same requests without them: correct that one, or use another port of the pod [KARST-0029]"
+            ),
+            false => format!(
+                "requires client certificates for {host:?} by a field that is not supported: this listener would accept the same clients without a certificate: use another port of the pod [KARST-0506]"
+            ),
+        };
+        let text = format!("maps to port {port} of pod {}/{}, as {name} does, which {why}", pod.namespace, pod.name);
+        unmapped.entry(one.listener).or_insert(Unmapped { listener: one.listener, reason: TAKEN, text });
+        false
+    });
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.

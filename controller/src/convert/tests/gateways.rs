@@ -404,6 +404,46 @@ fn a_listener_with_filters_that_cannot_be_served_has_no_other_in_its_place() {
     assert_eq!(said_of_listener(&text, 1, "Accepted").0, "UnsupportedValue");
 }
 
+/// A Service may lead two ports that clients call to one of the pods, where it is not known which of both was called.
+#[test]
+fn a_listener_that_asks_and_cannot_be_served_has_no_other_in_its_place_at_the_pods_port() {
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: gw, namespace: a}\nspec: {clusterIP: 10.96.0.9, selector: {gateway.networking.k8s.io/gateway-name: g}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\n";
+    let ask = "{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: s, port: 80}}}";
+    let of = |filter: &str| format!("{SERVICE}{}", with_filters(&format!(", filters: {{requests: [{filter}]}}")));
+    let names = |text: &str| {
+        let mut names: Vec<String> = names_of(&served(text)).into_iter().map(String::from).collect();
+        names.sort();
+        names
+    };
+    assert!(served(&of(ask)).iter().all(|listener| listener.port == 8080));
+    assert_eq!(names(&of(ask)), ["narrow", "one", "other", "wide"]);
+    let text = of("{type: CORS}");
+    assert_eq!(names(&text), ["narrow"]);
+    let (told, message) = said_of_listener(&text, 3, "Accepted");
+    assert_eq!(told, "PortUnavailable", "{message}");
+    let says = "port 8080 maps to port 8080 of pod a/p, as listener one of Gateway a/g does, which has filters for \"a.x.com\"";
+    assert!(message.starts_with(says) && message.ends_with("[KARST-0029]"), "{message}");
+    // One for other names, and one for datagrams, take nothing of it.
+    let other =
+        |protocol: &str| text.replace("port: 8080, protocol: HTTP", &format!("port: 8080, protocol: {protocol}"));
+    assert_eq!(names(&other("HTTP, hostname: b.com")), ["narrow", "other"]);
+    assert_eq!(run(&other("UDP")).0.gateways["a/p"].udp.len(), 1);
+    // The same of certificates that are asked for by a field that cannot be honoured.
+    let https = |more: &str| {
+        let tls = |more: &str| format!("protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}]{more}}}");
+        let one = format!("name: one, port: 443, hostname: a.x.com, {}", tls(more));
+        let text = with_filters("").replace("name: one, port: 80, protocol: HTTP, hostname: a.x.com", &one);
+        let text = text.replace("port: 8080, protocol: HTTP", &format!("port: 8443, {}", tls("")));
+        let service = SERVICE.replace("port: 80, targetPort: 8080", "port: 443, targetPort: 8443");
+        format!("{}{service}{text}", key_pair())
+    };
+    assert_eq!(names(&https("")), ["narrow", "one", "other", "wide"]);
+    let text = https(", options: {gateway.istio.io/tls-terminate-mode: MUTUAL}");
+    assert_eq!(names(&text), ["narrow", "wide"]);
+    let (told, message) = said_of_listener(&text, 3, "Accepted");
+    assert!(told == "PortUnavailable" && message.ends_with("[KARST-0506]"), "{told} {message}");
+}
+
 /// ConfigMap of this namespace and name with an authority's certificate.
 pub(super) fn authority(ns: &str, name: &str) -> String {
     let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;

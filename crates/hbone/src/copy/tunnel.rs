@@ -119,9 +119,10 @@ impl Tunnel {
     pub fn resume(from: Interrupted, (mut send, recv): (SendStream<Bytes>, RecvStream)) -> io::Result<Self> {
         let tcp = std::net::TcpStream::from(from.socket);
         tcp.set_nonblocking(true)?;
-        // Whoever had it may have been stopped in between.
+        let tcp = TcpStream::from_std(tcp)?;
+        // Whoever had it may have been stopped in between. Until it is ours its close is a reset.
         socket2::SockRef::from(&tcp).set_linger(None)?;
-        let leg = Leg::new(TcpStream::from_std(tcp)?);
+        let leg = Leg::new(tcp);
         let mut sides = Sides::new(from.client);
         if from.ended {
             // The peer has heard of it; in this stream it is said once more.

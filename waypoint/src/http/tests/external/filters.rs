@@ -2,19 +2,27 @@
 
 use super::*;
 
-/// What a gateway listens on, with these filters.
-fn listening(filters: Vec<Option<ir::AuthzProvider>>) -> Arc<Gateway> {
+/// A listener for a name, with these filters.
+fn listener(host: &str, filters: Vec<Option<ir::AuthzProvider>>) -> ir::Listener {
     let requests: Vec<_> = filters.into_iter().map(|authorization| ir::ListenerFilter { authorization }).collect();
     let flag = if requests.is_empty() { ir::ListenerFlag::None } else { ir::ListenerFlag::Filtered };
-    let listener = ir::Listener {
+    ir::Listener {
         routes: "g".into(),
         port: 8000,
-        hosts: vec!["*".into()],
+        hosts: vec![host.into()],
         protocol: flag as i32,
         filters: (!requests.is_empty()).then_some(ir::ListenerFilters { requests }),
         ..Default::default()
-    };
-    Arc::new(Gateway::new(&ir::Gateway { listeners: vec![listener], ..Default::default() }).unwrap())
+    }
+}
+
+fn with_listeners(listeners: Vec<ir::Listener>) -> Arc<Gateway> {
+    Arc::new(Gateway::new(&ir::Gateway { listeners, ..Default::default() }).unwrap())
+}
+
+/// What a gateway listens on, with these filters.
+fn listening(filters: Vec<Option<ir::AuthzProvider>>) -> Arc<Gateway> {
+    with_listeners(vec![listener("*", filters)])
 }
 
 /// A gateway whose listener has these filters, and these rules for the host `s`.
@@ -32,7 +40,12 @@ fn filtered(filters: Vec<Option<ir::AuthzProvider>>, http: Vec<ir::HttpRule>) ->
 
 /// The status of a request that comes to the gateway.
 async fn enter(m: &Mesh, request: Request<Payload>) -> u16 {
-    let target = DownstreamTarget::Gateway(None);
+    enter_by(m, None, request).await
+}
+
+/// The same by TLS with this name in the hello, if there is one.
+async fn enter_by(m: &Mesh, hello: Option<&str>, request: Request<Payload>) -> u16 {
+    let target = DownstreamTarget::Gateway(hello.map(Into::into));
     let downstream = Downstream { peer: None, target, port: 8000, ..m.downstream() };
     let (client, server) = tokio::io::duplex(64 << 10);
     let w = m.worker.clone();
@@ -189,5 +202,25 @@ fn a_filter_that_comes_while_the_provider_of_a_rule_is_waited_for_holds() {
         let (m, asked) = of(vec![ask()]);
         let change = |s: &mut Snapshot| s.gateway = Some(listening(vec![ask()]));
         assert_eq!((enter_during(&m, 700, change).await, asked.borrow().len(), m.count()), (200, 2, 1));
+    });
+}
+
+/// A listener with filters that has come meanwhile, and that the name in the hello has not chosen: what is its own now goes past it by no
+/// other one.
+#[test]
+fn who_waits_does_not_go_past_the_filters_of_a_listener_that_it_has_not_come_to() {
+    run(async {
+        let rule = ir::HttpRule { authorization: Some(provider(|p| p.name = "rule".into())), ..open() };
+        for (host, want) in [("s", (421, 0)), ("others", (200, 1))] {
+            let m = filtered(vec![], vec![rule.clone()]);
+            let asked = authz(&m, true, |_| slowly(yes(|_| {})));
+            let change = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let listeners = vec![listener("*", vec![]), listener(host, vec![None])];
+                m.tell(|s| s.gateway = Some(with_listeners(listeners)));
+            };
+            let (status, ()) = tokio::join!(enter_by(&m, Some("another"), get("/")), change);
+            assert_eq!(((status, m.count()), asked.borrow().len()), (want, 1), "{host}");
+        }
     });
 }
