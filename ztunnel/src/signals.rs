@@ -12,7 +12,7 @@ use karst_api::workload::AppProtocol;
 use karst_hbone::copy::Watch;
 use karst_proxy::{
     endpoints::is_waypoint,
-    requests::{Counter, Kind, Table},
+    requests::{Counter, Kind, Placed, Table},
     tap::Taps,
 };
 use karst_rt::clock::Instant;
@@ -140,8 +140,8 @@ impl Signals {
     }
 
     fn count(&self, kept: &mut Vec<(Kind, Found)>, exchange: &Exchange) {
-        let kind = Kind::from(exchange);
-        let add = |found: &Found| found.iter().flatten().for_each(|counter| counter.add(exchange));
+        let (kind, placed) = (Kind::from(exchange), Placed::from(exchange));
+        let add = |found: &Found| found.iter().flatten().for_each(|counter| counter.add(&placed));
         if let Some((_, found)) = kept.iter().find(|(k, _)| *k == kind) {
             return add(found);
         }

@@ -72,9 +72,10 @@ impl<const N: usize> Default for Histogram<N> {
 }
 
 impl<const N: usize> Histogram<N> {
-    fn add(&self, bounds: &[f64; N], value: f64, units: u64) {
+    /// One more value, which belongs in this bucket.
+    fn add(&self, bucket: usize, units: u64) {
         raise(&self.sum, units);
-        raise(self.buckets.get(bounds.partition_point(|b| *b < value)).unwrap_or(&self.more), 1);
+        raise(self.buckets.get(bucket).unwrap_or(&self.more), 1);
     }
     /// Its buckets, in order.
     fn counts(&self) -> impl Iterator<Item = &AtomicU64> {
@@ -88,6 +89,31 @@ impl<const N: usize> Histogram<N> {
     fn render(&self, family: &mut Family<'_>, labels: &str, bounds: &[f64; N], unit: f64) {
         let counts = self.counts().map(|bucket| bucket.load(Relaxed));
         family.histogram(labels, bounds, counts, self.sum.load(Relaxed) as f64 / unit);
+    }
+}
+
+/// In which bucket a value belongs. Behind all: it is beyond the last bound.
+fn bucket(bounds: &[f64], value: f64) -> usize {
+    bounds.partition_point(|bound| *bound < value)
+}
+
+/// A request, and the buckets it belongs in: of one within a node two series are told, and they are looked for once.
+#[derive(Debug)]
+pub struct Placed<'a> {
+    exchange: &'a Exchange,
+    duration: usize,
+    request_bytes: usize,
+    response_bytes: usize,
+}
+
+impl<'a> From<&'a Exchange> for Placed<'a> {
+    fn from(exchange: &'a Exchange) -> Self {
+        Self {
+            exchange,
+            duration: bucket(&DURATION_BOUNDS, exchange.duration.as_secs_f64() * 1000.0),
+            request_bytes: bucket(&BYTES, exchange.request_bytes as f64),
+            response_bytes: bucket(&BYTES, exchange.response_bytes as f64),
+        }
     }
 }
 
@@ -167,12 +193,12 @@ impl Counter {
     }
 
     /// One more request.
-    pub fn add(&self, e: &Exchange) {
-        let part = &*self.part;
+    pub fn add(&self, placed: &Placed<'_>) {
+        let (part, e) = (&*self.part, placed.exchange);
         raise(&part.requests, 1);
-        part.duration.add(&DURATION_BOUNDS, e.duration.as_secs_f64() * 1000.0, e.duration.as_nanos() as u64);
-        part.request_bytes.add(&BYTES, e.request_bytes as f64, e.request_bytes);
-        part.response_bytes.add(&BYTES, e.response_bytes as f64, e.response_bytes);
+        part.duration.add(placed.duration, e.duration.as_nanos() as u64);
+        part.request_bytes.add(placed.request_bytes, e.request_bytes);
+        part.response_bytes.add(placed.response_bytes, e.response_bytes);
         if self.series.is_grpc {
             raise(&part.request_messages, e.request_messages);
             raise(&part.response_messages, e.response_messages);
@@ -343,8 +369,8 @@ mod tests {
     fn requests_have_istios_series_and_labels() {
         let (all, e) = (Table::default(), exchange());
         let counter = all.counter(&between(), Kind::from(&e));
-        counter.add(&e);
-        counter.add(&e);
+        counter.add(&Placed::from(&e));
+        counter.add(&Placed::from(&e));
         assert!(Arc::ptr_eq(&counter.series, &all.series(&between(), Kind::from(&e))));
         all.gave_up(Surprise::Framing);
         let page = exposition::page(|page| all.render(page));
@@ -372,7 +398,7 @@ mod tests {
         let (all, e) = (Table::default(), exchange());
         let count = || {
             let connections: Vec<_> = (0..CONNECTIONS).map(|_| all.counter(&between(), Kind::from(&e))).collect();
-            (0..REQUESTS).for_each(|_| connections.iter().for_each(|counter| counter.add(&e)));
+            (0..REQUESTS).for_each(|_| connections.iter().for_each(|counter| counter.add(&Placed::from(&e))));
         };
         thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(count))));
         count();
@@ -440,7 +466,7 @@ mod tests {
         // All are in use: what comes is counted together.
         let _more: Vec<_> = (0..MAX_SERIES).map(|n| of(&format!("more{n}"))).collect();
         let rest = of("rest");
-        Counter::of(rest.clone()).add(&e);
+        Counter::of(rest.clone()).add(&Placed::from(&e));
         let page = exposition::page(|page| all.render(page));
         assert!(is_listed(&rest) && listed().len() == MAX_SERIES + 1, "{}", listed().len());
         assert!(page.contains("istio_requests_total{reporter=\"source\"} 1\n"), "one for all");
@@ -457,7 +483,7 @@ mod tests {
         let mesh = crate::testing::snapshot(vec![pod("a", "10.0.0.1"), pod("b", "10.0.0.2")], vec![]);
         for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.1"] {
             let destination = mesh.workload(ip.parse().unwrap()).map(|pod| &**pod);
-            all.counter(&Between { destination, ..between() }, Kind::from(&e)).add(&e);
+            all.counter(&Between { destination, ..between() }, Kind::from(&e)).add(&Placed::from(&e));
         }
         let page = exposition::page(|page| all.render(page));
         let lines: Vec<_> = page.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
