@@ -81,6 +81,10 @@ impl<const N: usize> Histogram<N> {
     fn counts(&self) -> impl Iterator<Item = &AtomicU64> {
         self.buckets.iter().chain([&self.more])
     }
+    /// How many values it has.
+    fn count(&self) -> u64 {
+        self.counts().map(|bucket| bucket.load(Relaxed)).sum()
+    }
     /// Adds what another has counted so far.
     fn merge(&self, other: &Self) {
         raise(&self.sum, other.sum.load(Relaxed));
@@ -133,7 +137,7 @@ struct Series {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Part {
-    requests: AtomicU64,
+    /// Each request has one: their number is that of requests.
     duration: Histogram<{ DURATION_BOUNDS.len() }>,
     request_bytes: Histogram<10>,
     response_bytes: Histogram<10>,
@@ -144,7 +148,6 @@ struct Part {
 impl Part {
     /// Adds what another has counted so far.
     fn merge(&self, other: &Self) {
-        raise(&self.requests, other.requests.load(Relaxed));
         self.duration.merge(&other.duration);
         self.request_bytes.merge(&other.request_bytes);
         self.response_bytes.merge(&other.response_bytes);
@@ -195,7 +198,6 @@ impl Counter {
     /// One more request.
     pub fn add(&self, placed: &Placed<'_>) {
         let (part, e) = (&*self.part, placed.exchange);
-        raise(&part.requests, 1);
         part.duration.add(placed.duration, e.duration.as_nanos() as u64);
         part.request_bytes.add(placed.request_bytes, e.request_bytes);
         part.response_bytes.add(placed.response_bytes, e.response_bytes);
@@ -289,7 +291,7 @@ impl Table {
         let series: Vec<(&Series, Part)> = series.iter().map(|s| (&**s, s.total())).collect();
         let (counter, histogram) = (exposition::Kind::Counter, exposition::Kind::Histogram);
         let mut family = page.family("istio_requests_total", counter, "Requests.");
-        series.iter().for_each(|(s, total)| family.series(&s.labels, total.requests.load(Relaxed)));
+        series.iter().for_each(|(s, total)| family.series(&s.labels, total.duration.count()));
         let mut family = page.family("istio_request_duration_milliseconds", histogram, "Durations of requests.");
         series.iter().for_each(|(s, total)| total.duration.render(&mut family, &s.labels, &DURATION_BOUNDS, 1e6));
         let mut family = page.family("istio_request_bytes", histogram, "Sizes of requests.");
