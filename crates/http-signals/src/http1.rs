@@ -177,13 +177,15 @@ impl Head {
 }
 
 impl Side {
-    /// Reads a line of a head, behind its first one. True: the head has ended.
-    fn field(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
-        let Some(line) = self.lines.next(bytes)? else { return Ok(false) };
-        if !line.is_empty() {
+    /// Reads a head's lines, behind its first one, as far as they have come. True: the head has ended.
+    fn fields(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
+        while let Some(line) = self.lines.next(bytes)? {
+            if line.is_empty() {
+                return Ok(true);
+            }
             self.head.line(line)?;
         }
-        Ok(line.is_empty())
+        Ok(false)
     }
 
     /// Reads what belongs to a body. True: it has ended.
@@ -238,7 +240,7 @@ impl Http1 {
                     self.request_line(&mut bytes, keep, now)?;
                     false
                 }
-                At::Fields => self.client.field(&mut bytes)? && self.request_headed()?,
+                At::Fields => self.client.fields(&mut bytes)? && self.request_headed()?,
                 At::Held => return Err(Surprise::Upgrade.into()),
                 At::Body(_) | At::ChunkSize | At::Chunk(_) | At::ChunkEnd | At::Trailers | At::UntilEnd => {
                     self.client.body(&mut bytes)?
@@ -325,7 +327,7 @@ impl Http1 {
                     self.status_line(&mut bytes)?;
                     false
                 }
-                At::Fields => self.server.field(&mut bytes)?,
+                At::Fields => self.server.fields(&mut bytes)?,
                 _ => self.server.body(&mut bytes)?,
             };
             self.answer_bytes += (before - bytes.len()) as u64;
