@@ -12,7 +12,7 @@ use karst_api::workload::AppProtocol;
 use karst_hbone::copy::Watch;
 use karst_proxy::{
     endpoints::is_waypoint,
-    requests::{Kind, Series, Table},
+    requests::{Counter, Kind, Placed, Table},
     tap::Taps,
 };
 use karst_rt::clock::Instant;
@@ -97,7 +97,8 @@ impl Spoken {
     }
 }
 
-type Found = [Option<Arc<Series>>; 2];
+/// At its own side, and at the other one if that is a pod of ours.
+type Found = [Option<Counter>; 2];
 
 /// What is read of a connection while it is read.
 struct Reading {
@@ -132,20 +133,20 @@ impl Signals {
         if let Over::GaveUp(surprise) = over {
             self.table.gave_up(surprise);
         }
-        for series in series.iter().flat_map(|(_, found)| found).flatten() {
-            self.table.touch(series);
+        for counter in series.iter().flat_map(|(_, found)| found).flatten() {
+            self.table.touch(counter);
         }
         *place = None;
     }
 
     fn count(&self, kept: &mut Vec<(Kind, Found)>, exchange: &Exchange) {
-        let kind = Kind::from(exchange);
-        let add = |found: &Found| found.iter().flatten().for_each(|s| s.add(exchange));
+        let (kind, placed) = (Kind::from(exchange), Placed::from(exchange));
+        let add = |found: &Found| found.iter().flatten().for_each(|counter| counter.add(&placed));
         if let Some((_, found)) = kept.iter().find(|(k, _)| *k == kind) {
             return add(found);
         }
-        let series = |conn: &Conn| self.table.series(&conn.between(), kind);
-        let found = [self.own.upgrade().as_deref().map(series), self.other.as_deref().map(series)];
+        let counter = |conn: &Conn| self.table.counter(&conn.between(), kind);
+        let found = [self.own.upgrade().as_deref().map(counter), self.other.as_deref().map(counter)];
         add(&found);
         if kept.len() < KINDS {
             kept.push((kind, found));

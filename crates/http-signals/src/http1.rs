@@ -177,13 +177,15 @@ impl Head {
 }
 
 impl Side {
-    /// Reads a line of a head, behind its first one. True: the head has ended.
-    fn field(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
-        let Some(line) = self.lines.next(bytes)? else { return Ok(false) };
-        if !line.is_empty() {
+    /// Reads a head's lines, behind its first one, as far as they have come. True: the head has ended.
+    fn fields(&mut self, bytes: &mut &[u8]) -> Result<bool, Surprise> {
+        while let Some(line) = self.lines.next(bytes)? {
+            if line.is_empty() {
+                return Ok(true);
+            }
             self.head.line(line)?;
         }
-        Ok(line.is_empty())
+        Ok(false)
     }
 
     /// Reads what belongs to a body. True: it has ended.
@@ -238,7 +240,7 @@ impl Http1 {
                     self.request_line(&mut bytes, keep, now)?;
                     false
                 }
-                At::Fields => self.client.field(&mut bytes)? && self.request_headed()?,
+                At::Fields => self.client.fields(&mut bytes)? && self.request_headed()?,
                 At::Held => return Err(Surprise::Upgrade.into()),
                 At::Body(_) | At::ChunkSize | At::Chunk(_) | At::ChunkEnd | At::Trailers | At::UntilEnd => {
                     self.client.body(&mut bytes)?
@@ -272,15 +274,13 @@ impl Http1 {
             self.began = None;
             return Ok(());
         }
-        if !may_be_request(line) || !is_version_one(line) {
-            return Err(bad);
-        }
+        let Some(method) = method(line) else { return Err(bad) };
         if self.open.len() >= MAX_PIPELINE {
             return Err(Surprise::TooMany.into());
         }
-        let method = match line.split(|b| *b == b' ').next() {
-            Some(b"HEAD") => Method::Head,
-            Some(b"CONNECT") => Method::Connect,
+        let method = match method {
+            b"HEAD" => Method::Head,
+            b"CONNECT" => Method::Connect,
             _ => Method::Other,
         };
         let asked = keep.then(|| asked(line));
@@ -325,7 +325,7 @@ impl Http1 {
                     self.status_line(&mut bytes)?;
                     false
                 }
-                At::Fields => self.server.field(&mut bytes)?,
+                At::Fields => self.server.fields(&mut bytes)?,
                 _ => self.server.body(&mut bytes)?,
             };
             self.answer_bytes += (before - bytes.len()) as u64;
@@ -437,9 +437,23 @@ fn exchange(request: &mut Request, answer: Option<Answer>, answer_bytes: u64, fl
 /// May a request begin like this? Of every beginning of a request it is true.
 fn may_be_request(line: &[u8]) -> bool {
     let method = line.split(|b| *b == b' ').next().unwrap_or_default();
-    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     let line_end = |b: &u8| *b == b'\r' || *b == b'\n';
-    (method.len() <= MAX_METHOD && method.iter().all(is_token)) || line.iter().all(line_end)
+    is_method(method) || line.iter().all(line_end)
+}
+
+fn is_method(text: &[u8]) -> bool {
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    text.len() <= MAX_METHOD && text.iter().all(is_token)
+}
+
+/// The method, if this is the line of a request of a version of HTTP/1.
+fn method(line: &[u8]) -> Option<&[u8]> {
+    let (before, version) = line.split_at_checked(line.len().checked_sub(b" HTTP/1.1".len())?)?;
+    if !version.starts_with(b" HTTP/1.") || version.ends_with(b" ") {
+        return None;
+    }
+    let method = before.get(..memchr::memchr(b' ', before)?)?;
+    is_method(method).then_some(method)
 }
 
 /// What a request's line asks for.
@@ -460,14 +474,6 @@ fn path_of(target: &[u8]) -> &[u8] {
     let Some(scheme) = memchr::memmem::find(target, b"://") else { return &[] };
     let rest = target.get(scheme + 3..).unwrap_or_default();
     memchr::memchr2(b'/', b'?', rest).and_then(|at| rest.get(at..)).unwrap_or(b"/")
-}
-
-/// Does a request's line end with a version of HTTP/1?
-fn is_version_one(line: &[u8]) -> bool {
-    let mut parts = line.rsplitn(2, |b| *b == b' ');
-    let version = parts.next().unwrap_or_default();
-    let before = parts.next().unwrap_or_default();
-    version.len() == 8 && version.starts_with(b"HTTP/1.") && before.contains(&b' ')
 }
 
 fn decimal(text: &[u8]) -> Option<u64> {

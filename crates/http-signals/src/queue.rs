@@ -1,6 +1,6 @@
 //! A queue whose first place is its own: most connections have one request at a time, and no memory is taken for that.
 
-use std::{collections::VecDeque, iter, mem};
+use std::{collections::VecDeque, iter};
 
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
@@ -27,7 +27,10 @@ impl<T> Queue<T> {
 
     /// Takes out the first.
     pub fn pop(&mut self) -> Option<T> {
-        mem::replace(&mut self.first, self.more.pop_front())
+        // Mostly there is none at all, and none of it is moved.
+        let first = self.first.take()?;
+        self.first = self.more.pop_front();
+        Some(first)
     }
 
     /// Takes out all, in their order.

@@ -95,6 +95,7 @@ fn what_requests_ask_for_is_kept_bounded_and_visible() {
     let requests = [
         ("GET /a?b=c", "GET /a?b=c HTTP/1.1"),
         ("OPTIONS *", "OPTIONS * HTTP/1.1"),
+        ("GET ", "GET  HTTP/1.1"),
         ("GET http://me:secret@a.example/b?c=http://d/", "GET /b?c=http://d/ HTTP/1.1"),
         ("GET http://me:secret@a.example", "GET / HTTP/1.1"),
         ("GET me:secret@a.example", "GET  HTTP/1.1"),
@@ -245,6 +246,13 @@ fn what_is_no_http_is_left_alone() {
         b"PING\r\n",
         b"INVITE sip:a SIP/2.0\r\n",
         b"SSH-2.0-x\r\n",
+        b"GET / HTTP/2.0\r\n",
+        b"GET / HTTP/1.\r\n",
+        b"GET / HTTP/1. \r\n",
+        b"GET / XHTTP/1.1\r\n",
+        b"GET HTTP/1.1\r\n",
+        b" HTTP/1.1\r\n",
+        b"G:T / HTTP/1.1\r\n",
         &[b'A'; 100],
     ] {
         assert_eq!(read(&[client(first)]), (vec![], Some(Over::NotHttp)), "{first:?}");
