@@ -75,7 +75,10 @@ fn measure(cluster: &Cluster, how: &How) -> Result<()> {
     for until in ["create", "condition=Accepted"] {
         cluster.kubectl(&["wait", &format!("--for={until}"), "--timeout=60s", "gatewayclass/istio"])?;
     }
-    let status = Command::new(shipped()?.join("karst-bench-gateway")).args(how.args()?).status();
+    let mut bench = Command::new(shipped()?.join("karst-bench-gateway"));
+    // It stops nodes and starts them.
+    bench.args(how.args()?).env("KARST_XTASK", std::env::current_exe()?);
+    let status = bench.status();
     ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed, or missed an aim");
     Ok(())
 }
