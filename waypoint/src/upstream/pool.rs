@@ -4,6 +4,7 @@
 use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted, upstream::settings::Announced};
 use hyper::client::conn::{http1, http2};
 use karst_api::route as ir;
+use karst_core::limits;
 use karst_hbone::pool::{Lease, TunnelState};
 use std::{
     cell::{Cell, RefCell},
@@ -15,14 +16,19 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Idle connections kept for an endpoint by one worker.
+/// Idle connections to an endpoint that one worker keeps for as long as its rules say.
 const IDLE: usize = 64;
+/// And so many for [`SURPLUS_IDLE`]: of many requests at a time those that end together leave as many connections, which the next ones
+/// want. (As many as Envoy has to an endpoint where no rule says otherwise.)
+const MAX_IDLE: usize = 1024;
 /// Idle connections kept by one worker.
 const ALL_IDLE: usize = 4096;
 /// A connection without requests is closed after this time where no rule says otherwise (Istio: an hour).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The same of one that is one client's (PROXY protocol): its next request comes soon, or not at all.
 const IDLE_OF_ONE: Duration = Duration::from_secs(60);
+/// Those beyond [`IDLE`]: what a rush has opened goes soon.
+const SURPLUS_IDLE: Duration = limits::POOL_SURPLUS_IDLE;
 /// Between two looks at those that are kept.
 pub const SWEEP: Duration = Duration::from_secs(1);
 
@@ -138,10 +144,9 @@ impl ConnectionDisposition {
                 if !send.is_closed() {
                     let mut all = pool.h1.borrow_mut();
                     let idle = all.entry(pool_key).or_default();
-                    if idle.len() >= IDLE {
-                        idle.retain(|i| !i.send.is_closed());
-                    }
-                    if idle.len() < IDLE {
+                    // The last one that comes is the next one that is used: surplus is what lies above, and goes first.
+                    let timeout = if idle.len() < IDLE { timeout } else { timeout.min(SURPLUS_IDLE) };
+                    if idle.len() < MAX_IDLE {
                         idle.push(Idle { send, requests, tunnel, until: Instant::now() + timeout });
                     }
                 }
@@ -170,5 +175,63 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.requests.set(self.requests.get().saturating_sub(1));
         self.until.set(Instant::now() + self.idle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::DuplexStream,
+        task::{LocalSet, spawn_local},
+        time::advance,
+    };
+
+    /// A connection to somebody who says nothing.
+    async fn open() -> (Sender1, DuplexStream) {
+        let (near, far) = tokio::io::duplex(64);
+        let (send, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        spawn_local(connection);
+        (send, far)
+    }
+
+    /// 512 clients at a time had most of their requests on connections of their own: of those that ended together 64 were kept.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_rush_has_opened_is_kept_for_the_next_requests_and_then_goes() {
+        let run = async {
+            let (pool, key): (Rc<Pool>, PoolKey) = (Rc::default(), ("pod".into(), ([10, 0, 0, 1], 80).into(), None));
+            let release = |send: Sender1| {
+                let (pool, pool_key) = (pool.clone(), key.clone());
+                ConnectionDisposition::Reuse { pool, pool_key, send, requests: 1, tunnel: None, idle: IDLE_TIMEOUT }
+                    .release();
+            };
+            let kept = || pool.h1.borrow().get(&key).map_or(0, Vec::len);
+            let (mut sends, mut ends) = (vec![], vec![]);
+            for _ in 0..MAX_IDLE + 10 {
+                let (send, end) = open().await;
+                sends.push(send);
+                ends.push(end);
+            }
+            sends.into_iter().for_each(release);
+            assert_eq!(kept(), MAX_IDLE, "and no more");
+            advance(SURPLUS_IDLE - SWEEP).await;
+            pool.sweep();
+            assert_eq!(kept(), MAX_IDLE);
+            // A rush that goes on has all of them again, and again for as long.
+            let taken: Vec<Sender1> = std::iter::from_fn(|| pool.take(&key)).map(|idle| idle.send).collect();
+            assert_eq!((taken.len(), kept()), (MAX_IDLE, 0));
+            taken.into_iter().for_each(release);
+            advance(SURPLUS_IDLE - SWEEP).await;
+            pool.sweep();
+            assert_eq!(kept(), MAX_IDLE);
+            advance(2 * SWEEP).await;
+            pool.sweep();
+            assert_eq!(kept(), IDLE, "it is over");
+            advance(IDLE_TIMEOUT).await;
+            pool.sweep();
+            assert_eq!(kept(), 0);
+        };
+        LocalSet::new().run_until(run).await;
     }
 }
