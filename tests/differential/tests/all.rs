@@ -1,6 +1,7 @@
 //! All that is judged a second time by somebody else.
 
 mod authorization;
+mod common;
 mod doors;
 mod flows;
 mod forwarded;

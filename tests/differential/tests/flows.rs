@@ -4,9 +4,7 @@
 //! `SEED=n` for another run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
-mod common;
-
-use common::state;
+use crate::common::state;
 use karst_core::{Identity, authority::Authority};
 use karst_differential::{
     meshes,

@@ -6,9 +6,7 @@
 //! `SEED=n` and `WORLDS=n` for another run. A world that fails is printed with as little in it as it takes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
-mod common;
-
-use common::state;
+use crate::common::state;
 use karst_controller::offline::{self, Resource};
 use karst_core::Identity;
 use karst_differential::{
