@@ -222,6 +222,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         roots,
         lists,
         stepped: None,
+        unwritten: Some(Instant::now()),
     };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
@@ -274,6 +275,8 @@ struct Watcher<'a> {
     lists: watch::Receiver<Option<String>>,
     /// Since when there have been steps without a look at everything.
     stepped: Option<Instant>,
+    /// Since when something has changed of which it was not found out yet what is to be written.
+    unwritten: Option<Instant>,
 }
 
 impl Watcher<'_> {
@@ -304,6 +307,14 @@ impl Watcher<'_> {
                     None => std::future::pending().await,
                 }
             };
+            // Not at once: proxies are told by other tasks of this thread, and many changes are written together.
+            let unwritten = self.unwritten;
+            let write = async move {
+                match unwritten {
+                    Some(since) => tokio::time::sleep_until(since + WRITE_AFTER).await,
+                    None => std::future::pending().await,
+                }
+            };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
                 () = self.intake.changed() => {
@@ -313,6 +324,10 @@ impl Watcher<'_> {
                     false
                 }
                 () = whole => false,
+                () = write => {
+                    self.write();
+                    continue;
+                }
                 Ok(()) = found.changed() => false,
                 Ok(()) = sessions.changed() => false,
                 Ok(()) = self.roots.changed() => true,
@@ -344,7 +359,23 @@ impl Watcher<'_> {
 
     fn update(&mut self) -> bool {
         self.stepped = None;
-        update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log)
+        let left = update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log);
+        if left.write {
+            self.unwritten.get_or_insert_with(Instant::now);
+        }
+        left.look
+    }
+
+    /// Finds out what is to be written, of the objects as they were taken in last.
+    fn write(&mut self) {
+        self.unwritten = None;
+        let Some((publisher, writer)) = self.kube else { return };
+        let state = self.shared.state.load_full();
+        publisher.note(&state);
+        publisher.note_mesh_config(&state, self.intake.mesh_config());
+        self.log.behind = false;
+        let template = self.shared.config.template();
+        writer.set(self.compiler.writes(&state, &template, self.log.findings.as_deref(), &timestamp()));
     }
 
     /// Takes in changes of pods that decide about nothing else, without a look at all other objects: of 100,000 pods a thousand may
@@ -464,12 +495,23 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// After a change, more changes are awaited for this long before it is found out what is to be written.
+const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// After steps that looked at pods alone, everything is looked at after this time.
 const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Takes in what has changed. True: what is to be said of objects may be another.
+/// What a change leaves to do. No proxy waits for it.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// What is to be said of objects may be another.
+    look: bool,
+    /// What is to be written of them may be.
+    write: bool,
+}
+
+/// Takes in what has changed.
 fn update(
     shared: &Shared,
     intake: &mut Intake,
@@ -477,7 +519,7 @@ fn update(
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &mut Compiler,
     log: &mut Problems,
-) -> bool {
+) -> Left {
     let seen = clock::Instant::now();
     let (issuers, session_keys) = (keys.issuers.found.borrow().clone(), keys.sessions.borrow().clone());
     let state = State { keys: issuers, session_keys, ..intake.read() };
@@ -486,21 +528,13 @@ fn update(
         writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
-    // Proxies first: none of them waits for what is written about objects.
     publish(shared, compiler, &change, seen);
     if compiler.was_whole() {
         keys.issuers.want(&state);
     }
     // Nothing is compiled from them, but their statuses are for somebody to write.
     let are_others_elsewhere = shared.state.load().elsewhere != state.elsewhere;
-    if let Some((publisher, writer)) = kube
-        && (compiler.was_whole() || are_others_elsewhere)
-    {
-        publisher.note(&state);
-        publisher.note_mesh_config(&state, intake.mesh_config());
-        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
-    }
-    log.behind = !compiler.was_whole() && (log.behind || compiler.was_told());
+    log.behind |= compiler.was_told();
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.problems) {
         tracing::warn!("{p}");
@@ -513,7 +547,10 @@ fn update(
     log.problems = now;
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
-    mended_or_new || compiler.was_whole() || compiler.was_told()
+    Left {
+        look: mended_or_new || compiler.was_whole() || compiler.was_told(),
+        write: compiler.was_whole() || are_others_elsewhere,
+    }
 }
 
 /// Tells proxies what has changed since then.
