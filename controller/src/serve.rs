@@ -340,7 +340,7 @@ impl Watcher<'_> {
                 all = found_all => {
                     looking = None;
                     match all {
-                        Ok(all) => note(self.shared, self.kube, &self.compiler, &mut self.log, all),
+                        Ok(all) => note(self.shared, self.kube, &mut self.compiler, &mut self.log, all),
                         // The same objects would most likely end the search once more. Others come sooner.
                         Err(_) => due = Some(Instant::now() + LOOK_AGAIN),
                     }
@@ -396,7 +396,7 @@ impl Watcher<'_> {
 fn note(
     shared: &Shared,
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
-    compiler: &Compiler,
+    compiler: &mut Compiler,
     log: &mut Problems,
     findings: Vec<Finding>,
 ) {

@@ -21,6 +21,7 @@ use crate::{
         finding::Finding,
         notices::notices,
         objects::{Mesh, Objects, Template, address},
+        status::settled::Settled,
         writes::{Writes, writes},
     },
     model::Model,
@@ -66,6 +67,9 @@ pub struct Compiler {
     watched: Watched,
     routes: Cache,
     listeners: Arc<GatewayListeners>,
+    settled: Settled,
+    /// Counts how often everything was compiled.
+    compilation: u64,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
@@ -89,6 +93,8 @@ impl Compiler {
             watched: Watched::default(),
             routes: Cache::default(),
             listeners: Arc::default(),
+            settled: Settled::default(),
+            compilation: 0,
             model: Model::default(),
             problems: vec![],
             whole: false,
@@ -118,8 +124,10 @@ impl Compiler {
 
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
     /// of them.
-    pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
-        writes(state, &self.mesh, &self.routes, &self.listeners, template, findings, now)
+    pub fn writes(&mut self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
+        self.settled.begin(self.compilation);
+        let compiled = (&self.routes, &*self.listeners);
+        writes(state, &self.mesh, compiled, &mut self.settled, template, findings, now)
     }
 
     /// What is to be told on objects.
@@ -215,6 +223,7 @@ impl Compiler {
         }
         let objects = Objects::new(state, &self.mesh);
         self.whole = true;
+        self.compilation += 1;
         let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
         drop(old);
