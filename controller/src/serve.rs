@@ -4,7 +4,7 @@ use crate::{
     authn::{self, Caller},
     ca::{CertificateAuthority, Refusal, Signer},
     config::Config,
-    convert::{self, Change, Compiler, Mesh, check, finding::Finding},
+    convert::{self, Change, Compiler, Mesh, Stepped, check, finding::Finding},
     debug::{
         access, control_z,
         pages::{self, View},
@@ -222,7 +222,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         roots,
         lists,
         stepped: None,
-        unwritten: Some(Instant::now()),
+        unwritten: Some(Instant::now() + WRITE_AFTER),
     };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
@@ -273,9 +273,9 @@ struct Watcher<'a> {
     finder: Finder,
     roots: watch::Receiver<String>,
     lists: watch::Receiver<Option<String>>,
-    /// Since when there have been steps without a look at everything.
+    /// When everything is to be looked at, after steps that did not.
     stepped: Option<Instant>,
-    /// Since when something has changed of which it was not found out yet what is to be written.
+    /// When it is to be found out what is to be written, after changes of which it was not.
     unwritten: Option<Instant>,
 }
 
@@ -303,7 +303,7 @@ impl Watcher<'_> {
             let behind = self.stepped;
             let whole = async move {
                 match behind {
-                    Some(since) => tokio::time::sleep_until(since + WHOLE_AFTER).await,
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -311,7 +311,7 @@ impl Watcher<'_> {
             let unwritten = self.unwritten;
             let write = async move {
                 match unwritten {
-                    Some(since) => tokio::time::sleep_until(since + WRITE_AFTER).await,
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -325,7 +325,9 @@ impl Watcher<'_> {
                 }
                 () = whole => false,
                 () = write => {
-                    self.write();
+                    if self.write() {
+                        due = Some(sooner(due));
+                    }
                     continue;
                 }
                 Ok(()) = found.changed() => false,
@@ -339,6 +341,9 @@ impl Watcher<'_> {
                 }
                 all = found_all => {
                     looking = None;
+                    if self.catch_up() {
+                        due = Some(sooner(due));
+                    }
                     match all {
                         Ok(all) => note(self.shared, self.kube, &mut self.compiler, &mut self.log, all),
                         // The same objects would most likely end the search once more. Others come sooner.
@@ -348,8 +353,7 @@ impl Watcher<'_> {
                 }
             };
             if self.update() {
-                let soon = Instant::now() + LOOK_AFTER;
-                due = Some(due.map_or(soon, |at| at.min(soon)));
+                due = Some(sooner(due));
             }
             if let Some((publisher, _)) = self.kube.filter(|_| published) {
                 publisher.note(&self.shared.state.load());
@@ -361,31 +365,47 @@ impl Watcher<'_> {
         self.stepped = None;
         let left = update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log);
         if left.write {
-            self.unwritten.get_or_insert_with(Instant::now);
+            self.unwritten.get_or_insert_with(|| Instant::now() + WRITE_AFTER);
         }
         left.look
     }
 
-    /// Finds out what is to be written, of the objects as they were taken in last.
-    fn write(&mut self) {
+    /// Looks at everything, if steps did not. True: what is to be said of objects may be another.
+    fn catch_up(&mut self) -> bool {
+        self.stepped.is_some() && self.update()
+    }
+
+    /// Finds out what is to be written. True: what is to be said of objects may be another.
+    fn write(&mut self) -> bool {
+        let look = self.catch_up();
         self.unwritten = None;
-        let Some((publisher, writer)) = self.kube else { return };
+        let Some((publisher, writer)) = self.kube else { return look };
         let state = self.shared.state.load_full();
         publisher.note(&state);
         publisher.note_mesh_config(&state, self.intake.mesh_config());
         self.log.behind = false;
         let template = self.shared.config.template();
         writer.set(self.compiler.writes(&state, &template, self.log.findings.as_deref(), &timestamp()));
+        look
     }
 
-    /// Takes in changes of pods that decide about nothing else, without a look at all other objects: of 100,000 pods a thousand may
-    /// change in a second. False: there are other changes. What is not told to proxies (the objects of the debug pages, what the
-    /// webhook compares with) follows within [`WHOLE_AFTER`].
+    /// Takes in changes of pods that decide about nothing else, and of routes of Gateway API, without a look at all other objects: of
+    /// 100,000 pods a thousand may change in a second, and of thousands of routes each is to be in force at once. False: there are
+    /// other changes. What is not told to proxies (the objects of the debug pages, what the webhook compares with) follows within
+    /// [`WHOLE_AFTER`], and soon where there is something to be written.
     fn step(&mut self) -> bool {
         let seen = clock::Instant::now();
         let Some(changes) = self.intake.changes() else { return false };
         let Some(change) = self.compiler.step(&changes.objects) else { return false };
-        self.stepped.get_or_insert(seen);
+        let after = match self.compiler.last_step() {
+            Stepped::Routes => {
+                self.unwritten.get_or_insert(seen + WRITE_AFTER);
+                WHOLE_AFTER
+            }
+            Stepped::Statuses => LOOK_AFTER,
+            Stepped::Pods => WHOLE_AFTER,
+        };
+        self.stepped = Some(self.stepped.map_or(seen + after, |at| at.min(seen + after)));
         publish(self.shared, &self.compiler, &change, seen);
         self.shared.digest.store(changes.digest, Ordering::Relaxed);
         true
@@ -495,6 +515,12 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// Findings are to be looked for then, if it was `due` before.
+fn sooner(due: Option<Instant>) -> Instant {
+    let soon = Instant::now() + LOOK_AFTER;
+    due.map_or(soon, |at| at.min(soon))
+}
+
 /// After a change, more changes are awaited for this long before it is found out what is to be written.
 const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// After steps that looked at pods alone, everything is looked at after this time.
@@ -564,7 +590,8 @@ fn publish(shared: &Shared, compiler: &Compiler, change: &Change, seen: clock::I
     let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
     let before = shared.hub.newest();
     let resources = match change {
-        Change::Workloads(changed) => push::update(&before, model, changed, version),
+        Change::Workloads(uids) => push::update(&before, model, (uids, &[]), version),
+        Change::Routes { workloads, routes } => push::update(&before, model, (workloads, routes), version),
         Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
     };
     let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };
