@@ -223,6 +223,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lists,
         stepped: None,
         unwritten: Some(Instant::now() + WRITE_AFTER),
+        is_behind: false,
+        rest: Instant::now(),
+        is_held: false,
     };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
@@ -275,8 +278,14 @@ struct Watcher<'a> {
     lists: watch::Receiver<Option<String>>,
     /// When everything is to be looked at, after steps that did not.
     stepped: Option<Instant>,
+    /// Steps have taken in more than pods: what was compiled is not of the objects as they were read last.
+    is_behind: bool,
     /// When it is to be found out what is to be written, after changes of which it was not.
     unwritten: Option<Instant>,
+    /// Until then a look at everything that an object asks for by its change waits for further changes.
+    rest: Instant,
+    /// One waits so.
+    is_held: bool,
 }
 
 impl Watcher<'_> {
@@ -318,7 +327,7 @@ impl Watcher<'_> {
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
                 () = self.intake.changed() => {
-                    if self.step() {
+                    if (!self.is_held && self.step()) || self.holds() {
                         continue;
                     }
                     false
@@ -362,17 +371,30 @@ impl Watcher<'_> {
     }
 
     fn update(&mut self) -> bool {
-        self.stepped = None;
+        (self.stepped, self.is_behind, self.is_held) = (None, false, false);
+        let began = Instant::now();
         let left = update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log);
+        // As long a pause as it took, whatever else the machine does: of a thousand Services that come at once none is waited for
+        // longer than that, and the look is not made a thousand times.
+        self.rest = Instant::now() + began.elapsed().min(LONGEST_REST);
         if left.write {
             self.unwritten.get_or_insert_with(|| Instant::now() + WRITE_AFTER);
         }
         left.look
     }
 
-    /// Looks at everything, if steps did not. True: what is to be said of objects may be another.
+    /// Is a look at everything to wait, for which an object has changed?
+    fn holds(&mut self) -> bool {
+        self.is_held = Instant::now() < self.rest;
+        if self.is_held {
+            self.stepped = Some(self.stepped.map_or(self.rest, |at| at.min(self.rest)));
+        }
+        self.is_held
+    }
+
+    /// Looks at everything, if what was compiled is not of the objects that are known. True: what is to be said of them may be another.
     fn catch_up(&mut self) -> bool {
-        self.stepped.is_some() && self.update()
+        self.is_behind && self.update()
     }
 
     /// Finds out what is to be written. True: what is to be said of objects may be another.
@@ -397,6 +419,7 @@ impl Watcher<'_> {
         let seen = clock::Instant::now();
         let Some(changes) = self.intake.changes() else { return false };
         let Some(change) = self.compiler.step(&changes.objects) else { return false };
+        self.is_behind |= self.compiler.last_step() != Stepped::Pods;
         let after = match self.compiler.last_step() {
             Stepped::Routes => {
                 self.unwritten.get_or_insert(seen + WRITE_AFTER);
@@ -523,6 +546,8 @@ fn sooner(due: Option<Instant>) -> Instant {
 
 /// After a change, more changes are awaited for this long before it is found out what is to be written.
 const WRITE_AFTER: Duration = Duration::from_millis(20);
+/// The longest pause between two looks at everything for which objects have changed.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 /// After steps that looked at pods alone, everything is looked at after this time.
 const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
