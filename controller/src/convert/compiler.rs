@@ -189,7 +189,8 @@ impl Compiler {
         if !pods.all(|o| !is_of_pods(&o.object) || is_local(&objects, &self.watched, o)) {
             return None;
         }
-        let (mut left, mut come, mut told) = (vec![], vec![], vec![]);
+        let (mut left, mut come): (LocatedObjects, LocatedObjects) = (vec![], vec![]);
+        let mut told: Vec<((usize, usize), Arc<Located>)> = vec![];
         for (before, now) in others.values().copied() {
             if let (Some(before), Some(now)) = (before, now)
                 && (&before.file, before.line) == (&now.file, now.line)
