@@ -545,7 +545,7 @@ fn sooner(due: Option<Instant>) -> Instant {
 }
 
 /// After a change, more changes are awaited for this long before it is found out what is to be written.
-const WRITE_AFTER: Duration = Duration::from_millis(20);
+const WRITE_AFTER: Duration = Duration::from_millis(50);
 /// The longest pause between two looks at everything for which objects have changed.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 /// After steps that looked at pods alone, everything is looked at after this time.
