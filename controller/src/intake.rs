@@ -5,7 +5,7 @@
 
 use crate::{
     config::Config,
-    convert::{Mesh, Named, Revision, Revisions, is_of_pods},
+    convert::{Mesh, Named, Revision, Revisions, is_small},
 };
 use karst_kube::{ChangedObjects, Source};
 use karst_manifest::{MeshConfig, Object, Problem, State, kinds::Meta, kinds::api_kind, mesh_config, parse::Located};
@@ -39,10 +39,10 @@ impl Intake {
         self.source.changed().await;
     }
 
-    /// What has changed since the state was read, if it is only objects that decide about pods: they are the same for every revision,
-    /// and have nothing to do with the mesh configuration.
+    /// What has changed since the state was read, if it is only objects that may be taken in alone ([`is_small`]), and none of them
+    /// says for which revision it is: they are the same for every revision, and have nothing to do with the mesh configuration.
     pub fn changes(&mut self) -> Option<ChangedObjects> {
-        self.source.changes(|at| is_of_pods(&at.object))
+        self.source.changes(|at| is_small(&at.object) && Revision::label(&at.object).is_none())
     }
 
     /// The state now.

@@ -3,7 +3,7 @@
 
 use crate::{
     config::Cli,
-    convert::{self, Mesh},
+    convert::{self, Change, Mesh},
     model::Model,
     push,
 };
@@ -129,6 +129,24 @@ impl Kept {
     pub fn encode(&mut self) -> usize {
         let model = self.compiler.model().clone();
         let next = push::resources(&model, self.told.version + 1, Some((&self.model, &self.told)));
+        self.tell(model, next)
+    }
+
+    /// Takes in a change of one object, without a look at the others, and encodes what has become of it; gives how many resources are
+    /// new, other ones or gone. None: more than this object is to be looked at.
+    pub fn step(&mut self, before: Option<Arc<Located>>, now: Option<Arc<Located>>) -> Option<usize> {
+        let change = self.compiler.step(&[(before, now)])?;
+        let (model, version) = (self.compiler.model().clone(), self.told.version + 1);
+        let next = match &change {
+            Change::Nothing => return Some(0),
+            Change::Workloads(uids) => push::update(&self.told, &model, (uids, &[]), version),
+            Change::Routes { workloads, routes } => push::update(&self.told, &model, (workloads, routes), version),
+            Change::Everything => push::resources(&model, version, Some((&self.model, &self.told))),
+        };
+        Some(self.tell(model, next))
+    }
+
+    fn tell(&mut self, model: Model, next: karst_xds::Resources) -> usize {
         let nothing = karst_xds::Set::new();
         let changed = |(set, now): (&&'static str, &karst_xds::Set)| {
             self.told.types.get(set).unwrap_or(&nothing).diff(now).count()

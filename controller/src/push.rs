@@ -126,18 +126,17 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
         |key, one| alone(one.encode_to_vec()).in_groups(bound(key)),
     );
     for (key, now) in differences(&before.routes, &model.routes, |a: &Arc<Routes>, b| Arc::ptr_eq(a, b) || a == b) {
-        let is_virtual = key.starts_with(crate::convert::VIRTUAL);
-        let set = if is_virtual { &mut virtual_hosts } else { &mut routes };
+        let set = if is_virtual(key) { &mut virtual_hosts } else { &mut routes };
         match now {
-            Some(now) if is_virtual => set.insert(key.clone(), alone(now.encode_to_vec())),
-            Some(now) => set.insert(key.clone(), alone(now.encode_to_vec()).in_groups(bound(key))),
+            Some(now) => set.insert(key.clone(), routes_of(model, key, now)),
             None => set.remove(key),
         };
     }
     // Services share what the same rules say of them.
     let changed = differences(&before.backends, &model.backends, |a: &Arc<Backend>, b| Arc::ptr_eq(a, b));
     let mut encoded: HashMap<*const Backend, Entry> = HashMap::new();
-    for (key, one) in model.backends.iter().filter(|_| !changed.is_empty()) {
+    // Where none has changed there is none to share.
+    for (key, one) in (!changed.is_empty()).then_some(&model.backends).into_iter().flatten() {
         let is_known = before.backends.get(key).is_some_and(|known| Arc::ptr_eq(known, one));
         if let Some(entry) = backends.get(key).filter(|_| is_known) {
             encoded.entry(Arc::as_ptr(one)).or_insert_with(|| entry.clone());
@@ -153,7 +152,8 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
         };
     }
     let (mut enforced, mut all_policies) = (set(AUTHORIZATION_TYPE), set(ALL_POLICIES));
-    if old.is_none() || before.policies != model.policies {
+    let are_same = Arc::ptr_eq(&before.policies, &model.policies) || before.policies == model.policies;
+    if old.is_none() || !are_same {
         let policies = |dry_run: bool| {
             let some = model.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
             some.map(|(k, p)| (k.clone(), alone(policy_to_wire(p).encode_to_vec())))
@@ -175,17 +175,38 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
     told.next(types.into(), version, model.scopes.clone())
 }
 
-/// The resources after a change of these workloads only.
-pub fn update(old: &Resources, model: &Model, changed: &[String], version: u64) -> Resources {
+/// The resources after a change of these workloads, and of the routes of these services and virtual hosts, only.
+pub fn update(old: &Resources, model: &Model, (uids, keys): (&[String], &[String]), version: u64) -> Resources {
     let mut types = old.types.clone();
     let addresses = types.entry(ADDRESS_TYPE).or_default();
-    for uid in changed {
+    for uid in uids {
         match model.workloads.get(uid) {
             Some(w) => addresses.insert(uid.clone(), workload(w)),
             None => addresses.remove(uid),
         };
     }
+    for key in keys {
+        let set = types.entry(if is_virtual(key) { VIRTUAL_HOST_TYPE } else { ROUTES_TYPE }).or_default();
+        match model.routes.get(key) {
+            Some(now) => set.insert(key.clone(), routes_of(model, key, now)),
+            None => set.remove(key),
+        };
+    }
     old.next(types, version, old.scopes.clone())
+}
+
+/// Are these the routes of a gateway's virtual host?
+fn is_virtual(key: &str) -> bool {
+    key.starts_with(crate::convert::VIRTUAL)
+}
+
+/// The routes of a virtual host, or of a service: told to the waypoint that it is bound to.
+fn routes_of(model: &Model, key: &str, routes: &Routes) -> Entry {
+    let entry = alone(routes.encode_to_vec());
+    match model.services.get(key) {
+        Some(service) if !is_virtual(key) => entry.in_groups(waypoint_group::of(service)),
+        _ => entry,
+    }
 }
 
 /// The keys of which two versions do not hold the same, in order, and what the later one holds.
@@ -298,7 +319,7 @@ mod tests {
         let (a, b) =
             (model(vec![w("1", "a"), w("2", "a"), w("3", "a")]), model(vec![w("1", "a"), w("2", "b"), w("4", "a")]));
         let changed = ["2", "3", "4"].map(String::from);
-        let small = update(&resources(&a, 1, None), &b, &changed, 2);
+        let small = update(&resources(&a, 1, None), &b, (&changed, &[]), 2);
         assert_eq!(small.types, resources(&b, 2, None).types);
     }
 

@@ -4,7 +4,7 @@ use crate::{
     authn::{self, Caller},
     ca::{CertificateAuthority, Refusal, Signer},
     config::Config,
-    convert::{self, Change, Compiler, Mesh, check, finding::Finding},
+    convert::{self, Change, Compiler, Mesh, Stepped, check, finding::Finding},
     debug::{
         access, control_z,
         pages::{self, View},
@@ -222,6 +222,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         roots,
         lists,
         stepped: None,
+        unwritten: Some(Instant::now() + WRITE_AFTER),
+        is_behind: false,
+        rest: Instant::now(),
+        is_held: false,
     };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
@@ -272,8 +276,16 @@ struct Watcher<'a> {
     finder: Finder,
     roots: watch::Receiver<String>,
     lists: watch::Receiver<Option<String>>,
-    /// Since when there have been steps without a look at everything.
+    /// When everything is to be looked at, after steps that did not.
     stepped: Option<Instant>,
+    /// Steps have taken in more than pods: what was compiled is not of the objects as they were read last.
+    is_behind: bool,
+    /// When it is to be found out what is to be written, after changes of which it was not.
+    unwritten: Option<Instant>,
+    /// Until then a look at everything that an object asks for by its change waits for further changes.
+    rest: Instant,
+    /// One waits so.
+    is_held: bool,
 }
 
 impl Watcher<'_> {
@@ -300,19 +312,33 @@ impl Watcher<'_> {
             let behind = self.stepped;
             let whole = async move {
                 match behind {
-                    Some(since) => tokio::time::sleep_until(since + WHOLE_AFTER).await,
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Not at once: proxies are told by other tasks of this thread, and many changes are written together.
+            let unwritten = self.unwritten;
+            let write = async move {
+                match unwritten {
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
                 () = self.intake.changed() => {
-                    if self.step() {
+                    if (!self.is_held && self.step()) || self.holds() {
                         continue;
                     }
                     false
                 }
                 () = whole => false,
+                () = write => {
+                    if self.write() {
+                        due = Some(sooner(due));
+                    }
+                    continue;
+                }
                 Ok(()) = found.changed() => false,
                 Ok(()) = sessions.changed() => false,
                 Ok(()) = self.roots.changed() => true,
@@ -324,8 +350,11 @@ impl Watcher<'_> {
                 }
                 all = found_all => {
                     looking = None;
+                    if self.catch_up() {
+                        due = Some(sooner(due));
+                    }
                     match all {
-                        Ok(all) => note(self.shared, self.kube, &self.compiler, &mut self.log, all),
+                        Ok(all) => note(self.shared, self.kube, &mut self.compiler, &mut self.log, all),
                         // The same objects would most likely end the search once more. Others come sooner.
                         Err(_) => due = Some(Instant::now() + LOOK_AGAIN),
                     }
@@ -333,8 +362,7 @@ impl Watcher<'_> {
                 }
             };
             if self.update() {
-                let soon = Instant::now() + LOOK_AFTER;
-                due = Some(due.map_or(soon, |at| at.min(soon)));
+                due = Some(sooner(due));
             }
             if let Some((publisher, _)) = self.kube.filter(|_| published) {
                 publisher.note(&self.shared.state.load());
@@ -343,18 +371,64 @@ impl Watcher<'_> {
     }
 
     fn update(&mut self) -> bool {
-        self.stepped = None;
-        update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log)
+        (self.stepped, self.is_behind, self.is_held) = (None, false, false);
+        let began = Instant::now();
+        let left = update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log);
+        // As long a pause as it took, whatever else the machine does: of a thousand Services that come at once none is waited for
+        // longer than that, and the look is not made a thousand times.
+        self.rest = Instant::now() + began.elapsed().min(LONGEST_REST);
+        if left.write {
+            self.unwritten.get_or_insert_with(|| Instant::now() + WRITE_AFTER);
+        }
+        left.look
     }
 
-    /// Takes in changes of pods that decide about nothing else, without a look at all other objects: of 100,000 pods a thousand may
-    /// change in a second. False: there are other changes. What is not told to proxies (the objects of the debug pages, what the
-    /// webhook compares with) follows within [`WHOLE_AFTER`].
+    /// Is a look at everything to wait, for which an object has changed?
+    fn holds(&mut self) -> bool {
+        self.is_held = Instant::now() < self.rest;
+        if self.is_held {
+            self.stepped = Some(self.stepped.map_or(self.rest, |at| at.min(self.rest)));
+        }
+        self.is_held
+    }
+
+    /// Looks at everything, if what was compiled is not of the objects that are known. True: what is to be said of them may be another.
+    fn catch_up(&mut self) -> bool {
+        self.is_behind && self.update()
+    }
+
+    /// Finds out what is to be written. True: what is to be said of objects may be another.
+    fn write(&mut self) -> bool {
+        let look = self.catch_up();
+        self.unwritten = None;
+        let Some((publisher, writer)) = self.kube else { return look };
+        let state = self.shared.state.load_full();
+        publisher.note(&state);
+        publisher.note_mesh_config(&state, self.intake.mesh_config());
+        self.log.behind = false;
+        let template = self.shared.config.template();
+        writer.set(self.compiler.writes(&state, &template, self.log.findings.as_deref(), &timestamp()));
+        look
+    }
+
+    /// Takes in changes of pods that decide about nothing else, and of routes of Gateway API, without a look at all other objects: of
+    /// 100,000 pods a thousand may change in a second, and of thousands of routes each is to be in force at once. False: there are
+    /// other changes. What is not told to proxies (the objects of the debug pages, what the webhook compares with) follows within
+    /// [`WHOLE_AFTER`], and soon where there is something to be written.
     fn step(&mut self) -> bool {
         let seen = clock::Instant::now();
         let Some(changes) = self.intake.changes() else { return false };
         let Some(change) = self.compiler.step(&changes.objects) else { return false };
-        self.stepped.get_or_insert(seen);
+        self.is_behind |= self.compiler.last_step() != Stepped::Pods;
+        let after = match self.compiler.last_step() {
+            Stepped::Routes => {
+                self.unwritten.get_or_insert(seen + WRITE_AFTER);
+                WHOLE_AFTER
+            }
+            Stepped::Statuses => LOOK_AFTER,
+            Stepped::Pods => WHOLE_AFTER,
+        };
+        self.stepped = Some(self.stepped.map_or(seen + after, |at| at.min(seen + after)));
         publish(self.shared, &self.compiler, &change, seen);
         self.shared.digest.store(changes.digest, Ordering::Relaxed);
         true
@@ -365,7 +439,7 @@ impl Watcher<'_> {
 fn note(
     shared: &Shared,
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
-    compiler: &Compiler,
+    compiler: &mut Compiler,
     log: &mut Problems,
     findings: Vec<Finding>,
 ) {
@@ -464,12 +538,31 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// Findings are to be looked for then, if it was `due` before.
+fn sooner(due: Option<Instant>) -> Instant {
+    let soon = Instant::now() + LOOK_AFTER;
+    due.map_or(soon, |at| at.min(soon))
+}
+
+/// After a change, more changes are awaited for this long before it is found out what is to be written.
+const WRITE_AFTER: Duration = Duration::from_millis(50);
+/// The longest pause between two looks at everything for which objects have changed.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 /// After steps that looked at pods alone, everything is looked at after this time.
 const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Takes in what has changed. True: what is to be said of objects may be another.
+/// What a change leaves to do. No proxy waits for it.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// What is to be said of objects may be another.
+    look: bool,
+    /// What is to be written of them may be.
+    write: bool,
+}
+
+/// Takes in what has changed.
 fn update(
     shared: &Shared,
     intake: &mut Intake,
@@ -477,7 +570,7 @@ fn update(
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &mut Compiler,
     log: &mut Problems,
-) -> bool {
+) -> Left {
     let seen = clock::Instant::now();
     let (issuers, session_keys) = (keys.issuers.found.borrow().clone(), keys.sessions.borrow().clone());
     let state = State { keys: issuers, session_keys, ..intake.read() };
@@ -486,21 +579,13 @@ fn update(
         writer.teller.fault(fault);
     }
     let change = compiler.update(&state);
-    // Proxies first: none of them waits for what is written about objects.
     publish(shared, compiler, &change, seen);
     if compiler.was_whole() {
         keys.issuers.want(&state);
     }
     // Nothing is compiled from them, but their statuses are for somebody to write.
     let are_others_elsewhere = shared.state.load().elsewhere != state.elsewhere;
-    if let Some((publisher, writer)) = kube
-        && (compiler.was_whole() || are_others_elsewhere)
-    {
-        publisher.note(&state);
-        publisher.note_mesh_config(&state, intake.mesh_config());
-        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
-    }
-    log.behind = !compiler.was_whole() && (log.behind || compiler.was_told());
+    log.behind |= compiler.was_told();
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.problems) {
         tracing::warn!("{p}");
@@ -513,7 +598,10 @@ fn update(
     log.problems = now;
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
-    mended_or_new || compiler.was_whole() || compiler.was_told()
+    Left {
+        look: mended_or_new || compiler.was_whole() || compiler.was_told(),
+        write: compiler.was_whole() || are_others_elsewhere,
+    }
 }
 
 /// Tells proxies what has changed since then.
@@ -527,7 +615,8 @@ fn publish(shared: &Shared, compiler: &Compiler, change: &Change, seen: clock::I
     let version = shared.counts.versions.fetch_add(1, Ordering::Relaxed) + 1;
     let before = shared.hub.newest();
     let resources = match change {
-        Change::Workloads(changed) => push::update(&before, model, changed, version),
+        Change::Workloads(uids) => push::update(&before, model, (uids, &[]), version),
+        Change::Routes { workloads, routes } => push::update(&before, model, (workloads, routes), version),
         Change::Everything | Change::Nothing => push::resources(model, version, Some((&old, &before))),
     };
     let trigger = if matches!(change, Change::Workloads(_)) { Trigger::Endpoint } else { Trigger::Config };

@@ -1,7 +1,7 @@
 //! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
 //! workload, unless an endpoint is written by its address or a gateway's rules hang on it: while nothing else has changed, only
 //! the changed pods are compiled. A route decides only about what it is for: where only routes have changed, and such pods, nothing
-//! else is compiled. Everything else compiles the whole.
+//! else is compiled; and where these are routes of Gateway API, nothing else is looked at. Everything else compiles the whole.
 
 use crate::{
     convert::{
@@ -21,6 +21,7 @@ use crate::{
         finding::Finding,
         notices::notices,
         objects::{Mesh, Objects, Template, address},
+        status::settled::Settled,
         writes::{Writes, writes},
     },
     model::Model,
@@ -44,8 +45,26 @@ pub enum Change {
     Nothing,
     /// These workloads, by uid: new, changed or gone.
     Workloads(Vec<String>),
+    /// These, and the routes of these services and virtual hosts, by name: new, changed or gone.
+    Routes {
+        /// By uid.
+        workloads: Vec<String>,
+        /// By `namespace/hostname`, or the name of the virtual host.
+        routes: Vec<String>,
+    },
     /// Possibly anything.
     Everything,
+}
+
+/// What a step has taken in, the rarer before the more frequent. A look at everything is to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// Routes: their statuses are to be written, and those of the Gateways that they are attached to.
+    Routes,
+    /// Statuses, from which nothing is compiled.
+    Statuses,
+    /// Pods alone.
+    Pods,
 }
 
 /// The model and what it was made from.
@@ -57,6 +76,10 @@ pub struct Compiler {
     stepped: BTreeMap<(&'static str, String, String), Arc<Located>>,
     /// Of these, and of what is around them, what pods are compiled by: all but pods and slices.
     around: State,
+    /// Of what is around, what steps look at: all but the routes that are in `routes_at`.
+    fixed: State,
+    /// Routes of Gateway API, by [`build::route_address`].
+    routes_at: HashMap<usize, Arc<Located>>,
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     keys: Arc<Keys>,
@@ -66,10 +89,14 @@ pub struct Compiler {
     watched: Watched,
     routes: Cache,
     listeners: Arc<GatewayListeners>,
+    settled: Settled,
+    /// Counts how often everything was compiled.
+    compilation: u64,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
     told: bool,
+    last_step: Stepped,
 }
 
 impl Compiler {
@@ -80,6 +107,8 @@ impl Compiler {
             objects: vec![],
             stepped: BTreeMap::new(),
             around: State::default(),
+            fixed: State::default(),
+            routes_at: HashMap::new(),
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             keys: Arc::default(),
@@ -89,10 +118,13 @@ impl Compiler {
             watched: Watched::default(),
             routes: Cache::default(),
             listeners: Arc::default(),
+            settled: Settled::default(),
+            compilation: 0,
             model: Model::default(),
             problems: vec![],
             whole: false,
             told: false,
+            last_step: Stepped::Pods,
         }
     }
 
@@ -116,10 +148,17 @@ impl Compiler {
         self.told
     }
 
+    /// What the last step has taken in.
+    pub fn last_step(&self) -> Stepped {
+        self.last_step
+    }
+
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
     /// of them.
-    pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
-        writes(state, &self.mesh, &self.routes, &self.listeners, template, findings, now)
+    pub fn writes(&mut self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
+        self.settled.begin(self.compilation);
+        let compiled = (&self.routes, &*self.listeners);
+        writes(state, &self.mesh, compiled, &mut self.settled, template, findings, now)
     }
 
     /// What is to be told on objects.
@@ -127,32 +166,96 @@ impl Compiler {
         notices(state, &self.mesh)
     }
 
-    /// Takes in changes of pods and slices, without a look at those that have not changed. None: some decide about more than
-    /// themselves, and all objects are to be looked at ([`Compiler::update`], which may be given these changes once more).
+    /// Takes in changes of pods and slices, of routes of Gateway API, and of statuses, without a look at those that have not changed.
+    /// None: some decide about more than themselves, and all objects are to be looked at ([`Compiler::update`], which may be given
+    /// these changes once more).
     pub fn step(&mut self, changes: &[ChangedObject]) -> Option<Change> {
         let policies = self.policies.as_ref()?;
+        // Of a pod the last change counts, of others what was compiled last and what is there now.
         let mut last: BTreeMap<_, &ChangedObject> = BTreeMap::new();
+        let mut others: BTreeMap<_, (Option<&Arc<Located>>, Option<&Arc<Located>>)> = BTreeMap::new();
         for change in changes {
-            last.insert(name(change.1.as_ref().or(change.0.as_ref())?), change);
+            let (before, now) = (change.0.as_ref(), change.1.as_ref());
+            let one = now.or(before).filter(|one| is_small(&one.object))?;
+            if is_of_pods(&one.object) {
+                last.insert(name(one), change);
+            } else {
+                others.entry(name(one)).or_insert((before, None)).1 = now;
+            }
         }
-        let objects = Objects::new(&self.around, &self.mesh);
-        let is_local = |o: &Arc<Located>| is_of_pods(&o.object) && is_local(&objects, &self.watched, o);
+        let objects = Objects::new(&self.fixed, &self.mesh);
         // Also what a pod was between: it may have decided about others then.
-        if !changes.iter().flat_map(|(before, now)| before.iter().chain(now)).all(is_local) {
+        let mut pods = changes.iter().flat_map(|(before, now)| before.iter().chain(now));
+        if !pods.all(|o| !is_of_pods(&o.object) || is_local(&objects, &self.watched, o)) {
             return None;
         }
+        let (mut left, mut come): (LocatedObjects, LocatedObjects) = (vec![], vec![]);
+        let mut told: Vec<((usize, usize), Arc<Located>)> = vec![];
+        for (before, now) in others.values().copied() {
+            if let (Some(before), Some(now)) = (before, now)
+                && (&before.file, before.line) == (&now.file, now.line)
+                && let Some(addresses) = differ_by_status(&before.object, &now.object)
+            {
+                told.push((addresses, now.clone()));
+                continue;
+            }
+            left.extend(before.cloned());
+            come.extend(now.cloned());
+        }
+        let routes = match left.is_empty() && come.is_empty() {
+            true => None,
+            false => {
+                let are_alone = left.iter().chain(&come).all(|o| build::is_alone(&o.object));
+                if !are_alone || !build::can_edit(&objects, &self.routes) {
+                    return None;
+                }
+                Some(build::Step::find(&objects, (&left, &come), &self.routes, &self.routes_at)?)
+            }
+        };
+        // From here on all is taken in.
         let gone: Vec<_> =
             last.values().filter(|(_, now)| now.is_none()).filter_map(|(before, _)| before.clone()).collect();
         let new: Vec<_> = last.values().filter_map(|(_, now)| now.clone()).collect();
-        for ((kind, namespace, name), (_, now)) in &last {
+        let of_pods = last.iter().map(|(name, (_, now))| (name, now.as_ref()));
+        // Those of others from which something is compiled: what is known of a route hangs on its address.
+        let of_routes = others.iter().map(|(name, (_, now))| (name, *now));
+        let is_kept = |o: &Arc<Located>| is_of_pods(&o.object) || build::route_address(&o.object).is_some();
+        for ((kind, namespace, name), now) in of_pods.chain(of_routes) {
             let key = (*kind, (*namespace).to_string(), (*name).to_string());
-            match now {
+            match now.filter(|now| is_kept(now)) {
                 Some(now) => drop(self.stepped.insert(key, now.clone())),
                 None => drop(self.stepped.remove(&key)),
             }
         }
         (self.whole, self.told) = (false, false);
-        Some(compile_pods(&objects, policies, &mut self.model, &gone, &new))
+        self.last_step = match (&routes, told.is_empty()) {
+            (Some(_), _) => Stepped::Routes,
+            (None, false) => Stepped::Statuses,
+            (None, true) => Stepped::Pods,
+        };
+        let change = compile_pods(&objects, policies, &mut self.model, &gone, &new);
+        let changed = routes.map(|found| found.take_in(&mut self.model, &mut self.routes)).unwrap_or_default();
+        for address in left.iter().filter_map(|route| build::route_address(&route.object)) {
+            self.routes_at.remove(&address);
+        }
+        for route in come {
+            if let Some(address) = build::route_address(&route.object) {
+                self.routes_at.insert(address, route);
+            }
+        }
+        for ((old, new), object) in told {
+            self.routes.rename(old, new);
+            if self.routes_at.remove(&old).is_some() {
+                self.routes_at.insert(new, object);
+            }
+        }
+        Some(match change {
+            change if changed.is_empty() => change,
+            Change::Workloads(workloads) => Change::Routes { workloads, routes: changed },
+            Change::Nothing | Change::Routes { .. } | Change::Everything => {
+                Change::Routes { workloads: vec![], routes: changed }
+            }
+        })
     }
 
     /// Takes in changes where nothing else has changed: pods that decide about no other workload, and objects that decide about
@@ -195,13 +298,19 @@ impl Compiler {
         let renamed = only_told(&mut gone, &mut new);
         self.told = !renamed.is_empty();
         self.routes.renamed(&renamed);
+        let are_pods = renamed.is_empty() && gone.iter().chain(&new).all(|o| is_of_pods(&o.object));
+        if !are_pods {
+            let at = |o: &Arc<Located>| Some((build::route_address(&o.object)?, o.clone()));
+            self.routes_at = state.objects.iter().filter_map(at).collect();
+        }
         if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
             return Change::Nothing;
         }
-        if !same_around || !renamed.is_empty() || !gone.iter().chain(&new).all(|o| is_of_pods(&o.object)) {
-            let around = state.objects.iter().filter(|o| !is_of_pods(&o.object)).cloned().collect();
-            self.around = State {
-                objects: around,
+        if !same_around || !are_pods {
+            let around: LocatedObjects = state.objects.iter().filter(|o| !is_of_pods(&o.object)).cloned().collect();
+            let fixed = around.iter().filter(|o| build::route_address(&o.object).is_none()).cloned().collect();
+            let with = |objects: LocatedObjects| State {
+                objects,
                 enrolled: state.enrolled.clone(),
                 absent: state.absent.clone(),
                 keys: state.keys.clone(),
@@ -209,12 +318,14 @@ impl Compiler {
                 mesh_config: state.mesh_config.clone(),
                 ..State::default()
             };
+            (self.fixed, self.around) = (with(fixed), with(around));
         }
         if same_around && let Some(change) = self.edit(&gone, &new) {
             return change;
         }
         let objects = Objects::new(state, &self.mesh);
         self.whole = true;
+        self.compilation += 1;
         let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
         drop(old);
@@ -286,14 +397,15 @@ fn only_stepped(
     if behind.peek().is_none() {
         return;
     }
-    let pods = state.objects.iter().filter(|o| is_of_pods(&o.object));
-    let now: HashMap<_, &Arc<Located>> = pods.map(|o| (name(o), o)).collect();
+    let is_route = |o: &Arc<Located>| build::route_address(&o.object).is_some();
+    let small = state.objects.iter().filter(|o| is_of_pods(&o.object) || is_route(o));
+    let now: HashMap<_, &Arc<Located>> = small.map(|o| (name(o), o)).collect();
     for o in behind {
         let now = now.get(&name(&o)).copied();
-        match now {
-            None => gone.push(o),
-            Some(now) if !known.contains(&Arc::as_ptr(now)) => new.push(now.clone()),
-            Some(_) => {}
+        new.extend(now.filter(|now| !known.contains(&Arc::as_ptr(now))).cloned());
+        // What is known of a route hangs on its address: of one that is another by now it is to be forgotten.
+        if now.is_none_or(|now| is_route(&o) && !Arc::ptr_eq(now, &o)) {
+            gone.push(o);
         }
     }
 }
@@ -301,6 +413,14 @@ fn only_stepped(
 /// Is it a pod, or a slice of endpoints, which are many and change all the time?
 pub fn is_of_pods(object: &Object) -> bool {
     matches!(object, Object::Pod(_) | Object::EndpointSlice(_))
+}
+
+/// Is it an object of which a change may be taken in by a step: one that [`is_of_pods`], a route of Gateway API, or one whose status is
+/// written for each of these?
+pub fn is_small(object: &Object) -> bool {
+    is_of_pods(object)
+        || build::route_address(object).is_some()
+        || matches!(object, Object::Gateway(_) | Object::ListenerSet(_))
 }
 
 /// Takes out objects of which only such statuses have changed that nothing is compiled from. Each write of ours is seen as one:
@@ -455,6 +575,7 @@ mod tests {
                         assert_eq!(seen, changed.into_iter().collect());
                         assert!(before.services == c.model().services && before.policies == c.model().policies);
                     }
+                    Change::Routes { .. } => panic!("a look at everything tells of no route by itself"),
                     Change::Everything => {}
                 }
                 let whole = compile_all(&Objects::new(&state, &mesh), &mut Cache::default());
@@ -504,13 +625,14 @@ mod tests {
                     }
                     Some(Change::Workloads(changed)) => {
                         steps += 1;
-                        let now = |model: &Model, uid: &String| model.workloads.get(uid).cloned();
-                        let told: BTreeSet<&String> = changed.iter().collect();
-                        let all = before.workloads.keys().chain(c.model().workloads.keys());
-                        let seen = all.filter(|uid| now(&before, uid) != now(c.model(), uid)).collect::<BTreeSet<_>>();
-                        assert_eq!(seen, told);
+                        assert_eq!(others(&before.workloads, &c.model().workloads), changed.into_iter().collect());
+                        assert!(before.routes == c.model().routes);
                     }
-                    Some(Change::Everything) => panic!("a step looks at pods"),
+                    Some(Change::Routes { workloads, routes }) => {
+                        assert_eq!(others(&before.workloads, &c.model().workloads), workloads.into_iter().collect());
+                        assert_eq!(others(&before.routes, &c.model().routes), routes.into_iter().collect());
+                    }
+                    Some(Change::Everything) => panic!("a step looks at what has changed"),
                     None => drop(c.update(&state)),
                 }
                 if r.random_range(0..8) == 0 {
@@ -522,6 +644,63 @@ mod tests {
         }
         println!("{steps} steps, {nothing} without effect");
         assert!(steps > 100 && nothing > 20);
+    }
+
+    /// The keys of what is not the same in both.
+    fn others<V: Clone + PartialEq>(
+        before: &imbl::OrdMap<String, V>,
+        now: &imbl::OrdMap<String, V>,
+    ) -> BTreeSet<String> {
+        let all = before.keys().chain(now.keys());
+        all.filter(|key| before.get(*key) != now.get(*key)).cloned().collect()
+    }
+
+    /// The same of routes of Gateway API, with nothing around that keeps them from being taken in by themselves.
+    #[test]
+    fn routes_taken_in_alone_lead_to_the_same_model() {
+        let mesh = crate::convert::tests::mesh();
+        let mut r = rand::rng();
+        let (mut routed, mut statuses) = (0, 0);
+        for _ in 0..60 {
+            let mut state = State::default();
+            // Services, Gateways, a set of listeners, and some routes.
+            for kind in [0, 0, 0, 0, 18, 18, 18, 33, 14, 23] {
+                put(&mut state, &mut r, kind);
+            }
+            let mut c = Compiler::new(mesh.clone());
+            c.update(&state);
+            for _ in 0..80 {
+                let before = c.model().clone();
+                let mut changed = vec![];
+                for _ in 0..r.random_range(1..4) {
+                    let last = state.objects.clone();
+                    // Routes and pods; now and then a Gateway, or a Service.
+                    let kind = [14, 23, 27, 35, 5, 14, 23, 27, 35, 5, 18, 0][r.random_range(0..12)];
+                    put(&mut state, &mut r, kind);
+                    changed.extend(changes(&last, &state.objects));
+                }
+                match c.step(&changed) {
+                    Some(Change::Routes { workloads, routes }) => {
+                        routed += 1;
+                        assert_eq!(c.last_step(), Stepped::Routes);
+                        assert_eq!(others(&before.workloads, &c.model().workloads), workloads.into_iter().collect());
+                        assert_eq!(others(&before.routes, &c.model().routes), routes.into_iter().collect());
+                    }
+                    Some(_) => {
+                        statuses += usize::from(c.last_step() == Stepped::Statuses);
+                        assert!(before.routes == c.model().routes);
+                    }
+                    None => drop(c.update(&state)),
+                }
+                if r.random_range(0..8) == 0 {
+                    c.update(&state);
+                }
+                let whole = compile_all(&Objects::new(&state, &mesh), &mut Cache::default());
+                assert!(whole.model == *c.model() && whole.problems == c.problems());
+            }
+        }
+        println!("{routed} steps of routes, {statuses} of statuses");
+        assert!(routed > 200 && statuses > 10);
     }
 
     /// It is in the model, and in neither of the two states that are compared.
@@ -587,9 +766,15 @@ mod tests {
 
     /// Adds, replaces or removes one object.
     fn step(state: &mut State, r: &mut impl Rng) {
+        let kind = r.random_range(0..40);
+        put(state, r, kind);
+    }
+
+    /// The same of an object of this kind.
+    fn put(state: &mut State, r: &mut impl Rng, kind: usize) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(40) {
+        let text = match kind {
             38 | 39 => TRAFFIC,
             33 | 34 => SET,
             35 | 36 => IN_SET,

@@ -19,7 +19,7 @@ mod writes;
 
 pub use compilation::model::{closing, compile};
 pub(crate) use compilation::routes::scalar::duration;
-pub use compiler::{Change, Compiler, is_of_pods};
+pub use compiler::{Change, Compiler, Stepped, is_small};
 pub(crate) use facts::{
     listener::{set_warnings as of_listener_set, warnings as of_gateway},
     policy::warnings as of_policy,

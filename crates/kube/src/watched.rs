@@ -21,10 +21,12 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 /// Changes that come within this time are taken together.
 const SETTLE: Duration = Duration::from_millis(2);
+/// One that comes so long after the last ones is alone, and told at once.
+const QUIET: Duration = Duration::from_millis(5);
 /// Objects in one answer when everything is listed.
 const PAGE: u32 = 500;
 /// A kind that the API server does not know (its CRD is not installed) is asked for again after this long.
@@ -99,6 +101,8 @@ pub struct Watched {
     counts: Arc<WatchCounts>,
     /// Of these, those in the state that was read last.
     read: u64,
+    /// When a change was told last.
+    told: Option<Instant>,
     /// What has changed since then, if that is only objects. None: the whole state is to be read.
     changed: Option<Vec<ChangedObject>>,
 }
@@ -127,6 +131,7 @@ impl Watched {
             changes: 0,
             counts: Arc::default(),
             read: 0,
+            told: None,
             changed: None,
         }
     }
@@ -153,10 +158,13 @@ impl Watched {
             let Some((index, change)) = self.events.recv().await else { return std::future::pending().await };
             self.apply(index, change);
         }
-        tokio::time::sleep(SETTLE).await;
+        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+            tokio::time::sleep(SETTLE).await;
+        }
         while let Ok((index, change)) = self.events.try_recv() {
             self.apply(index, change);
         }
+        self.told = Some(Instant::now());
     }
 
     /// What has changed since the state was read, if it is only objects that are of those kinds; they then count as read.
@@ -440,6 +448,8 @@ mod tests {
         let (tx, events) = mpsc::channel(1);
         let mut all = Watched::of(vec![Watch::all("Pod")], events);
         tx.send((0, Change::Absent)).await.unwrap();
+        // It is not alone.
+        all.told = Some(Instant::now());
         let second = Duration::from_secs(1);
         // Who waits gives up in the midst of it.
         while all.changes == all.read {
@@ -448,6 +458,21 @@ mod tests {
         tokio::time::timeout(second, all.changed()).await.unwrap();
         assert!(all.state().absent.contains("Pod"));
         assert!(tokio::time::timeout(10 * SETTLE, all.changed()).await.is_err(), "it has been read");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_comes_alone_is_told_at_once() {
+        let (tx, events) = mpsc::channel(1);
+        let mut all = Watched::of(vec![Watch::all("Pod")], events);
+        for (number, pause, waits) in [(0, Duration::ZERO, false), (1, Duration::ZERO, true), (2, QUIET, false)] {
+            tokio::time::sleep(pause).await;
+            let raw = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": format!("p{number}"), "namespace": "n" } });
+            tx.send((0, Change::Object(Box::new(serde_json::from_value(raw).unwrap()), false))).await.unwrap();
+            let begun = Instant::now();
+            all.changed().await;
+            assert_eq!(begun.elapsed() >= SETTLE, waits, "{number}");
+            assert_eq!(all.state().objects.len(), number + 1);
+        }
     }
 
     #[test]

@@ -8,9 +8,8 @@ use crate::convert::{
     status::{
         address::{self, Assigned, Reached},
         condition::{Condition, Write, conditions, reference, same},
-        listener::{Attached, Judged, attached, condition, statuses},
+        listener::{Attached, Judged, condition, statuses},
         listener_set::{JudgedSet, Parent, of_waypoint},
-        route::Route,
     },
 };
 use karst_manifest::kinds::{Gateway, GatewayAddress, StatusCondition};
@@ -20,12 +19,12 @@ use serde_json::{Value, json};
 pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
-    routes: &[Route<'_>],
+    attached: &Attached<'_>,
     now: &str,
 ) -> Vec<Write> {
     let mut all: Vec<_> = objects.gateways.values().filter(|g| listener_set::is_ours(objects, g)).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    let (attached, sets) = (attached(objects, listeners, routes), listener_set::by_gateway(objects));
+    let sets = listener_set::by_gateway(objects);
     let mut out = vec![];
     for gateway in all {
         let meta = &gateway.metadata;
@@ -35,9 +34,9 @@ pub(crate) fn compile(
             continue;
         }
         let sets: Vec<_> = sets.iter().map(|set| JudgedSet::of(objects, listeners, gateway, set)).collect();
-        let (write, parent) = one(objects, listeners, &sets, &attached, gateway, now);
+        let (write, parent) = one(objects, listeners, &sets, attached, gateway, now);
         out.extend(write);
-        out.extend(sets.iter().filter_map(|set| set.write(gateway, parent, &attached, now)));
+        out.extend(sets.iter().filter_map(|set| set.write(gateway, parent, attached, now)));
     }
     out
 }

@@ -14,26 +14,34 @@ use karst_manifest::{
     kinds::{ListenerStatus, Meta},
 };
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 /// How many routes are attached to each listener, by its id.
 pub(crate) type Attached<'a> = HashMap<&'a str, usize>;
 
-/// Counts the routes that are attached to each listener: each once, by however many references.
-pub(crate) fn attached<'a>(
-    objects: &Objects<'_>,
+/// The listeners that a route is attached to, as places among all: each once, by however many references.
+pub(crate) fn attached(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>) -> Box<[usize]> {
+    let to = |parent: &ParentRef| listeners.attached(objects, route.kind, &route.meta.namespace, route.names, parent);
+    let all = route.parents.iter().filter_map(to).flatten().flatten();
+    let ids: BTreeMap<&str, &GatewayListener> = all.map(|(listener, _)| (listener.id.as_str(), listener)).collect();
+    let place = |one: &GatewayListener| listeners.all.iter().position(|other| std::ptr::eq(one, other));
+    ids.into_values().filter_map(place).collect()
+}
+
+/// Counts the routes that are attached to each listener. Of each route there are the places of its listeners.
+pub(crate) fn count<'a, 'r>(
     listeners: &'a GatewayListeners,
-    routes: &[Route<'_>],
+    routes: impl Iterator<Item = &'r [usize]>,
 ) -> Attached<'a> {
-    let mut out = Attached::new();
-    for route in routes {
-        let to =
-            |parent: &ParentRef| listeners.attached(objects, route.kind, &route.meta.namespace, route.names, parent);
-        let all = route.parents.iter().filter_map(to).flatten().flatten();
-        let ids: BTreeSet<&'a str> = all.map(|(listener, _)| listener.id.as_str()).collect();
-        for id in ids {
-            *out.entry(id).or_default() += 1;
+    let mut counts = vec![0; listeners.all.len()];
+    for place in routes.flatten() {
+        if let Some(count) = counts.get_mut(*place) {
+            *count += 1;
         }
+    }
+    let mut out = Attached::new();
+    for (listener, count) in listeners.all.iter().zip(counts) {
+        *out.entry(listener.id.as_str()).or_default() += count;
     }
     out
 }

@@ -7,9 +7,10 @@ pub(crate) mod backend_traffic;
 mod condition;
 pub(crate) mod gateway;
 pub(crate) mod istio;
-mod listener;
+pub(crate) mod listener;
 mod listener_set;
 pub(crate) mod revision;
 pub(crate) mod route;
+pub(crate) mod settled;
 
 pub(crate) use condition::Write;

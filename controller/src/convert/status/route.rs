@@ -10,7 +10,8 @@ use crate::convert::{
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, ServicePort, TCPRoute, TLSRoute, UDPRoute},
+    kinds::{GRPCRoute, HTTPRoute, Meta, Object, Service, ServiceEntry, ServicePort, TCPRoute, TLSRoute, UDPRoute},
+    parse::Located,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ pub(crate) const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// A route of whichever kind.
 pub(crate) struct Route<'a> {
+    pub(crate) at: &'a Located,
     pub(crate) kind: &'static str,
     pub(crate) meta: &'a Meta,
     pub(crate) names: &'a [String],
@@ -51,12 +53,19 @@ impl Route<'_> {
     }
 }
 
-/// All routes.
-pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
+/// All routes but those that are settled.
+pub(crate) fn all<'a>(
+    objects: &Objects<'a>,
+    compiled: &'a Cache,
+    mut is_settled: impl FnMut(&Located) -> bool,
+) -> Vec<Route<'a>> {
     let mut out = vec![];
     macro_rules! add {
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
-            for &(_, route) in &objects.$routes {
+            for &(at, route) in &objects.$routes {
+                if is_settled(at) {
+                    continue;
+                }
                 let (meta, status) = (&route.metadata, &route.status);
                 let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(route), $filters(route));
                 let rules: Vec<&'a [BackendRef]> = route.spec.rules.iter().map(|r| &r.backend_refs[..]).collect();
@@ -67,7 +76,7 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
                 let asked = filters.iter().filter_map(|f| Some(&f.external_auth.as_ref()?.backend_ref));
                 let refs = route.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).chain(asked).collect();
                 let parents = &route.spec.parent_refs[..];
-                out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
+                out.push(Route { at, kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
             }
         };
     }
@@ -77,26 +86,27 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
     add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
     add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
     add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
-    let others = out.len();
     add!(udp_routes, "UDPRoute", |_: &'a UDPRoute| &[][..], |_: &'a UDPRoute| vec![]);
-    for (route, (_, object)) in out.iter_mut().skip(others).zip(&objects.udp_routes) {
-        route.bad.extend(gateway_api::closed_to_datagrams(objects, object, &compiled.closed));
+    for route in &mut out {
+        if let Object::UDPRoute(object) = &route.at.object {
+            route.bad.extend(gateway_api::closed_to_datagrams(objects, object, &compiled.closed));
+        }
     }
     out
 }
 
-/// All that differ.
+/// Of each what is to be written, if it differs.
 pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
     routes: &[Route<'_>],
     now: &str,
-) -> Vec<Write> {
-    routes.iter().filter_map(|r| one(objects, listeners, r, now)).collect()
+) -> Vec<Option<Write>> {
+    routes.iter().map(|r| one(objects, listeners, r, now)).collect()
 }
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta, names, parents, ref refs, ref filters, ref rules, ref bad, status: have } = route;
+    let &Route { at: _, kind, meta, names, parents, ref refs, ref filters, ref rules, ref bad, status: have } = route;
     let unread = unread(kind, rules, bad);
     let resolved = extensions(objects, meta, filters)
         .unwrap_or_else(|| resolved(objects, kind, meta, parents, refs.iter().copied()));

@@ -229,3 +229,61 @@ fn an_edit_of_a_route_compiles_what_it_is_for() {
         assert!(model == *now && problems == c.problems());
     }
 }
+
+/// Of routes that have been told what there is to tell nothing is found out again; and whatever changes, what is written is the same
+/// as if all had been looked at.
+#[test]
+fn what_is_written_does_not_depend_on_what_was_looked_at_before() {
+    let gateway = |from: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: ns0}}\nspec: {{gatewayClassName: istio, listeners: [{{name: l, port: 80, protocol: HTTP, allowedRoutes: {{namespaces: {{from: {from}}}}}}}, {{name: m, port: 81, protocol: HTTP, hostname: m.com}}]}}\n---\n"
+        )
+    };
+    let http = |name: &str, host: &str, to: &str, status: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: ns0}}\nspec: {{hostnames: [{host}], parentRefs: [{{name: g}}, {{name: g, sectionName: m}}], rules: [{{backendRefs: [{{name: {to}, port: 80}}]}}]}}\n{status}\n---\n"
+        )
+    };
+    let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: t, namespace: ns0}\nspec: {targetRefs: [{group: '', kind: Service, name: s1}], validation: {hostname: s1, wellKnownCACertificates: System}}\n---\n";
+    // Who may attach, the routes (name, host, Service), and whether there is the policy.
+    let steps: [(&str, &[(&str, &str, &str)], bool); 9] = [
+        ("Same", &[("a", "a.com", "s1"), ("b", "m.com", "s1")], false),
+        ("Same", &[("a", "a.com", "s1"), ("b", "m.com", "s1")], false),
+        // Two more, one of them to what is not there.
+        ("Same", &[("a", "a.com", "s1"), ("b", "m.com", "s1"), ("c", "c.com", "s2"), ("d", "d.com", "x")], false),
+        ("Same", &[("a", "a.com", "s1"), ("b", "b.com", "s1"), ("c", "c.com", "s2"), ("d", "d.com", "x")], false),
+        ("Same", &[("b", "b.com", "s1"), ("c", "c.com", "s2"), ("d", "d.com", "s2")], false),
+        // What is no route decides about all of them.
+        ("None", &[("b", "b.com", "s1"), ("c", "c.com", "s2"), ("d", "d.com", "s2")], false),
+        ("Same", &[("b", "b.com", "s1"), ("c", "c.com", "s2"), ("d", "d.com", "s2")], true),
+        ("Same", &[("b", "b.com", "s1"), ("d", "d.com", "s2")], true),
+        ("Same", &[("d", "d.com", "s2")], false),
+    ];
+    let template = Template::default();
+    let mut told = std::collections::BTreeMap::<String, String>::new();
+    let mut c = Compiler::new(mesh());
+    let (mut last, mut written, mut silent) = (State::default(), 0, 0);
+    for (from, routes, has_policy) in steps {
+        // Once as it comes, once with what it was told then, and once more, when nothing is to be said.
+        for round in 0..3 {
+            let one = |(name, host, to): &(&str, &str, &str)| {
+                let status = told.get(*name).map(|status| format!("status: {status}")).unwrap_or_default();
+                http(name, host, to, &status)
+            };
+            let all: String = routes.iter().map(one).collect();
+            let more = if has_policy { policy } else { "" };
+            last = state(&last, &(services(1, 3) + &gateway(from) + &all + more));
+            c.update(&last);
+            let found = c.writes(&last, &template, None, "2026-01-01T00:00:00Z");
+            assert_eq!(found, written_with(&last, &template, None), "{from} {all}");
+            let of_routes: Vec<_> = found.statuses.iter().filter(|w| w.to.kind == "HTTPRoute").collect();
+            assert!(round == 0 || of_routes.is_empty(), "it was told: {of_routes:?}");
+            match of_routes.is_empty() {
+                true => silent += 1,
+                false => written += of_routes.len(),
+            }
+            told.extend(of_routes.into_iter().map(|w| (w.to.name.clone(), w.status.to_string())));
+        }
+    }
+    assert!(written > 10 && silent > 10, "{written} {silent}");
+}

@@ -18,9 +18,10 @@ use crate::{
     },
     model::Model,
 };
+use karst_api::route as ir;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -56,6 +57,18 @@ impl<'a> Source<'a> {
             Source::Tcp(r) => address(*r),
             Source::Tls(r) => address(*r),
             Source::Udp(r) => address(*r),
+        }
+    }
+
+    /// Which kind comes before which.
+    fn place(&self) -> u8 {
+        match self {
+            Source::Istio(_) => 0,
+            Source::Http(_) => 1,
+            Source::Grpc(_) => 2,
+            Source::Tcp(_) => 3,
+            Source::Tls(_) => 4,
+            Source::Udp(_) => 5,
         }
     }
 
@@ -282,18 +295,7 @@ pub(crate) fn edit(
     for (key, contributing) in contributors {
         // Objects that are all wrong contribute nothing.
         let now = routes.remove(&key).filter(|_| !contributing.is_empty());
-        let before = model.routes.get(&*key).cloned();
-        let Some(now) = now else {
-            is_other |= before.is_some();
-            model.routes.remove(&*key);
-            cache.tables.remove(&key);
-            continue;
-        };
-        let same = before.filter(|before| **before == now);
-        is_other |= same.is_none();
-        let now = same.unwrap_or_else(|| Arc::new(now));
-        model.routes.insert(key.to_string(), now.clone());
-        cache.tables.insert(key, (contributing, now));
+        is_other |= put(key, (contributing, now), model, cache);
     }
     let mut told = vec![];
     for (at, source) in &sources {
@@ -304,4 +306,127 @@ pub(crate) fn edit(
     cache.told.end = end;
     cache.hosts = Some(hosts);
     is_other
+}
+
+/// Puts the routes of a service or of a virtual host in the place of those before, with the objects that contribute to them. None: it
+/// has none. True: they are others.
+fn put(
+    key: Arc<str>,
+    (contributing, now): (Vec<usize>, Option<ir::Routes>),
+    model: &mut Model,
+    cache: &mut Cache,
+) -> bool {
+    let before = model.routes.get(&*key).cloned();
+    let Some(now) = now else {
+        model.routes.remove(&*key);
+        cache.tables.remove(&key);
+        return before.is_some();
+    };
+    let same = before.filter(|before| **before == now);
+    let is_other = same.is_none();
+    let now = same.unwrap_or_else(|| Arc::new(now));
+    if is_other {
+        model.routes.insert(key.to_string(), now.clone());
+    }
+    cache.tables.insert(key, (contributing, now));
+    is_other
+}
+
+/// What a route of Gateway API is known by. None: it is something else, or one that a proxy's datagrams go by.
+pub(crate) fn route_address(object: &Object) -> Option<usize> {
+    match Source::of(object)? {
+        Source::Istio(_) | Source::Udp(_) => None,
+        source => Some(source.address()),
+    }
+}
+
+/// What becomes of the services and virtual hosts that some routes are for, or were for.
+pub(crate) struct Step {
+    gone: Vec<usize>,
+    new: HashMap<usize, Vec<Arc<str>>>,
+    /// Of each service or virtual host who contributes to its routes, and these.
+    routes: Vec<(Arc<str>, Vec<usize>, Option<ir::Routes>)>,
+}
+
+impl Step {
+    /// The same as [`edit`] without a look at other routes than those of the same services and virtual hosts, and nothing is taken in
+    /// yet. All are routes of Gateway API that [`is_alone`]; `known` are those that were compiled, by [`route_address`]. None: it is
+    /// not to be found out so, since others contribute, or something is wrong with a route, which is told in the order of all.
+    pub(crate) fn find(
+        objects: &Objects<'_>,
+        (gone, new): (&[Arc<Located>], &[Arc<Located>]),
+        cache: &Cache,
+        known: &HashMap<usize, Arc<Located>>,
+    ) -> Option<Self> {
+        let hosts = cache.hosts.as_ref()?;
+        let mut affected: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut out = Self { gone: vec![], new: HashMap::new(), routes: vec![] };
+        for object in gone {
+            let address = route_address(&object.object)?;
+            if !cache.bad.get(&address)?.is_empty() {
+                return None;
+            }
+            affected.extend(cache.targets.get(&address)?.iter().cloned());
+            out.gone.push(address);
+        }
+        for object in new {
+            let (address, source) = (route_address(&object.object)?, Source::of(&object.object)?);
+            let keys = source.targets(objects, hosts);
+            affected.extend(keys.iter().cloned());
+            out.new.insert(address, keys);
+        }
+        // In the order of all, as far as it counts: none of one kind is like another in all that decides about the order of rules.
+        let mut members: BTreeMap<(u8, &str, &str), Source<'_>> = BTreeMap::new();
+        let contributing = affected.iter().filter_map(|key| cache.tables.get(key)).flat_map(|(all, _)| all);
+        let mut there = vec![];
+        for address in contributing.filter(|address| !out.gone.contains(address)) {
+            there.push(known.get(address)?);
+        }
+        for object in there.into_iter().chain(new) {
+            let (source, meta) = (Source::of(&object.object)?, object.object.meta());
+            members.insert((source.place(), meta.namespace.as_str(), meta.name.as_str()), source);
+        }
+        let mut contributors: BTreeMap<Arc<str>, Vec<usize>> = affected.into_iter().map(|key| (key, vec![])).collect();
+        let mut tables = Tables::default();
+        for source in members.values() {
+            let address = source.address();
+            for key in out.new.get(&address).or_else(|| cache.targets.get(&address))? {
+                if let Some(all) = contributors.get_mut(key) {
+                    all.push(address);
+                }
+            }
+            if !source.convert(objects, hosts, &mut tables).is_empty() {
+                return None;
+            }
+        }
+        let mut compiled = tables.routes(|key| !contributors.contains_key(key));
+        out.routes = contributors
+            .into_iter()
+            .map(|(key, all)| {
+                let now = compiled.remove(&key).filter(|_| !all.is_empty());
+                (key, all, now)
+            })
+            .collect();
+        Some(out)
+    }
+
+    /// Takes in what was found. Gives the services and virtual hosts that have other routes.
+    pub(crate) fn take_in(self, model: &mut Model, cache: &mut Cache) -> Vec<String> {
+        for address in self.gone {
+            cache.bad.remove(&address);
+            cache.targets.remove(&address);
+        }
+        for (address, keys) in self.new {
+            cache.bad.insert(address, vec![]);
+            cache.targets.insert(address, keys);
+        }
+        let mut changed = vec![];
+        for (key, contributing, now) in self.routes {
+            let name = key.to_string();
+            if put(key, (contributing, now), model, cache) {
+                changed.push(name);
+            }
+        }
+        changed
+    }
 }

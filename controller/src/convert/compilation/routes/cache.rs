@@ -81,6 +81,20 @@ impl Cache {
         rename(&mut self.context.others, now);
         self.rules.renamed(now);
     }
+
+    /// The same of one object with routes that no other one reads.
+    pub(crate) fn rename(&mut self, old: usize, new: usize) {
+        if let Some(bad) = self.bad.remove(&old) {
+            self.bad.insert(new, bad);
+        }
+        let Some(targets) = self.targets.remove(&old) else { return };
+        for key in &targets {
+            if let Some((contributors, _)) = self.tables.get_mut(key) {
+                contributors.iter_mut().filter(|one| **one == old).for_each(|one| *one = new);
+            }
+        }
+        self.targets.insert(new, targets);
+    }
 }
 
 impl Context {
