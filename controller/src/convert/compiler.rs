@@ -99,6 +99,9 @@ pub struct Compiler {
     last_step: Stepped,
 }
 
+/// An object before and after.
+type Versions<'a> = (Option<&'a Arc<Located>>, Option<&'a Arc<Located>>);
+
 impl Compiler {
     /// Knows nothing yet.
     pub fn new(mesh: Mesh) -> Self {
@@ -173,7 +176,7 @@ impl Compiler {
         let policies = self.policies.as_ref()?;
         // Of a pod the last change counts, of others what was compiled last and what is there now.
         let mut last: BTreeMap<_, &ChangedObject> = BTreeMap::new();
-        let mut others: BTreeMap<_, (Option<&Arc<Located>>, Option<&Arc<Located>>)> = BTreeMap::new();
+        let mut others: BTreeMap<_, Versions<'_>> = BTreeMap::new();
         for change in changes {
             let (before, now) = (change.0.as_ref(), change.1.as_ref());
             let one = now.or(before).filter(|one| is_small(&one.object))?;

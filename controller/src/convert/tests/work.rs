@@ -245,8 +245,9 @@ fn what_is_written_does_not_depend_on_what_was_looked_at_before() {
         )
     };
     let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: t, namespace: ns0}\nspec: {targetRefs: [{group: '', kind: Service, name: s1}], validation: {hostname: s1, wellKnownCACertificates: System}}\n---\n";
-    // Who may attach, the routes (name, host, Service), and whether there is the policy.
-    let steps: [(&str, &[(&str, &str, &str)], bool); 9] = [
+    /// Who may attach, the routes (name, host, Service), and whether there is the policy.
+    type Step = (&'static str, &'static [(&'static str, &'static str, &'static str)], bool);
+    let steps: [Step; 9] = [
         ("Same", &[("a", "a.com", "s1"), ("b", "m.com", "s1")], false),
         ("Same", &[("a", "a.com", "s1"), ("b", "m.com", "s1")], false),
         // Two more, one of them to what is not there.
