@@ -139,8 +139,8 @@ mod tests {
     }
 
     /// By the kind it is judged: two sockets that were offered as a tunnel's end had an identity that nobody has vouched for.
-    #[test]
-    fn what_was_not_offered_is_not_taken() {
+    #[tokio::test]
+    async fn what_was_not_offered_is_not_taken() {
         let stream = || {
             let cut = Interrupted { socket: socket(), client: false, ended: false, down: Left::default() };
             Moved::Stream(cut, Token::new().unwrap())
