@@ -559,6 +559,14 @@ fn broken_meshes() -> Vec<Case> {
             "kubectl -n shop",
         ),
         case(
+            "a proxy's deployment that is not there",
+            "pc routes deploy/gone -n shop",
+            server(|_| None),
+            1,
+            &["there is no deployment gone in namespace shop"],
+            "check the name and the namespace (-n)",
+        ),
+        case(
             "a pod that is not there",
             "pc routes gone.shop",
             server(|_| None),

@@ -35,6 +35,9 @@ pub struct How {
     /// Output format: a table, or one JSON object per line.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+    /// Seconds after which it ends. Where `kubectl exec` is cut off, the command goes on without it, and only one can run on a node.
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
 }
 
 /// How lines look.
@@ -46,7 +49,7 @@ pub enum Output {
     Json,
 }
 
-/// Shows events until it is interrupted, or nobody reads its output any more. `bpf_dir` has what is pinned, `run_dir` what is known
+/// Shows events until it is interrupted, its time is over, or nobody reads its output any more. `bpf_dir` has what is pinned, `run_dir` what is known
 /// of the pods.
 pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     anyhow::ensure!(bpf_dir.exists(), "nothing is redirected on this node ({} does not exist)", bpf_dir.display());
@@ -66,12 +69,13 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     tracer.ask(of, &what, ASK_FOR)?;
     let mut out = io::stdout().lock();
     let whose = how.pod.as_deref().unwrap_or("all pods of this node");
-    eprintln!("dropped and bypassing connections of {whose} from now on; press Ctrl-C to stop");
+    eprintln!("dropped and bypassing connections of {whose} from now on, for {} s; press Ctrl-C to stop", how.seconds);
     if how.output == Output::Table {
         writeln!(out, "{}", row(["TIME (UTC)", "POD", "WHAT", "PROTOCOL", "SOURCE -> DESTINATION", "REASON"]))?;
         out.flush()?;
     }
-    let mut asked = Instant::now();
+    let (begun, length) = (Instant::now(), Duration::from_secs(how.seconds));
+    let mut asked = begun;
     loop {
         while let Some(event) = tracer.read()? {
             let name = event.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
@@ -83,6 +87,9 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
             writeln!(out, "{line}")?;
         }
         out.flush()?;
+        if begun.elapsed() >= length {
+            return Ok(());
+        }
         std::thread::sleep(LOOK);
         if asked.elapsed() < ASK_AGAIN {
             continue;

@@ -1,9 +1,10 @@
 //! Pods by label, by node, by name.
 
-use super::{connect::Cluster, failure::failed};
+use super::{connect::Cluster, failure::failed, objects::Resource};
 use crate::problem::Problem;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::ListParams};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use kube::{Api, ResourceExt, api::ListParams, core::Selector};
+use serde_json::Value;
 use std::fmt;
 
 /// A pod's name.
@@ -43,7 +44,27 @@ pub fn uid_of(pod: &Pod) -> String {
     pod.uid().unwrap_or_default()
 }
 
+/// The labels by which a deployment finds its pods, as in a query. None: they cannot be read.
+fn selector(deployment: &Value) -> Option<String> {
+    let labels: LabelSelector = serde_json::from_value(deployment.pointer("/spec/selector")?.clone()).ok()?;
+    Some(Selector::try_from(labels).ok()?.to_string()).filter(|labels| !labels.is_empty())
+}
+
 impl Cluster {
+    /// The running pods of a deployment, by name.
+    ///
+    /// # Errors
+    /// There is no such deployment, or its pods cannot be told; or the API server refuses or cannot be reached.
+    pub async fn pods_of_deployment(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, Problem> {
+        let Some(deployment) = self.object(Resource::DEPLOYMENT, Some(namespace), name).await? else {
+            return Err(Problem::new(format!("there is no deployment {name} in namespace {namespace}"))
+                .next("check the name and the namespace (-n)"));
+        };
+        let labels = selector(&deployment.data)
+            .ok_or_else(|| Problem::new(format!("the selector of deployment {name} cannot be read")))?;
+        self.pods(namespace, &labels).await
+    }
+
     /// The running pods of a namespace with these labels (`app=istiod`), by name.
     ///
     /// # Errors
@@ -136,5 +157,27 @@ impl Cluster {
             (None, None) => (self.namespace.as_str(), named),
         };
         PodName { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pods_of_a_deployment_are_those_that_it_selects() {
+        let of = |selector: Value| super::selector(&json!({ "spec": { "selector": selector } }));
+        let gateway = json!({ "matchLabels": { "gateway.networking.k8s.io/gateway-name": "shop" } });
+        assert_eq!(of(gateway).as_deref(), Some("gateway.networking.k8s.io/gateway-name=shop"));
+        let several = json!({
+            "matchLabels": { "app": "a" },
+            "matchExpressions": [{ "key": "v", "operator": "In", "values": ["1", "2"] }],
+        });
+        assert_eq!(of(several).as_deref(), Some("app=a,v in (1,2)"));
+        // Else all pods of the namespace would be taken for its.
+        for unread in [json!({}), json!(null), json!({ "matchExpressions": [{ "key": "v", "operator": "Like" }] })] {
+            assert_eq!(of(unread.clone()), None, "{unread}");
+        }
     }
 }

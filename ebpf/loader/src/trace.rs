@@ -67,7 +67,7 @@ impl Tracer {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Pod("another karst-cni trace runs on this node: end it first".into()));
+                return Err(Error::Pod("another karst-cni trace runs on this node: end it first; one whose kubectl exec was cut off ends after its time (--for, 300 s)".into()));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("cannot lock", dir)(e)),
         }

@@ -215,4 +215,8 @@ fn a_flood_is_told_by_the_rate_and_a_killed_trace_leaves_nothing_on() {
         raw_syn(&by_a, &b, 50_000 + i);
     }
     assert_eq!(totals(&dir).unwrap(), before, "nobody asks any more");
+    // One that nobody ends ends by itself.
+    let mut forgotten = Trace::command(&w, &["a", "--for", "1"]);
+    let ended = forgotten.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(ended.success(), "{ended}");
 }

@@ -55,13 +55,14 @@ enum Often {
 /// Of each file that has some: how often, and in how many places.
 const KNOWN: &[(&str, Often, usize)] = &[
     ("waypoint/src/telemetry/carried.rs", Often::Piece, 2),
-    ("crates/proxy/src/requests.rs", Often::Request, 8),
-    ("crates/rt/src/log.rs", Often::Request, 5),
+    ("crates/proxy/src/requests.rs", Often::Request, 4),
+    ("crates/rt/src/log.rs", Often::Request, 8),
     ("waypoint/src/authz/external/counts.rs", Often::Request, 1),
     ("waypoint/src/authz/token_cache.rs", Often::Request, 1),
     ("waypoint/src/cluster/balance.rs", Often::Request, 1),
     ("waypoint/src/cluster/endpoint.rs", Often::Request, 3),
-    ("waypoint/src/cluster/endpoint_set.rs", Often::Request, 16),
+    ("waypoint/src/cluster/endpoint_set.rs", Often::Request, 17),
+    ("waypoint/src/cluster/retry_rate.rs", Often::Request, 1),
     ("waypoint/src/downstream/udp/counts.rs", Often::Request, 4),
     ("waypoint/src/http/permits.rs", Often::Request, 4),
     ("waypoint/src/http/reply.rs", Often::Request, 4),

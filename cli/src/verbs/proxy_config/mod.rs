@@ -307,8 +307,7 @@ async fn find(session: &Session<'_>, named: &str) -> Result<(crate::cluster::Clu
     let pod = match deployment {
         Some(name) => {
             let (name, namespace) = name.split_once('.').unwrap_or((name, &cluster.namespace));
-            let pods = cluster.pods(namespace, &format!("gateway.networking.k8s.io/gateway-name={name}")).await?;
-            let pods = if pods.is_empty() { cluster.pods(namespace, &format!("app={name}")).await? } else { pods };
+            let pods = cluster.pods_of_deployment(namespace, name).await?;
             pods.first().map(PodName::from).ok_or_else(|| {
                 Problem::new(format!("deployment {name} has no running pod in namespace {namespace}"))
                     .next(format!("look at it: `kubectl -n {namespace} get pods`"))

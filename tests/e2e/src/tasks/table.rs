@@ -64,6 +64,8 @@ pub(super) const FILLED: &[(&str, &str, &str)] = &[
         "ztunnel-abcde.istio-system",
         "$(kubectl -n istio-system get pods -l app=ztunnel --field-selector=status.phase=Running -o jsonpath='{.items[0].metadata.name}').istio-system",
     ),
+    // The agent's command goes on when the line is ended, and only one can run on a node.
+    ("tasks/debugging", "karst-cni trace ", "karst-cni trace --for 5 "),
     // The cluster has no load balancer.
     (
         "tasks/tls-ingress",
@@ -134,6 +136,12 @@ pub(super) const REFUSED: &[Refused] = &[
         has: "sessionPersistence:",
         says: "sessionPersistence",
         why: "sessionPersistence is in the experimental channel of Gateway API's CRDs; the tests have the standard one",
+    },
+    Refused {
+        page: "tasks/retries-timeouts",
+        has: "kind: XBackendTrafficPolicy",
+        says: "no matches for kind",
+        why: "XBackendTrafficPolicy is in the experimental channel of Gateway API's CRDs; the tests have the standard one",
     },
     Refused {
         page: "tasks/tls-ingress",
