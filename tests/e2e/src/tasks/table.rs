@@ -52,6 +52,13 @@ pub(super) const OTHERWISE: &[(&str, &str, How)] = &[
         ),
     ),
     ("tasks/ingress", "kubectl -n bookinfo apply -f samples/exercises/bookinfo-gateway.yaml", How::Ask),
+    (
+        "tasks/retries-timeouts",
+        "kubectl get -n bookinfo xbackendtrafficpolicies",
+        How::Not(
+            "XBackendTrafficPolicy is in the experimental channel of Gateway API's CRDs; the tests have the standard one",
+        ),
+    ),
     ("tasks/tls-ingress", "kubectl -n bookinfo create configmap partners-ca", How::Ask),
     ("tasks/tls-ingress", "curl ", How::Run),
     ("tasks/tracing", "karst dashboard jaeger", How::Not(ADD_ONS)),
