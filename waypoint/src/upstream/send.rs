@@ -213,7 +213,7 @@ pub async fn http2(
     }
 }
 
-/// Sends a request that is no upgrade, as [`http2`] or as [`http1`]. `sent`: something of it may have been.
+/// Sends a request that is no upgrade, as [`http2()`] or as [`http1()`]. `sent`: something of it may have been.
 ///
 /// # Errors
 /// See [`Error`].
