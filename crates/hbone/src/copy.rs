@@ -135,6 +135,16 @@ pub struct Pair {
     server: Leg,
 }
 
+/// A socket of another process, which is this runtime's now. Until it is, its close is a reset: whoever had it may have been stopped in
+/// between.
+fn taken_over(socket: OwnedFd) -> io::Result<TcpStream> {
+    let tcp = std::net::TcpStream::from(socket);
+    tcp.set_nonblocking(true)?;
+    let tcp = TcpStream::from_std(tcp)?;
+    socket2::SockRef::from(&tcp).set_linger(None)?;
+    Ok(tcp)
+}
+
 /// What of one direction outlives the task that carries it.
 #[derive(Debug, Default)]
 struct Flow {
@@ -180,21 +190,13 @@ impl Pair {
     /// # Errors
     /// The runtime cannot take the sockets.
     pub fn resume(parts: Parts) -> io::Result<Self> {
-        let tcp = |fd: OwnedFd| {
-            let tcp = std::net::TcpStream::from(fd);
-            tcp.set_nonblocking(true)?;
-            let tcp = TcpStream::from_std(tcp)?;
-            // Whoever had it may have been stopped in between. Until it is ours its close is a reset.
-            socket2::SockRef::from(&tcp).set_linger(None)?;
-            Ok::<_, io::Error>(tcp)
-        };
         let flow = |left: Left| Flow { rest: left.rest, pipe: None, ended: left.ended };
         Ok(Self {
             entry: None,
             up: flow(parts.up),
             down: flow(parts.down),
-            client: Leg::new(tcp(parts.client)?),
-            server: Leg::new(tcp(parts.server)?),
+            client: Leg::new(taken_over(parts.client)?),
+            server: Leg::new(taken_over(parts.server)?),
         })
     }
 

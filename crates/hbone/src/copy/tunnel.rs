@@ -4,7 +4,7 @@
 //! hold: a side that leaves has sent all that it has read, and has got all that the other side has read, before the connection goes
 //! on elsewhere; so nothing is on its way then, and nothing can be lost or sent twice.
 
-use super::{CHUNK, Counts, Left, Leg, Way, both, end, poll_bytes};
+use super::{CHUNK, Counts, Left, Leg, Way, both, end, poll_bytes, taken_over};
 use crate::continuation::{self, End, Half, Said, Sides, Token};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -117,12 +117,7 @@ impl Tunnel {
     /// # Errors
     /// The runtime cannot take the socket, or the stream has ended again.
     pub fn resume(from: Interrupted, (mut send, recv): (SendStream<Bytes>, RecvStream)) -> io::Result<Self> {
-        let tcp = std::net::TcpStream::from(from.socket);
-        tcp.set_nonblocking(true)?;
-        let tcp = TcpStream::from_std(tcp)?;
-        // Whoever had it may have been stopped in between. Until it is ours its close is a reset.
-        socket2::SockRef::from(&tcp).set_linger(None)?;
-        let leg = Leg::new(tcp);
+        let leg = Leg::new(taken_over(from.socket)?);
         let mut sides = Sides::new(from.client);
         if from.ended {
             // The peer has heard of it; in this stream it is said once more.
