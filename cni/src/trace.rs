@@ -49,8 +49,8 @@ pub enum Output {
     Json,
 }
 
-/// Shows events until it is interrupted, its time is over, or nobody reads its output any more. `bpf_dir` has what is pinned, `run_dir` what is known
-/// of the pods.
+/// Shows events until it is interrupted, its time is over, or nobody reads its output any more. `bpf_dir` has what is pinned, `run_dir`
+/// what is known of the pods.
 pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     anyhow::ensure!(bpf_dir.exists(), "nothing is redirected on this node ({} does not exist)", bpf_dir.display());
     match show(bpf_dir, run_dir, how) {

@@ -406,8 +406,7 @@ impl Watcher<'_> {
         publisher.note(&state);
         publisher.note_mesh_config(&state, self.intake.mesh_config());
         self.log.behind = false;
-        let template = self.shared.config.template();
-        writer.set(self.compiler.writes(&state, &template, self.log.findings.as_deref(), &timestamp()));
+        set_writes(self.shared, writer, &mut self.compiler, &state, &self.log);
         look
     }
 
@@ -462,8 +461,19 @@ fn note(
     }
     log.findings = Some(findings);
     if let Some((_, writer)) = kube {
-        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
+        set_writes(shared, writer, compiler, &state, log);
     }
+}
+
+/// Has written what is not yet as it should be at the API server.
+fn set_writes(
+    shared: &Shared,
+    writer: &kubernetes::StatusWriter,
+    compiler: &mut Compiler,
+    state: &State,
+    log: &Problems,
+) {
+    writer.set(compiler.writes(state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
 }
 
 /// `karst-controller check`.
@@ -538,12 +548,6 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// Findings are to be looked for then, if it was `due` before.
-fn sooner(due: Option<Instant>) -> Instant {
-    let soon = Instant::now() + LOOK_AFTER;
-    due.map_or(soon, |at| at.min(soon))
-}
-
 /// After a change, more changes are awaited for this long before it is found out what is to be written.
 const WRITE_AFTER: Duration = Duration::from_millis(50);
 /// The longest pause between two looks at everything for which objects have changed.
@@ -552,6 +556,12 @@ const LONGEST_REST: Duration = Duration::from_millis(100);
 const WHOLE_AFTER: Duration = Duration::from_secs(10);
 /// A search for findings that has failed is made again after this time, if no object changes before.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// When findings are to be looked for after a change, where they were `due` before.
+fn sooner(due: Option<Instant>) -> Instant {
+    let soon = Instant::now() + LOOK_AFTER;
+    due.map_or(soon, |at| at.min(soon))
+}
 
 /// What a change leaves to do. No proxy waits for it.
 #[derive(Clone, Copy, Debug)]

@@ -212,10 +212,12 @@ impl GatewayListener {
         (self.port, self.hosts[0].to_ascii_lowercase())
     }
 
-    /// Does it take all that comes for a name (in lower case), where no other one at its port has a narrower name? (Bytes have no host.)
-    pub(crate) fn covers(&self, host: &str) -> bool {
+    /// Would it take what comes for a name (in lower case) without the filters (`of_filters`), or else the certificates, that another one
+    /// asks for there, where no other one at its port has a narrower name? Of certificates who ends TLS says something; past filters goes
+    /// whoever takes the bytes, which have no host.
+    pub(crate) fn goes_past(&self, of_filters: bool, host: &str) -> bool {
         let own = if self.protocol == Protocol::Tcp { "*" } else { self.hosts[0].as_str() };
-        common(own, host).as_deref() == Some(host)
+        (of_filters || self.terminates_tls) && common(own, host).as_deref() == Some(host)
     }
 }
 
@@ -326,9 +328,8 @@ pub(crate) fn unasked(all: &mut [GatewayListener]) {
     let is_one = |l: &&mut GatewayListener| !l.udp && l.refused.is_none() && l.conflict.is_none();
     for candidate in all.iter_mut().filter(is_one) {
         let takes = |((port, host), id, what): &&Asking| {
-            // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
-            let goes_there = candidate.terminates_tls || *what == Unhonoured::Filters;
-            goes_there && *port == candidate.port && *id != candidate.id && candidate.covers(host)
+            let is_at = *port == candidate.port && *id != candidate.id;
+            is_at && candidate.goes_past(*what == Unhonoured::Filters, host)
         };
         let set = candidate.set().cloned();
         let of_set = set.is_some().then(|| asking.get(&set)).flatten();

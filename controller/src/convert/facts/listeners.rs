@@ -547,11 +547,9 @@ fn leave_out_unasked_once(
         let Some(own) = all.get(one.listener).filter(of_api) else { return true };
         let takes = |(lost, host, port): &&(&GatewayListener, String, u16)| {
             let is_concerned = lost.set().is_none() || lost.set() == own.set();
-            // Of certificates who ends TLS says something; past filters goes whoever takes the bytes.
-            let goes_there = own.terminates_tls || lost.is_filtered;
             let are_bytes = [own.protocol, lost.protocol].contains(&Protocol::Tcp);
             let is_like = are_bytes || class(own.protocol) == class(lost.protocol);
-            *port == one.port && is_concerned && goes_there && is_like && own.covers(host)
+            *port == one.port && is_concerned && is_like && own.goes_past(lost.is_filtered, host)
         };
         let Some((lost, host, _)) = lost.iter().find(takes) else { return true };
         let (name, port) = (lost.name(), one.port);

@@ -2,7 +2,7 @@
 //! matter but the proxies').
 
 use crate::convert::{
-    compilation::routes::backend_traffic::{Verdict, evaluate},
+    compilation::routes::backend_traffic::{ACCEPTED, Verdict, evaluate},
     objects::{GATEWAY_API_EXPERIMENTAL, Objects},
     status::{
         ancestors,
@@ -24,7 +24,7 @@ fn one(verdict: &Verdict<'_>, now: &str) -> Option<Write> {
         .iter()
         .map(|(_, (reason, message))| Condition {
             kind: "Accepted",
-            status: *reason == "Accepted",
+            status: *reason == ACCEPTED,
             reason,
             message: message.clone(),
         })

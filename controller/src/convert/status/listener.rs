@@ -24,8 +24,7 @@ pub(crate) fn attached(objects: &Objects<'_>, listeners: &GatewayListeners, rout
     let to = |parent: &ParentRef| listeners.attached(objects, route.kind, &route.meta.namespace, route.names, parent);
     let all = route.parents.iter().filter_map(to).flatten().flatten();
     let ids: BTreeMap<&str, &GatewayListener> = all.map(|(listener, _)| (listener.id.as_str(), listener)).collect();
-    let place = |one: &GatewayListener| listeners.all.iter().position(|other| std::ptr::eq(one, other));
-    ids.into_values().filter_map(place).collect()
+    ids.into_values().filter_map(|one| listeners.all.element_offset(one)).collect()
 }
 
 /// Counts the routes that are attached to each listener. Of each route there are the places of its listeners.

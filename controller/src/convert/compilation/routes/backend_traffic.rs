@@ -31,7 +31,7 @@ const MOST: i64 = 1_000_000;
 const SECOND: u64 = 1000;
 const HOUR: u64 = 3600 * SECOND;
 /// A reason of Gateway API.
-const ACCEPTED: &str = "Accepted";
+pub(crate) const ACCEPTED: &str = "Accepted";
 
 /// A reason of Gateway API, and the words.
 type ReasonMessage = (&'static str, String);
