@@ -123,7 +123,7 @@ impl Open {
         let token = Token::from_bytes(&offer.token).ok_or(Unaccounted::Unknown)?;
         let claim::Reached { socket, taken, given, ended } = single.settle()?;
         let given = given + u64::from(ended);
-        let reached = Reached { taken, given, counted: taken, sent: None, over: false };
+        let reached = Reached { taken, given, counted: taken, sent: None, ended: false, over: false };
         let down = Left { ended, ..Left::default() };
         let client = offer.source.is_some();
         Ok(Some(Moved::Stream(Interrupted { socket, client, ended: false, down, reached: Some(reached) }, token)))

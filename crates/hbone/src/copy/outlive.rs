@@ -32,6 +32,8 @@ pub struct Reached {
     pub counted: u64,
     /// Bytes of the application's, and its end, that were sent. None: nobody knows, another process was killed.
     pub sent: Option<u64>,
+    /// Of these the end was one.
+    pub ended: bool,
     /// Both directions have come to their end here, and only the other side may lack something.
     pub over: bool,
 }
@@ -58,7 +60,7 @@ impl Outlives {
     /// Of a connection of which nothing was carried; but so many bytes of its application's have been taken and sent already.
     pub(super) fn begin(socket: BorrowedFd<'_>, joint: Joint, already: u64) -> io::Result<Self> {
         joint.line.begin(0, already);
-        let reached = Reached { taken: already, given: 0, counted: already, sent: None, over: false };
+        let reached = Reached { taken: already, given: 0, counted: already, sent: None, ended: false, over: false };
         Self::ahead(socket, joint, reached, already)
     }
 
@@ -67,10 +69,16 @@ impl Outlives {
     /// # Errors
     /// The sides do not fit together: bytes are missing, or somebody has said what cannot be.
     pub(super) fn go_on(socket: BorrowedFd<'_>, joint: Joint, reached: Reached) -> io::Result<Self> {
-        // A socket that is closed tells nothing.
-        let now = progress(socket)?.ok_or(io::ErrorKind::NotConnected)?;
-        let (here, theirs) = (reached.taken + now.waiting, joint.theirs);
-        let has_end = now.peer_ended && theirs.checked_sub(1) == Some(here);
+        let (here, has_ended) = match reached.sent {
+            // All of it was seen. The socket may be closed by now, and then it tells nothing.
+            Some(sent) if reached.ended => (sent - 1, true),
+            Some(_) | None => {
+                let now = progress(socket)?.ok_or(io::ErrorKind::NotConnected)?;
+                (reached.taken + now.waiting, now.peer_ended)
+            }
+        };
+        let theirs = joint.theirs;
+        let has_end = has_ended && theirs.checked_sub(1) == Some(here);
         let bytes = if has_end { here } else { theirs };
         let was_sent = reached.sent.is_none_or(|sent| theirs <= sent);
         if !(reached.taken..=here).contains(&bytes) || !was_sent {
@@ -164,7 +172,318 @@ impl Outlives {
             given: self.line.given(),
             counted: self.counted,
             sent: Some(self.all_sent()),
+            ended: self.ended,
             over: self.ended && passed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
+    use super::{
+        super::{
+            Counts, Interrupted, Tunnel,
+            tests::{pair, talk},
+        },
+        *,
+    };
+    use crate::{
+        continuation::End,
+        lasting::{self, Acks, Asked},
+        server::Connect,
+    };
+    use h2::{RecvStream, SendStream};
+    use http::{HeaderMap, Request, Response};
+    use karst_rt::survive::ahead;
+    use std::{cell::Cell, future::pending, pin::Pin, task::ready, time::Duration};
+    use tokio::{
+        io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
+        net::TcpStream,
+        sync::oneshot,
+        task::{LocalSet, spawn_local},
+        time::timeout,
+    };
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    type Stream = (SendStream<Bytes>, RecvStream);
+
+    /// One side of a connection in memory that breaks after so many bytes, of both directions together. Its end is none in order, as of TLS.
+    struct Breaks {
+        stream: DuplexStream,
+        left: Rc<Cell<usize>>,
+    }
+
+    impl AsyncRead for Breaks {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            let is_end = buf.filled().len() == before;
+            Poll::Ready(if is_end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+        }
+    }
+
+    impl AsyncWrite for Breaks {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let left = self.left.get();
+            let some = &buf[..buf.len().min(left)];
+            let written = match some.is_empty() {
+                true => 0,
+                false => ready!(Pin::new(&mut self.stream).poll_write(cx, some))?,
+            };
+            self.left.set(left - written);
+            // Who has written the last bytes does not hear that they have come.
+            Poll::Ready(if left == written { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(written) })
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        }
+    }
+
+    /// One side of a stream of a tunnel.
+    struct Side {
+        stream: Stream,
+        line: Rc<Line>,
+    }
+
+    impl Side {
+        fn joint(self, token: Token, theirs: u64) -> (Stream, Joint) {
+            (self.stream, Joint { token, line: self.line, theirs })
+        }
+    }
+
+    /// A tunnel with a stream and that of acknowledgements, as ztunnel has them; both sides of the stream. None: it has broken before.
+    async fn open(bytes: usize) -> Option<[Side; 2]> {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let left = Rc::new(Cell::new(bytes));
+        let [near, far] = [near, far].map(|stream| Breaks { stream, left: left.clone() });
+        let [ours, theirs] = [(); 2].map(|()| Rc::<Acks>::default());
+        let (tx, accepted) = oneshot::channel();
+        spawn_local(async move {
+            let mut tx = Some(tx);
+            if let Ok(mut connection) = h2::server::handshake(far).await {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    if lasting::asked(request.headers()) == Asked::Acks {
+                        spawn_local(theirs.clone().serve(Connect { request, respond }, pending()));
+                        continue;
+                    }
+                    let Ok(send) = respond.send_response(Response::new(()), false) else { break };
+                    let line = theirs.line(send.stream_id());
+                    let side = Side { stream: (send, request.into_body()), line };
+                    drop(tx.take().map(|tx| tx.send(side)));
+                }
+            }
+            theirs.break_off();
+        });
+        let (client, connection) = h2::client::handshake(near).await.ok()?;
+        let acks = ours.clone();
+        spawn_local(async move {
+            let _ = connection.await;
+            acks.break_off();
+        });
+        let ask = async |headers: HeaderMap| {
+            let mut request = Request::connect("a:1").body(()).unwrap();
+            *request.headers_mut() = headers;
+            let (response, send) = client.clone().ready().await.ok()?.send_request(request, false).ok()?;
+            Some((send, response.await.ok()?.into_body()))
+        };
+        let stream: Stream = ask(HeaderMap::new()).await?;
+        let mut for_acks = HeaderMap::new();
+        lasting::ask_for_acks(&mut for_acks);
+        let of_acks: Stream = ask(for_acks).await?;
+        let line = ours.line(stream.0.stream_id());
+        spawn_local(ours.run(of_acks, pending()));
+        Some([Side { stream, line }, accepted.await.ok()?])
+    }
+
+    /// The next tunnel that does not break before its stream is open.
+    async fn opened(mut bytes: impl FnMut() -> usize) -> [Side; 2] {
+        loop {
+            if let Some(sides) = open(bytes()).await {
+                return sides;
+            }
+        }
+    }
+
+    fn bytes(seed: u8, length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n / 5) as u8 ^ (n >> 12) as u8 ^ seed).collect()
+    }
+
+    fn begun(tcp: TcpStream, side: Side, is_client: bool, token: Token) -> Tunnel {
+        let (stream, joint) = side.joint(token, 0);
+        let mut tunnel = Tunnel::new(tcp, stream, is_client, false);
+        tunnel.outlive(joint, 0).unwrap();
+        tunnel
+    }
+
+    /// What is left when its tunnel has broken.
+    fn cut(mut tunnel: Tunnel) -> Interrupted {
+        let cut = tunnel.interrupted().unwrap();
+        tunnel.release();
+        assert!(cut.down.rest.is_empty());
+        cut
+    }
+
+    fn given(cut: &Interrupted) -> u64 {
+        cut.reached.unwrap().given
+    }
+
+    /// Goes on in tunnel after tunnel, each of which breaks after so many bytes; how many there were.
+    async fn carried(
+        (a, b): (TcpStream, TcpStream),
+        counts: &[Counts; 2],
+        mut breaks_after: impl FnMut() -> usize,
+    ) -> usize {
+        let token = Token::new().unwrap();
+        let [near, far] = opened(&mut breaks_after).await;
+        let (mut client, mut server) = (begun(a, near, true, token), begun(b, far, false, token));
+        let mut tunnels = 1;
+        loop {
+            let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            let (one, other) = timeout(SOON, both).await.unwrap_or_else(|_| panic!("tunnel {tunnels} does not end"));
+            match (one.unwrap(), other.unwrap()) {
+                (End::Over, End::Over) => return tunnels,
+                (End::Breaks(one), End::Breaks(other)) => assert!(one == token && other == token),
+                // The last acknowledgement was lost: both applications have all.
+                (End::Over, End::Breaks(_)) => {
+                    assert!(cut(server).reached.unwrap().over);
+                    return tunnels;
+                }
+                (End::Breaks(_), End::Over) => {
+                    assert!(cut(client).reached.unwrap().over);
+                    return tunnels;
+                }
+                other => panic!("{other:?}"),
+            }
+            let (one, other) = (cut(client), cut(server));
+            let [near, far] = opened(&mut breaks_after).await;
+            let ((near, of_near), (far, of_far)) = (near.joint(token, given(&other)), far.joint(token, given(&one)));
+            client = Tunnel::go_on(one, near, of_near, false).unwrap();
+            server = Tunnel::go_on(other, far, of_far, false).unwrap();
+            tunnels += 1;
+        }
+    }
+
+    /// A conversation by such tunnels: each byte once, in order, and counted once; ends are passed on.
+    async fn converses(up: usize, down: usize, breaks_after: impl FnMut() -> usize) -> usize {
+        let ((app, a), (b, other)) = (pair().await, pair().await);
+        let (said, answered, counts) = (bytes(1, up), bytes(77, down), <[Counts; 2]>::default());
+        let all = carried((a, b), &counts, breaks_after);
+        let (tunnels, heard, asked) = tokio::join!(all, talk(app, &said), talk(other, &answered));
+        assert!(asked == said && heard == answered, "{up} {down}: {tunnels} tunnels");
+        for counts in &counts {
+            assert_eq!((counts.from_client.get(), counts.to_client.get()), (up as u64, down as u64));
+        }
+        tunnels
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_may_break_at_any_point() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            // From before there is a stream to after the last acknowledgement.
+            let mut broken = 0;
+            for point in (100..4000).step_by(37) {
+                let mut first = Some(point);
+                broken += usize::from(converses(1000, 700, || first.take().unwrap_or(usize::MAX)).await > 1);
+            }
+            assert!(broken > 20, "{broken}");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn tunnels_may_break_again_and_again() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            for (up, down) in [(3 << 20, 2 << 20), (2 << 20, 10), (0, 3 << 20)] {
+                let mut length = 1000;
+                let tunnels = converses(up, down, || {
+                    length = 1000 + (length * 7 + 13_331) % 300_000;
+                    length
+                });
+                let tunnels = tunnels.await;
+                assert!(tunnels > 5, "{up} {down}: {tunnels}");
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// A client and a server between which something was said, until their tunnel breaks; what is left of both, and the applications.
+    async fn broken(said: &[u8]) -> ([Interrupted; 2], [TcpStream; 2], Token) {
+        let ((mut app, a), (b, other)) = (pair().await, pair().await);
+        let token = Token::new().unwrap();
+        let [near, far] = opened(|| 3000).await;
+        let (mut client, mut server) = (begun(a, near, true, token), begun(b, far, false, token));
+        let counts = <[Counts; 2]>::default();
+        app.write_all(said).await.unwrap();
+        let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+        let ends = timeout(SOON, both).await.unwrap();
+        assert!(matches!((ends.0.unwrap(), ends.1.unwrap()), (End::Breaks(_), End::Breaks(_))));
+        ([cut(client), cut(server)], [app, other], token)
+    }
+
+    /// Who says what cannot be gets nothing: more than was sent, and less than was acknowledged.
+    #[tokio::test]
+    async fn numbers_that_do_not_fit_are_refused() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            // More than the tunnel carries.
+            let said = bytes(5, 100_000);
+            for wrong in [u64::MAX, 100_000, 0] {
+                let ([one, _other], _apps, token) = broken(&said).await;
+                let [near, _far] = opened(|| usize::MAX).await;
+                let sent = one.reached.unwrap().sent.unwrap();
+                let (near, joint) = near.joint(token, wrong.max(sent + 1));
+                assert!(Tunnel::go_on(one, near, joint, false).is_err(), "{wrong}");
+            }
+            let ([mut one, _other], _apps, token) = broken(&said).await;
+            let mut reached = one.reached.unwrap();
+            reached.taken += 1;
+            one.reached = Some(reached);
+            let [near, _far] = opened(|| usize::MAX).await;
+            let (near, joint) = near.joint(token, reached.taken - 1);
+            assert!(Tunnel::go_on(one, near, joint, false).is_err());
+            // An acknowledgement of what was never sent.
+            let ((_app, a), [near, far]) = (pair().await, opened(|| usize::MAX).await);
+            let mut client = begun(a, near, true, token);
+            far.line.give(1);
+            let counts = Counts::default();
+            let error = timeout(SOON, client.carry(&counts)).await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// An application that has gone is not one that has ended: the other side hears of it.
+    #[tokio::test]
+    async fn an_application_that_has_reset_does_not_go_on() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            let ([one, other], [app, _other_app], token) = broken(&bytes(5, 100_000)).await;
+            karst_rt::socket::reset_on_close(&app);
+            drop(app);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let [near, _far] = opened(|| usize::MAX).await;
+            let (near, joint) = near.joint(token, given(&other));
+            let went_on = match Tunnel::go_on(one, near, joint, false) {
+                Ok(mut tunnel) => timeout(SOON, tunnel.carry(&Counts::default())).await.unwrap().map(|_| ()),
+                Err(e) => Err(e),
+            };
+            assert!(went_on.is_err());
+        };
+        LocalSet::new().run_until(run).await;
     }
 }
