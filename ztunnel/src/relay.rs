@@ -209,7 +209,7 @@ pub async fn leave_cut(
     Outcome::Broken("the next ztunnel has gone before it had the connection".into())
 }
 
-/// What the successor is told has come to an orderly end.
+/// A connection does not go to the successor while its tunnel is broken: what goes there has come to an orderly end.
 fn broken_while_leaving() -> Outcome {
     Outcome::Broken("its tunnel has broken while this process leaves".into())
 }

@@ -32,7 +32,8 @@ const ACKS: &str = "acks";
 
 /// An acknowledgement: a stream's number (4 bytes), and how far its connection has come (8), both with the highest byte first.
 const RECORD: usize = 12;
-/// What is acknowledged waits this long for more, unless it is as much as [`SOON`]: the receive queue of a new socket has twice that.
+/// What is acknowledged waits this long for more, unless it is as much as [`SOON`] (the receive queue of a new socket has twice that), or an
+/// end.
 const DELAY: Duration = Duration::from_millis(10);
 /// Bytes.
 const SOON: u64 = 32 << 10;
@@ -294,6 +295,12 @@ impl Line {
         self.acks.say.notify_one();
     }
 
+    /// Our application was told of the other's end, for which the other side waits.
+    pub fn end(&self) {
+        self.acks.soon.notify_one();
+        self.give(1);
+    }
+
     /// How far our side has come.
     pub fn given(&self) -> u64 {
         self.given.get()
@@ -438,6 +445,10 @@ mod tests {
             other.give(3);
             assert_eq!(acked(&one, 0).await.unwrap(), 3);
             assert!(timeout(Duration::from_secs(1), poll_fn(|cx| one.poll_acked(cx, 3))).await.is_err());
+            let began = Instant::now();
+            other.end();
+            assert_eq!(acked(&one, 3).await.unwrap(), 4);
+            assert!(began.elapsed() < DELAY, "nobody waits for an end");
         };
         LocalSet::new().run_until(run).await;
     }

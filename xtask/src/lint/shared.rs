@@ -117,7 +117,7 @@ const KNOWN: &[(&str, Often, usize)] = &[
     ("waypoint/src/upstream/reopen.rs", Often::Seldom, 2),
     ("ztunnel/src/control.rs", Often::Seldom, 5),
     ("ztunnel/src/handover/desk.rs", Often::Seldom, 3),
-    ("ztunnel/src/handover/resume.rs", Often::Seldom, 5),
+    ("ztunnel/src/handover/resume.rs", Often::Seldom, 6),
     ("ztunnel/src/lib.rs", Often::Seldom, 1),
     ("ztunnel/src/mesh_config.rs", Often::Seldom, 3),
     ("ztunnel/src/metrics.rs", Often::Seldom, 3),

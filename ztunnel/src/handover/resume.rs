@@ -240,7 +240,12 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, (cut, token): (Park
     let opened = connect::again(worker, pod, guard.conn(), (&token, cut.reached())).await;
     let Opened { lease, send, recv, continues, joint } = match opened {
         Ok(opened) => opened,
-        Err(outcome) => return guard.end(&outcome),
+        Err(outcome) => {
+            if origin == Origin::Crash {
+                worker.shared.metrics.survived.refused.fetch_add(1, Relaxed);
+            }
+            return guard.end(&outcome);
+        }
     };
     let Some(cut) = cut.take() else { return };
     let continues = continues && worker.shared.config.hand_over;

@@ -723,7 +723,7 @@ impl Down {
     fn pass(&mut self) {
         self.passed = true;
         if let Some(line) = &self.line {
-            line.give(1);
+            line.end();
         }
     }
 
