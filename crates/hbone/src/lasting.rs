@@ -316,12 +316,16 @@ impl Line {
     /// # Errors
     /// The tunnel has broken, and no more is heard.
     pub fn poll_acked(&self, cx: &mut Context<'_>, known: u64) -> Poll<io::Result<u64>> {
-        let acked = self.acked.get();
-        if acked > known {
-            return Poll::Ready(Ok(acked));
+        match self.acked.get() {
+            acked if acked > known => Poll::Ready(Ok(acked)),
+            _ => self.poll_gone(cx).map(Err),
         }
+    }
+
+    /// Waits until the tunnel has broken. All that waits for a line is one task.
+    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.acks.is_gone() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, "the tunnel has broken")));
+            return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, "the tunnel has broken"));
         }
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {

@@ -200,7 +200,7 @@ mod tests {
     use tokio::{
         io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
         net::TcpStream,
-        sync::oneshot,
+        sync::{Notify, oneshot},
         task::{LocalSet, spawn_local},
         time::timeout,
     };
@@ -248,6 +248,8 @@ mod tests {
     struct Side {
         stream: Stream,
         line: Rc<Line>,
+        /// Breaks the tunnel.
+        stop: Rc<Notify>,
     }
 
     impl Side {
@@ -263,6 +265,8 @@ mod tests {
         let [near, far] = [near, far].map(|stream| Breaks { stream, left: left.clone() });
         let [ours, theirs] = [(); 2].map(|()| Rc::<Acks>::default());
         let (tx, accepted) = oneshot::channel();
+        let stop = Rc::<Notify>::default();
+        let stops = stop.clone();
         spawn_local(async move {
             let mut tx = Some(tx);
             if let Ok(mut connection) = h2::server::handshake(far).await {
@@ -273,16 +277,19 @@ mod tests {
                     }
                     let Ok(send) = respond.send_response(Response::new(()), false) else { break };
                     let line = theirs.line(send.stream_id());
-                    let side = Side { stream: (send, request.into_body()), line };
+                    let side = Side { stream: (send, request.into_body()), line, stop: stops.clone() };
                     drop(tx.take().map(|tx| tx.send(side)));
                 }
             }
             theirs.break_off();
         });
         let (client, connection) = h2::client::handshake(near).await.ok()?;
-        let acks = ours.clone();
+        let (acks, stops) = (ours.clone(), stop.clone());
         spawn_local(async move {
-            let _ = connection.await;
+            tokio::select! {
+                _ = connection => {}
+                () = stops.notified() => {}
+            }
             acks.break_off();
         });
         let ask = async |headers: HeaderMap| {
@@ -297,7 +304,7 @@ mod tests {
         let of_acks: Stream = ask(for_acks).await?;
         let line = ours.line(stream.0.stream_id());
         spawn_local(ours.run(of_acks, pending()));
-        Some([Side { stream, line }, accepted.await.ok()?])
+        Some([Side { stream, line, stop }, accepted.await.ok()?])
     }
 
     /// The next tunnel that does not break before its stream is open.
@@ -461,6 +468,46 @@ mod tests {
             let counts = Counts::default();
             let error = timeout(SOON, client.carry(&counts)).await.unwrap().unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// Also of a connection that waits for nothing but an application that takes nothing: whoever asks for it is not to wait.
+    #[tokio::test]
+    async fn a_break_is_heard_of_while_an_application_takes_nothing() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            let ((mut app, a), (b, mut other)) = (pair().await, pair().await);
+            let token = Token::new().unwrap();
+            // Less than is said.
+            for socket in [&app, &a] {
+                SockRef::from(socket).set_recv_buffer_size(16 << 10).unwrap();
+                SockRef::from(socket).set_send_buffer_size(16 << 10).unwrap();
+            }
+            let [near, far] = opened(|| usize::MAX).await;
+            let stop = near.stop.clone();
+            let (mut client, mut server) = (begun(a, near, true, token), begun(b, far, false, token));
+            // Its end has been said: nothing more comes from it.
+            app.shutdown().await.unwrap();
+            let counts = <[Counts; 2]>::default();
+            let said = bytes(5, 1 << 20);
+            let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+            let breaks = async {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                stop.notify_one();
+            };
+            let meanwhile = async {
+                let _ = tokio::join!(other.write_all(&said), breaks);
+                pending::<()>().await;
+            };
+            let (one, two) = tokio::select! {
+                ends = timeout(SOON, both) => ends.unwrap(),
+                () = meanwhile => panic!("it waits for ever"),
+            };
+            assert!(matches!((one.unwrap(), two.unwrap()), (End::Breaks(_), End::Breaks(_))));
+            assert!(counts[0].to_client.get() < said.len() as u64);
         };
         LocalSet::new().run_until(run).await;
     }

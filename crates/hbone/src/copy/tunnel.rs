@@ -286,9 +286,16 @@ impl Tunnel {
         let result = {
             let (mut rd, mut wr) = self.leg.tcp.split();
             let talk = Talk { sides: &self.sides, asked: &self.asked, continues: self.continues };
+            let line = outlives.line.clone();
             let upward = pin!(to_stream_kept(&mut rd, &mut self.send, up, &talk, outlives));
             let downward = pin!(to_socket(&mut self.recv, &mut wr, down, &mut self.down, &talk, self.leaves));
-            both(upward, downward).await
+            let mut carried = pin!(both(upward, downward));
+            // Also while nothing is waited for but an application that takes nothing: somebody asks for the connection.
+            poll_fn(|cx| match carried.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Pending => line.poll_gone(cx).map(Err),
+            })
+            .await
         };
         let result = match (result, self.sides.get().end()) {
             // The other side may lack something of it, and is to know that we do not.
