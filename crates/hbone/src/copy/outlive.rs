@@ -322,7 +322,7 @@ mod tests {
 
     fn begun(tcp: TcpStream, side: Side, is_client: bool, token: Token) -> Tunnel {
         let (stream, joint) = side.joint(token, 0);
-        let mut tunnel = Tunnel::new(tcp, stream, is_client, false);
+        let mut tunnel = Tunnel::new(tcp, stream, is_client, true);
         tunnel.outlive(joint, 0).unwrap();
         tunnel
     }
@@ -419,6 +419,52 @@ mod tests {
                 });
                 let tunnels = tunnels.await;
                 assert!(tunnels > 5, "{up} {down}: {tunnels}");
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// What was sent has come when a side has left in order, whether it had been acknowledged or not: nothing is sent again.
+    #[tokio::test]
+    async fn who_leaves_in_order_sends_nothing_again() {
+        if !ahead::is_supported() {
+            return;
+        }
+        let run = async {
+            for of_client in [true, false] {
+                let ((app, a), (b, other)) = (pair().await, pair().await);
+                let (said, answered, counts) = (bytes(1, 2 << 20), bytes(77, 3 << 20), <[Counts; 2]>::default());
+                let all = async {
+                    let token = Token::new().unwrap();
+                    let [near, far] = opened(|| usize::MAX).await;
+                    let (mut client, mut server) = (begun(a, near, true, token), begun(b, far, false, token));
+                    let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+                    assert!(timeout(Duration::from_millis(5), both).await.is_err(), "it is over already");
+                    let leaves = if of_client { &mut client } else { &mut server };
+                    assert!(leaves.may_leave());
+                    leaves.leave(Token::new().unwrap());
+                    let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+                    let (one, two) = timeout(SOON, both).await.unwrap();
+                    let (one, two) = (one.unwrap(), two.unwrap());
+                    assert!(matches!(one, End::Continues(_)) && one == two, "{one:?} {two:?}");
+                    let (one, two) = (client.interrupted().unwrap(), server.interrupted().unwrap());
+                    assert!(one.reached.is_none() && two.reached.is_none());
+                    client.release();
+                    server.release();
+                    drop((client, server));
+                    let [near, far] = opened(|| usize::MAX).await;
+                    let mut client = Tunnel::next(one, near.stream, None, true).unwrap();
+                    let mut server = Tunnel::next(two, far.stream, None, true).unwrap();
+                    assert!(client.token().is_none(), "it does not outlive this one");
+                    let both = async { tokio::join!(client.carry(&counts[0]), server.carry(&counts[1])) };
+                    let (one, two) = timeout(SOON, both).await.unwrap();
+                    assert_eq!((one.unwrap(), two.unwrap()), (End::Over, End::Over));
+                };
+                let ((), heard, asked) = tokio::join!(all, talk(app, &said), talk(other, &answered));
+                assert!(asked == said && heard == answered, "{of_client}");
+                for counts in &counts {
+                    assert_eq!((counts.from_client.get(), counts.to_client.get()), (2 << 20, 3 << 20));
+                }
             }
         };
         LocalSet::new().run_until(run).await;
