@@ -433,7 +433,7 @@ mod tests {
         let run = async {
             for of_client in [true, false] {
                 let ((app, a), (b, other)) = (pair().await, pair().await);
-                let (said, answered, counts) = (bytes(1, 2 << 20), bytes(77, 3 << 20), <[Counts; 2]>::default());
+                let (said, answered, counts) = (bytes(1, 6 << 20), bytes(77, 8 << 20), <[Counts; 2]>::default());
                 let all = async {
                     let token = Token::new().unwrap();
                     let [near, far] = opened(|| usize::MAX).await;
@@ -463,7 +463,7 @@ mod tests {
                 let ((), heard, asked) = tokio::join!(all, talk(app, &said), talk(other, &answered));
                 assert!(asked == said && heard == answered, "{of_client}");
                 for counts in &counts {
-                    assert_eq!((counts.from_client.get(), counts.to_client.get()), (2 << 20, 3 << 20));
+                    assert_eq!((counts.from_client.get(), counts.to_client.get()), (6 << 20, 8 << 20));
                 }
             }
         };
