@@ -143,9 +143,9 @@ pub struct Config {
     /// is killed (the charts set it). It needs about as much memory as an idle ztunnel.
     #[arg(long, env = "KARST_WARM_SPARE", default_value_t = false, action = clap::ArgAction::Set)]
     pub warm_spare: bool,
-    /// Keep connections without a tunnel (within the node, captured plaintext, to destinations outside the mesh) open when the serving
-    /// process is killed (SIGKILL, or for want of memory): the spare goes on with them, at most once in 10 s. It needs KARST_WARM_SPARE.
-    /// If false, a crash cuts all connections.
+    /// Keep connections open when the serving process is killed (SIGKILL, or for want of memory): the spare goes on with them, at most
+    /// once in 10 s. Those by tunnels need it at both ends, and Linux 6.12. It needs KARST_WARM_SPARE. If false, a crash cuts all
+    /// connections.
     #[arg(long, env = "KARST_SURVIVE_KILL", default_value_t = false, action = clap::ArgAction::Set)]
     pub survive_kill: bool,
     /// Set by the supervisor: this process stands by until it is told to serve, on standard input.

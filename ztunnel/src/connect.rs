@@ -16,8 +16,9 @@ use bytes::Bytes;
 use karst_core::{Identity, limits};
 use karst_hbone::{
     continuation::{self, Token},
-    copy::Counts,
-    pool::Lease,
+    copy::{Counts, Reached},
+    lasting::{self, Joint},
+    pool::{Lease, Opened},
 };
 use karst_proxy::dial::{self, Candidate, Target};
 use std::{rc::Rc, sync::Arc};
@@ -28,8 +29,8 @@ pub type Stream = (h2::SendStream<Bytes>, h2::RecvStream);
 
 /// A destination that is reached.
 pub enum Ready {
-    /// A stream on a tunnel; may it be continued?
-    Tunnel(Lease, Stream, bool),
+    /// A stream on a tunnel; may it be continued, and does its connection outlive the tunnel?
+    Tunnel(Lease, Stream, bool, Option<Box<Joint>>),
     /// Without a tunnel.
     Socket(TcpStream),
     /// A pod of this node, with the record of its side.
@@ -41,7 +42,7 @@ impl Ready {
     /// after that.
     pub async fn after(mut self, first: &Bytes, counts: &Counts) -> Result<Self, Outcome> {
         let sent = match &mut self {
-            Ready::Tunnel(_, (send, _), _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
+            Ready::Tunnel(_, (send, _), ..) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
             Ready::Socket(s) | Ready::Local(_, s) => s.write_all(first).await.map_err(|e| e.to_string()),
         };
         match sent {
@@ -103,12 +104,15 @@ pub async fn attempt(
                 };
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
-            let hands_over = worker.shared.config.hand_over;
+            let (hands_over, outlives) = (worker.shared.config.hand_over, worker.outlives_tunnels());
             let headers = || {
                 // Of bytes that are carried as they are no trace is known.
                 let mut headers = dial::headers(source.baggage(), client.seen_by(t.target.ip()), host, None);
                 if hands_over {
                     continuation::announce(&mut headers);
+                }
+                if outlives {
+                    lasting::ask(&mut headers, None);
                 }
                 headers
             };
@@ -123,16 +127,23 @@ pub async fn attempt(
                 headers: &headers,
             };
             let opened = worker.dialer.tunnel(&target, candidate).await?;
-            Ok(Ready::Tunnel(opened.lease, (opened.send, opened.recv), opened.continues && hands_over))
+            let stream = (opened.send, opened.recv);
+            Ok(Ready::Tunnel(opened.lease, stream, opened.continues && hands_over, opened.joint))
         }
     }
 }
 
-/// The next stream of a connection whose stream has been interrupted, to the same peer.
+/// The next stream of a connection whose stream has been interrupted, to the same peer. `reached`: how far the connection has come, if
+/// its tunnel has broken.
 ///
 /// # Errors
 /// There is none, and will be none.
-pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) -> Result<(Lease, Stream), Outcome> {
+pub async fn again(
+    worker: &Worker,
+    pod: &LocalPod,
+    conn: &Conn,
+    (token, reached): (&Token, Option<Reached>),
+) -> Result<Opened, Outcome> {
     let (Some(source), Some(peer), Some(target)) = (&conn.source, &conn.destination, conn.hbone_addr) else {
         return Err(Outcome::NoWorkload);
     };
@@ -150,6 +161,9 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
     let headers = || {
         let mut headers = dial::headers(source.baggage(), conn.source_addr, host, None);
         continuation::name(&mut headers, token);
+        if let Some(reached) = reached {
+            lasting::ask(&mut headers, Some(reached.given));
+        }
         headers
     };
     let wanted = Target {
@@ -162,8 +176,10 @@ pub async fn again(worker: &Worker, pod: &LocalPod, conn: &Conn, token: &Token) 
         authority: &target.to_string(),
         headers: &headers,
     };
-    let opened = worker.dialer.again(&wanted).await?;
-    Ok((opened.lease, (opened.send, opened.recv)))
+    Ok(match reached {
+        Some(_) => worker.dialer.go_on(&wanted).await?,
+        None => worker.dialer.again(&wanted).await?,
+    })
 }
 
 /// Who may answer: the names that a service lists are those of its endpoints, and no waypoint's.

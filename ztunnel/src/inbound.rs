@@ -22,6 +22,7 @@ use karst_flows::{Decision, Seen};
 use karst_hbone::{
     continuation::{self, Said, Token},
     copy::{self, Pair, Tunnel},
+    lasting::{self, Acks, Asked, Joint},
     server,
     stream::TlsStream,
 };
@@ -104,11 +105,30 @@ async fn carry(
     let stop = served.watch();
     let settings = worker.settings.beside(served.pod.usage.gate.tunnels.len().saturating_sub(1));
     let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
+    // Of the streams whose connections outlive the tunnel.
+    let acks = worker.outlives_tunnels().then(Rc::<Acks>::default);
+    let own = acks.clone();
     let on_stream = move |c: server::Connect| {
-        let connection = connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use());
+        if let Some(acks) = own.as_ref().filter(|_| lasting::asked(c.request.headers()) == Asked::Acks) {
+            let mut leaves = p2.watch();
+            let leaving = async move { leaves.reached(drain::Phase::Graceful).await };
+            // Nobody's connection: what leaves does not wait for it.
+            tokio::task::spawn_local(acks.clone().serve(c, leaving));
+            return;
+        }
+        let connection = connect(w2.clone(), p2.clone(), c, (from, to), (peer.clone(), own.clone()), place2.in_use());
         w2.task(&p2.share, from.ip(), connection);
     };
-    if let Err(e) = server::serve_until(stream, &settings, stop, permit.evicted(), on_stream).await {
+    let ended = server::serve_until(stream, &settings, stop, permit.evicted(), on_stream).await;
+    // Before the tasks of its streams hear of it. What has to give way, or is not allowed any more, does not come back.
+    if let Some(acks) = acks {
+        match &ended {
+            Err(server::ServerError::Http2(e)) if !e.is_io() => acks.close(),
+            Err(server::ServerError::Evicted | server::ServerError::Revoked(_)) => acks.close(),
+            _ => acks.break_off(),
+        }
+    }
+    if let Err(e) = ended {
         if matches!(e, server::ServerError::Evicted) {
             worker.shared.metrics.tunnels.note(Ended::Evicted);
         }
@@ -180,7 +200,7 @@ async fn connect(
     served: Rc<Served>,
     c: server::Connect,
     (from, to): (SocketAddr, SocketAddr),
-    peer: Identity,
+    (peer, acks): (Identity, Option<Rc<Acks>>),
     in_use: Option<InUse>,
 ) {
     let server::Connect { request, mut respond } = c;
@@ -217,7 +237,11 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
-    let continues = match continues(continuation::said(request.headers()), worker.shared.config.hand_over) {
+    let asked = if acks.is_some() { lasting::asked(request.headers()) } else { Asked::Nothing };
+    // One whose tunnel has broken goes on here also where nothing is handed over.
+    let goes_on = matches!(asked, Asked::GoesOn(_));
+    let knows = worker.shared.config.hand_over || goes_on;
+    let continues = match continues(continuation::said(request.headers()), knows) {
         Ok(said) => said,
         Err(o) => {
             worker.shared.metrics.ends.note(Reporter::Destination, o.reason());
@@ -227,7 +251,7 @@ async fn connect(
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     // A connection that another stream has begun, or a new one.
     let (guard, ready) = match continues {
-        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, &token)).await,
+        Said::Token(token) => Box::pin(resumed(&worker, &served.pod, ask, (&token, goes_on))).await,
         Said::Nothing | Said::Knows => {
             let (guard, ready) = open(&worker, &served.pod, ask).await;
             (guard, ready.map(App::New))
@@ -248,34 +272,73 @@ async fn connect(
     if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage().cloned()) {
         response.headers_mut().insert("baggage", baggage);
     }
-    if continues != Said::Nothing {
+    let may_continue = continues != Said::Nothing && worker.shared.config.hand_over;
+    if may_continue {
         continuation::announce(response.headers_mut());
+    }
+    let lasts = lasts(asked, continues, &app);
+    if let Some((token, _, ours)) = &lasts {
+        lasting::answer(response.headers_mut(), token, *ours);
     }
     let send = match respond.send_response(response, false) {
         Ok(s) => s,
-        Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
+        // The tunnel has broken (again) meanwhile: another stream will come.
+        Err(e) => {
+            if let (App::Resumed(parked), Some((token, ..))) = (app, lasts) {
+                Box::pin(park_again(&worker, &guard, parked, token)).await;
+            }
+            return guard.end(&Outcome::Broken(e.to_string()));
+        }
     };
     guard.established();
+    let joint = lasts.zip(acks).map(|((token, theirs, _), acks)| {
+        let line = acks.line(send.stream_id());
+        Box::new(Joint { token, line, theirs })
+    });
     let stream = (send, request.into_body());
     let mut tunnel = match app {
         App::New(app) => {
             signals::inbound(worker.shared.requests(), || worker.snapshot(), &guard);
-            Tunnel::new(app, stream, false, continues != Said::Nothing)
+            let mut tunnel = Tunnel::new(app, stream, false, may_continue);
+            if let Some(joint) = joint
+                && let Err(e) = tunnel.outlive(*joint, 0)
+            {
+                drop(tunnel);
+                return guard.end(&Outcome::Broken(e.to_string()));
+            }
+            tunnel
         }
-        App::Resumed(parked) => match parked.take().map(|cut| Tunnel::resume(cut, stream)) {
-            Some(Ok(tunnel)) => tunnel,
-            Some(Err(e)) => return guard.end(&Outcome::Broken(e.to_string())),
-            None => return guard.end(&Outcome::Drained),
-        },
+        App::Resumed(parked) => {
+            if parked.reached().is_some_and(|reached| reached.sent.is_none()) {
+                worker.shared.metrics.survived.resumed.fetch_add(1, Relaxed);
+                guard.resumed();
+            }
+            match parked.take().map(|cut| Tunnel::next(cut, stream, joint, may_continue)) {
+                Some(Ok(tunnel)) => tunnel,
+                Some(Err(e)) => return guard.end(&Outcome::Broken(e.to_string())),
+                None => return guard.end(&Outcome::Drained),
+            }
+        }
     };
     let offer = || offer(guard.conn(), &served.pod.uid, true);
     let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
-        // The peer has left, and its successor will ask for it.
+        // The peer has left, or the tunnel has broken, and somebody will ask for it.
         Ok(token) => Box::pin(park(&worker, &guard, &mut tunnel, token, &offer)).await,
         Err(outcome) => outcome,
     };
     drop(tunnel);
     guard.end(&outcome);
+}
+
+/// Does the connection outlive its tunnel: by which token it goes on, how far the client has come, and how far we have.
+fn lasts(asked: Asked, continues: Said, app: &App) -> Option<(Token, u64, u64)> {
+    match (asked, continues, app) {
+        (Asked::Lasts, Said::Nothing | Said::Knows, App::New(_)) => Some((Token::new().ok()?, 0, 0)),
+        (Asked::GoesOn(theirs), Said::Token(token), App::Resumed(parked)) => {
+            Some((token, theirs, parked.reached()?.given))
+        }
+        (Asked::Nothing | Asked::Lasts | Asked::GoesOn(_) | Asked::Acks, ..) => None,
+    }
 }
 
 /// What a CONNECT says of continuation, as far as it counts here (`knows`). A connection's rest is never taken for a new connection.
@@ -301,7 +364,7 @@ async fn resumed(
     worker: &Worker,
     pod: &Arc<LocalPod>,
     request: InboundRequest,
-    token: &Token,
+    (token, has_broken): (&Token, bool),
 ) -> (Guard, Result<App, Outcome>) {
     let (peer, from, to) = (request.identity.clone(), request.from.ip(), request.to);
     let parked = match peer {
@@ -313,6 +376,10 @@ async fn resumed(
     let (guard, judged) = judged(worker, pod, request).await;
     let app = match (judged, parked) {
         (Err(outcome), _) => Err(outcome),
+        // Where the one has come to an orderly end and the other has not, somebody has lost something.
+        (Ok(()), Some(parked)) if parked.reached().is_some() != has_broken => {
+            Err(Outcome::BadRequest("the connection was not interrupted in the way that the stream says"))
+        }
         (Ok(()), Some(parked)) => Ok(App::Resumed(parked)),
         (Ok(()), None) => Err(Outcome::NotFound("no connection waits for this stream (any more)")),
     };
@@ -322,16 +389,16 @@ async fn resumed(
 /// Keeps a connection whose stream was interrupted until the next one comes; or until this process leaves, too, and its successor
 /// keeps it.
 async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token, offer: &dyn Fn() -> Offer) -> Outcome {
-    let conn = guard.conn();
-    let (Some(peer), Some(pod)) = (&conn.source_identity, &conn.pod) else { return Outcome::NoIdentity };
-    let (from, to) = (conn.source_addr.ip(), conn.destination_addr);
-    let bound = Bound { peer: peer.clone(), from, owner: pod.uid.clone(), to };
+    let Some(bound) = bound(guard) else { return Outcome::NoIdentity };
+    let has_broken = tunnel.has_broken();
     let cut = match tunnel.interrupted() {
         Ok(cut) => cut,
         Err(e) => return Outcome::Broken(e.to_string()),
     };
     tunnel.release();
-    worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+    if !has_broken {
+        worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+    }
     let gone = parking::park(&worker.shared.parking, token, bound.clone(), cut).await;
     let mut drain = worker.drain.clone();
     tokio::select! {
@@ -342,6 +409,20 @@ async fn park(worker: &Worker, guard: &Guard, tunnel: &mut Tunnel, token: Token,
         Some(parked) => relay::leave_cut(worker, guard, parked, token, offer).await,
         None => Outcome::HandedOver,
     }
+}
+
+/// Keeps a connection for its next stream that could not go on with this one.
+async fn park_again(worker: &Worker, guard: &Guard, parked: Parked, token: Token) {
+    if let (Some(bound), Some(cut)) = (bound(guard), parked.take()) {
+        drop(parking::park(&worker.shared.parking, token, bound, cut).await);
+    }
+}
+
+/// Who may go on with a connection that a tunnel has brought.
+fn bound(guard: &Guard) -> Option<Bound> {
+    let conn = guard.conn();
+    let (peer, pod) = (conn.source_identity.clone()?, conn.pod.as_ref()?);
+    Some(Bound { peer, from: conn.source_addr.ip(), owner: pod.uid.clone(), to: conn.destination_addr })
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).

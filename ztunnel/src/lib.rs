@@ -104,6 +104,9 @@ fn run(config: config::Config) -> anyhow::Result<()> {
     if config.survive_kill && !config.is_supervised() {
         tracing::warn!("KARST_SURVIVE_KILL has no effect without KARST_WARM_SPARE");
     }
+    if kept.is_some() {
+        survival::tell_of_kernel();
+    }
     bootstrap::control_thread(serve(config, descriptors, kept))?
 }
 

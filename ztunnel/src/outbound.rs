@@ -26,7 +26,7 @@ use karst_core::{addr::is_host, limits};
 use karst_hbone::{
     continuation::Token,
     copy::{Counts, Pair, Tunnel},
-    pool::Lease,
+    pool::{Lease, Opened},
 };
 use karst_proxy::{dial::Candidate, untold::Told};
 use karst_rt::socket;
@@ -145,7 +145,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         };
         // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
-            Ok(Ready::Tunnel(lease, stream, continues)) => {
+            Ok(Ready::Tunnel(lease, stream, continues, joint)) => {
                 // It may last for days: what was in force at its beginning is not kept for it.
                 drop(snapshot);
                 guard.established();
@@ -153,6 +153,12 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                     signals::outbound(worker.shared.requests(), &guard, None, to.port());
                 }
                 let mut tunnel = Tunnel::new(tcp, stream, true, continues);
+                if let Some(joint) = joint
+                    && let Err(e) = tunnel.outlive(*joint, first.len() as u64)
+                {
+                    drop((lease, tunnel));
+                    return guard.end(&Outcome::Broken(e.to_string()));
+                }
                 let offer = || offer(guard.conn(), &served.pod.uid, true);
                 let outcome = match relay::stream(&worker, &guard, &guard.conn().counts, &mut tunnel, &offer).await {
                     Ok(token) => Box::pin(follow(&worker, &served.pod, &guard, (lease, tunnel, token))).await,
@@ -226,14 +232,21 @@ pub async fn follow(
             Err(e) => return Outcome::Broken(e.to_string()),
         };
         tunnel.release();
+        let reached = cut.reached();
+        if reached.is_some() {
+            // It may be the stream of acknowledgements alone that has ended.
+            lease.discard();
+        }
         drop(lease);
-        let (next, stream) = match connect::again(worker, pod, guard.conn(), &token).await {
-            Ok(next) => next,
+        let opened = match connect::again(worker, pod, guard.conn(), (&token, reached)).await {
+            Ok(opened) => opened,
             Err(outcome) => return Outcome::Broken(outcome.text().unwrap_or_default()),
         };
+        let Opened { lease: next, send, recv, continues, joint } = opened;
         lease = next;
         let Some(cut) = cut.take() else { return Outcome::Done };
-        tunnel = match Tunnel::resume(cut, stream) {
+        let continues = continues && worker.shared.config.hand_over;
+        tunnel = match Tunnel::next(cut, (send, recv), joint, continues) {
             Ok(tunnel) => tunnel,
             Err(e) => return Outcome::Broken(e.to_string()),
         };

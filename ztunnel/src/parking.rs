@@ -3,7 +3,10 @@
 
 pub use karst_hbone::parking::{Bound, new, run};
 
-use karst_hbone::{continuation::Token, copy::Interrupted};
+use karst_hbone::{
+    continuation::Token,
+    copy::{Interrupted, Reached},
+};
 use tokio::sync::oneshot;
 
 /// All of them, for the workers.
@@ -20,6 +23,10 @@ impl Parked {
     /// It waits from now on.
     pub fn new(cut: Interrupted) -> Self {
         Self { cut: Some(cut), _waits: None }
+    }
+    /// How far it has come, if its tunnel has broken.
+    pub fn reached(&self) -> Option<Reached> {
+        self.cut.as_ref().and_then(|cut| cut.reached)
     }
     /// It goes on.
     pub fn take(mut self) -> Option<Interrupted> {

@@ -43,7 +43,8 @@ pub async fn plain(
     }
 }
 
-/// The same of a socket and a stream. If the peer leaves: the token with which the connection goes on.
+/// The same of a socket and a stream. If the peer leaves, or the tunnel breaks and the connection outlives it: the token with which the
+/// connection goes on.
 ///
 /// # Errors
 /// Its end.
@@ -54,6 +55,9 @@ pub async fn stream(
     tunnel: &mut Tunnel,
     offer: &dyn Fn() -> Offer,
 ) -> Result<Token, Outcome> {
+    if let (Some(region), Some(token)) = (&worker.region, tunnel.token()) {
+        tunnel.enter(region, &Offer { token: token.bytes().to_vec(), ..offer() }.encode_to_vec());
+    }
     let stop = {
         let bytes = pin!(tunnel.carry(counts));
         until(worker, guard, Phase::HandOver, bytes).await
@@ -146,6 +150,9 @@ async fn leave_stream(
         // It has ended, or its peer leaves, too.
         Err(stop) => return Err(leave_ended(worker, guard, tunnel, goes_on(stop)?, offer).await),
     };
+    if tunnel.has_broken() {
+        return Err(broken_while_leaving());
+    }
     let cut = tunnel.interrupted().map_err(|e| Outcome::Broken(e.to_string()))?;
     if ticket.go(Moved::Stream(cut, token)).await {
         tunnel.release();
@@ -163,6 +170,9 @@ async fn leave_ended(
     token: Token,
     offer: &dyn Fn() -> Offer,
 ) -> Outcome {
+    if tunnel.has_broken() {
+        return broken_while_leaving();
+    }
     match tunnel.interrupted() {
         Ok(cut) => {
             tunnel.release();
@@ -180,6 +190,9 @@ pub async fn leave_cut(
     token: Token,
     offer: &dyn Fn() -> Offer,
 ) -> Outcome {
+    if cut.reached().is_some() {
+        return broken_while_leaving();
+    }
     let handed_over = &worker.shared.metrics.handed_over;
     let ticket = {
         let nothing = pin!(std::future::pending::<io::Result<()>>());
@@ -196,10 +209,15 @@ pub async fn leave_cut(
     Outcome::Broken("the next ztunnel has gone before it had the connection".into())
 }
 
+/// A connection does not go to the successor while its tunnel is broken: what goes there has come to an orderly end.
+fn broken_while_leaving() -> Outcome {
+    Outcome::Broken("its tunnel has broken while this process leaves".into())
+}
+
 /// A stream's end: the token with which it goes on, or else that of the connection.
 fn goes_on(stop: Stop<End>) -> Result<Token, Outcome> {
     match stop {
-        Stop::Done(Ok(End::Continues(token))) => Ok(token),
+        Stop::Done(Ok(End::Continues(token) | End::Breaks(token))) => Ok(token),
         Stop::Done(Ok(End::Over)) => Err(Outcome::Done),
         Stop::Done(Err(e)) => Err(Outcome::of_copy(Err(e))),
         Stop::Closed(outcome) => Err(outcome),

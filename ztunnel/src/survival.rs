@@ -1,6 +1,6 @@
 //! Open connections outlive this process, should it be killed (KARST_SURVIVE_KILL; docs/survival.md): its spare goes on with them.
 //!
-//! - [`keep`]: what a process begins with. Its connections are entered where they are carried (`relay::plain`).
+//! - [`keep`]: what a process begins with. Its connections are entered where they are carried (`relay::plain`, `relay::stream`).
 //! - [`take`]: what its spare has of it. [`revive`]: how they go on.
 //! - [`counts`]: what has become of them.
 //!
@@ -16,7 +16,8 @@ use karst_rt::{
     clock::Instant,
     seqpacket::Channel,
     survive::{
-        claim::{Claim, claim},
+        ahead,
+        claim::{Claim, Single, claim},
         holder::Holder,
         table::Table,
     },
@@ -51,6 +52,15 @@ pub fn keep(workers: usize) -> io::Result<Kept> {
     Ok(Kept { table, holder })
 }
 
+/// Says so if the kernel is too old for what goes by tunnels.
+pub fn tell_of_kernel() {
+    if !ahead::is_supported() {
+        tracing::warn!(
+            "KARST_SURVIVE_KILL: this kernel cannot look ahead in TCP sockets (Linux 6.12 can): a crash will cut connections by tunnels"
+        );
+    }
+}
+
 /// Says so if nobody holds the connections any more.
 pub async fn watch(holder: Holder) {
     while !holder.has_ended() {
@@ -69,6 +79,8 @@ impl Kept {
 /// Connections of the process before that are to go on.
 pub struct Taken {
     connections: Vec<Claim>,
+    /// Those by tunnels.
+    singles: Vec<Single>,
     /// In its table, and not to be had.
     lost: usize,
     began: Instant,
@@ -77,12 +89,12 @@ pub struct Taken {
 /// Takes the open connections of the process before. After it all ports of that process are free.
 pub async fn take(holder: OwnedFd) -> Taken {
     let began = Instant::now();
-    let (connections, lost) = match claim(holder, TAKE_LIMIT).await {
-        Ok(claimed) => (claimed.connections, claimed.lost),
+    let (connections, singles, lost) = match claim(holder, TAKE_LIMIT).await {
+        Ok(claimed) => (claimed.connections, claimed.singles, claimed.lost),
         Err(e) => {
             tracing::warn!(error = %e, "open connections of the process before cannot go on: they are cut");
-            (vec![], 0)
+            (vec![], vec![], 0)
         }
     };
-    Taken { connections, lost, began }
+    Taken { connections, singles, lost, began }
 }

@@ -34,7 +34,10 @@ use karst_proxy::{
 use karst_rt::{
     drain,
     socket::Keepalive,
-    survive::table::{self, Region},
+    survive::{
+        ahead,
+        table::{self, Region},
+    },
     turns::{self, Share},
 };
 use std::{
@@ -275,6 +278,12 @@ impl Served {
 }
 
 impl Worker {
+    /// Do connections whose tunnel breaks go on, where the other side does the same? If this process is killed, its spare goes on with
+    /// them.
+    pub fn outlives_tunnels(&self) -> bool {
+        self.region.is_some() && ahead::is_supported()
+    }
+
     /// Runs the task of a connection that this peer has begun, in turn with those of other shares; counted from now on, not from when it
     /// is first polled.
     pub fn task(&self, share: &Rc<Share>, peer: IpAddr, connection: impl Future<Output = ()> + 'static) {

@@ -149,6 +149,9 @@ pub enum End {
     Over,
     /// It goes on, in the stream that shows this token.
     Continues(Token),
+    /// It has not come to an end: its tunnel has broken. The connection goes on in the stream that shows this token, from where its sides
+    /// have come ([`crate::lasting`]).
+    Breaks(Token),
 }
 
 /// What one side knows of a stream's two halves.
@@ -188,7 +191,7 @@ impl Sides {
             (Half::Open | Half::Ended | Half::Continued(_), _) => None,
         }
     }
-    /// What becomes of the stream, once both halves are closed. If both sides have left at the same time there are two tokens: that of
+    /// What becomes of the stream, once both halves are closed; not [`End::Breaks`]. If both sides have left at the same time there are two tokens: that of
     /// the side that has opened the stream counts.
     pub fn end(&self) -> Option<End> {
         let (first, second) = if self.client { (self.sent, self.received) } else { (self.received, self.sent) };

@@ -3,9 +3,11 @@
 //! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
 //! other, so that an application can tell truncation from completion (docs/hbone.md §6).
 
+mod outlive;
 mod tunnel;
 mod watch;
 
+pub use outlive::Reached;
 pub use tunnel::{Interrupted, Tunnel, keep, tunnel};
 pub(crate) use watch::show_passed;
 pub use watch::{Counts, Watch, Way};
@@ -504,8 +506,8 @@ async fn spliced(
     }
 }
 
-/// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
-fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
+/// At most `max` bytes, without a copy, in the worker's arena. Empty: end of stream.
+fn poll_bytes(rd: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
     USED.set(true);
     BUFFER.with_borrow_mut(|arena| {
         // From its beginning if all that was read into it has been sent: small messages are all read into the same few lines, which
@@ -518,6 +520,16 @@ fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<i
         ready!(read.poll(cx))?;
         Poll::Ready(Ok(arena.split().freeze()))
     })
+}
+
+/// A socket as whoever looks reads it: the bytes stay in it. Each look sees what comes after the one before, if it was told so
+/// (`karst_rt::survive::ahead`).
+struct Looking<'a, 'b>(&'a mut ReadHalf<'b>);
+
+impl AsyncRead for Looking<'_, '_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_peek(cx, buf).map_ok(|_| ())
+    }
 }
 
 fn poll_write(wr: &mut WriteHalf<'_>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {

@@ -8,7 +8,8 @@
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
 //! - [`frames`]: floods of frames that only ask for an answer, on any HTTP/2 connection.
 //! - [`observed`]: a stream whose bytes are shown to somebody in passing.
-//! - [`continuation`]: streams that go on in another process; [`parking`]: connections that wait for theirs.
+//! - [`continuation`]: streams that go on in another process; [`parking`]: connections that wait for theirs. [`lasting`]: connections
+//!   that outlive a tunnel that breaks.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
 pub mod certificate;
@@ -16,6 +17,7 @@ pub mod client;
 pub mod continuation;
 pub mod copy;
 pub mod frames;
+pub mod lasting;
 pub mod names;
 pub mod observed;
 pub mod parking;

@@ -86,14 +86,21 @@ pub async fn run<P>(mut orders: Orders<P>) {
                 continue;
             }
         };
-        let met = match order {
+        let now = Instant::now();
+        let (token, bound, met) = match order {
             None => return,
-            Some(Order::Park(token, bound, what)) => lot.park(token, bound, what, Instant::now()),
-            Some(Order::Claim(token, bound, who)) => lot.claim(token, bound, who, Instant::now()),
+            Some(Order::Park(token, bound, what)) => (token, bound.clone(), lot.park(token, bound, what, now)),
+            Some(Order::Claim(token, bound, who)) => {
+                // A stream that has gone is in nobody's way.
+                lot.forget(&token, oneshot::Sender::is_closed);
+                (token, bound.clone(), lot.claim(token, bound, who, now))
+            }
         };
-        if let Some((what, who)) = met {
-            // Whoever has gone meanwhile gives it back, and it is dropped.
-            drop(who.send(what));
+        // Whoever has gone meanwhile gives it back, and it waits for the next.
+        if let Some((what, who)) = met
+            && let Err(what) = who.send(what)
+        {
+            lot.park(token, bound, what, now);
         }
     }
 }
@@ -154,6 +161,13 @@ impl<P, W> Lot<P, W> {
         None
     }
 
+    /// Lets go of the stream that waits, if it has gone.
+    fn forget(&mut self, token: &Token, has_gone: impl Fn(&W) -> bool) {
+        if self.waiting.get(token).is_some_and(|waiting| has_gone(&waiting.what)) {
+            self.waiting.remove(token);
+        }
+    }
+
     fn expire(&mut self, now: Instant) {
         self.parked.retain(|_, parked| parked.until > now);
         self.waiting.retain(|_, waiting| waiting.until > now);
@@ -195,6 +209,32 @@ mod tests {
         assert_eq!(lot.claim(token, bound(), 'c', now), None, "somebody waits already");
         assert_eq!(lot.park(token, bound(), 2, now), Some((2, 'b')));
         assert!(lot.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_has_gone_is_in_nobodys_way() {
+        let (now, token) = (Instant::now(), Token::new().unwrap());
+        let mut lot = Lot::new();
+        assert_eq!(lot.claim(token, bound(), 'a', now), None);
+        lot.forget(&token, |stream| *stream == 'b');
+        assert_eq!(lot.claim(token, bound(), 'b', now), None, "the first one waits");
+        lot.forget(&token, |stream| *stream == 'a');
+        assert_eq!(lot.claim(token, bound(), 'c', now), None);
+        assert_eq!(lot.park(token, bound(), 1, now), Some((1, 'c')));
+    }
+
+    /// What a stream cannot take any more waits for the next one.
+    #[tokio::test]
+    async fn what_nobody_has_taken_is_parked_again() {
+        let ((parking, orders), token) = (new::<u8>(), Token::new().unwrap());
+        let task = tokio::spawn(run(orders));
+        {
+            let gone = parking.claim(token, bound());
+            assert!(tokio::time::timeout(Duration::from_millis(50), gone).await.is_err());
+        }
+        parking.park(token, bound(), 7).await;
+        assert_eq!(parking.claim(token, bound()).await, Some(7));
+        task.abort();
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use crate::{
     client::{self, ClientError},
     continuation::{self, Said},
+    lasting::{self, Acks, Asked, Joint},
 };
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
@@ -20,7 +21,10 @@ use std::{
     rc::{Rc, Weak},
     time::Duration,
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::Instant,
+};
 
 /// A tunnel whose streams last longer than an unused one is kept is looked at this often: nobody says when the last one ends.
 const LOOK: Duration = Duration::from_secs(1);
@@ -39,9 +43,27 @@ pub struct Tunnel {
     idle_since: Cell<Instant>,
     /// Says that it is to be closed now if nothing is on it.
     end: Notify,
+    /// Of its streams whose connections outlive it.
+    acks: Rc<Acks>,
+    /// The stream in which these are said is open.
+    acknowledges: OnceCell<()>,
 }
 
 impl Tunnel {
+    /// Opens the stream of acknowledgements, if it is not open yet. False: there is none, and will be none.
+    async fn acknowledges(&self, authority: &str) -> bool {
+        let (tunnel, acks) = (self.send.clone(), self.acks.clone());
+        let open = || async move {
+            let mut headers = HeaderMap::new();
+            lasting::ask_for_acks(&mut headers);
+            let (send, recv, _) = client::connect(tunnel, authority, headers).await?;
+            // The tunnel is closed when it is not used, whatever this does.
+            tokio::task::spawn_local(acks.run((send, recv), std::future::pending()));
+            Ok::<_, ClientError>(())
+        };
+        self.acknowledges.get_or_try_init(open).await.is_ok() && !self.acks.is_gone()
+    }
+
     /// Is it unused, and open?
     fn is_idle(&self) -> bool {
         self.active.get() == 0 && !self.closed.get()
@@ -75,6 +97,8 @@ pub struct Opened {
     pub recv: RecvStream,
     /// The peer knows of continuation ([`crate::continuation`]).
     pub continues: bool,
+    /// The connection outlives its tunnel, as was asked for ([`crate::lasting`]).
+    pub joint: Option<Box<Joint>>,
 }
 
 impl Lease {
@@ -213,6 +237,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             let lease = self.get(key, &connect).await?;
             let headers = headers();
             let shows_token = matches!(continuation::said(&headers), Said::Token(_));
+            let asked = lasting::asked(&headers);
             let mut undecided = DiscardOnCancel(Some(&lease));
             let answer = client::connect(lease.sender(), authority, headers).await;
             undecided.0 = None;
@@ -220,12 +245,29 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             match answer {
                 Ok((mut send, recv, answer)) => {
                     let continues = continuation::said(&answer) == Said::Knows;
-                    if !continues && shows_token {
+                    let agreed = if asked == Asked::Nothing { None } else { lasting::answered(&answer) };
+                    let goes_on = if matches!(asked, Asked::GoesOn(_)) { agreed.is_some() } else { continues };
+                    if !goes_on && shows_token {
                         // It is another connection, which must not get the rest of the one that was interrupted.
                         send.send_reset(h2::Reason::CANCEL);
                         return Err(ClientError::NotContinued);
                     }
-                    return Ok(Opened { lease, send, recv, continues });
+                    let mut joint = None;
+                    if let Some((token, theirs)) = agreed {
+                        // Rare, but for the first stream of a tunnel: not in the task of every connection.
+                        if !Box::pin(lease.tunnel.acknowledges(authority)).await {
+                            // Nothing has been carried by it yet.
+                            send.send_reset(h2::Reason::CANCEL);
+                            lease.discard();
+                            if std::mem::replace(&mut again, true) {
+                                return Err(ClientError::Unprocessed("nothing is acknowledged there".into()));
+                            }
+                            continue;
+                        }
+                        let line = lease.tunnel.acks.line(send.stream_id());
+                        joint = Some(Box::new(Joint { token, line, theirs }));
+                    }
+                    return Ok(Opened { lease, send, recv, continues, joint });
                 }
                 Err(e) => {
                     if e.is_of_tunnel() {
@@ -277,6 +319,8 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                     used: Cell::new(false),
                     idle_since: Cell::new(Instant::now()),
                     end: Notify::new(),
+                    acks: Rc::default(),
+                    acknowledges: OnceCell::new(),
                 });
                 slot.tunnels.borrow_mut().push(tunnel.clone());
                 Some((tunnel, drive))
@@ -338,6 +382,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             }
         }
         tunnel.closed.set(true);
+        tunnel.acks.break_off();
         slot.tunnels.borrow_mut().retain(|t| !t.closed.get());
     }
 

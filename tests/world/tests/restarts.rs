@@ -229,8 +229,51 @@ fn with_survival(survives: bool) -> World {
 
 /// What has become of the open connections of the process before.
 fn after_crash(w: &World, outcome: &str) -> usize {
+    after_crash_of(w, 0, outcome)
+}
+
+fn after_crash_of(w: &World, node: usize, outcome: &str) -> usize {
     let label = format!("outcome=\"{outcome}\"");
-    w.metric(0, "karst_connections_after_crash_total{", &[label.as_str()]) as usize
+    w.metric(node, "karst_connections_after_crash_total{", &[label.as_str()]) as usize
+}
+
+/// Waits until all connections are open.
+fn all_open(shared: &Shared, size: Size) {
+    wait_for("all are open", Duration::from_secs(60), || {
+        let failed = shared.failed.lock().unwrap();
+        assert!(failed.is_empty(), "{failed:?}");
+        (shared.opened.load(Relaxed) == size.connections).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    shared.measures.store(true, Relaxed);
+}
+
+/// All of them go on in the process that serves a node now.
+fn all_go_on(w: &World, node: usize, size: Size) {
+    w.wait_ztunnel(node);
+    wait_for("all go on", Duration::from_secs(10), || {
+        let [refused, unaccounted] = ["refused", "unaccounted"].map(|outcome| after_crash_of(w, node, outcome));
+        assert_eq!((refused, unaccounted), (0, 0), "node {node}");
+        (after_crash_of(w, node, "resumed") == size.connections).then_some(())
+    });
+}
+
+/// Ends them, and compares.
+fn all_whole(name: &str, clients: Vec<JoinHandle<()>>, shared: &Shared, size: Size) {
+    shared.measures.store(false, Relaxed);
+    shared.stop.store(true, Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let (failed, pause) = (shared.failed.lock().unwrap(), shared.longest_ms.load(Relaxed));
+    println!(
+        "{name}: kills={} connections={} broken={} bytes={} longest_pause_ms={pause} {:?}",
+        size.rounds,
+        size.connections,
+        failed.len(),
+        shared.bytes.load(Relaxed),
+        failed.iter().take(5).collect::<Vec<_>>()
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(u128::from(pause) <= size.longest.as_millis(), "{pause} ms");
 }
 
 /// Once in this time open connections go on.
@@ -256,38 +299,14 @@ fn survive_kills(size: Size) {
         Way::new("from outside", &outside, near.at(PORT)),
     ];
     let clients = held::open(&ways, &shared);
-    wait_for("all are open", Duration::from_secs(60), || {
-        let failed = shared.failed.lock().unwrap();
-        assert!(failed.is_empty(), "{failed:?}");
-        (shared.opened.load(Relaxed) == size.connections).then_some(())
-    });
-    std::thread::sleep(Duration::from_secs(1));
-    shared.measures.store(true, Relaxed);
+    all_open(&shared, size);
     for kills in 0..size.rounds {
         kill_worker(&w, 0, kills);
         let began = Instant::now();
-        w.wait_ztunnel(0);
-        wait_for("all go on", Duration::from_secs(10), || {
-            let [refused, unaccounted] = ["refused", "unaccounted"].map(|outcome| after_crash(&w, outcome));
-            assert_eq!((refused, unaccounted), (0, 0), "kill {kills}");
-            (after_crash(&w, "resumed") == size.connections).then_some(())
-        });
+        all_go_on(&w, 0, size);
         std::thread::sleep((GOES_ON_AFTER + Duration::from_secs(1)).saturating_sub(began.elapsed()));
     }
-    shared.measures.store(false, Relaxed);
-    shared.stop.store(true, Relaxed);
-    clients.into_iter().for_each(|client| client.join().unwrap());
-    let (failed, pause) = (shared.failed.lock().unwrap(), shared.longest_ms.load(Relaxed));
-    println!(
-        "survival: kills={} connections={} broken={} bytes={} longest_pause_ms={pause} {:?}",
-        size.rounds,
-        size.connections,
-        failed.len(),
-        shared.bytes.load(Relaxed),
-        failed.iter().take(5).collect::<Vec<_>>()
-    );
-    assert!(failed.is_empty(), "{failed:?}");
-    assert!(u128::from(pause) <= size.longest.as_millis(), "{pause} ms");
+    all_whole("survival", clients, &shared, size);
     let log = w.log_text("ztunnel0.log");
     assert!(log.contains("connection resumed after a crash"), "each is told of");
     // Holders of those that were killed have ended, and somebody has waited for them.
@@ -312,6 +331,70 @@ fn open_connections_survive_kills() {
 #[ignore = "soak: about four minutes"]
 fn soak_open_connections_survive_kills() {
     survive_kills(MANY);
+}
+
+/// Two nodes, and connections between their pods, both ways. None: the kernel cannot look ahead in TCP sockets.
+fn between_nodes(size: Size) -> Option<(World, Arc<Shared>, Vec<JoinHandle<()>>)> {
+    let mut w = with_survival(true);
+    if w.log_text("ztunnel0.log").contains("this kernel cannot look ahead") {
+        return None;
+    }
+    w.namespace("app", true);
+    let (a, far) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "far", 1)));
+    w.settle();
+    let shared = Shared::new(size);
+    [&a, &far].into_iter().for_each(|pod| held::serve(pod, &shared));
+    let ways = [Way::new("to the other node", &a, far.at(PORT)), Way::new("from the other node", &far, a.at(PORT))];
+    let clients = held::open(&ways, &shared);
+    all_open(&shared, size);
+    Some((w, shared, clients))
+}
+
+/// The same by tunnels: of the two processes that carry all of them now the one is killed, and now the other.
+fn tunnels_survive_kills(size: Size) {
+    let Some((w, shared, clients)) = between_nodes(size) else { return };
+    let mut kills = [0; 2];
+    for round in 0..size.rounds {
+        let node = round % 2;
+        kill_worker(&w, node, kills[node]);
+        kills[node] += 1;
+        let began = Instant::now();
+        all_go_on(&w, node, size);
+        // Every second one is of the same node.
+        std::thread::sleep((GOES_ON_AFTER / 2 + Duration::from_secs(1)).saturating_sub(began.elapsed()));
+    }
+    all_whole("survival of tunnels", clients, &shared, size);
+}
+
+/// What others that run beside them leave of two cores is not judged by it.
+const FEW_TUNNELS: Size = Size { rounds: 4, connections: 40, longest: Duration::from_secs(3) };
+const MANY_TUNNELS: Size = Size { rounds: 20, connections: 200, longest: Duration::from_secs(1) };
+
+#[test]
+fn open_connections_by_tunnels_survive_kills() {
+    tunnels_survive_kills(FEW_TUNNELS);
+}
+
+#[test]
+#[ignore = "soak: about three minutes"]
+fn soak_open_connections_by_tunnels_survive_kills() {
+    tunnels_survive_kills(MANY_TUNNELS);
+}
+
+/// Each end knows its numbers by its own kernel.
+#[test]
+fn open_connections_by_tunnels_survive_a_kill_at_both_ends() {
+    let size = Size { rounds: 1, ..FEW_TUNNELS };
+    let Some((w, shared, clients)) = between_nodes(size) else { return };
+    let serving = [0, 1].map(|node| worker_and_spare(&w, node, 0)[0]);
+    for worker in serving {
+        karst_world::kill(worker, libc::SIGKILL);
+    }
+    for node in [0, 1] {
+        all_go_on(&w, node, size);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    all_whole("survival of tunnels, both ends", clients, &shared, size);
 }
 
 /// A policy that comes while the process that carries a connection stands still, and before it is killed.

@@ -223,7 +223,8 @@ impl Tunnel {
         }
         continues.at = match continues.sides.end() {
             Some(End::Continues(token)) => At::Between(continues.resume.next(token)),
-            Some(End::Over) | None => At::Lost,
+            // None of ours outlives a tunnel that breaks.
+            Some(End::Over | End::Breaks(_)) | None => At::Lost,
         };
         // It waits for the next stream from now on, and not for room in this one.
         if let Some(writer) = continues.waiting.writer.take() {

@@ -248,7 +248,7 @@ async fn connect(
         };
         worker.dialer.tunnel(&target, attempt.candidate()).await?
     };
-    let Opened { lease, send, recv, continues } = opened;
+    let Opened { lease, send, recv, continues, .. } = opened;
     let lingering = worker.lingering.clone();
     if !(continues && may_continue) {
         return Ok((Io::tunnel(send, recv, lingering), Some(lease)));

@@ -56,8 +56,8 @@ pub fn describe(conn: &Conn, pod: &str) -> End {
 pub fn offer(conn: &Conn, pod: &str, tunnel: bool) -> Offer {
     let end = Some(describe(conn, pod));
     match conn.reporter {
-        Reporter::Source => Offer { source: end, destination: None, tunnel },
-        Reporter::Destination => Offer { source: None, destination: end, tunnel },
+        Reporter::Source => Offer { source: end, tunnel, ..Offer::default() },
+        Reporter::Destination => Offer { destination: end, tunnel, ..Offer::default() },
     }
 }
 
@@ -169,8 +169,8 @@ mod tests {
         for tunnel in [true, false] {
             let (opened, served) = (conn(&mesh, Reporter::Source), conn(&mesh, Reporter::Destination));
             let said = Some(describe(&opened, "1"));
-            assert_eq!(offer(&opened, "1", tunnel), Offer { source: said.clone(), destination: None, tunnel });
-            assert_eq!(offer(&served, "1", tunnel), Offer { source: None, destination: said, tunnel });
+            assert_eq!(offer(&opened, "1", tunnel), Offer { source: said.clone(), tunnel, ..Offer::default() });
+            assert_eq!(offer(&served, "1", tunnel), Offer { destination: said, tunnel, ..Offer::default() });
         }
     }
 

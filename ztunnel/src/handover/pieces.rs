@@ -88,7 +88,7 @@ impl Moved {
         let token = Token::from_bytes(&go.token).ok_or(PiecesError)?;
         let [socket] = <[OwnedFd; 1]>::try_from(sockets).map_err(|_| PiecesError)?;
         let (ended, down) = if go.is_client { (up.ended, down) } else { (down.ended, up) };
-        Ok(Self::Stream(Interrupted { socket, client: go.is_client, ended, down }, token))
+        Ok(Self::Stream(Interrupted { socket, client: go.is_client, ended, down, reached: None }, token))
     }
 }
 
@@ -117,7 +117,8 @@ mod tests {
         {
             let down = Left { rest: Bytes::from(vec![7; HANDOVER_PIECE + 1]), ended: passed };
             let token = Token::new().unwrap();
-            let moved = Moved::Stream(Interrupted { socket: socket(), client, ended, down: down.clone() }, token);
+            let cut = Interrupted { socket: socket(), client, ended, down: down.clone(), reached: None };
+            let moved = Moved::Stream(cut, token);
             assert_eq!(moved.sockets().len(), 1);
             let mut table = super::super::table::Table::new();
             table.offered(1, ()).unwrap();
@@ -142,7 +143,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_not_offered_is_not_taken() {
         let stream = || {
-            let cut = Interrupted { socket: socket(), client: false, ended: false, down: Left::default() };
+            let (down, reached) = (Left::default(), None);
+            let cut = Interrupted { socket: socket(), client: false, ended: false, down, reached };
             Moved::Stream(cut, Token::new().unwrap())
         };
         assert!(stream().if_offered(true).is_some() && stream().if_offered(false).is_none());

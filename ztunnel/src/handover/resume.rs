@@ -25,6 +25,7 @@ use karst_core::limits;
 use karst_hbone::{
     continuation::Token,
     copy::{Pair, Parts, Tunnel},
+    pool::Opened,
 };
 use karst_rt::{
     admission::{Ended, Permit, Source},
@@ -200,7 +201,7 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
     let parts = match arrives.await.map(|moved| moved.if_offered(offer.tunnel)) {
         Ok(Some(Moved::Pair(parts))) => parts,
         Ok(Some(Moved::Stream(cut, token))) => {
-            return Box::pin(stream(&worker, &pods, &offer, Parked::new(cut), token)).await;
+            return Box::pin(stream(&worker, &pods, &offer, (Parked::new(cut), token), origin)).await;
         }
         Ok(None) => {
             return tracing::warn!(id, "a connection has come that is not the one that was offered: it is reset");
@@ -216,10 +217,12 @@ async fn resume(worker: Rc<Worker>, offered: Offered) {
     carry(&worker, &pods, &offer, (parts, origin), evicted).await;
 }
 
-/// A socket whose stream has been interrupted is ours. Towards the application of a pod of ours it waits for its next stream; from an
-/// application it is for us to open one.
-async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token: Token) {
-    worker.shared.metrics.handed_over.taken.fetch_add(1, Relaxed);
+/// A socket whose stream has been interrupted, or has broken, is ours. Towards the application of a pod of ours it waits for its next
+/// stream; from an application it is for us to open one.
+async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, (cut, token): (Parked, Token), origin: Origin) {
+    if origin == Origin::HandOver {
+        worker.shared.metrics.handed_over.taken.fetch_add(1, Relaxed);
+    }
     let (source, destination) = match pods.conns(worker, offer) {
         Ok(conns) => conns,
         Err(why) => return tracing::info!(refusal = %why, "a connection that was taken over is closed"),
@@ -234,17 +237,27 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, cut: Parked, token:
     }
     let (Some(conn), Some(pod)) = (source, &pods.source) else { return };
     let guard = worker.conns.add(conn);
-    let opened = connect::again(worker, pod, guard.conn(), &token).await;
-    let (lease, stream) = match opened {
+    let opened = connect::again(worker, pod, guard.conn(), (&token, cut.reached())).await;
+    let Opened { lease, send, recv, continues, joint } = match opened {
         Ok(opened) => opened,
-        Err(outcome) => return guard.end(&outcome),
+        Err(outcome) => {
+            if origin == Origin::Crash {
+                worker.shared.metrics.survived.refused.fetch_add(1, Relaxed);
+            }
+            return guard.end(&outcome);
+        }
     };
     let Some(cut) = cut.take() else { return };
-    let mut tunnel = match Tunnel::resume(cut, stream) {
+    let continues = continues && worker.shared.config.hand_over;
+    let mut tunnel = match Tunnel::next(cut, (send, recv), joint, continues) {
         Ok(tunnel) => tunnel,
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
+    if origin == Origin::Crash {
+        worker.shared.metrics.survived.resumed.fetch_add(1, Relaxed);
+        guard.resumed();
+    }
     let again = || end::offer(guard.conn(), &pod.uid, true);
     let outcome = match relay::stream(worker, &guard, &guard.conn().counts, &mut tunnel, &again).await {
         Ok(token) => outbound::follow(worker, pod, &guard, (lease, tunnel, token)).await,
@@ -297,7 +310,7 @@ async fn carry(
             .as_ref()
             .zip(pods.destination.as_ref())
             .map(|(guard, pod)| describe(guard.conn(), &pod.uid)),
-        tunnel: false,
+        ..Offer::default()
     };
     let outcome = {
         let bytes = pin!(relay::plain(worker, judged, counts, &mut pair, &again));

@@ -16,7 +16,18 @@ use crate::{
 };
 use karst_api::handover::{Answer, Offer};
 use karst_core::canonical;
-use karst_rt::{clock::Instant, netns::cookie_of, survive::claim::Claim};
+use karst_hbone::{
+    continuation::Token,
+    copy::{Interrupted, Left, Reached},
+};
+use karst_rt::{
+    clock::Instant,
+    netns::cookie_of,
+    survive::{
+        claim::{self, Claim, Single},
+        settle::Unaccounted,
+    },
+};
 use prost::Message;
 use socket2::SockRef;
 use std::{collections::HashMap, os::fd::BorrowedFd, sync::atomic::Ordering::Relaxed, time::Duration};
@@ -36,21 +47,22 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Lets them go on, and says what has become of them.
 pub async fn revive(shared: &Shared, taken: Taken) {
-    let Taken { connections, lost, began } = taken;
+    let Taken { connections, singles, lost, began } = taken;
     let (answers, answered) = mpsc::channel(AT_A_TIME);
     let until = began + PODS_LIMIT;
     let (netns, tally) = (HashMap::new(), Tally { unaccounted: lost as u64, ..Tally::default() });
     let mut revival = Revival { shared, answers, answered, until, asked: 0, next: 0, netns, tally };
     // Until then nothing could be judged.
     let _ = timeout_at(until, shared.configured()).await;
-    let mut waiting: Vec<(Claim, Offer)> = connections.into_iter().filter_map(|claim| revival.read(claim)).collect();
+    let all = connections.into_iter().map(Open::Pair).chain(singles.into_iter().map(Open::Single));
+    let mut waiting: Vec<(Open, Offer)> = all.filter_map(|open| revival.read(open)).collect();
     loop {
         let pods = shared.pods.load_full();
         let (ready, rest): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(_, offer)| pods_of(offer).all(|uid| pods.contains_key(uid)));
         waiting = rest;
-        for (claim, offer) in ready {
-            revival.ask(&pods, claim, offer).await;
+        for (open, offer) in ready {
+            revival.ask(&pods, open, offer).await;
         }
         if waiting.is_empty() || Instant::now() >= until {
             break;
@@ -69,6 +81,56 @@ pub async fn revive(shared: &Shared, taken: Taken) {
     shared.metrics.survived.unaccounted.fetch_add(unaccounted, Relaxed);
     let ms = began.elapsed().as_millis() as u64;
     tracing::info!(resumed, refused, unaccounted, over, why, ms, "open connections were resumed after a crash");
+}
+
+/// One of them.
+enum Open {
+    /// Of two sockets.
+    Pair(Claim),
+    /// Of one, by a tunnel.
+    Single(Single),
+}
+
+impl Open {
+    fn note(&self) -> &[u8] {
+        match self {
+            Self::Pair(claim) => &claim.note,
+            Self::Single(single) => &single.note,
+        }
+    }
+
+    /// May it be what is said? One by a tunnel has one end here.
+    fn is_of(&self, offer: &Offer) -> bool {
+        let ends = pods_of(offer).count();
+        match self {
+            Self::Pair(_) => !offer.tunnel && ends > 0,
+            Self::Single(_) => offer.tunnel && ends == 1,
+        }
+    }
+
+    /// Its sockets: of the one that has opened it and the one that serves it; None: that is elsewhere.
+    fn sockets(&self, offer: &Offer) -> [Option<BorrowedFd<'_>>; 2] {
+        match self {
+            Self::Pair(claim) => claim.sockets().map(Some),
+            Self::Single(single) if offer.source.is_some() => [Some(single.socket()), None],
+            Self::Single(single) => [None, Some(single.socket())],
+        }
+    }
+
+    /// How far it has come, to go on from there. None: nothing is left to be done.
+    fn settle(self, offer: &Offer) -> Result<Option<Moved>, Unaccounted> {
+        let single = match self {
+            Self::Pair(claim) => return Ok(claim.settle()?.map(|settled| Moved::Pair(settled.into()))),
+            Self::Single(single) => single,
+        };
+        let token = Token::from_bytes(&offer.token).ok_or(Unaccounted::Unknown)?;
+        let claim::Reached { socket, taken, given, ended } = single.settle()?;
+        let given = given + u64::from(ended);
+        let reached = Reached { taken, given, counted: taken, sent: None, ended: false, over: false };
+        let down = Left { ended, ..Left::default() };
+        let client = offer.source.is_some();
+        Ok(Some(Moved::Stream(Interrupted { socket, client, ended: false, down, reached: Some(reached) }, token)))
+    }
 }
 
 /// What has become of them, and why the last one is reset that is.
@@ -109,11 +171,11 @@ impl Revival<'_> {
     }
 
     /// Whose it is said to be.
-    fn read(&mut self, claim: Claim) -> Option<(Claim, Offer)> {
-        match Offer::decode(&claim.note[..]) {
-            Ok(offer) if !offer.tunnel && pods_of(&offer).next().is_some() => Some((claim, offer)),
+    fn read(&mut self, open: Open) -> Option<(Open, Offer)> {
+        match Offer::decode(open.note()) {
+            Ok(offer) if open.is_of(&offer) => Some((open, offer)),
             Ok(_) => {
-                self.unaccounted("it is of no pod");
+                self.unaccounted("it is of no pod, or of another kind than is said");
                 None
             }
             Err(e) => {
@@ -124,15 +186,15 @@ impl Revival<'_> {
     }
 
     /// Asks a worker to take it.
-    async fn ask(&mut self, pods: &LocalPods, claim: Claim, offer: Offer) {
-        if !self.is_where_it_says(pods, &claim, &offer) {
+    async fn ask(&mut self, pods: &LocalPods, open: Open, offer: Offer) {
+        if !self.is_where_it_says(pods, &open, &offer) {
             return self.refused("its sockets are not of the pods that it is said to be of");
         }
-        if !is_between(claim.sockets(), &offer) {
+        if !is_between(open.sockets(&offer), &offer) {
             return self.refused("its sockets are not between the addresses that it is said to be of");
         }
-        let settled = match claim.settle() {
-            Ok(Some(settled)) => settled,
+        let moved = match open.settle(&offer) {
+            Ok(Some(moved)) => moved,
             Ok(None) => {
                 self.tally.over += 1;
                 return;
@@ -148,7 +210,7 @@ impl Revival<'_> {
         }
         let (who, arrives) = oneshot::channel();
         // It is there already, and is reset if nobody takes it.
-        let _ = who.send(Moved::Pair(settled.into()));
+        let _ = who.send(moved);
         self.next += 1;
         let (id, answers) = (self.next, self.answers.clone());
         match dispatch(self.shared, Offered { id, offer, answers, arrives, origin: Origin::Crash }) {
@@ -174,10 +236,11 @@ impl Revival<'_> {
 
     /// Are both sockets in the namespaces of the pods: of the one that has opened it and the one that serves it, or both in that of the
     /// only one?
-    fn is_where_it_says(&mut self, pods: &LocalPods, claim: &Claim, offer: &Offer) -> bool {
+    fn is_where_it_says(&mut self, pods: &LocalPods, open: &Open, offer: &Offer) -> bool {
         let [source, destination] = [&offer.source, &offer.destination].map(|end| end.as_ref().map(|end| &*end.pod));
         let of = [source.or(destination), destination.or(source)];
-        claim.sockets().iter().zip(of).all(|(socket, uid)| {
+        open.sockets(offer).iter().zip(of).all(|(socket, uid)| {
+            let Some(socket) = socket else { return true };
             let Some(uid) = uid else { return false };
             match self.netns_of(pods, uid) {
                 Some(Some(netns)) => cookie_of(socket).is_ok_and(|own| own == netns),
@@ -204,8 +267,10 @@ impl Revival<'_> {
 /// Are the addresses that policies will judge those that the kernel has? Who is called is the peer of the server's socket; who calls is
 /// that of the client's, unless that is a pod of this node, which its namespace tells. (A socket that is closed has no peer, and nothing
 /// goes on by it.)
-fn is_between([client, server]: [BorrowedFd<'_>; 2], offer: &Offer) -> bool {
-    let is = |socket: BorrowedFd<'_>, said: &str| {
+/// Where a tunnel leads or comes from, the peer shows it again ([`crate::parking`]).
+fn is_between([client, server]: [Option<BorrowedFd<'_>>; 2], offer: &Offer) -> bool {
+    let is = |socket: Option<BorrowedFd<'_>>, said: &str| {
+        let Some(socket) = socket else { return true };
         let Ok(peer) = SockRef::from(&socket).peer_addr() else { return true };
         let said = said.parse().ok().map(canonical);
         said.is_some() && peer.as_socket().map(canonical) == said
@@ -242,7 +307,7 @@ mod tests {
             Some(End { source_address: from.into(), destination_address: to.into(), ..End::default() })
         };
         let is = |source: Option<End>, destination: Option<End>| {
-            is_between([client.as_fd(), server.as_fd()], &Offer { source, destination, tunnel: false })
+            is_between([Some(client.as_fd()), Some(server.as_fd())], &Offer { source, destination, ..Offer::default() })
         };
         let (from, to) = (client.peer_addr().unwrap().to_string(), server.peer_addr().unwrap());
         let (at, port) = (to.to_string(), to.port());

@@ -2,14 +2,22 @@
 //!
 //! It may be carried in several stretches, and go on in another stream and another process (docs/hbone.md §10). What must always
 //! hold: a side that leaves has sent all that it has read, and has got all that the other side has read, before the connection goes
-//! on elsewhere; so nothing is on its way then, and nothing can be lost or sent twice.
+//! on elsewhere; so nothing is on its way then, and nothing can be lost or sent twice. Where both sides have agreed on it, a connection
+//! also goes on when its tunnel breaks ([`super::outlive`]): then both say how far they have come, and what was on its way is sent again.
 
-use super::{CHUNK, Counts, Left, Leg, Way, both, end, poll_bytes, taken_over};
-use crate::continuation::{self, End, Half, Said, Sides, Token};
+use super::{
+    CHUNK, Counts, Left, Leg, Looking, Way, both, end,
+    outlive::{Outlives, Reached},
+    poll_bytes, taken_over,
+};
+use crate::{
+    continuation::{self, End, Half, Said, Sides, Token},
+    lasting::{Joint, Line},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
-use karst_rt::turns;
+use karst_rt::{survive::table::Region, turns};
 use std::{
     cell::Cell,
     collections::VecDeque,
@@ -17,6 +25,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -53,6 +62,8 @@ pub async fn tunnel(
 
 /// A socket and a stream.
 pub struct Tunnel {
+    /// It goes on if its tunnel breaks. The first field: what is closed is in no table any more.
+    outlives: Option<Box<Outlives>>,
     leg: Leg,
     send: SendStream<Bytes>,
     recv: RecvStream,
@@ -81,6 +92,8 @@ struct Down {
     complete: bool,
     /// The socket has heard of the peer's end.
     passed: bool,
+    /// Where the other side hears of what the socket has taken, if the connection outlives its tunnel.
+    line: Option<Rc<Line>>,
 }
 
 /// A connection on its way to another stream, and perhaps another process.
@@ -94,12 +107,15 @@ pub struct Interrupted {
     pub ended: bool,
     /// To the application: what it has not taken yet, and whether it has heard of the other side's end.
     pub down: Left,
+    /// Its tunnel has broken: how far it has come. None: its stream has come to an orderly end, and nothing is on its way.
+    pub reached: Option<Reached>,
 }
 
 impl Tunnel {
     /// Of a socket and a stream of which nothing has been carried. `continues`: both sides know of continuation.
     pub fn new(tcp: TcpStream, (send, recv): (SendStream<Bytes>, RecvStream), client: bool, continues: bool) -> Self {
         Self {
+            outlives: None,
             leg: Leg::new(tcp),
             send,
             recv,
@@ -109,6 +125,34 @@ impl Tunnel {
             asked: Cell::new(None),
             leaves: false,
             down: Down::default(),
+        }
+    }
+
+    /// It is to go on if its tunnel breaks, as both sides have agreed. Before anything is carried; so many bytes of the application's were
+    /// taken and sent before.
+    ///
+    /// # Errors
+    /// The kernel cannot look ahead in the socket.
+    pub fn outlive(&mut self, joint: Joint, already: u64) -> io::Result<()> {
+        self.down.line = Some(joint.line.clone());
+        self.outlives = Some(Box::new(Outlives::begin(self.leg.tcp.as_fd(), joint, already)?));
+        Ok(())
+    }
+
+    /// By which token it goes on if its tunnel breaks.
+    pub fn token(&self) -> Option<Token> {
+        self.outlives.as_ref().map(|outlives| outlives.token)
+    }
+
+    /// Has its tunnel broken?
+    pub fn has_broken(&self) -> bool {
+        self.outlives.as_ref().is_some_and(|outlives| outlives.broken)
+    }
+
+    /// Enters it in the table of those that outlive this process, if it outlives its tunnel. `note`: what another process is told of it.
+    pub fn enter(&mut self, region: &Rc<Region>, note: &[u8]) {
+        if let Some(outlives) = &mut self.outlives {
+            outlives.enter(self.leg.tcp.as_fd(), region, self.down.passed, note);
         }
     }
 
@@ -129,6 +173,7 @@ impl Tunnel {
         }
         let down = Down { first: from.down.rest, passed: from.down.ended, ..Down::default() };
         Ok(Self {
+            outlives: None,
             leg,
             send,
             recv,
@@ -139,6 +184,57 @@ impl Tunnel {
             leaves: false,
             down,
         })
+    }
+
+    /// Goes on, in a new stream, with a connection whose tunnel has broken. What the other side lacks is sent again, and so are ends.
+    /// `continues`: as of [`Tunnel::new`].
+    ///
+    /// # Errors
+    /// The runtime cannot take the socket; it has failed; or the sides do not fit together. It is reset then.
+    pub fn go_on(
+        from: Interrupted,
+        stream: (SendStream<Bytes>, RecvStream),
+        joint: Joint,
+        continues: bool,
+    ) -> io::Result<Self> {
+        // Dropped before its end, it is reset.
+        let leg = Leg::new(taken_over(from.socket)?);
+        let reached = from.reached.ok_or(io::ErrorKind::InvalidInput)?;
+        let line = Some(joint.line.clone());
+        let outlives = Outlives::go_on(leg.tcp.as_fd(), joint, reached)?;
+        let (send, recv) = stream;
+        Ok(Self {
+            outlives: Some(Box::new(outlives)),
+            leg,
+            send,
+            recv,
+            client: from.client,
+            sides: Cell::new(Sides::new(from.client)),
+            continues,
+            asked: Cell::new(None),
+            leaves: false,
+            down: Down { passed: from.down.ended, line, ..Down::default() },
+        })
+    }
+
+    /// Goes on in the next stream, however the one before has ended. `continues`: as of [`Tunnel::new`].
+    ///
+    /// # Errors
+    /// Those of [`Tunnel::resume`] and [`Tunnel::go_on`]; the other side has not said how far it has come. It is reset then.
+    pub fn next(
+        from: Interrupted,
+        stream: (SendStream<Bytes>, RecvStream),
+        joint: Option<Box<Joint>>,
+        continues: bool,
+    ) -> io::Result<Self> {
+        match (from.reached, joint) {
+            (None, _) => Self::resume(from, stream),
+            (Some(_), Some(joint)) => Self::go_on(from, stream, *joint, continues),
+            (Some(_), None) => {
+                from.reset();
+                Err(io::ErrorKind::InvalidData.into())
+            }
+        }
     }
 
     /// May it go on in another process? Not if our half has ended: then nothing can be said in it any more.
@@ -164,14 +260,19 @@ impl Tunnel {
             true => (&counts.from_client, &counts.to_client),
             false => (&counts.to_client, &counts.from_client),
         };
-        let result = {
+        let result = if self.outlives.is_some() {
+            // Large, and not in the task of every connection.
+            Box::pin(self.carry_outliving(up, down)).await
+        } else {
             let (mut rd, mut wr) = self.leg.tcp.split();
             let talk = Talk { sides: &self.sides, asked: &self.asked, continues: self.continues };
             let upward = pin!(to_stream(&mut rd, &mut self.send, up, &talk));
             let downward = pin!(to_socket(&mut self.recv, &mut wr, down, &mut self.down, &talk, self.leaves));
-            both(upward, downward).await
+            both(upward, downward).await.map(|()| None)
         };
-        let ended = result.and_then(|()| self.sides.get().end().ok_or_else(|| io::ErrorKind::ConnectionReset.into()));
+        let ended = result.and_then(|broken| {
+            broken.or_else(|| self.sides.get().end()).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+        });
         self.leg.complete = matches!(ended, Ok(End::Over));
         if ended.is_err() {
             self.send.send_reset(Reason::CANCEL);
@@ -179,14 +280,59 @@ impl Tunnel {
         ended
     }
 
-    /// What is needed to go on elsewhere, after [`End::Continues`]. Until [`Tunnel::release`] it is this one's.
+    /// The same of a connection that outlives its tunnel. [`End::Breaks`]: it has broken.
+    async fn carry_outliving(&mut self, up: &Way, down: &Way) -> io::Result<Option<End>> {
+        let Some(outlives) = &mut self.outlives else { return Ok(None) };
+        let result = {
+            let (mut rd, mut wr) = self.leg.tcp.split();
+            let talk = Talk { sides: &self.sides, asked: &self.asked, continues: self.continues };
+            let line = outlives.line.clone();
+            let upward = pin!(to_stream_kept(&mut rd, &mut self.send, up, &talk, outlives));
+            let downward = pin!(to_socket(&mut self.recv, &mut wr, down, &mut self.down, &talk, self.leaves));
+            let mut carried = pin!(both(upward, downward));
+            // Also while nothing is waited for but an application that takes nothing: somebody asks for the connection.
+            poll_fn(|cx| match carried.as_mut().poll(cx) {
+                Poll::Ready(result) => Poll::Ready(result),
+                Poll::Pending => line.poll_gone(cx).map(Err),
+            })
+            .await
+        };
+        let result = match (result, self.sides.get().end()) {
+            // The other side may lack something of it, and is to know that we do not.
+            (Ok(()), Some(End::Over)) => poll_fn(|cx| outlives.poll_done(self.leg.tcp.as_fd(), cx)).await,
+            (result, _) => result,
+        };
+        match result {
+            Ok(()) => Ok(None),
+            Err(_) if outlives.line.is_broken() => {
+                outlives.broken = true;
+                Ok(Some(End::Breaks(outlives.token)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What is needed to go on elsewhere, after [`End::Continues`] or [`End::Breaks`]. Until [`Tunnel::release`] it is this one's.
     ///
     /// # Errors
-    /// There are no descriptors left.
+    /// There are no descriptors left, or the socket has failed.
     pub fn interrupted(&mut self) -> io::Result<Interrupted> {
+        let mut down = Left { rest: self.down.rest(), ended: self.down.passed };
+        let reached = match &mut self.outlives {
+            Some(outlives) if outlives.broken => {
+                // The other side sends it again.
+                down.rest = Bytes::new();
+                Some(outlives.reached(down.ended))
+            }
+            Some(outlives) => {
+                outlives.leaves(self.leg.tcp.as_fd())?;
+                None
+            }
+            None => None,
+        };
         let socket = self.leg.tcp.as_fd().try_clone_to_owned()?;
-        let down = Left { rest: self.down.rest(), ended: self.down.passed };
-        Ok(Interrupted { socket, client: self.client, ended: self.sides.get().sent() == Half::Ended, down })
+        let ended = reached.is_none() && self.sides.get().sent() == Half::Ended;
+        Ok(Interrupted { socket, client: self.client, ended, down, reached })
     }
 
     /// Lets go of the socket: when this is dropped it is neither reset nor shut down.
@@ -196,8 +342,11 @@ impl Tunnel {
 }
 
 impl Interrupted {
-    /// Nobody goes on with it: the application must not take it for complete.
+    /// Nobody goes on with it: the application must not take it for complete. (It is, if both directions have ended here.)
     pub fn reset(self) {
+        if self.reached.is_some_and(|reached| reached.over) {
+            return;
+        }
         let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 }
@@ -245,14 +394,7 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
             if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
                 return Poll::Ready(result.map(|()| None));
             }
-            match send.poll_reset(cx) {
-                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
-                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
-                }
-                Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
-                Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
-                Poll::Pending => Poll::Pending,
-            }
+            poll_reset(send, cx).map(Err)
         })
         .await
         .inspect_err(|_| way.receiver_gone())?;
@@ -309,6 +451,100 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, way: &Wa
         }
         turns::pass().await;
     }
+}
+
+/// The same of a connection that outlives its tunnel: what is sent stays in the socket until the other side's application has it.
+async fn to_stream_kept(
+    rd: &mut ReadHalf<'_>,
+    send: &mut SendStream<Bytes>,
+    way: &Way,
+    talk: &Talk<'_>,
+    kept: &mut Outlives,
+) -> io::Result<()> {
+    if talk.sides.get().sent() != Half::Open {
+        return Ok(());
+    }
+    loop {
+        let leaves = poll_fn(|cx| {
+            if let Some(token) = talk.asked.get() {
+                return Poll::Ready(Ok(Some(token)));
+            }
+            kept.acknowledge(rd.as_ref().as_fd(), cx)?;
+            if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
+                return Poll::Ready(result.map(|()| None));
+            }
+            poll_reset(send, cx).map(Err)
+        })
+        .await
+        .inspect_err(|_: &io::Error| way.receiver_gone())?;
+        if let Some(token) = leaves {
+            return close(send, &token, talk);
+        }
+        let _ = send.poll_reset(&mut Context::from_waker(Waker::noop()));
+        send.reserve_capacity(turns::bytes(CHUNK));
+        let room = poll_fn(|cx| match talk.asked.get() {
+            // The next turn closes it.
+            Some(_) => Poll::Ready(Ok(0)),
+            None => {
+                kept.acknowledge(rd.as_ref().as_fd(), cx)?;
+                match ready!(send.poll_capacity(cx)) {
+                    None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    Some(room) => Poll::Ready(room.map_err(broken)),
+                }
+            }
+        })
+        .await
+        .inspect_err(|_: &io::Error| way.receiver_gone())?;
+        if room == 0 {
+            send.reserve_capacity(0);
+            continue;
+        }
+        let data = poll_fn(|cx| match poll_bytes(&mut Looking(rd), cx, room.min(turns::bytes(CHUNK))) {
+            // As above.
+            Poll::Pending => Poll::Ready(Ok(None)),
+            Poll::Ready(r) => Poll::Ready(r.map(Some)),
+        })
+        .await
+        .inspect_err(|_: &io::Error| {
+            kept.line.fail();
+            way.sender_gone();
+        })?;
+        match data {
+            None => send.reserve_capacity(0),
+            Some(d) if d.is_empty() => {
+                send.reserve_capacity(0);
+                if kept.ends() {
+                    way.ended();
+                }
+                send.send_data(Bytes::new(), true).map_err(broken)?;
+                talk.close(Half::Ended);
+                return Ok(());
+            }
+            Some(mut d) => {
+                turns::spend(d.len());
+                let new = kept.sends(&d);
+                way.add(new.len());
+                if !new.is_empty() {
+                    way.show_later(&new);
+                }
+                while d.len() > FRAME {
+                    send.send_data(d.split_to(FRAME), false).map_err(broken)?;
+                }
+                send.send_data(d, false).map_err(broken)?;
+                send.reserve_capacity(0);
+            }
+        }
+        turns::pass().await;
+    }
+}
+
+/// The peer has reset the stream, or it has broken.
+fn poll_reset(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Error> {
+    send.poll_reset(cx).map(|reset| match reset {
+        Ok(r) if r == Reason::NO_ERROR || r == Reason::CANCEL => io::ErrorKind::ConnectionReset.into(),
+        Ok(r) => io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()),
+        Err(e) => broken(e),
+    })
 }
 
 /// Our half goes on elsewhere: what is in HTTP/2's hands has the peer's window, so nothing is in the way of this.
@@ -377,9 +613,11 @@ async fn to_socket(
             }
         }
         Half::Open | Half::Ended => {
-            way.ended();
-            end(wr);
-            down.passed = true;
+            if !down.passed {
+                way.ended();
+                end(wr);
+                down.pass();
+            }
             talk.closed(Half::Ended);
         }
     }
@@ -459,13 +697,32 @@ impl Down {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
             other => other,
         };
-        let written: usize = written.inspect_err(|_: &io::Error| way.receiver_gone())?;
+        let written: usize = written.inspect_err(|_: &io::Error| self.fail(way))?;
         turns::spend(written);
         way.add(written);
+        if let Some(line) = &self.line {
+            line.give(written as u64);
+        }
         let of_first = written.min(self.first.len());
         self.first.advance(of_first);
         self.more.advance(written - of_first);
         Poll::Ready(Ok(()))
+    }
+
+    /// The socket takes nothing any more.
+    fn fail(&self, way: &Way) {
+        if let Some(line) = &self.line {
+            line.fail();
+        }
+        way.receiver_gone();
+    }
+
+    /// The socket has heard of the peer's end.
+    fn pass(&mut self) {
+        self.passed = true;
+        if let Some(line) = &self.line {
+            line.end();
+        }
     }
 
     /// What has come is shown, all of it and once.

@@ -181,11 +181,29 @@ impl Dialer {
     /// # Errors
     /// There is none, and will be none: see [`DialError`].
     pub async fn again(&self, target: &Target<'_>) -> Result<Opened, DialError> {
+        self.insistently(target, DialError::may_retry).await
+    }
+
+    /// The next stream of a connection whose tunnel has broken (docs/hbone.md §11). The headers name the token, and how far our side has
+    /// come: so it may be asked again also where there was no answer.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn go_on(&self, target: &Target<'_>) -> Result<Opened, DialError> {
+        let may_retry = |e: &DialError| e.may_retry() || matches!(e, DialError::Tunnel(ClientError::Unanswered(_)));
+        self.insistently(target, may_retry).await
+    }
+
+    async fn insistently(
+        &self,
+        target: &Target<'_>,
+        may_retry: impl Fn(&DialError) -> bool,
+    ) -> Result<Opened, DialError> {
         let (until, mut backoff) = (Instant::now() + AGAIN_FOR, Backoff::new(AGAIN_FIRST, AGAIN_CAP));
         loop {
             match self.tunnel(target, None).await {
                 Ok(opened) => return Ok(opened),
-                Err(e) if e.may_retry() && Instant::now() < until => tokio::time::sleep(backoff.next_delay()).await,
+                Err(e) if may_retry(&e) && Instant::now() < until => tokio::time::sleep(backoff.next_delay()).await,
                 Err(e) => return Err(e),
             }
         }

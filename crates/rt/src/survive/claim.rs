@@ -25,8 +25,10 @@ use tokio::time::timeout_at;
 /// Open connections of a process that is gone.
 #[derive(Debug)]
 pub struct Claimed {
-    /// Those that are there.
+    /// Those that are there, of two sockets each.
     pub connections: Vec<Claim>,
+    /// Those of one socket, which a stream has carried.
+    pub singles: Vec<Single>,
     /// Those that were in the table, and are not what it says, or for which there was no time.
     pub lost: usize,
 }
@@ -45,21 +47,26 @@ pub async fn claim(holder: OwnedFd, limit: Duration) -> io::Result<Claimed> {
 async fn taken(requests: &Requests, until: Instant) -> io::Result<Claimed> {
     let table = timeout_at(until, requests.table()).await??;
     let noted = table::read(&table)?;
-    let (all, mut connections) = (noted.len(), vec![]);
+    let (all, mut connections, mut singles) = (noted.len(), vec![], vec![]);
     for some in packets(noted) {
         let numbers: Vec<RawFd> = some.iter().flat_map(numbers).collect();
         // What has no time any more is closed with the rest.
         let Ok(Ok(descriptors)) = timeout_at(until, requests.descriptors(&numbers)).await else { break };
         let mut descriptors = descriptors.into_iter();
-        connections.extend(some.into_iter().filter_map(|noted| Claim::of(noted, &mut descriptors)));
+        for noted in some {
+            match noted.server {
+                Some(server) => connections.extend(Claim::of(noted, server, &mut descriptors)),
+                None => singles.extend(Single::of(noted, &mut descriptors)),
+            }
+        }
     }
-    Ok(Claimed { lost: all - connections.len(), connections })
+    Ok(Claimed { lost: all - connections.len() - singles.len(), connections, singles })
 }
 
 /// The descriptors of a connection.
 fn numbers(noted: &Noted) -> impl Iterator<Item = RawFd> {
     let pipes = noted.pipes.into_iter().flatten();
-    [noted.client, noted.server].into_iter().chain(pipes).map(|named| named.fd)
+    [noted.client].into_iter().chain(noted.server).chain(pipes).map(|named| named.fd)
 }
 
 /// As many as have room in one packet, again and again.
@@ -116,8 +123,8 @@ pub struct Settled {
 
 impl Claim {
     /// One whose descriptors are the next ones. None: they are not what the table says.
-    fn of(noted: Noted, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
-        let Noted { client, server, offsets, pipes, note } = noted;
+    fn of(noted: Noted, server: Named, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let Noted { client, offsets, pipes, note, .. } = noted;
         let (of_client, of_server) = (descriptors.next()?, descriptors.next()?);
         let mut of_pipes = [None, None];
         for (own, pipe) in of_pipes.iter_mut().zip(pipes) {
@@ -125,7 +132,6 @@ impl Claim {
                 *own = Some(descriptors.next()?);
             }
         }
-        let is_socket = |fd: &OwnedFd, named: Named| SockRef::from(fd).cookie().is_ok_and(|id| id == named.id);
         let is_pipe = |(fd, named): (&Option<OwnedFd>, Option<Named>)| match (fd, named) {
             (Some(fd), Some(named)) => splice::id(fd.as_fd()).is_ok_and(|id| id == named.id),
             (None, None) => true,
@@ -190,6 +196,62 @@ impl Claim {
     }
 }
 
+/// A connection of which one socket is ours: a stream has carried it. Its close is a reset, as above.
+#[derive(Debug)]
+pub struct Single {
+    socket: OwnedFd,
+    offsets: [u64; 2],
+    /// Whose connection it is, as it was noted.
+    pub note: Vec<u8>,
+}
+
+/// How far one has come, by the count of its stream.
+#[derive(Debug)]
+pub struct Reached {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// Bytes that were taken out of it.
+    pub taken: u64,
+    /// Bytes that it was given.
+    pub given: u64,
+    /// It was told that it is given no more.
+    pub ended: bool,
+}
+
+impl Single {
+    /// One whose descriptor is the next one. None: it is not what the table says.
+    fn of(noted: Noted, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let socket = descriptors.next()?;
+        if !is_socket(&socket, noted.client) || noted.pipes.iter().any(Option::is_some) {
+            return None;
+        }
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO)).ok()?;
+        Some(Self { socket, offsets: noted.offsets, note: noted.note })
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// How far it has come.
+    ///
+    /// # Errors
+    /// The kernel does not say, or says less than what was noted at its beginning; it has been reset.
+    pub fn settle(self) -> Result<Reached, Unaccounted> {
+        let Self { socket, offsets: [of_taken, of_given], .. } = self;
+        let progress = progress(socket.as_fd()).map_err(|_| Unaccounted::Unknown)?.ok_or(Unaccounted::Closed)?;
+        // Offsets may be below 0: a number that is too large by far is one that is too small.
+        let count = |now: u64, offset: u64| i64::try_from(now.wrapping_sub(offset)).map_err(|_| Unaccounted::Unknown);
+        let (taken, given) = (count(progress.taken, of_taken)?, count(progress.given, of_given)?);
+        Ok(Reached { socket, taken: taken.unsigned_abs(), given: given.unsigned_abs(), ended: progress.ended })
+    }
+}
+
+fn is_socket(fd: &OwnedFd, named: Named) -> bool {
+    SockRef::from(fd).cookie().is_ok_and(|id| id == named.id)
+}
+
 /// What a pipe holds: no more than a pipe of ours can.
 fn held(pipe: OwnedFd) -> io::Result<Vec<u8>> {
     let count = usize::try_from(waiting(pipe.as_fd())?).ok().filter(|count| *count <= PIPE_SIZE);
@@ -214,6 +276,11 @@ mod tests {
         (near, listener.accept().unwrap().0)
     }
 
+    fn of(noted: Noted, descriptors: &mut impl Iterator<Item = OwnedFd>) -> Option<Claim> {
+        let server = noted.server.unwrap();
+        Claim::of(noted, server, descriptors)
+    }
+
     /// A connection: the applications, and what the process between them has.
     struct Between {
         client: TcpStream,
@@ -234,7 +301,8 @@ mod tests {
         fn noted(&self, pipe: Option<&Pipe>) -> Noted {
             let named = |s: &TcpStream| Named { fd: 0, id: SockRef::from(s).cookie().unwrap() };
             let pipe = pipe.map(|pipe| pipe.named().unwrap()).map(|(fd, id)| Named { fd, id });
-            Noted { client: named(&self.a), server: named(&self.b), offsets: [1, 0], pipes: [pipe, None], note: vec![] }
+            let (client, server) = (named(&self.a), Some(named(&self.b)));
+            Noted { client, server, offsets: [1, 0], pipes: [pipe, None], note: vec![] }
         }
 
         fn claim(&self, pipe: Option<&Pipe>) -> Option<Claim> {
@@ -243,7 +311,7 @@ mod tests {
                 let (fd, _) = pipe.named().unwrap();
                 File::open(format!("/proc/self/fd/{fd}")).unwrap().into()
             });
-            Claim::of(self.noted(pipe), &mut sockets.into_iter().chain(pipe_end))
+            of(self.noted(pipe), &mut sockets.into_iter().chain(pipe_end))
         }
     }
 
@@ -305,13 +373,13 @@ mod tests {
         // Another socket than the one that was noted, another pipe, and none.
         let (way, other) = (Between::new(), Between::new());
         let sockets = || [&way.a, &way.b].map(|s| s.as_fd().try_clone_to_owned().unwrap()).into_iter();
-        assert!(Claim::of(other.noted(None), &mut sockets()).is_none());
+        assert!(of(other.noted(None), &mut sockets()).is_none());
         let pipe = Pipe::new().unwrap();
         let file = || OwnedFd::from(File::open("/dev/null").unwrap());
-        assert!(Claim::of(way.noted(Some(&pipe)), &mut sockets().chain([file()])).is_none());
-        assert!(Claim::of(way.noted(Some(&pipe)), &mut sockets()).is_none());
-        assert!(Claim::of(way.noted(None), &mut [file(), file()].into_iter()).is_none());
-        assert!(Claim::of(way.noted(None), &mut sockets()).is_some());
+        assert!(of(way.noted(Some(&pipe)), &mut sockets().chain([file()])).is_none());
+        assert!(of(way.noted(Some(&pipe)), &mut sockets()).is_none());
+        assert!(of(way.noted(None), &mut [file(), file()].into_iter()).is_none());
+        assert!(of(way.noted(None), &mut sockets()).is_some());
     }
 
     /// Ended both ways: nothing is left, and what is on its way to the applications is not thrown away.
@@ -329,12 +397,39 @@ mod tests {
         }
     }
 
+    /// Of one socket: what was taken and given since it was noted, by whichever process.
+    #[test]
+    fn how_far_a_single_socket_has_come_is_the_kernels() {
+        let (mut client, a) = pair();
+        client.write_all(b"before").unwrap();
+        (&a).read_exact(&mut [0; 6]).unwrap();
+        let named = |s: &TcpStream| Named { fd: 0, id: SockRef::from(s).cookie().unwrap() };
+        // As many as the stream had counted when it was noted: 106 of what was taken, and 10 of what was given.
+        let offsets = [6u64.wrapping_sub(106), 0u64.wrapping_sub(10)];
+        let noted = |client: Named| Noted { client, server: None, offsets, pipes: [None, None], note: vec![7] };
+        client.write_all(b"more").unwrap();
+        (&a).read_exact(&mut [0; 3]).unwrap();
+        (&a).write_all(b"answer").unwrap();
+        a.shutdown(Shutdown::Write).unwrap();
+        let socket = || [a.as_fd().try_clone_to_owned().unwrap()].into_iter();
+        let single = Single::of(noted(named(&a)), &mut socket()).unwrap();
+        assert_eq!(single.note, [7]);
+        let reached = single.settle().unwrap();
+        assert_eq!((reached.taken, reached.given, reached.ended), (109, 16, true));
+        // Less was taken than when it was noted: somebody else has written that.
+        let ahead = Noted { offsets: [10, 0], ..noted(named(&a)) };
+        assert_eq!(Single::of(ahead, &mut socket()).unwrap().settle().unwrap_err(), Unaccounted::Unknown);
+        assert!(Single::of(noted(named(&client)), &mut socket()).is_none(), "another socket");
+        assert!(Single::of(noted(named(&a)), &mut [].into_iter()).is_none());
+    }
+
     #[test]
     fn a_packet_has_no_more_descriptors_than_it_can() {
         let noted = |pipes: usize| {
             let named = Named { fd: 1, id: 1 };
             let pipe = |at: usize| (at < pipes).then_some(named);
-            Noted { client: named, server: named, offsets: [0, 0], pipes: [pipe(0), pipe(1)], note: vec![] }
+            let server = (pipes < 2).then_some(named);
+            Noted { client: named, server, offsets: [0, 0], pipes: [pipe(0), pipe(1)], note: vec![] }
         };
         let all: Vec<Noted> = (0..100).map(|at| noted(at % 3)).collect();
         let packets = packets(all.clone());

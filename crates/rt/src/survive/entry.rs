@@ -23,6 +23,8 @@ const NOTE: usize = FIXED + 6;
 pub const MOST_NOTE: usize = (WORDS - NOTE) * 8;
 
 const OPEN: u64 = 0x6b61_7273_7405_0e01;
+/// The same of a connection that has one socket, and is carried by a stream: the words of the other one are 0.
+const SINGLE: u64 = 0x6b61_7273_7405_0e02;
 /// With a descriptor: there is a pipe. (Without: 0.)
 const PIPE: u64 = 0x7069_7065 << 32;
 const SEED: u64 = 0xcbf2_9ce4_8422_2325;
@@ -39,12 +41,13 @@ pub struct Named {
 /// What does not change while a connection lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed<'a> {
-    /// The socket of who has opened it.
+    /// The socket of who has opened it; or the only one.
     pub client: Named,
-    /// The socket of the other side.
-    pub server: Named,
+    /// The socket of the other side. None: that is a stream.
+    pub server: Option<Named>,
     /// Of what the client has said, and of what it is told: what the kernel counts as given to the one socket, less what it counts as
-    /// taken from the other, when as much was given as was taken. (The SYN counts; and what was said before there was an entry.)
+    /// taken from the other, when as much was given as was taken. (The SYN counts; and what was said before there was an entry.) Of an
+    /// only socket: what the kernel counts as taken from it and as given to it, less what was taken and given by the stream's count.
     pub offsets: [u64; 2],
     /// Whose connection it is, in the words of who uses this.
     pub note: &'a [u8],
@@ -56,7 +59,7 @@ pub struct Noted {
     /// See [`Fixed`].
     pub client: Named,
     /// See [`Fixed`].
-    pub server: Named,
+    pub server: Option<Named>,
     /// See [`Fixed`].
     pub offsets: [u64; 2],
     /// The pipes in which bytes may be, from the client and to it: their ends that are read.
@@ -80,7 +83,7 @@ pub fn open(fixed: &Fixed<'_>, pipes: [Option<Named>; 2], put: &mut (impl FnMut(
         pipe(from_client, named, put);
     }
     put(SUM, sum);
-    put(STATE, OPEN);
+    put(STATE, if fixed.server.is_some() { OPEN } else { SINGLE });
     true
 }
 
@@ -103,9 +106,11 @@ pub fn close(put: &mut (impl FnMut(usize, u64) + ?Sized)) {
 
 /// The connection, if there is one and its words are as they were written.
 pub fn read(words: &[u64; WORDS]) -> Option<Noted> {
-    if words[STATE] != OPEN {
-        return None;
-    }
+    let has_both = match words[STATE] {
+        OPEN => true,
+        SINGLE => false,
+        _ => return None,
+    };
     let [fds, client, server, up, down, length] = *words[FIXED..].first_chunk::<6>()?;
     let length = usize::try_from(length).ok().filter(|length| *length <= MOST_NOTE)?;
     let fixed = words.get(FIXED..NOTE + length.div_ceil(8))?;
@@ -122,7 +127,7 @@ pub fn read(words: &[u64; WORDS]) -> Option<Noted> {
     let [Ok(of_client), Ok(to_client)] = pipes else { return None };
     Some(Noted {
         client: Named { fd: fd((fds >> 32) as u32)?, id: client },
-        server: Named { fd: fd(fds as u32)?, id: server },
+        server: if has_both { Some(Named { fd: fd(fds as u32)?, id: server }) } else { None },
         offsets: [up, down],
         pipes: [of_client, to_client],
         note: words[NOTE..].iter().flat_map(|word| word.to_le_bytes()).take(length).collect(),
@@ -135,7 +140,8 @@ fn fd(number: u32) -> Option<RawFd> {
 }
 
 fn words(fixed: &Fixed<'_>) -> impl Iterator<Item = u64> {
-    let Fixed { client, server, offsets: [up, down], note } = *fixed;
+    let Fixed { client, offsets: [up, down], note, .. } = *fixed;
+    let server = fixed.server.unwrap_or(Named { fd: 0, id: 0 });
     let fds = (u64::from(client.fd as u32) << 32) | u64::from(server.fd as u32);
     let note_words = note.chunks(8).map(|bytes| {
         let mut word = [0; 8];
@@ -182,8 +188,9 @@ mod tests {
     #[test]
     fn killed_between_any_two_words_it_is_read_as_it_was_or_not_at_all() {
         let long: Vec<u8> = (0..MOST_NOTE).map(|n| n as u8).collect();
-        let one = Fixed { client: named(5, 77), server: named(6, 78), offsets: [1, u64::MAX], note: &long };
-        let other = Fixed { client: named(9, 80), server: named(5, 81), offsets: [1, 0], note: b"short" };
+        let one = Fixed { client: named(5, 77), server: Some(named(6, 78)), offsets: [1, u64::MAX], note: &long };
+        let other = Fixed { client: named(9, 80), server: Some(named(5, 81)), offsets: [1, 0], note: b"short" };
+        let single = Fixed { client: named(7, 90), server: None, offsets: [3, 4], note: b"a stream" };
         let [up, down] = [named(11, 500), named(13, 501)];
         let mut script = Script::default();
         script.step(|put| assert!(open(&one, [None, None], put)), Some(noted(&one, [None, None])));
@@ -193,6 +200,8 @@ mod tests {
         script.step(|put| close(put), None);
         // The next one in the same place; what the first has left there is not its own.
         script.step(|put| assert!(open(&other, [None, Some(up)], put)), Some(noted(&other, [None, Some(up)])));
+        script.step(|put| close(put), None);
+        script.step(|put| assert!(open(&single, [None, None], put)), Some(noted(&single, [None, None])));
         script.step(|put| close(put), None);
         let (mut memory, mut before, mut step) = ([0; WORDS], None, 0);
         for (written, (at, word)) in script.writes.iter().enumerate() {
@@ -215,7 +224,7 @@ mod tests {
     #[test]
     fn what_is_too_long_is_not_written() {
         let long = [0; MOST_NOTE + 1];
-        let fixed = Fixed { client: named(5, 1), server: named(6, 2), offsets: [0, 0], note: &long };
+        let fixed = Fixed { client: named(5, 1), server: Some(named(6, 2)), offsets: [0, 0], note: &long };
         assert!(!open(&fixed, [None, None], &mut |_, _| panic!("it writes")));
     }
 
@@ -223,7 +232,7 @@ mod tests {
     #[test]
     fn words_that_nobody_has_written_are_harmless() {
         let note: Vec<u8> = (0..300).map(|n| n as u8).collect();
-        let fixed = Fixed { client: named(5, 77), server: named(6, 78), offsets: [1, 0], note: &note };
+        let fixed = Fixed { client: named(5, 77), server: Some(named(6, 78)), offsets: [1, 0], note: &note };
         let mut whole = [0; WORDS];
         assert!(open(&fixed, [None, None], &mut |at, word| whole[at] = word));
         let good = read(&whole).unwrap();

@@ -1,6 +1,7 @@
 //! How far a connection has come, as the kernel tells whoever has a descriptor of its socket.
 #![allow(unsafe_code, reason = "getsockopt(TCP_INFO), ioctl, recv(MSG_TRUNC)")]
 
+use socket2::SockRef;
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
@@ -12,6 +13,7 @@ use std::{
 const ESTABLISHED: u8 = 1;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
+const CLOSED: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 const CLOSING: u8 = 11;
@@ -50,6 +52,21 @@ pub fn progress(socket: BorrowedFd<'_>) -> io::Result<Option<Progress>> {
         before = after;
     }
     Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Bytes that wait to be taken in a socket that has come to its end in both directions, so that [`progress`] tells nothing of it. Only for
+/// who has read all errors of it: one that was read before looks as if there had been none.
+///
+/// # Errors
+/// That of the socket; or it is not closed.
+pub fn left_at_end(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    if Counters::of(socket)?.state != CLOSED {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    match SockRef::from(&socket).take_error()? {
+        Some(error) => Err(error),
+        None => waiting(socket),
+    }
 }
 
 /// Takes bytes out of a TCP socket that was seen to have them (`MSG_PEEK`), without a copy.
@@ -189,6 +206,36 @@ mod tests {
         far.write_all(&[8; 50]).unwrap();
         near.read_exact(&mut [0; 50]).unwrap();
         assert_eq!((of(&far).given, of(&near).taken), (50, 50));
+    }
+
+    #[test]
+    fn what_has_come_is_there_after_both_ends() {
+        let (mut near, mut far) = pair();
+        assert_eq!(left_at_end(near.as_fd()).unwrap_err().kind(), io::ErrorKind::NotConnected, "it is open");
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        far.write_all(&[8; 50]).unwrap();
+        drop(far);
+        let closed = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            progress(near.as_fd()).unwrap().is_none()
+        });
+        assert!(closed);
+        assert_eq!(left_at_end(near.as_fd()).unwrap(), 50);
+        take(near.as_fd(), 20).unwrap();
+        assert_eq!(left_at_end(near.as_fd()).unwrap(), 30);
+        near.read_exact(&mut [0; 30]).unwrap();
+        assert_eq!((near.read(&mut [0; 1]).unwrap(), left_at_end(near.as_fd()).unwrap()), (0, 0));
+        // One that was reset has an error, once.
+        let (near, far) = pair();
+        SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(far);
+        let failed = (0..500).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            let e = left_at_end(near.as_fd()).err()?;
+            (e.kind() != io::ErrorKind::NotConnected).then_some(e)
+        });
+        assert_eq!(failed.unwrap().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]

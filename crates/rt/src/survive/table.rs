@@ -138,8 +138,27 @@ impl Region {
         };
         let offsets = [offset(&server, &client, held[0]), offset(&client, &server, held[1])];
         let entry = Entry { place: self.place()?, region: self.clone() };
-        let fixed = Fixed { client: client.named, server: server.named, offsets, note };
+        let fixed = Fixed { client: client.named, server: Some(server.named), offsets, note };
         entry::open(&fixed, of_pipes, &mut |at, word| entry.put(at, word));
+        Some(entry)
+    }
+
+    /// The same of a connection that has one socket and a stream: so many bytes were taken from the socket and given to it, by the
+    /// stream's count.
+    pub fn enter_single(
+        self: &Rc<Self>,
+        socket: BorrowedFd<'_>,
+        (taken, given): (u64, u64),
+        note: &[u8],
+    ) -> Option<Entry> {
+        if note.len() > MOST_NOTE {
+            return None;
+        }
+        let Socket { named, progress } = Socket::of(socket).ok().flatten()?;
+        let offsets = [progress.taken.wrapping_sub(taken), progress.given.wrapping_sub(given)];
+        let entry = Entry { place: self.place()?, region: self.clone() };
+        let fixed = Fixed { client: named, server: None, offsets, note };
+        entry::open(&fixed, [None, None], &mut |at, word| entry.put(at, word));
         Some(entry)
     }
 
@@ -289,7 +308,7 @@ fn unambiguous(all: Vec<Noted>) -> Vec<Noted> {
     let mut seen = HashMap::<(bool, u64), usize>::new();
     let named = |noted: &Noted| {
         let pipes = noted.pipes.into_iter().flatten();
-        let all = [noted.client, noted.server].into_iter().chain(pipes);
+        let all = [noted.client].into_iter().chain(noted.server).chain(pipes);
         all.flat_map(|Named { fd, id }| [(true, fd as u64), (false, id)]).collect::<Vec<_>>()
     };
     // (An inode may have the number of a cookie: that costs a connection what a crash would have cost it.)
@@ -337,7 +356,8 @@ mod tests {
         while pipe.fill(b.as_fd(), PIPE_SIZE).is_err() {}
         let all = read(&file(&table)).unwrap();
         let [noted] = &all[..] else { panic!("{all:?}") };
-        assert_eq!((noted.client.fd, noted.server.fd, &noted.note[..]), (a.as_raw_fd(), b.as_raw_fd(), &b"whose"[..]));
+        let server = noted.server.unwrap().fd;
+        assert_eq!((noted.client.fd, server, &noted.note[..]), (a.as_raw_fd(), b.as_raw_fd(), &b"whose"[..]));
         assert_eq!(noted.client.id, SockRef::from(&a).cookie().unwrap());
         // Of eleven bytes that were taken four are held: seven are elsewhere, and the SYN counts.
         assert_eq!(noted.offsets, [1u64.wrapping_sub(7), 0]);
@@ -348,6 +368,24 @@ mod tests {
         assert!(read(&file(&table)).unwrap().is_empty());
         let no_socket = File::open("/dev/null").unwrap();
         assert!(first.enter([no_socket.as_fd(), b.as_fd()], [0, 0], [None, None], b"").is_none());
+    }
+
+    #[test]
+    fn a_single_socket_is_noted_by_the_streams_count() {
+        let (table, (mut client, a)) = (Table::new(1).unwrap(), pair());
+        let region = table.region(0).unwrap();
+        client.write_all(b"said before").unwrap();
+        (&a).read_exact(&mut [0; 11]).unwrap();
+        (&a).write_all(b"told").unwrap();
+        // By the stream's count seven of the eleven, and all four.
+        let entry = region.enter_single(a.as_fd(), (7, 4), b"whose").unwrap();
+        let all = read(&file(&table)).unwrap();
+        let [noted] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((noted.client.fd, noted.server, noted.offsets), (a.as_raw_fd(), None, [4, 0]));
+        assert_eq!((noted.pipes, &noted.note[..]), ([None, None], &b"whose"[..]));
+        assert!(region.enter_single(a.as_fd(), (0, 0), &[0; MOST_NOTE + 1]).is_none());
+        drop(entry);
+        assert!(read(&file(&table)).unwrap().is_empty());
     }
 
     #[test]
