@@ -103,6 +103,7 @@ pub fn show(w: &mut World, t: &mut Table) {
             }
             "/v2-errs" if name == "v2" => (500, vec![], vec![]),
             "/v3-errs" if name == "v3" => (500, vec![], vec![]),
+            "/v3-full" if name == "v3" => (429, vec![("retry-after".into(), "1".into())], vec![]),
             _ if !m.body.is_empty() => (200, vec![], m.body.clone()),
             _ => (200, vec![], name.clone().into_bytes()),
         })
@@ -315,6 +316,15 @@ fn destinations(s: &Shop<'_>, t: &mut Table) {
     lame(30);
     let n = lame(300);
     t.row("peak EWMA: a pod that takes 20 ms more, of 300", "less than 30, by chance 100", n.to_string(), n < 30);
+    s.route(all, "{loadBalancer: {simple: ROUND_ROBIN}}");
+    let mut c = s.session();
+    let full = (0..300).filter(|_| c.ask("GET", "/v3-full", &[], b"").unwrap().status() == 429).count();
+    t.row(
+        "a pod says 429 with Retry-After, of 300 requests",
+        "1 to 50 more get there, by chance 100",
+        full.to_string(),
+        (1..=50).contains(&full),
+    );
     s.route(
         &format!("{{{TO_V1}}}"),
         "{connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}",
