@@ -7,7 +7,7 @@ use crate::{
     snapshot::Snapshot,
     telemetry::rules::Telemetry,
 };
-use imbl::HashMap;
+use imbl::OrdMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
     route as ir,
@@ -134,7 +134,7 @@ impl Snapshot {
 /// Takes in routes. A rule that does what cannot be executed is closed, and everything else is in force: what it was to keep out does
 /// not come in by what was before. Whom a rule is for that cannot be read is not known: then what was before stays, and if there was
 /// nothing, nobody gets anywhere.
-fn put_routes(all: &mut HashMap<Arc<str>, Arc<Routes>>, name: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
+fn put_routes(all: &mut OrdMap<Arc<str>, Arc<Routes>>, name: &Arc<str>, bytes: &[u8]) -> Result<(), PutError> {
     let before = all.get(name).cloned();
     let old = before.as_deref();
     let read = || match Routes::decode(bytes, old) {

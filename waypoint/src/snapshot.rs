@@ -6,7 +6,7 @@ use crate::{
     route::table::Routes,
     telemetry::rules::Telemetry,
 };
-use imbl::HashMap;
+use imbl::OrdMap;
 use karst_api::route as ir;
 use karst_proxy::state::{self, Service};
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use std::sync::Arc;
 pub struct Snapshot {
     pub mesh: state::Snapshot,
     /// By service.
-    pub routes: HashMap<Arc<str>, Arc<Routes>>,
+    pub routes: OrdMap<Arc<str>, Arc<Routes>>,
     /// By service.
-    pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
+    pub backends: OrdMap<Arc<str>, Arc<ir::Backend>>,
     /// How many of those have rules for some clients.
     pub by_client: usize,
     /// By service.
-    pub access: HashMap<Arc<str>, Arc<Access>>,
+    pub access: OrdMap<Arc<str>, Arc<Access>>,
     /// Routes of virtual hosts of gateways, by the listener's name for them, a slash and the host.
-    pub hosts: HashMap<Arc<str>, Arc<Routes>>,
+    pub hosts: OrdMap<Arc<str>, Arc<Routes>>,
     /// What we listen on.
     pub gateway: Option<Arc<Gateway>>,
     /// What was told last of what is compiled here, by type and name, for the admin page; no keys.
-    pub told: HashMap<(&'static str, Arc<str>), Arc<[u8]>>,
+    pub told: OrdMap<(&'static str, Arc<str>), Arc<[u8]>>,
     /// Counts the changes of what is told of requests.
     pub telemetry_generation: u64,
 }
@@ -44,13 +44,13 @@ impl Snapshot {
     pub fn new(network: &str) -> Self {
         Self {
             mesh: state::Snapshot::new(network),
-            routes: HashMap::new(),
-            backends: HashMap::new(),
+            routes: OrdMap::new(),
+            backends: OrdMap::new(),
             by_client: 0,
-            access: HashMap::new(),
-            hosts: HashMap::new(),
+            access: OrdMap::new(),
+            hosts: OrdMap::new(),
             gateway: None,
-            told: HashMap::new(),
+            told: OrdMap::new(),
             telemetry_generation: 0,
         }
     }

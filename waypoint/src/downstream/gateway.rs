@@ -18,7 +18,7 @@ use crate::{
     tls_parameters::{self, ParametersError},
 };
 use http::HeaderValue;
-use imbl::HashMap;
+use imbl::OrdMap;
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
     HandshakeKind, ServerConfig, ServerConnection,
@@ -507,7 +507,7 @@ impl Listener {
     }
 
     /// The routes for a name, of those of all virtual hosts: of the name itself, else of the longest wildcard that it fits.
-    pub fn routes<'a>(&self, hosts: &'a HashMap<Arc<str>, Arc<Routes>>, name: &str) -> Option<&'a Routes> {
+    pub fn routes<'a>(&self, hosts: &'a OrdMap<Arc<str>, Arc<Routes>>, name: &str) -> Option<&'a Routes> {
         let mut key = String::with_capacity(self.routes.len() + name.len() + 2);
         let mut look = |wild: &str, rest: &str| {
             key.clear();

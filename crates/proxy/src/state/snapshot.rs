@@ -6,7 +6,7 @@ use super::{
     model::{ObjectKind, OwnPod, Service, Workload},
     ranges::PodRanges,
 };
-use imbl::HashMap;
+use imbl::OrdMap;
 use karst_core::Cidr;
 use karst_policy::Policy;
 use std::{net::IpAddr, sync::Arc};
@@ -17,19 +17,19 @@ const ROOT_NAMESPACE: &str = "istio-system";
 /// One immutable state.
 #[derive(Clone, Default)]
 pub struct Snapshot {
-    pub workloads: HashMap<Arc<str>, Arc<Workload>>,
+    pub workloads: OrdMap<Arc<str>, Arc<Workload>>,
     /// Pods by `namespace/name`; several if other clusters have some of that name. See [`Snapshot::own_pod`].
-    pub by_name: HashMap<String, Vec<Arc<str>>>,
-    pub by_ip: HashMap<IpAddr, Vec<Arc<str>>>,
-    pub services: HashMap<Arc<str>, Arc<Service>>,
-    pub by_vip: HashMap<IpAddr, Vec<Arc<str>>>,
-    pub by_host: HashMap<Arc<str>, Vec<Arc<str>>>,
+    pub by_name: OrdMap<String, Vec<Arc<str>>>,
+    pub by_ip: OrdMap<IpAddr, Vec<Arc<str>>>,
+    pub services: OrdMap<Arc<str>, Arc<Service>>,
+    pub by_vip: OrdMap<IpAddr, Vec<Arc<str>>>,
+    pub by_host: OrdMap<Arc<str>, Vec<Arc<str>>>,
     pub ranges: Vec<(Cidr, Arc<str>)>,
     /// Service key to endpoints: uid to (service port, target port).
-    pub endpoints: HashMap<Arc<str>, Endpoints>,
-    pub policies: HashMap<Arc<str>, Arc<Policy>>,
+    pub endpoints: OrdMap<Arc<str>, Endpoints>,
+    pub policies: OrdMap<Arc<str>, Arc<Policy>>,
     pub globals: Vec<Arc<Policy>>,
-    pub by_namespace: HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    pub by_namespace: OrdMap<Arc<str>, Vec<Arc<Policy>>>,
     /// What pods have their addresses from, by node.
     pub pod_ranges: PodRanges,
     /// The names of which is told. None: of everything.

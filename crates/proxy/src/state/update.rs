@@ -6,7 +6,7 @@ use super::{
     model::{Service, Workload},
     snapshot::Snapshot,
 };
-use imbl::HashMap;
+use imbl::OrdMap;
 use karst_api::{route::PodRanges, workload as pb};
 use karst_core::{Cidr, addr::CidrError};
 use prost::Message;
@@ -131,11 +131,11 @@ impl Snapshot {
 }
 
 /// Most names and addresses are one's only: a vector that grows by itself has room for four.
-fn push<K: Clone + Eq + std::hash::Hash>(index: &mut HashMap<K, Vec<Arc<str>>>, key: K, name: &Arc<str>) {
+fn push<K: Clone + Ord>(index: &mut OrdMap<K, Vec<Arc<str>>>, key: K, name: &Arc<str>) {
     index.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(name.clone());
 }
 
-fn forget<K: Clone + Eq + std::hash::Hash>(index: &mut HashMap<K, Vec<Arc<str>>>, key: &K, name: &str) {
+fn forget<K: Clone + Ord>(index: &mut OrdMap<K, Vec<Arc<str>>>, key: &K, name: &str) {
     if let Some(names) = index.get_mut(key) {
         names.retain(|x| **x != *name);
         if names.is_empty() {
