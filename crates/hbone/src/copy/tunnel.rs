@@ -217,7 +217,8 @@ impl Tunnel {
         })
     }
 
-    /// Goes on in the next stream, however the one before has ended. `continues`: as of [`Tunnel::new`].
+    /// Goes on in the next stream, however the one before has ended. `continues`: as of [`Tunnel::new`]; who has shown the token in a
+    /// CONNECT has said by it that it knows, whatever it is configured to.
     ///
     /// # Errors
     /// Those of [`Tunnel::resume`] and [`Tunnel::go_on`]; the other side has not said how far it has come. It is reset then.
