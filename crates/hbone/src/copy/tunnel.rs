@@ -318,12 +318,12 @@ impl Tunnel {
     /// # Errors
     /// There are no descriptors left, or the socket has failed.
     pub fn interrupted(&mut self) -> io::Result<Interrupted> {
-        let mut down = Left { rest: self.down.rest(), ended: self.down.passed };
+        let passed = self.down.passed;
         let reached = match &mut self.outlives {
             Some(outlives) if outlives.broken => {
                 // The other side sends it again.
-                down.rest = Bytes::new();
-                Some(outlives.reached(down.ended))
+                (self.down.first, self.down.more) = (Bytes::new(), Pieces::default());
+                Some(outlives.reached(passed))
             }
             Some(outlives) => {
                 outlives.leaves(self.leg.tcp.as_fd())?;
@@ -333,6 +333,7 @@ impl Tunnel {
         };
         let socket = self.leg.tcp.as_fd().try_clone_to_owned()?;
         let ended = reached.is_none() && self.sides.get().sent() == Half::Ended;
+        let down = Left { rest: self.down.rest(), ended: passed };
         Ok(Interrupted { socket, client: self.client, ended, down, reached })
     }
 
