@@ -237,9 +237,8 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
-    let asked = if acks.is_some() { lasting::asked(request.headers()) } else { Asked::Nothing };
     // One whose tunnel has broken goes on here also where nothing is handed over.
-    let goes_on = matches!(asked, Asked::GoesOn(_));
+    let goes_on = acks.is_some() && matches!(lasting::asked(request.headers()), Asked::GoesOn(_));
     let knows = worker.shared.config.hand_over || goes_on;
     let continues = match continues(continuation::said(request.headers()), knows) {
         Ok(said) => said,
@@ -276,7 +275,8 @@ async fn connect(
     if may_continue {
         continuation::announce(response.headers_mut());
     }
-    let lasts = lasts(asked, continues, &app);
+    // Read only now, as above.
+    let lasts = acks.as_ref().and_then(|acks| lasts(lasting::asked(request.headers()), continues, &app, acks));
     if let Some((token, _, ours)) = &lasts {
         lasting::answer(response.headers_mut(), token, *ours);
     }
@@ -331,8 +331,10 @@ async fn connect(
 }
 
 /// Does the connection outlive its tunnel: by which token it goes on, how far the client has come, and how far we have.
-fn lasts(asked: Asked, continues: Said, app: &App) -> Option<(Token, u64, u64)> {
+fn lasts(asked: Asked, continues: Said, app: &App, acks: &Acks) -> Option<(Token, u64, u64)> {
     match (asked, continues, app) {
+        // A tunnel that leaves, and whose last such connection has ended: nothing is acknowledged there any more.
+        (Asked::Lasts, ..) if acks.is_gone() => None,
         (Asked::Lasts, Said::Nothing | Said::Knows, App::New(_)) => Some((Token::new().ok()?, 0, 0)),
         (Asked::GoesOn(theirs), Said::Token(token), App::Resumed(parked)) => {
             Some((token, theirs, parked.reached()?.given))

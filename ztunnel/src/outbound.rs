@@ -245,12 +245,13 @@ pub async fn follow(
         let Opened { lease: next, send, recv, continues, joint } = opened;
         lease = next;
         let Some(cut) = cut.take() else { return Outcome::Done };
-        let continues = continues && worker.shared.config.hand_over;
         tunnel = match Tunnel::next(cut, (send, recv), joint, continues) {
             Ok(tunnel) => tunnel,
             Err(e) => return Outcome::Broken(e.to_string()),
         };
-        worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+        if reached.is_none() {
+            worker.shared.metrics.handed_over.followed.fetch_add(1, Relaxed);
+        }
         token = match relay::stream(worker, guard, &guard.conn().counts, &mut tunnel, &offer).await {
             Ok(token) => token,
             Err(outcome) => {

@@ -37,6 +37,9 @@ const RECORD: usize = 12;
 const DELAY: Duration = Duration::from_millis(10);
 /// Bytes.
 const SOON: u64 = 32 << 10;
+/// So much of the tunnel's window is kept for acknowledgements, in bytes: whoever waits for these may be the one that is to make room
+/// for others (an application that reads when it has written). As many records as acknowledge a window (16 MiB) by [`SOON`], and some.
+const OWN: usize = 8 << 10;
 
 /// What a CONNECT asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +210,7 @@ impl Acks {
     }
 
     async fn say(&self, mut send: SendStream<Bytes>) {
+        send.reserve_capacity(OWN);
         loop {
             self.say.notified().await;
             // Several messages are acknowledged together, and those of other streams with them.
@@ -235,7 +239,7 @@ impl Acks {
                     line.wake();
                 }
             }
-            send.reserve_capacity(0);
+            send.reserve_capacity(OWN);
         }
     }
 
@@ -261,7 +265,7 @@ impl Acks {
 
 /// So many bytes may be sent: at least one record. None: nothing can be sent any more.
 async fn room(send: &mut SendStream<Bytes>, wanted: usize) -> Option<usize> {
-    send.reserve_capacity(wanted);
+    send.reserve_capacity(wanted.max(OWN));
     poll_fn(|cx| {
         loop {
             let room = send.capacity();
@@ -393,34 +397,44 @@ mod tests {
 
     type Stream = (SendStream<Bytes>, RecvStream);
 
-    /// Both sides of a stream in memory, and the task of the tunnel's client, with which it breaks.
-    async fn stream() -> (Stream, Stream, tokio::task::JoinHandle<()>) {
+    /// Both sides of two streams in memory, and the task of the tunnel's client, with which it breaks.
+    async fn streams() -> ([[Stream; 2]; 2], tokio::task::JoinHandle<()>) {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let (tx, rx) = tokio::sync::oneshot::channel();
+        let (tx, mut accepted) = tokio::sync::mpsc::unbounded_channel();
         spawn_local(async move {
             let mut connection = h2::server::handshake(far).await.unwrap();
-            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
-            let send = respond.send_response(Response::new(()), false).unwrap();
-            let _ = tx.send((send, request.into_body()));
-            while connection.accept().await.is_some() {}
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let send = respond.send_response(Response::new(()), false).unwrap();
+                let _ = tx.send((send, request.into_body()));
+            }
         });
         let (client, connection) = h2::client::handshake(near).await.unwrap();
         let task = spawn_local(async move { drop(connection.await) });
-        let request = http::Request::connect("a:1").body(()).unwrap();
-        let (response, send) = client.ready().await.unwrap().send_request(request, false).unwrap();
-        let recv = response.await.unwrap().into_body();
-        ((send, recv), rx.await.unwrap(), task)
+        let mut open = async || {
+            let request = http::Request::connect("a:1").body(()).unwrap();
+            let mut client = client.clone().ready().await.unwrap();
+            let (response, send) = client.send_request(request, false).unwrap();
+            let recv = response.await.unwrap().into_body();
+            [(send, recv), accepted.recv().await.unwrap()]
+        };
+        ([open().await, open().await], task)
     }
 
-    /// Both sides of one line, with the acknowledgements under way between them.
-    async fn lines() -> ([Rc<Line>; 2], [Rc<Acks>; 2], tokio::task::JoinHandle<()>) {
-        let (near, far, task) = stream().await;
+    /// Both sides of one line, with the acknowledgements under way between them in this stream.
+    fn lines_of(sides: [Stream; 2]) -> ([Rc<Line>; 2], [Rc<Acks>; 2]) {
         let acks = [Rc::<Acks>::default(), Rc::default()];
-        let id = near.0.stream_id();
+        let id = sides[0].0.stream_id();
         let lines = [acks[0].line(id), acks[1].line(id)];
-        for (acks, stream) in acks.iter().zip([near, far]) {
+        for (acks, stream) in acks.iter().zip(sides) {
             spawn_local(acks.clone().run(stream, std::future::pending()));
         }
+        (lines, acks)
+    }
+
+    /// The same in a tunnel of their own.
+    async fn lines() -> ([Rc<Line>; 2], [Rc<Acks>; 2], tokio::task::JoinHandle<()>) {
+        let ([sides, _], task) = streams().await;
+        let (lines, acks) = lines_of(sides);
         (lines, acks, task)
     }
 
@@ -479,11 +493,36 @@ mod tests {
         LocalSet::new().run_until(run).await;
     }
 
+    /// Data that nobody reads has used up the tunnel's window: acknowledgements have some of their own.
+    #[tokio::test]
+    async fn data_that_nobody_reads_is_not_in_the_way() {
+        let run = async {
+            let ([sides, [(mut send, _recv), _unread]], _task) = streams().await;
+            let ([one, other], _acks) = lines_of(sides);
+            sleep(Duration::from_millis(20)).await;
+            // As much as is left of it, and always more.
+            let all = async {
+                send.reserve_capacity(1 << 20);
+                while let Some(Ok(room)) = poll_fn(|cx| send.poll_capacity(cx)).await {
+                    send.send_data(vec![0; room].into(), false).unwrap();
+                    send.reserve_capacity(1 << 20);
+                }
+            };
+            let mut all = std::pin::pin!(all);
+            assert!(timeout(Duration::from_millis(100), &mut all).await.is_err(), "it has ended");
+            for number in 1..=20 {
+                one.give(SOON);
+                assert_eq!(acked(&other, (number - 1) * SOON).await.unwrap(), number * SOON);
+            }
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
     /// The stream of acknowledgements does not keep a tunnel open that leaves: it ends with the last line.
     #[tokio::test]
     async fn who_leaves_waits_for_the_last_line_only() {
         let run = async {
-            let (near, _far, _task) = stream().await;
+            let ([[near, _far], _], _task) = streams().await;
             let acks = Rc::<Acks>::default();
             let line = acks.line(near.0.stream_id());
             let ran = spawn_local(acks.clone().run(near, std::future::ready(())));

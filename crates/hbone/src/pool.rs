@@ -64,6 +64,11 @@ impl Tunnel {
         self.acknowledges.get_or_try_init(open).await.is_ok() && !self.acks.is_gone()
     }
 
+    /// Streams of connections that the peer takes at a time: that of acknowledgements is none of these.
+    fn most_streams(&self) -> usize {
+        self.send.current_max_send_streams().saturating_sub(usize::from(self.acknowledges.initialized()))
+    }
+
     /// Is it unused, and open?
     fn is_idle(&self) -> bool {
         self.active.get() == 0 && !self.closed.get()
@@ -292,7 +297,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         // The fullest that still has room: others can then become idle and be closed.
         let best = tunnels
             .iter()
-            .filter(|t| t.active.get() < self.streams.min(t.send.current_max_send_streams()))
+            .filter(|t| t.active.get() < self.streams.min(t.most_streams()))
             .max_by_key(|t| t.active.get())?;
         best.active.set(best.active.get() + 1);
         Some(Lease { tunnel: best.clone(), used: best.used.replace(true) })

@@ -248,7 +248,6 @@ async fn stream(worker: &Worker, pods: &Pods, offer: &Offer, (cut, token): (Park
         }
     };
     let Some(cut) = cut.take() else { return };
-    let continues = continues && worker.shared.config.hand_over;
     let mut tunnel = match Tunnel::next(cut, (send, recv), joint, continues) {
         Ok(tunnel) => tunnel,
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),

@@ -217,7 +217,8 @@ impl Tunnel {
         })
     }
 
-    /// Goes on in the next stream, however the one before has ended. `continues`: as of [`Tunnel::new`].
+    /// Goes on in the next stream, however the one before has ended. `continues`: as of [`Tunnel::new`]; who has shown the token in a
+    /// CONNECT has said by it that it knows, whatever it is configured to.
     ///
     /// # Errors
     /// Those of [`Tunnel::resume`] and [`Tunnel::go_on`]; the other side has not said how far it has come. It is reset then.
@@ -317,12 +318,12 @@ impl Tunnel {
     /// # Errors
     /// There are no descriptors left, or the socket has failed.
     pub fn interrupted(&mut self) -> io::Result<Interrupted> {
-        let mut down = Left { rest: self.down.rest(), ended: self.down.passed };
+        let passed = self.down.passed;
         let reached = match &mut self.outlives {
             Some(outlives) if outlives.broken => {
                 // The other side sends it again.
-                down.rest = Bytes::new();
-                Some(outlives.reached(down.ended))
+                (self.down.first, self.down.more) = (Bytes::new(), Pieces::default());
+                Some(outlives.reached(passed))
             }
             Some(outlives) => {
                 outlives.leaves(self.leg.tcp.as_fd())?;
@@ -332,6 +333,7 @@ impl Tunnel {
         };
         let socket = self.leg.tcp.as_fd().try_clone_to_owned()?;
         let ended = reached.is_none() && self.sides.get().sent() == Half::Ended;
+        let down = Left { rest: self.down.rest(), ended: passed };
         Ok(Interrupted { socket, client: self.client, ended, down, reached })
     }
 
@@ -750,12 +752,13 @@ impl Down {
     }
 }
 
-/// The next frame's bytes; None at an orderly end, also one that is said by a reset (reference ztunnel §1.4).
+/// The next frame's bytes; None at an orderly end, also one that is said by a reset (reference ztunnel §1.4). A GOAWAY with the same
+/// reason is none: so we end a tunnel ourselves whose peer does not answer any more, and nobody knows what was still to come.
 fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
     Poll::Ready(match ready!(recv.poll_data(cx)) {
         None => Ok(None),
         Some(Ok(d)) => Ok(Some(d)),
-        Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => Ok(None),
+        Some(Err(e)) if e.is_reset() && e.reason() == Some(Reason::NO_ERROR) => Ok(None),
         Some(Err(e)) => Err(broken(e)),
     })
 }
@@ -1244,6 +1247,43 @@ mod tests {
             send.send_reset(Reason::CANCEL);
             let ended = timeout(Duration::from_secs(5), carried).await.unwrap().unwrap();
             assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// A tunnel whose peer does not answer is given up with the reason of an end (`server::serve`). It is none, also for who has nothing
+    /// to send any more.
+    #[tokio::test]
+    async fn a_tunnel_that_is_given_up_is_no_end() {
+        let run = async {
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let (client, connection) = h2::client::handshake(near).await.unwrap();
+            spawn_local(async move { drop(connection.await) });
+            let _asked = spawn_local(async move {
+                let request = http::Request::connect("a:1").body(()).unwrap();
+                let mut client = client.ready().await.unwrap();
+                let (response, send) = client.send_request(request, false).unwrap();
+                (response.await.unwrap().into_body(), send, client)
+            });
+            let mut server = h2::server::handshake(far).await.unwrap();
+            let (request, mut respond) = server.accept().await.unwrap().unwrap();
+            let send = respond.send_response(http::Response::new(()), false).unwrap();
+            let ((mut app, a), counts) = (pair().await, Counts::default());
+            app.shutdown().await.unwrap();
+            let mut tunnel = Tunnel::new(a, (send, request.into_body()), false, false);
+            {
+                let mut carried = pin!(tunnel.carry(&counts));
+                let some = poll_fn(|cx| {
+                    let _ = server.poll_closed(cx);
+                    carried.as_mut().poll(cx)
+                });
+                assert!(timeout(Duration::from_millis(50), some).await.is_err(), "nobody has ended it");
+                server.abrupt_shutdown(Reason::NO_ERROR);
+                let ended = timeout(Duration::from_secs(5), carried).await.unwrap();
+                assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            }
+            drop(tunnel);
+            assert_eq!(app.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         };
         LocalSet::new().run_until(run).await;
     }
