@@ -1,6 +1,9 @@
 //! Every socket of the data plane is made here, so that its namespace, mark, exemption and options are decided in
 //! one place.
-#![allow(unsafe_code, reason = "setsockopt with options that socket2 does not have, bpf(2) for the exemption")]
+#![allow(
+    unsafe_code,
+    reason = "setsockopt and getsockopt with options that socket2 does not have, bpf(2) for the exemption"
+)]
 
 use crate::{apart::Apart, netns::Netns};
 use karst_core::limits;
@@ -465,6 +468,23 @@ pub fn keepalive(socket: &impl AsFd, keepalive: &Keepalive) {
         .with_interval(keepalive.interval)
         .with_retries(keepalive.retries);
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+}
+
+/// So many transmissions in a row, each twice as long after the one before, and so long without any acknowledgement: the first takes 12 s
+/// at least (Linux waits for 200 ms or more before the second one).
+const UNANSWERED: (u8, u32) = (6, 10_000);
+
+/// Is the host at the other end of a TCP socket gone, or cut off? It acknowledges nothing of what it is sent, for 12 s or more; the kernel
+/// itself waits for some 15 minutes (`tcp_retries2`). One that takes nothing in, since its application reads nothing, acknowledges that
+/// (`TCP_USER_TIMEOUT` would count it as gone). False where nothing is to be acknowledged, or the kernel does not tell.
+pub fn is_lost(socket: &impl AsFd) -> bool {
+    // SAFETY: all bits being zero is a value of it.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let (fd, to) = (socket.as_fd().as_raw_fd(), (&raw mut info).cast());
+    // SAFETY: the kernel writes no more than `length` bytes.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_TCP, libc::TCP_INFO, to, &raw mut length) };
+    result == 0 && (info.tcpi_retransmits >= UNANSWERED.0 && info.tcpi_last_ack_recv >= UNANSWERED.1)
 }
 
 /// Sends without delay, on all that a listener accepts from now on. Failure is of no consequence and passed over.

@@ -4,7 +4,7 @@
 
 use karst_world::{
     Load, Loaded, Options, Pod, PodSpec, World, app, wait_for,
-    web::{self, Web},
+    web::{self, Session, Web},
 };
 use std::{
     net::SocketAddr,
@@ -172,4 +172,30 @@ fn a_lost_node_is_not_waited_for_through_a_waypoint() {
             "the node that is back is used again: {lost:?} {after:?}"
         );
     }
+}
+
+/// The same of the only endpoint, which is none of the mesh: a request goes to it by a connection that is kept, and nobody refuses it. TCP
+/// itself would wait for some 15 minutes.
+#[test]
+fn a_request_under_way_to_a_lost_node_comes_to_an_end() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: out, labels: {istio.io/use-waypoint: waypoint, istio.io/use-waypoint-namespace: app}}\nspec: {clusterIP: 10.96.1.2, selector: {app: far}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    let _waypoint = w.waypoint("app", "waypoint", 0, &[]);
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let far = w.pod(PodSpec::new("out", "far", 1).label("app", "far"));
+    let web = Web::named(&far, 8080, "far");
+    let at = ([10, 96, 1, 2], 80).into();
+    wait_for("the endpoint", Duration::from_secs(10), || {
+        web::ask(&client, at, "far", "/", &[]).ok().filter(|answer| answer.status() == 200)
+    });
+    let mut session = Session::new(&client, at, "far").unwrap();
+    assert_eq!(session.ask("GET", "/", &[], b"").unwrap().status(), 200);
+    let before = web.count();
+    w.lose(0, 1, true);
+    let begun = Instant::now();
+    let status = session.ask("GET", "/", &[], b"").unwrap().status();
+    println!("a request under way to a lost node: {status} after {} ms", begun.elapsed().as_millis());
+    assert_eq!((status, web.count()), (503, before), "it has not arrived");
 }

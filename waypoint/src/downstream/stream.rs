@@ -6,7 +6,7 @@
 use crate::downstream::continued::{Next, Resume, Tunnel};
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
-use karst_rt::turns;
+use karst_rt::{socket, turns};
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
@@ -18,6 +18,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::mpsc,
+    time::{Instant, Sleep, sleep},
 };
 
 /// A byte stream.
@@ -32,10 +33,35 @@ pub struct Io {
 
 enum Leg {
     Tunnel(Option<Tunnel>, Lingering),
-    Socket(TcpStream),
+    Socket(TcpStream, Option<Box<Watch>>),
     Tls(Box<tokio_rustls::client::TlsStream<Io>>),
     #[cfg(any(test, feature = "fuzz"))]
     Memory(tokio::io::DuplexStream),
+}
+
+/// Looks from time to time whether the host at the other end is still there, while something is waited for.
+struct Watch {
+    next: Pin<Box<Sleep>>,
+}
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(3);
+
+impl Watch {
+    fn begin() -> Self {
+        Self { next: Box::pin(sleep(LOOK)) }
+    }
+
+    /// Ready once the host is gone.
+    fn poll_lost(&mut self, s: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Error> {
+        loop {
+            ready!(self.next.as_mut().poll(cx));
+            if socket::is_lost(s) {
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the host does not acknowledge any more"));
+            }
+            self.next.as_mut().reset(Instant::now() + LOOK);
+        }
+    }
 }
 
 /// Where streams go that have sent their end.
@@ -75,7 +101,12 @@ impl Io {
 
     /// A socket.
     pub fn socket(s: TcpStream) -> Self {
-        Self::new(Leg::Socket(s))
+        Self::new(Leg::Socket(s, None))
+    }
+
+    /// A socket towards an endpoint. Reading it ends with an error when its host is gone without a word.
+    pub fn watched(s: TcpStream) -> Self {
+        Self::new(Leg::Socket(s, Some(Box::new(Watch::begin()))))
     }
 
     /// One of these with TLS of ours on it.
@@ -115,7 +146,7 @@ impl Reset for Io {
                     t.reset();
                 }
             }
-            Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
+            Leg::Socket(s, _) => socket::reset_on_close(s),
             Leg::Tls(t) => t.get_mut().0.reset(),
             #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(_) => {}
@@ -140,11 +171,14 @@ impl AsyncRead for Io {
         let this = &mut *self;
         if this.ahead.is_empty() {
             match &mut this.leg {
-                Leg::Socket(s) => {
+                Leg::Socket(s, watch) => {
                     let before = buf.filled().len();
-                    let result = Pin::new(s).poll_read(cx, buf);
+                    let result = Pin::new(&mut *s).poll_read(cx, buf);
                     turns::spend(buf.filled().len() - before);
-                    return result;
+                    return match watch {
+                        Some(watch) if result.is_pending() => watch.poll_lost(s, cx).map(Err),
+                        Some(_) | None => result,
+                    };
                 }
                 Leg::Tls(t) => return Pin::new(&mut **t).poll_read(cx, buf),
                 #[cfg(any(test, feature = "fuzz"))]
@@ -187,7 +221,7 @@ impl AsyncWrite for Io {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.leg {
-            Leg::Socket(s) => Pin::new(s).poll_write_vectored(cx, bufs).map_ok(|n| {
+            Leg::Socket(s, _) => Pin::new(s).poll_write_vectored(cx, bufs).map_ok(|n| {
                 turns::spend(n);
                 n
             }),
@@ -205,7 +239,7 @@ impl AsyncWrite for Io {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.leg {
-            Leg::Socket(s) => Pin::new(s).poll_flush(cx),
+            Leg::Socket(s, _) => Pin::new(s).poll_flush(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_flush(cx),
             #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => Pin::new(s).poll_flush(cx),
@@ -217,7 +251,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         match &mut this.leg {
-            Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
+            Leg::Socket(s, _) => Pin::new(s).poll_shutdown(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_shutdown(cx),
             #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => Pin::new(s).poll_shutdown(cx),

@@ -216,7 +216,7 @@ async fn connect(
     };
     if is_plain(set, &workload) {
         let tcp = worker.dialer.connect(network, None, address, attempt.candidate()).await?;
-        return Ok((Io::socket(tcp), None));
+        return Ok((Io::watched(tcp), None));
     }
     // A waypoint says itself where it takes tunnels.
     let port = if set.via_waypoint.is_some() { address.port() } else { karst_hbone::PORT };
