@@ -470,13 +470,14 @@ pub fn keepalive(socket: &impl AsFd, keepalive: &Keepalive) {
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
-/// So many transmissions in a row, each twice as long after the one before, and so long without any acknowledgement: the first takes 12 s
-/// at least (Linux waits for 200 ms or more before the second one).
-const UNANSWERED: (u8, u32) = (6, 10_000);
+/// So many transmissions in a row of the same bytes, each twice as long after the one before: the first takes 12 s at least, since Linux
+/// waits for 200 ms or more before the second one.
+const UNANSWERED: u8 = 6;
 
 /// Is the host at the other end of a TCP socket gone, or cut off? It acknowledges nothing of what it is sent, for 12 s or more; the kernel
-/// itself waits for some 15 minutes (`tcp_retries2`). One that takes nothing in, since its application reads nothing, acknowledges that
-/// (`TCP_USER_TIMEOUT` would count it as gone). False where nothing is to be acknowledged, or the kernel does not tell.
+/// itself waits for some 15 minutes (`tcp_retries2`). One that takes nothing in, since its application reads nothing, closes its window, and
+/// is there: probes of it are not counted (`TCP_USER_TIMEOUT` would count it as gone). When it acknowledges something does not matter: it
+/// may do so with what it sends again itself, and hear nothing. False where nothing is under way, or the kernel does not tell.
 pub fn is_lost(socket: &impl AsFd) -> bool {
     // SAFETY: all bits being zero is a value of it.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -484,7 +485,7 @@ pub fn is_lost(socket: &impl AsFd) -> bool {
     let (fd, to) = (socket.as_fd().as_raw_fd(), (&raw mut info).cast());
     // SAFETY: the kernel writes no more than `length` bytes.
     let result = unsafe { libc::getsockopt(fd, libc::SOL_TCP, libc::TCP_INFO, to, &raw mut length) };
-    result == 0 && (info.tcpi_retransmits >= UNANSWERED.0 && info.tcpi_last_ack_recv >= UNANSWERED.1)
+    result == 0 && info.tcpi_retransmits >= UNANSWERED
 }
 
 /// Sends without delay, on all that a listener accepts from now on. Failure is of no consequence and passed over.

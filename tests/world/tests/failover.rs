@@ -180,11 +180,10 @@ fn a_lost_node_is_not_waited_for_through_a_waypoint() {
 fn a_request_under_way_to_a_lost_node_comes_to_an_end() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
-    w.namespace("out", false);
-    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: out, labels: {istio.io/use-waypoint: waypoint, istio.io/use-waypoint-namespace: app}}\nspec: {clusterIP: 10.96.1.2, selector: {app: far}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: app, labels: {istio.io/use-waypoint: waypoint}}\nspec: {clusterIP: 10.96.1.2, selector: {app: far}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
     let _waypoint = w.waypoint("app", "waypoint", 0, &[]);
     let client = w.mesh_pod(PodSpec::new("app", "client", 0));
-    let far = w.pod(PodSpec::new("out", "far", 1).label("app", "far"));
+    let far = w.pod(PodSpec::new("app", "far", 1).label("app", "far").label("istio.io/dataplane-mode", "none"));
     let web = Web::named(&far, 8080, "far");
     let at = ([10, 96, 1, 2], 80).into();
     wait_for("the endpoint", Duration::from_secs(10), || {
