@@ -3,15 +3,14 @@
 use super::{
     access::{API, API6, Cluster, NETNS},
     node,
-    shell::{forward, ip, sh},
+    shell::{forward, ip, sh, words_of},
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 impl Cluster {
     /// Makes all of it.
     pub fn network(&self, nodes: u8) -> Result<()> {
-        ip(&format!("netns add {NETNS}"))?;
-        ip(&format!("-n {NETNS} link set lo up"))?;
+        make(NETNS)?;
         ip(&format!("-n {NETNS} link add br0 type bridge"))?;
         ip(&format!("-n {NETNS} addr add {API}/24 dev br0"))?;
         ip(&format!("-n {NETNS} addr add {API6}/64 dev br0 nodad"))?;
@@ -23,8 +22,7 @@ impl Cluster {
     /// A node's network, on the bridge.
     pub fn plug_in(&self, i: u8) -> Result<()> {
         let ns = node::netns(i);
-        ip(&format!("netns add {ns}"))?;
-        ip(&format!("-n {ns} link set lo up"))?;
+        make(&ns)?;
         ip(&format!("-n {NETNS} link add veth-n{i} type veth peer name eth0 netns {ns}"))?;
         ip(&format!("-n {NETNS} link set veth-n{i} master br0 up"))?;
         ip(&format!("-n {ns} addr add {}/24 dev eth0", node::address(i)))?;
@@ -34,6 +32,26 @@ impl Cluster {
         ip(&format!("-n {ns} -6 route add default via {API6}"))?;
         forward(&ns)
     }
+}
+
+/// Makes a namespace with `lo` up, in place of one that a cluster left whose end nobody could wait for (a machine
+/// that stopped, a checkout that is gone).
+///
+/// # Errors
+/// If processes are in the old one: another checkout's cluster runs, and is left alone.
+fn make(ns: &str) -> Result<()> {
+    let exist = words_of("ip", &["netns", "list"])?;
+    if exist.lines().any(|line| line.split_whitespace().next() == Some(ns)) {
+        let processes = words_of("ip", &["netns", "pids", ns])?;
+        let processes = processes.split_whitespace().collect::<Vec<_>>().join(", ");
+        ensure!(
+            processes.is_empty(),
+            "network namespace {ns} is in use by processes {processes}: another cluster runs; take it down first"
+        );
+        ip(&format!("netns del {ns}"))?;
+    }
+    ip(&format!("netns add {ns}"))?;
+    ip(&format!("-n {ns} link set lo up"))
 }
 
 /// To a node's pods, by the node.

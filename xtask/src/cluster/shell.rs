@@ -16,9 +16,14 @@ pub fn forward(ns: &str) -> Result<()> {
 
 /// Runs a program; its failure is an error with what it said.
 pub fn sh(program: &str, args: &[&str]) -> Result<()> {
+    words_of(program, args).map(drop)
+}
+
+/// What a program writes; its failure is an error with what it said.
+pub fn words_of(program: &str, args: &[&str]) -> Result<String> {
     let out = Command::new(program).args(args).output().with_context(|| format!("cannot start {program}"))?;
     ensure!(out.status.success(), "{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
-    Ok(())
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// Writes a file that others must be able to run.
