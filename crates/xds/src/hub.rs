@@ -98,7 +98,7 @@ impl Hub {
                 place.concerned = board.newest.version;
                 place.wake.notify_one();
                 if *names == Names::Told {
-                    place.touched.entry(name).or_default().extend(changed.iter().map(|(name, _)| name.clone()));
+                    place.touched.entry(name).or_default().note(changed.iter().map(|(name, _)| name));
                 }
             }
             let Some(named) = board.named.get(name) else { continue };
@@ -107,7 +107,7 @@ impl Hub {
                     let Some(place) = board.streams.get_mut(id) else { continue };
                     place.concerned = board.newest.version;
                     place.wake.notify_one();
-                    place.touched.entry(name).or_default().insert(changed.clone());
+                    place.touched.entry(name).or_default().note([changed]);
                 }
             }
         }
@@ -236,7 +236,7 @@ impl Drop for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scopes;
+    use crate::{Scopes, interest::MAX_TOUCHED};
     use std::{
         pin::pin,
         task::{Context, Waker},
@@ -260,7 +260,7 @@ mod tests {
         let mut concerned = pin!(stream.concerned());
         let woken = concerned.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
         let (_, mut touched) = stream.take();
-        let names = touched.remove("pods").unwrap_or_default();
+        let Touched::These(names) = touched.remove("pods").unwrap_or_default() else { panic!("{MAX_TOUCHED} names") };
         woken.then(|| names.iter().map(ToString::to_string).collect())
     }
 
@@ -306,10 +306,33 @@ mod tests {
         publish(&hub, &[("pods", &[("a", entry("1", "", &[]))])]);
         publish(&hub, &[("pods", &[("a", entry("2", "", &[])), ("b", entry("1", "", &[]))])]);
         let (now, touched) = stream.take();
-        assert_eq!((now.version, touched["pods"].len()), (2, 1));
+        assert_eq!((now.version, &touched["pods"]), (2, &Touched::These(names(&["a"]).into_iter().collect())));
         publish(&hub, &[("pods", &[("a", entry("3", "", &[]))])]);
         assert_eq!(wakes(&stream), Some(vec!["a".into()]));
         assert_eq!(wakes(&stream), None);
+    }
+
+    #[test]
+    fn a_stream_that_does_not_look_is_kept_no_day_of_names() {
+        let hub = Arc::<Hub>::default();
+        let (node, all) = (hub.join(), hub.join());
+        node.follow("pods", names(&["~node/n"]));
+        all.follow_all("pods", Names::Told);
+        // Pods come and go: each has a name of its own.
+        for batch in 0..3 * MAX_TOUCHED / 1_024 {
+            let pods: Vec<_> =
+                (0..1_024).map(|i| (format!("{batch}-{i}"), entry("1", &format!("ip-{i}"), &["~node/n"]))).collect();
+            let pods: Vec<_> = pods.iter().map(|(name, entry)| (name.as_str(), entry.clone())).collect();
+            publish(&hub, &[("pods", &pods)]);
+        }
+        for stream in [&node, &all] {
+            let (now, mut touched) = stream.take();
+            assert_eq!((now.types["pods"].len(), touched.remove("pods")), (1_024, Some(Touched::Any)));
+            assert_eq!(stream.take().1.remove("pods"), None, "who has looked begins anew");
+        }
+        publish(&hub, &[("pods", &[("a", entry("1", "", &["~node/n"]))])]);
+        let (_, mut touched) = node.take();
+        assert!(matches!(touched.remove("pods"), Some(Touched::These(names)) if names.len() == 1_025));
     }
 
     #[test]

@@ -19,8 +19,38 @@ use std::{
     sync::Arc,
 };
 
-/// Names of resources that may be others than when a subscriber was told last.
-pub(crate) type Touched = BTreeSet<Arc<str>>;
+type NameSet = BTreeSet<Arc<str>>;
+
+/// Most names that are noted for a stream that does not look, of each set: of more it looks at all that it holds and may want.
+/// (Names of pods are new ones each time: a client that reads nothing would have those of a day kept for it.)
+pub(crate) const MAX_TOUCHED: usize = 16_384;
+
+/// The resources that may be others than when a subscriber was told last.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Touched {
+    These(NameSet),
+    /// More than [`MAX_TOUCHED`].
+    Any,
+}
+
+impl Touched {
+    /// These, too.
+    pub(crate) fn note<'a>(&mut self, names: impl IntoIterator<Item = &'a Arc<str>>) {
+        for name in names {
+            let Self::These(noted) = self else { return };
+            noted.insert(name.clone());
+            if noted.len() > MAX_TOUCHED {
+                *self = Self::Any;
+            }
+        }
+    }
+}
+
+impl Default for Touched {
+    fn default() -> Self {
+        Self::These(NameSet::new())
+    }
+}
 
 /// What a subscriber wants of one type.
 #[derive(Clone, Debug, Default)]
@@ -251,9 +281,16 @@ impl Interest {
         }
     }
 
-    fn advance_named(&mut self, now: &Set, index: &Index, mut touched: Touched) -> Difference {
+    fn advance_named(&mut self, now: &Set, index: &Index, touched: Touched) -> Difference {
         let mut removed = BTreeSet::new();
-        if std::mem::take(&mut self.stale) {
+        let is_stale = std::mem::take(&mut self.stale);
+        let (mut touched, is_any) = match touched {
+            Touched::These(names) => (names, false),
+            Touched::Any => (NameSet::new(), true),
+        };
+        if is_stale || is_any {
+            // What is direct is found anew, and with it members that have come meanwhile.
+            self.direct.clear();
             touched.extend(self.held.keys().cloned());
             let names = self.names.iter().map(|name| &**name).chain(self.groups.iter().map(String::as_str));
             touched.extend(names.flat_map(|name| meant(now, index, name)));
@@ -329,7 +366,7 @@ impl Interest {
 }
 
 /// The resources that a name names: the one that is called so; without one, those that have it as an alias or are in that group.
-fn called(now: &Set, index: &Index, name: &str) -> Touched {
+fn called(now: &Set, index: &Index, name: &str) -> NameSet {
     match now.contains_key(name) {
         true => BTreeSet::from([name.into()]),
         false => index.members(name).cloned().collect(),
@@ -337,7 +374,7 @@ fn called(now: &Set, index: &Index, name: &str) -> Touched {
 }
 
 /// All that a name may be the reason to be told of.
-fn meant(now: &Set, index: &Index, name: &str) -> Touched {
+fn meant(now: &Set, index: &Index, name: &str) -> NameSet {
     let own = now.contains_key(name).then(|| name.into());
     own.into_iter().chain(index.members(name).cloned()).collect()
 }
@@ -371,9 +408,11 @@ mod tests {
         }
         /// It is told of a new version, in which these may be others.
         fn goes_on(&mut self, set: &Set, touched: &[&str]) -> (Vec<String>, Vec<String>) {
+            self.goes_on_by(set, Touched::These(touched.iter().map(|name| Arc::from(*name)).collect()))
+        }
+        fn goes_on_by(&mut self, set: &Set, touched: Touched) -> (Vec<String>, Vec<String>) {
             let types = HashMap::from([("t", set.clone())]);
             self.now = self.now.next(types, self.now.version + 1, crate::Scopes::new());
-            let touched = touched.iter().map(|name| Arc::from(*name)).collect();
             told(self.interest.advance(set, &self.now.index("t"), touched))
         }
         fn asks(&mut self, names: &[&str], set: &Set) -> (Vec<String>, Vec<String>) {
@@ -489,7 +528,7 @@ mod tests {
         let mut interest = Interest::new(HashMap::from(held));
         interest.set_everything(true);
         let index = Resources::new(HashMap::from([("t", now.clone())]), 1).index("t");
-        let Difference { mut changed, removed, .. } = interest.advance(&now, &index, Touched::new());
+        let Difference { mut changed, removed, .. } = interest.advance(&now, &index, Touched::default());
         assert_eq!(removed, ["gone"]);
         let (mut came, mut sizes) = (vec![], vec![]);
         while !changed.is_empty() {
@@ -519,7 +558,7 @@ mod tests {
         i.interest.groups = list(&["~node/n"]).into();
         ["~host/s", "svc"].iter().for_each(|name| i.interest.ask(name));
         let index = Resources::new(HashMap::from([("t", now.clone())]), 1).index("t");
-        let changed = i.interest.advance(&now, &index, Touched::new()).changed.take(usize::MAX);
+        let changed = i.interest.advance(&now, &index, Touched::default()).changed.take(usize::MAX);
         let aliases = |at: usize| (changed[at].0.clone(), changed[at].1.aliases.to_vec());
         assert_eq!(
             aliases(0),
@@ -600,8 +639,11 @@ mod tests {
                     _ => i.interest.leave(&name),
                 }
             }
-            let touched: Vec<&str> = touched.iter().map(String::as_str).collect();
-            let (changed, removed) = i.goes_on(&now, &touched);
+            let touched = match random.random_range(0..8) {
+                0 => Touched::Any,
+                _ => Touched::These(touched.iter().map(|name| Arc::from(name.as_str())).collect()),
+            };
+            let (changed, removed) = i.goes_on_by(&now, touched);
             held.retain(|name| !removed.contains(name));
             held.extend(changed);
             let interest = &i.interest;

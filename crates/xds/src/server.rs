@@ -655,7 +655,8 @@ mod tests {
             request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
         }
         let mut said = |now: &Resources, touched: &[&str]| {
-            let touched = HashMap::from([("access", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let touched =
+                HashMap::from([("access", Touched::These(touched.iter().map(|name| Arc::from(*name)).collect()))]);
             let out = sent(push(&mut i, types, (now, touched), &peer("p"), WHOLE), &mut n);
             let one = |r: &DeltaDiscoveryResponse| {
                 let names = r.resources.iter().map(|x| x.name.clone());
@@ -688,7 +689,8 @@ mod tests {
             request(&mut i, types, ask, &peer("p"), &|_, _| ()).unwrap();
         }
         let mut said = |now: &Resources, touched: &[&str]| {
-            let touched = HashMap::from([("routes", touched.iter().map(|name| Arc::from(*name)).collect())]);
+            let touched =
+                HashMap::from([("routes", Touched::These(touched.iter().map(|name| Arc::from(*name)).collect()))]);
             let out = sent(push(&mut i, types, (now, touched), &peer("p"), WHOLE), &mut n);
             let one = |r: &DeltaDiscoveryResponse| {
                 let names = r.resources.iter().map(|x| x.name.clone()).collect::<String>();
