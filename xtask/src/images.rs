@@ -21,6 +21,8 @@ pub(crate) struct Component {
     pub(crate) program: &'static str,
     /// Other names of the program.
     other_names: &'static [&'static str],
+    /// Who runs it where a pod does not say so ([`Image::user`]): those of Istio's that need no root have this one, too.
+    user: &'static str,
     /// Where its digest goes, in the values of the chart `ambient`.
     pub(crate) value: &'static str,
 }
@@ -29,10 +31,13 @@ impl Component {
     /// Its image, with this stripped program.
     pub(crate) fn image(&self, reference: &str, stripped: &Path) -> Image {
         let entry = format!("/usr/local/bin/{}", self.program);
-        let image = Image::new(reference, &[&entry]).file(stripped, &entry);
+        let image = Image::new(reference, &[&entry]).user(self.user).file(stripped, &entry);
         self.other_names.iter().fold(image, |image, other| image.link(other, &entry))
     }
 }
+
+/// The user of Istio's images: one that is nobody on a node.
+pub(crate) const NOBODY: &str = "1337:1337";
 
 /// All of them.
 pub(crate) const COMPONENTS: [Component; 5] = [
@@ -41,15 +46,31 @@ pub(crate) const COMPONENTS: [Component; 5] = [
         package: "karst-controller",
         program: "karst-controller",
         other_names: &["/usr/local/bin/pilot-discovery"],
+        user: NOBODY,
         value: "istiod",
     },
-    Component { image: "install-cni", package: "karst-cni", program: "karst-cni", other_names: &[], value: "cni" },
-    Component { image: "ztunnel", package: "karst-ztunnel", program: "ztunnel", other_names: &[], value: "ztunnel" },
+    Component {
+        image: "install-cni",
+        package: "karst-cni",
+        program: "karst-cni",
+        other_names: &[],
+        user: "",
+        value: "cni",
+    },
+    Component {
+        image: "ztunnel",
+        package: "karst-ztunnel",
+        program: "ztunnel",
+        other_names: &[],
+        user: "",
+        value: "ztunnel",
+    },
     Component {
         image: "waypoint",
         package: "karst-waypoint",
         program: "karst-waypoint",
         other_names: &[],
+        user: NOBODY,
         value: "global.waypoint",
     },
     Component {
@@ -57,6 +78,7 @@ pub(crate) const COMPONENTS: [Component; 5] = [
         package: "karst-cli",
         program: "karst",
         other_names: &[],
+        user: NOBODY,
         value: "istiod.dashboard",
     },
 ];

@@ -1,6 +1,7 @@
 //! Programs and images of the test cluster, from Go modules.
 
 use super::image::Image;
+use crate::images::NOBODY;
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -177,7 +178,8 @@ pub fn istiod(bin: &Path, out: &Path) -> Result<PathBuf> {
     istio_charts(bin)?;
     let entry = "/usr/local/bin/pilot-discovery";
     let file = out.join("istio-pilot.tar");
-    Image::new(ISTIOD, &[entry]).file(program, entry).write(&file)?;
+    // As in Istio's image: its chart has `runAsNonRoot`, and no user.
+    Image::new(ISTIOD, &[entry]).user(NOBODY).file(program, entry).write(&file)?;
     Ok(file)
 }
 

@@ -15,6 +15,7 @@ pub const HOST: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd6
 pub struct Image {
     reference: String,
     entry: Vec<String>,
+    user: &'static str,
     files: Vec<(PathBuf, String)>,
     links: Vec<(String, String)>,
 }
@@ -25,9 +26,16 @@ impl Image {
         Self {
             reference: reference.into(),
             entry: entry.iter().map(|s| s.to_string()).collect(),
+            user: "",
             files: vec![],
             links: vec![],
         }
+    }
+    /// Who runs it where a pod does not say so, as `USER:GROUP`, both numbers: a kubelet refuses an image without, or with a name, where a
+    /// pod has `runAsNonRoot` alone, as Istio's own charts do.
+    pub fn user(mut self, user: &'static str) -> Self {
+        self.user = user;
+        self
     }
     /// Adds a file of this machine, with its permission to be run.
     pub fn file(mut self, from: impl Into<PathBuf>, to: &str) -> Self {
@@ -65,9 +73,13 @@ impl Image {
 
     /// `hash`: of the layer's tar, not compressed.
     fn manifest(&self, layout: &mut Layout, architecture: &str, hash: &str, layer: Value) -> Result<Value> {
+        let mut run = json!({ "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": self.entry, "WorkingDir": "/" });
+        if !self.user.is_empty() {
+            run["User"] = self.user.into();
+        }
         let config = json!({
             "architecture": architecture, "os": "linux",
-            "config": { "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": self.entry, "WorkingDir": "/" },
+            "config": run,
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{hash}")] },
         });
         let config = layout.document("application/vnd.oci.image.config.v1+json", &config)?;
@@ -160,6 +172,26 @@ mod tests {
         file(&two.join("program"), b"program", 0o644, 10);
         assert_ne!(written(&second, &two).0, a.0, "it cannot be run");
         let _ = (fs::remove_dir_all(one), fs::remove_dir_all(two));
+    }
+
+    /// With `runAsNonRoot` alone, as Istio's charts have it, a kubelet refuses an image that says nothing.
+    #[test]
+    fn an_image_says_who_runs_it() {
+        let d = directory("user");
+        file(&d.join("program"), b"program", 0o755, 10);
+        let user = |image: Image| {
+            let out = d.join("image.tar");
+            image.file(d.join("program"), "/program").write(&out).unwrap();
+            let mut documents = vec![];
+            for entry in tar::Archive::new(File::open(&out).unwrap()).entries().unwrap() {
+                documents.extend(serde_json::from_reader::<_, Value>(entry.unwrap()));
+            }
+            let config = documents.iter().find(|d| d["config"]["Entrypoint"].is_array()).unwrap();
+            config["config"].get("User").cloned()
+        };
+        assert_eq!(user(Image::new("hub/x:1", &["/program"])), None);
+        assert_eq!(user(Image::new("hub/x:1", &["/program"]).user("1337:1337")), Some("1337:1337".into()));
+        let _ = fs::remove_dir_all(d);
     }
 
     #[test]
