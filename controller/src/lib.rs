@@ -25,12 +25,12 @@ mod private_file;
 mod probe;
 mod push;
 mod reach;
+mod scope_group;
 mod serve;
 mod session_keys;
 mod teller;
 mod tls;
 mod token_review;
-mod waypoint_group;
 mod webhook;
 
 use clap::Parser;

@@ -28,7 +28,8 @@ pub struct Model {
     pub access: OrdMap<String, Arc<Access>>,
     /// What nodes give their pods addresses from, by node.
     pub pod_ranges: OrdMap<String, PodRanges>,
-    /// Of routes and policies of services, the groups that the pods of waypoints and gateways are told of, by `namespace/name`.
+    /// Of routes and policies of services, and of routes of virtual hosts, the groups that the pods of waypoints and gateways are told
+    /// of, by `namespace/name`.
     pub scopes: Scopes,
     /// For the certificate authority: what runs where. By `namespace/name`.
     pub pods: OrdMap<String, Arc<PodInfo>>,

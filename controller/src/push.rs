@@ -1,6 +1,6 @@
 //! From the model to a snapshot of xDS resources.
 
-use crate::{model::Model, waypoint_group};
+use crate::{model::Model, scope_group};
 use imbl::OrdMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE,
@@ -34,8 +34,9 @@ const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 /// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
 /// proxy passes over the mark.
 const ALL_POLICIES: &str = "policies, those in dry run among them";
-/// Of these the pods of a waypoint are told what is for services that are bound to it, or were when they were told.
-const SCOPED: &[&str] = &[ACCESS_TYPE, ROUTES_TYPE];
+/// Of these the pods of a waypoint are told what is for services that are bound to it, and those of a gateway what is for its
+/// listeners; or was when they were told.
+const SCOPED: &[&str] = &[ACCESS_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE];
 const VARIANTS: &[Variant] =
     &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];
 /// Sets of which older versions are kept, each with the type that a subscriber knows it by. The policies that are enforced are
@@ -101,7 +102,7 @@ pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>)
 
     let is_same = |a: &Arc<pb::Workload>, b: &Arc<pb::Workload>| Arc::ptr_eq(a, b) || a == b;
     follow(&mut addresses, &before.workloads, &model.workloads, is_same, |_, one| workload(one));
-    let bound = |key: &str| model.services.get(key).map(waypoint_group::of).unwrap_or_default();
+    let bound = |key: &str| model.services.get(key).map(scope_group::of).unwrap_or_default();
     for (key, now) in differences(&before.services, &model.services, |a, b| a == b) {
         match now {
             Some(now) => addresses.insert(key.clone(), service(now)),
@@ -200,12 +201,13 @@ fn is_virtual(key: &str) -> bool {
     key.starts_with(crate::convert::VIRTUAL)
 }
 
-/// The routes of a virtual host, or of a service: told to the waypoint that it is bound to.
+/// The routes of a virtual host, told to gateways that listen for it, or of a service, told to the waypoint that it is bound to.
 fn routes_of(model: &Model, key: &str, routes: &Routes) -> Entry {
     let entry = alone(routes.encode_to_vec());
     match model.services.get(key) {
-        Some(service) if !is_virtual(key) => entry.in_groups(waypoint_group::of(service)),
-        _ => entry,
+        _ if is_virtual(key) => entry.in_groups(scope_group::of_virtual_host(key).into_iter().collect()),
+        Some(service) => entry.in_groups(scope_group::of(service)),
+        None => entry,
     }
 }
 

@@ -31,6 +31,8 @@ pub const NODE_GROUP: &str = "~node/";
 pub const UNNAMED_GROUP: &str = "~unnamed";
 /// Before the name or address of a waypoint, the group of what it executes for the services that are bound to it.
 pub const WAYPOINT_GROUP: &str = "~waypoint/";
+/// Before what a gateway's listener calls its routes, the group of their virtual hosts.
+pub const LISTENER_GROUP: &str = "~listener/";
 
 pub use hub::{Hub, Stream};
 pub use snapshot::{Entry, Resources, Scopes, Set, version};

@@ -24,9 +24,12 @@ pub(super) fn of_proxy(world: &World, answer: &Explanation, pod: &str, told: &[T
         let both = own.zip(world.mesh.services.get(key));
         both.is_some_and(|(own, service)| service.waypoints.iter().any(|(g, _)| is_waypoint(&world.mesh, own, g)))
     };
+    let listened = listened(world, pod);
     let concerns = |type_url: &str, name: &str| match type_url {
         GATEWAY_TYPE => name == pod,
-        VIRTUAL_HOST_TYPE => types.contains(&type_url),
+        VIRTUAL_HOST_TYPE => {
+            types.contains(&type_url) && name.rsplit_once('/').is_some_and(|(routes, _)| listened.contains(routes))
+        }
         ACCESS_TYPE | ROUTES_TYPE => types.contains(&type_url) && services.contains(name) && is_bound(name),
         _ => types.contains(&type_url) && services.contains(name),
     };
@@ -42,6 +45,15 @@ pub(super) fn of_proxy(world: &World, answer: &Explanation, pod: &str, told: &[T
         of_resource(type_url, name, &parts(type_url, compiled), &parts(type_url, proxy), &mut out);
     }
     out
+}
+
+/// What the listeners of a gateway's pod call their routes: it is told of no other virtual hosts.
+fn listened(world: &World, pod: &str) -> BTreeSet<String> {
+    let own = world.compiled.resources.iter().filter(|r| r.type_url == GATEWAY_TYPE && r.name == pod);
+    let gateways = own.filter_map(|r| ir::Gateway::decode(&*r.bytes).ok());
+    gateways
+        .flat_map(|g| g.listeners.into_iter().map(|l| l.routes).chain(g.udp.into_iter().map(|l| l.routes)))
+        .collect()
 }
 
 fn of_resource(type_url: &str, name: &str, compiled: &Parts, proxy: &Parts, out: &mut Vec<Difference>) {

@@ -1,8 +1,12 @@
-//! The groups of what waypoints execute, by what a service names its waypoint by: a service's name, or an address.
+//! The groups of what waypoints execute, by what a service names its waypoint by (a service's name, or an address), and of what
+//! gateways execute, by what their listeners call their routes.
 
-use karst_api::workload::{GatewayAddress, Service, gateway_address::Destination};
+use karst_api::{
+    route::Gateway,
+    workload::{GatewayAddress, Service, gateway_address::Destination},
+};
 use karst_core::addr::ip_from_bytes;
-use karst_xds::WAYPOINT_GROUP;
+use karst_xds::{LISTENER_GROUP, WAYPOINT_GROUP};
 use std::net::IpAddr;
 
 /// The waypoint of this service key (`namespace/hostname`).
@@ -22,6 +26,21 @@ pub fn of(service: &Service) -> Vec<String> {
     groups.sort();
     groups.dedup();
     groups
+}
+
+/// All virtual hosts of the listeners of a gateway.
+pub fn listened(gateway: &Gateway) -> impl Iterator<Item = String> {
+    let routes = gateway.listeners.iter().map(|listener| &listener.routes);
+    routes.chain(gateway.udp.iter().map(|listener| &listener.routes)).map(|routes| of_listener(routes))
+}
+
+/// The group of a virtual host: it is called as its listener calls its routes, a slash and the host.
+pub fn of_virtual_host(key: &str) -> Option<String> {
+    key.rsplit_once('/').map(|(routes, _)| of_listener(routes))
+}
+
+fn of_listener(routes: &str) -> String {
+    format!("{LISTENER_GROUP}{routes}")
 }
 
 fn of_address(address: &GatewayAddress) -> Option<String> {
