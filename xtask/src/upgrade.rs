@@ -1,7 +1,8 @@
 //! `cargo xtask upgrade --from COMMIT`: from an older release to this one and back, under load, on a fresh local cluster.
 //!
-//! The older release is built once, in a git worktree of its own; its images (with a tag of their own, `from-COMMIT`) and its charts
-//! are kept under `target/upgrade/COMMIT`. What is then done to the cluster, and what must be seen, is tests/e2e/tests/upgrade.rs.
+//! The older release is built once, in a git worktree of its own outside of this one; its images (with a tag of their own,
+//! `from-COMMIT`) and its charts are kept under `target/upgrade/COMMIT`. What is then done to the cluster, and what must be seen, is
+//! tests/e2e/tests/upgrade.rs.
 
 use crate::{
     cluster::{Cluster, image::Image},
@@ -79,6 +80,12 @@ impl Release {
         self.directory.join("charts")
     }
 
+    /// Where it is checked out while it is built. Not below this checkout: cargo would take this one's `.cargo/config.toml` for its own,
+    /// too, which has other flags, and names that the older one has otherwise.
+    fn tree(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("karst-{}", self.tag()))
+    }
+
     fn images(&self) -> Vec<PathBuf> {
         COMPONENTS.iter().map(|(image, ..)| self.directory.join(format!("{image}.tar"))).collect()
     }
@@ -91,7 +98,7 @@ impl Release {
             return Ok(());
         }
         crate::setup::run()?;
-        let tree = self.directory.join("tree");
+        let tree = self.tree();
         fs::create_dir_all(&self.directory)?;
         // One that an earlier run was interrupted in.
         remove_tree(&tree)?;
@@ -111,6 +118,8 @@ impl Release {
         // The toolchain is the one that the older release names. The linker of its eBPF programs is this checkout's: it looks for its
         // own below itself, where nothing is, and then on the path.
         build.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_MANIFEST_DIR").env("PATH", with_tools()?);
+        // What CI asks of this checkout's code is not the older one's.
+        build.env_remove("RUSTC_WORKSPACE_WRAPPER");
         build.args(["build", "--release", "--workspace", "--locked"]);
         build.args(COMPONENTS.iter().flat_map(|(_, program, _)| ["--bin", program]));
         let status = build.status().context("cannot start cargo")?;
@@ -202,6 +211,17 @@ mod tests {
         for directory in [target.clone(), target.with_extension("copy")] {
             fs::remove_dir_all(directory).unwrap();
         }
+    }
+
+    /// Seen: the alias `xtask` was a text in the one and a list in the other, and nothing was built.
+    #[test]
+    fn an_older_release_is_built_where_no_configuration_but_its_own_is_read() {
+        let release =
+            Release { commit: "450f8a0090d3ff".into(), directory: PathBuf::from("target/upgrade/450f8a0090d3") };
+        let tree = release.tree();
+        assert!(tree.is_absolute() && tree.ends_with("karst-from-450f8a0090d3"), "{}", tree.display());
+        let configured = tree.ancestors().skip(1).find(|above| above.join(".cargo/config.toml").is_file());
+        assert_eq!(configured, None);
     }
 
     #[test]
