@@ -11,7 +11,7 @@ pub mod image;
 mod network;
 mod node;
 mod process;
-mod shell;
+pub mod shell;
 
 pub use access::Cluster;
 

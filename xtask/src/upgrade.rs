@@ -5,7 +5,7 @@
 //! tests/e2e/tests/upgrade.rs.
 
 use crate::{
-    cluster::{Cluster, image::Image},
+    cluster::{Cluster, image::Image, shell::said},
     tools::cargo,
 };
 use anyhow::{Context, Result, ensure};
@@ -164,10 +164,7 @@ fn remove_tree(tree: &Path) -> Result<()> {
 }
 
 fn git(args: &[&str]) -> Result<String> {
-    let out = Command::new("git").args(args).output().context("cannot start git")?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "git {}: {}", args.join(" "), said.trim());
-    Ok(String::from_utf8_lossy(&out.stdout).trim().to_string())
+    Ok(said("git", args, Path::new("."))?.trim().to_string())
 }
 
 fn short(commit: &str) -> &str {

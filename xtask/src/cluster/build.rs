@@ -1,6 +1,6 @@
 //! Programs and images of the test cluster, from Go modules.
 
-use super::image::Image;
+use super::{image::Image, shell::said};
 use crate::images::NOBODY;
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -211,16 +211,6 @@ pub fn istio_agent(bin: &Path, out: &Path) -> Result<PathBuf> {
 /// The files that a program needs, as ldd lists them.
 fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-}
-
-fn said(program: &str, args: &[&str], dir: &Path) -> Result<String> {
-    let out = Command::new(program)
-        .args(args)
-        .current_dir(dir)
-        .output()
-        .with_context(|| format!("cannot start {program}"))?;
-    ensure!(out.status.success(), "{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// Gateway API's channels, and the file with the CRDs of each.

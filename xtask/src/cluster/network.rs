@@ -3,9 +3,10 @@
 use super::{
     access::{API, API6, Cluster, NETNS},
     node,
-    shell::{forward, ip, sh, words_of},
+    shell::{forward, ip, said, sh},
 };
 use anyhow::{Result, ensure};
+use std::path::Path;
 
 impl Cluster {
     /// Makes all of it.
@@ -40,9 +41,10 @@ impl Cluster {
 /// # Errors
 /// If processes are in the old one: another checkout's cluster runs, and is left alone.
 fn make(ns: &str) -> Result<()> {
-    let exist = words_of("ip", &["netns", "list"])?;
+    let here = Path::new(".");
+    let exist = said("ip", &["netns", "list"], here)?;
     if exist.lines().any(|line| line.split_whitespace().next() == Some(ns)) {
-        let processes = words_of("ip", &["netns", "pids", ns])?;
+        let processes = said("ip", &["netns", "pids", ns], here)?;
         let processes = processes.split_whitespace().collect::<Vec<_>>().join(", ");
         ensure!(
             processes.is_empty(),

@@ -16,12 +16,13 @@ pub fn forward(ns: &str) -> Result<()> {
 
 /// Runs a program; its failure is an error with what it said.
 pub fn sh(program: &str, args: &[&str]) -> Result<()> {
-    words_of(program, args).map(drop)
+    said(program, args, Path::new(".")).map(drop)
 }
 
-/// What a program writes; its failure is an error with what it said.
-pub fn words_of(program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program).args(args).output().with_context(|| format!("cannot start {program}"))?;
+/// What a program writes, started in this folder; its failure is an error with what it said.
+pub fn said(program: &str, args: &[&str], folder: &Path) -> Result<String> {
+    let out = Command::new(program).args(args).current_dir(folder).output();
+    let out = out.with_context(|| format!("cannot start {program}"))?;
     ensure!(out.status.success(), "{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
